@@ -1,0 +1,210 @@
+// Compiled once per instruction set, after its lanes_*.inl, in an unnamed namespace inside its target region.
+// Weights go by blocks of 32, one word of mask bits; a tail runs as a block copied to and from the stack.
+constexpr int kBlock = 32;
+constexpr int kVectors = kBlock / kLanes;
+
+template <class In, class Out, bool kLine>
+struct Types {
+  using in = In;
+  using out = Out;
+  static constexpr bool line = kLine;
+};
+
+template <class In, class Out, class Body>
+auto with_line(bool line, Body body) {
+  return line ? body(Types<In, Out, true>{}) : body(Types<In, Out, false>{});
+}
+
+template <class In, class Body>
+auto with_out(DType out, bool line, Body body) {
+  if (out == DType::bfloat16) return with_line<In, BFloat16>(line, body);
+  if (out == DType::float16) return with_line<In, Float16>(line, body);
+  return with_line<In, float>(line, body);
+}
+
+// Calls body with the Types of a chunk.
+template <class Body>
+auto with_types(DType in, DType out, bool line, Body body) {
+  if (in == DType::bfloat16) return with_out<BFloat16>(out, line, body);
+  if (in == DType::float16) return with_out<Float16>(out, line, body);
+  return with_out<float>(out, line, body);
+}
+
+// w in registers, rounded to Out.
+template <class T>
+struct Blend {
+  const typename T::in *w0, *w1;
+  Float c0, c1;
+
+  Blend(const InterpolatePruneLayer& chunk, float alpha)
+      : w0(static_cast<const typename T::in*>(chunk.w0)),
+        w1(static_cast<const typename T::in*>(chunk.w1)),
+        c0(set1(1.0f - alpha)),
+        c1(set1(alpha)) {}
+
+  Float at(int64_t i) const {
+    if constexpr (T::line)
+      return rounded<typename T::out>(add(mul(c0, load(w0 + i)), mul(c1, load(w1 + i))));
+    else
+      return rounded<typename T::out>(load(w0 + i));
+  }
+};
+
+template <class E>
+void copy(E* to, const E* from, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = from[i];
+}
+
+// The last n < 32 weights of a chunk as a whole block, zeros behind them.
+template <class T>
+struct Tail {
+  typename T::in w0[kBlock] = {}, w1[kBlock] = {};
+  typename T::out w[kBlock];
+  uint32_t mask_bits;
+
+  Tail(const InterpolatePruneLayer& chunk, int64_t begin) {
+    copy(w0, static_cast<const typename T::in*>(chunk.w0) + begin, chunk.n - begin);
+    if constexpr (T::line) copy(w1, static_cast<const typename T::in*>(chunk.w1) + begin, chunk.n - begin);
+  }
+
+  InterpolatePruneLayer chunk() { return {w0, T::line ? w1 : nullptr, w, &mask_bits, kBlock}; }
+};
+
+template <class T>
+void keys_block(const Blend<T>& blend, int64_t i, int32_t* keys) {
+  for (int v = 0; v < kVectors; ++v) store_keys(keys + v * kLanes, magnitude(blend.at(i + v * kLanes)));
+}
+
+template <class T>
+void keys_of(const InterpolatePruneLayer& chunk, float alpha, int32_t* keys) {
+  const int64_t whole = chunk.n / kBlock * kBlock;
+  const Blend<T> blend(chunk, alpha);
+  for (int64_t i = 0; i < whole; i += kBlock) keys_block(blend, i, keys + i);
+  if (whole == chunk.n) return;
+  Tail<T> tail(chunk, whole);
+  int32_t block[kBlock];
+  keys_block(Blend<T>(tail.chunk(), alpha), 0, block);
+  copy(keys + whole, block, chunk.n - whole);
+}
+
+template <class E>
+void gather_keys(const E* w, const uint16_t* offsets, int64_t n, int32_t* keys) {
+  E block[kBlock];
+  for (int64_t j = 0; j < n; j += kBlock) {
+    const int64_t count = n - j < kBlock ? n - j : kBlock;
+    for (int64_t k = 0; k < count; ++k) block[k] = w[offsets[j + k]];
+    keys_of<Types<E, E, false>>({block, nullptr, nullptr, nullptr, count}, 0, keys + j);
+  }
+}
+
+template <class T>
+struct Classifier {
+  Blend<T> blend;
+  Key low, above;
+  uint16_t* undecided;
+  Census census;
+
+  Classifier(const InterpolatePruneLayer& chunk, float alpha, Bracket bracket, uint16_t* list)
+      : blend(chunk, alpha), low(set1_key(bracket.low)), above(set1_key(bracket.high + 1)), undecided(list) {}
+
+  void block(const Blend<T>& from, int64_t i, uint32_t valid, typename T::out* w, uint32_t* word, int base) {
+    uint32_t kept = 0, decided = 0;
+    for (int v = 0; v < kVectors; ++v) {
+      const Float x = from.at(i + v * kLanes);
+      const Key key = magnitude(x);
+      const Mask stays = at_least(key, low);
+      store(w + v * kLanes, where(stays, x));
+      kept |= to_bits(stays) << (v * kLanes);
+      decided |= to_bits(at_least(key, above)) << (v * kLanes);
+    }
+    *word = kept & valid;
+    const uint32_t inside = *word & ~decided;
+    if (census.undecided > kMaxUndecided - kBlock && inside) census.listed = false;
+    census.kept += __builtin_popcount(decided & valid);
+    const int count = census.listed ? append(undecided + census.undecided, inside, base) : __builtin_popcount(inside);
+    census.undecided += count;
+  }
+};
+
+template <class T>
+Census classify_chunk(const InterpolatePruneLayer& chunk, float alpha, Bracket bracket, uint16_t* undecided) {
+  const int64_t whole = chunk.n / kBlock * kBlock;
+  auto* w = static_cast<typename T::out*>(chunk.w);
+  Classifier<T> run(chunk, alpha, bracket, undecided);
+  for (int64_t i = 0; i < whole; i += kBlock)
+    run.block(run.blend, i, ~0u, w + i, chunk.mask_bits + i / kBlock, int(i));
+  if (whole == chunk.n) return run.census;
+  Tail<T> tail(chunk, whole);
+  const uint32_t valid = (1u << (chunk.n - whole)) - 1;
+  run.block(Blend<T>(tail.chunk(), alpha), 0, valid, tail.w, chunk.mask_bits + whole / kBlock, int(whole));
+  copy(w + whole, tail.w, chunk.n - whole);
+  return run.census;
+}
+
+// The gradient of a block. Alpha's share goes to 16 sums on every instruction set, so that all round alike.
+constexpr int kSums = 16 / kLanes;
+
+template <class T>
+void backward_block(const InterpolatePruneBackwardLayer& chunk, int64_t i, Float c0, Float c1, Float* sums) {
+  const auto *grad = static_cast<const typename T::out*>(chunk.grad) + i;
+  const auto *w0 = static_cast<const typename T::in*>(chunk.w0), *w1 = static_cast<const typename T::in*>(chunk.w1);
+  auto *grad_w0 = static_cast<typename T::in*>(chunk.grad_w0) + i, *grad_w1 = static_cast<typename T::in*>(chunk.grad_w1);
+  const uint32_t word = chunk.mask_bits[i / kBlock];
+  for (int v = 0, j = 0; v < kVectors; ++v, j += kLanes) {
+    const Float g = where(from_bits(word >> j), load(grad + j));
+    if constexpr (!T::line) {
+      store(grad_w0 + j, rounded<typename T::in>(g));
+      continue;
+    }
+    store(grad_w0 + j, rounded<typename T::in>(mul(c0, g)));
+    store(grad_w1 + i + j, rounded<typename T::in>(mul(c1, g)));
+    if (w0) sums[v % kSums] = add(sums[v % kSums], mul(g, sub(load(w1 + i + j), load(w0 + i + j))));
+  }
+}
+
+template <class T>
+double backward_chunk(const InterpolatePruneBackwardLayer& chunk, float alpha) {
+  const Float c0 = set1(1.0f - alpha), c1 = set1(alpha);
+  Float sums[kSums];
+  for (Float& sum : sums) sum = set1(0.0f);
+  const int64_t whole = chunk.n / kBlock * kBlock, rest = chunk.n - whole;
+  for (int64_t i = 0; i < whole; i += kBlock) backward_block<T>(chunk, i, c0, c1, sums);
+  if (rest) {
+    typename T::in w0[kBlock] = {}, w1[kBlock] = {}, grad_w0[kBlock], grad_w1[kBlock];
+    typename T::out grad[kBlock] = {};
+    copy(grad, static_cast<const typename T::out*>(chunk.grad) + whole, rest);
+    if (chunk.w0) {
+      copy(w0, static_cast<const typename T::in*>(chunk.w0) + whole, rest);
+      copy(w1, static_cast<const typename T::in*>(chunk.w1) + whole, rest);
+    }
+    const InterpolatePruneBackwardLayer block{grad, chunk.w0 ? w0 : nullptr, w1, chunk.mask_bits + whole / kBlock,
+                                              grad_w0, grad_w1, kBlock};
+    backward_block<T>(block, 0, c0, c1, sums);
+    copy(static_cast<typename T::in*>(chunk.grad_w0) + whole, grad_w0, rest);
+    if constexpr (T::line) copy(static_cast<typename T::in*>(chunk.grad_w1) + whole, grad_w1, rest);
+  }
+  float lanes[16];
+  for (int s = 0; s < kSums; ++s) store(lanes + s * kLanes, sums[s]);
+  double total = 0;
+  for (float lane : lanes) total += lane;
+  return total;
+}
+
+void keys(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, int32_t* to) {
+  with_types(in, out, chunk.w1, [&](auto types) { keys_of<decltype(types)>(chunk, alpha, to); });
+}
+
+void keys_at(const void* w, DType out, const uint16_t* offsets, int64_t n, int32_t* to) {
+  if (out == DType::bfloat16) return gather_keys(static_cast<const BFloat16*>(w), offsets, n, to);
+  if (out == DType::float16) return gather_keys(static_cast<const Float16*>(w), offsets, n, to);
+  gather_keys(static_cast<const float*>(w), offsets, n, to);
+}
+
+Census classify(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, Bracket bracket, uint16_t* list) {
+  return with_types(in, out, chunk.w1,
+                    [&](auto types) { return classify_chunk<decltype(types)>(chunk, alpha, bracket, list); });
+}
+
+double backward(const InterpolatePruneBackwardLayer& chunk, float alpha, DType in, DType out) {
+  return with_types(in, out, chunk.grad_w1, [&](auto types) { return backward_chunk<decltype(types)>(chunk, alpha); });
+}

@@ -1,0 +1,19 @@
+#include <immintrin.h>
+
+#include <type_traits>
+
+#include "interpolate_prune_kernels.h"
+#include "lcs/isa.h"
+
+LCS_TARGET_BEGIN(LCS_TARGET_AVX2)
+namespace lcs::avx2 {
+namespace {
+#include "lanes_avx2.inl"
+// After the lanes it is written in.
+#include "interpolate_prune.inl"
+}  // namespace
+
+InterpolatePruneKernels interpolate_prune_kernels() { return {keys, classify, keys_at, backward}; }
+
+}  // namespace lcs::avx2
+LCS_TARGET_END

@@ -1,0 +1,19 @@
+#include <immintrin.h>
+
+#include <type_traits>
+
+#include "interpolate_prune_kernels.h"
+#include "lcs/isa.h"
+
+LCS_TARGET_BEGIN(LCS_TARGET_AVX512)
+namespace lcs::avx512 {
+namespace {
+#include "lanes_avx512.inl"
+// After the lanes it is written in.
+#include "interpolate_prune.inl"
+}  // namespace
+
+InterpolatePruneKernels interpolate_prune_kernels() { return {keys, classify, keys_at, backward}; }
+
+}  // namespace lcs::avx512
+LCS_TARGET_END

@@ -1,0 +1,296 @@
+// A guessed bracket around the threshold lets one pass over the data decide and write nearly every weight; the few keys
+// inside it are then ranked exactly. Whether the guess held is checked, and an exact radix select takes its place if not.
+#include <algorithm>
+#include <climits>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "interpolate_prune_kernels.h"
+#include "lcs/isa.h"
+#include "select.h"
+
+namespace lcs {
+namespace {
+
+constexpr Bracket kKeepAll{-1, -1}, kKeepNone{INT_MAX - 1, INT_MAX - 1};
+constexpr int64_t kSampleAll = 1 << 12;  // up to so many weights the sample is the whole
+constexpr int64_t kRun = 16;             // weights sampled side by side: a cache line of float32
+constexpr double kDeviations = 5;        // half the bracket, in standard deviations of a sampled rank
+constexpr int64_t kMargin = 8;           // and at least so many sampled ranks
+
+InterpolatePruneKernels kernels() {
+  switch (max_isa()) {
+    case Isa::amx:
+    case Isa::avx512_vnni:
+    case Isa::avx512: return avx512::interpolate_prune_kernels();
+    case Isa::avx2: return avx2::interpolate_prune_kernels();
+    case Isa::scalar: break;
+  }
+  return scalar::interpolate_prune_kernels();
+}
+
+const void* advance(const void* p, int64_t n, DType dtype) { return p ? static_cast<const char*>(p) + n * size_of(dtype) : p; }
+void* advance(void* p, int64_t n, DType dtype) { return p ? static_cast<char*>(p) + n * size_of(dtype) : p; }
+
+struct Chunk {
+  InterpolatePruneLayer weights;
+  int64_t segment;
+  uint16_t* undecided;  // offsets
+  int32_t* keys;        // theirs
+  Census census;
+  int64_t drop;  // how many of the threshold's ties go, the first ones of the chunk
+};
+
+// What is ranked together: one layer, or all of them.
+struct Segment {
+  std::span<Chunk> chunks;
+  int64_t n, keep;
+  Bracket bracket{};
+  int32_t threshold = 0;
+};
+
+class Pruner {
+ public:
+  Pruner(const InterpolatePruneArgs& args, const Parallel& parallel) : args_(args), parallel_(parallel), run_(kernels()) {
+    cut();
+  }
+
+  void run() {
+    over(segments_, [this](Segment& s) { s.bracket = guess(s); });
+    over(chunks_, [this](Chunk& c) { classify(c, segments_[c.segment].bracket); });
+    for (Segment& s : segments_)
+      if (!held(s)) classify_exactly(s);
+    over(segments_, [this](Segment& s) { settle(s); });
+    over(chunks_, [this](Chunk& c) { resolve(c, segments_[c.segment].threshold); });
+  }
+
+ private:
+  template <class Items, class Body>
+  void over(Items&& items, Body body) {
+    const int64_t grain = total_ < 2 * kChunk ? INT64_MAX : 1;  // too little to wake a thread for
+    parallel_(int64_t(items.size()), grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) body(items[i]);
+    });
+  }
+
+  InterpolatePruneLayer slice(const InterpolatePruneLayer& layer, int64_t begin, int64_t n) const {
+    return {advance(layer.w0, begin, args_.in), advance(layer.w1, begin, args_.in), advance(layer.w, begin, args_.out),
+            layer.mask_bits + begin / 32, n};
+  }
+
+  static int64_t list_size(int64_t n) { return std::min(n, kMaxUndecided) + kListSlack; }
+
+  void cut() {
+    const auto& layers = args_.layers;
+    const bool together = args_.keep.size() == 1 && layers.size() != 1;
+    std::vector<size_t> first;
+    int64_t lists = 0;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      if (i == 0 || !together) {
+        first.push_back(chunks_.size());
+        segments_.push_back({{}, 0, args_.keep[together ? 0 : i]});
+      }
+      for (int64_t begin = 0; begin < layers[i].n; begin += kChunk) {
+        const int64_t n = std::min(kChunk, layers[i].n - begin);
+        chunks_.push_back({slice(layers[i], begin, n), int64_t(segments_.size()) - 1, nullptr, nullptr, {}, 0});
+        lists += list_size(n);
+      }
+      segments_.back().n += layers[i].n;
+      total_ += layers[i].n;
+    }
+    offsets_ = std::make_unique_for_overwrite<uint16_t[]>(lists);
+    keys_ = std::make_unique_for_overwrite<int32_t[]>(lists);
+    lists = 0;
+    for (Chunk& c : chunks_) {
+      c.undecided = &offsets_[lists];
+      c.keys = &keys_[lists];
+      lists += list_size(c.weights.n);
+    }
+    first.push_back(chunks_.size());
+    for (size_t i = 0; i < segments_.size(); ++i) {
+      Segment& s = segments_[i];
+      s.chunks = std::span(chunks_).subspan(first[i], first[i + 1] - first[i]);
+      s.keep = std::clamp<int64_t>(s.keep, 0, s.n);
+    }
+  }
+
+  void keys(const InterpolatePruneLayer& weights, int32_t* to) const {
+    run_.keys(weights, args_.alpha, args_.in, args_.out, to);
+  }
+
+  void classify(Chunk& c, Bracket bracket) const {
+    c.census = run_.classify(c.weights, args_.alpha, args_.in, args_.out, bracket, c.undecided);
+    if (c.census.listed) run_.keys_at(c.weights.w, args_.out, c.undecided, c.census.undecided, c.keys);
+  }
+
+  // Keys of short runs spread over the segment, at places that no stride in the data can follow.
+  std::vector<int32_t> sample(const Segment& s, int64_t size) const {
+    std::vector<int32_t> found;
+    found.reserve(size + kRun * s.chunks.size());
+    uint64_t state = 0x9e3779b97f4a7c15;
+    for (const Chunk& c : s.chunks) {
+      const int64_t n = c.weights.n, runs = size >= s.n ? 1 : std::max<int64_t>(1, n * size / (s.n * kRun));
+      const int64_t stride = n / runs, length = size >= s.n ? n : std::min(kRun, stride);
+      for (int64_t r = 0; r < runs; ++r) {
+        state = state * 6364136223846793005 + 1442695040888963407;
+        const int64_t at = r * stride + int64_t((state >> 33) % uint64_t(stride - length + 1));
+        found.resize(found.size() + length);
+        // A slice's mask bits are not touched by keys().
+        keys(slice(c.weights, at, length), found.data() + found.size() - length);
+      }
+    }
+    return found;
+  }
+
+  Bracket guess(const Segment& s) const {
+    if (s.keep == s.n) return kKeepAll;
+    if (s.keep == 0) return kKeepNone;
+    // Sampling costs in proportion to the sample, ranking the bracket to n / sqrt(sample): this size balances them.
+    const int64_t size = s.n <= kSampleAll ? s.n : std::clamp<int64_t>(std::cbrt(double(s.n) * double(s.n)), 2048, 1 << 15);
+    std::vector<int32_t> found = sample(s, size);
+    const int64_t m = found.size();
+    if (m == s.n) {
+      const int32_t key = select_greatest(found, s.keep).key;
+      return {key, key};
+    }
+    const double share = double(s.keep) / double(s.n);
+    const int64_t rank = std::llround(share * double(m));
+    const int64_t margin = kMargin + int64_t(kDeviations * std::sqrt(double(m) * share * (1 - share)));
+    const int32_t high = rank - margin < 1 ? kNanKey : select_greatest(found, rank - margin).key;
+    const int32_t low = rank + margin > m ? 0 : select_greatest(found, rank + margin).key;
+    return {low, high};
+  }
+
+  static bool held(const Segment& s) {
+    int64_t kept = 0, undecided = 0;
+    bool listed = true;
+    for (const Chunk& c : s.chunks) {
+      kept += c.census.kept;
+      undecided += c.census.undecided;
+      listed &= c.census.listed;
+    }
+    return kept <= s.keep && s.keep <= kept + undecided && (listed || s.bracket.low == s.bracket.high);
+  }
+
+  // Finds the threshold by 11, 10 and 10 bits from the top, one pass over the segment each.
+  void classify_exactly(Segment& s) {
+    int64_t rank = s.keep;
+    int32_t prefix = 0;
+    for (const int shift : {20, 10, 0}) {
+      const int bits = shift == 20 ? 11 : 10;
+      prefix = prefix << bits | count(s, shift, bits, prefix).find(rank);
+    }
+    s.bracket = {prefix, prefix};
+    over(s.chunks, [&](Chunk& c) { classify(c, s.bracket); });
+  }
+
+  // Counts, among the keys that begin with `prefix`, the next `bits` bits, which lie at `shift`.
+  Histogram count(const Segment& s, int shift, int bits, int32_t prefix) {
+    Histogram all;
+    std::mutex mutex;
+    parallel_(int64_t(s.chunks.size()), total_ < 2 * kChunk ? INT64_MAX : 4, [&](int64_t begin, int64_t end) {
+      Histogram mine;
+      std::vector<int32_t> found(kChunk);
+      for (int64_t i = begin; i < end; ++i) {
+        keys(s.chunks[i].weights, found.data());
+        for (int64_t j = 0; j < s.chunks[i].weights.n; ++j)
+          if (found[j] >> (shift + bits) == prefix) ++mine.count[found[j] >> shift & ((1 << bits) - 1)];
+      }
+      const std::lock_guard lock(mutex);
+      for (int bin = 0; bin < Histogram::kBins; ++bin) all.count[bin] += mine.count[bin];
+    });
+    return all;
+  }
+
+  // Ranks the undecided, and shares out the ties to drop: the lowest indices first.
+  void settle(Segment& s) const {
+    int64_t rank = s.keep, undecided = 0;
+    for (const Chunk& c : s.chunks) {
+      rank -= c.census.kept;
+      undecided += c.census.undecided;
+    }
+    s.threshold = s.bracket.low;
+    if (rank == undecided) return;
+    int64_t surplus = undecided - rank;
+    std::vector<int64_t> ties(s.chunks.size());
+    if (rank == 0) {
+      s.threshold = INT_MAX;
+      return;
+    }
+    if (s.bracket.low == s.bracket.high) {
+      for (size_t i = 0; i < ties.size(); ++i) ties[i] = s.chunks[i].census.undecided;
+    } else {
+      std::vector<int32_t> found;
+      found.reserve(undecided);
+      for (const Chunk& c : s.chunks) found.insert(found.end(), c.keys, c.keys + c.census.undecided);
+      const Ranked ranked = select_greatest(found, rank);
+      s.threshold = ranked.key;
+      surplus = -ranked.equal;
+      for (size_t i = 0; i < ties.size(); ++i) {
+        const Chunk& c = s.chunks[i];
+        ties[i] = std::count(c.keys, c.keys + c.census.undecided, ranked.key);
+        surplus += ties[i];
+      }
+    }
+    for (size_t i = 0; i < ties.size(); ++i) {
+      s.chunks[i].drop = std::min(surplus, ties[i]);
+      surplus -= s.chunks[i].drop;
+    }
+  }
+
+  // Drops the undecided that lost.
+  void resolve(Chunk& c, int32_t threshold) const {
+    int64_t left = c.drop;
+    const auto lost = [&](int32_t key) { return key < threshold || (key == threshold && left-- > 0); };
+    if (c.census.listed) {
+      for (int64_t j = 0; j < c.census.undecided; ++j)
+        if (lost(c.keys[j])) drop(c, c.undecided[j]);
+    } else if (threshold > segments_[c.segment].bracket.low || left > 0) {
+      std::vector<int32_t> found(c.weights.n);
+      run_.keys({c.weights.w, nullptr, nullptr, nullptr, c.weights.n}, 0, args_.out, args_.out, found.data());
+      for (int64_t i = 0; i < c.weights.n; ++i)
+        if (found[i] == segments_[c.segment].bracket.low && lost(found[i])) drop(c, i);
+    }
+  }
+
+  void drop(Chunk& c, int64_t i) const {
+    c.weights.mask_bits[i / 32] &= ~(1u << (i % 32));
+    std::memset(advance(c.weights.w, i, args_.out), 0, size_of(args_.out));
+  }
+
+  const InterpolatePruneArgs& args_;
+  const Parallel& parallel_;
+  const InterpolatePruneKernels run_;
+  int64_t total_ = 0;
+  std::vector<Segment> segments_;
+  std::vector<Chunk> chunks_;
+  std::unique_ptr<uint16_t[]> offsets_;
+  std::unique_ptr<int32_t[]> keys_;
+};
+
+}  // namespace
+
+void interpolate_prune(const InterpolatePruneArgs& args, const Parallel& parallel) { Pruner(args, parallel).run(); }
+
+double interpolate_prune_backward(const InterpolatePruneBackwardArgs& args, const Parallel& parallel) {
+  std::vector<InterpolatePruneBackwardLayer> chunks;
+  for (const auto& layer : args.layers)
+    for (int64_t begin = 0; begin < layer.n; begin += kChunk)
+      chunks.push_back({advance(layer.grad, begin, args.out), advance(layer.w0, begin, args.in),
+                        advance(layer.w1, begin, args.in), layer.mask_bits + begin / 32,
+                        advance(layer.grad_w0, begin, args.in), advance(layer.grad_w1, begin, args.in),
+                        std::min(kChunk, layer.n - begin)});
+  std::vector<double> share(chunks.size());
+  const InterpolatePruneKernels run = kernels();
+  parallel(int64_t(chunks.size()), 2, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) share[i] = run.backward(chunks[i], args.alpha, args.in, args.out);
+  });
+  double total = 0;
+  for (double part : share) total += part;
+  return total;
+}
+
+}  // namespace lcs

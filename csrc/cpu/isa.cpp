@@ -1,0 +1,81 @@
+#include "lcs/isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace lcs {
+namespace {
+
+#if defined(__x86_64__)
+// Tile registers need the kernel's leave, asked once per process.
+bool amx_granted() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
+  if ((d & (kBf16 | kTile | kInt8)) != (kBf16 | kTile | kInt8)) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+Isa detect() {
+  __builtin_cpu_init();
+#define LCS_HAS(feature) __builtin_cpu_supports(feature)
+  if (!(LCS_HAS("avx2") && LCS_HAS("fma") && LCS_HAS("f16c") && LCS_HAS("bmi") && LCS_HAS("bmi2") && LCS_HAS("popcnt")))
+    return Isa::scalar;
+  if (!(LCS_HAS("avx512f") && LCS_HAS("avx512bw") && LCS_HAS("avx512dq") && LCS_HAS("avx512vl"))) return Isa::avx2;
+  if (!(LCS_HAS("avx512vnni") && LCS_HAS("avx512vbmi") && LCS_HAS("avx512vbmi2"))) return Isa::avx512;
+#undef LCS_HAS
+  return amx_granted() ? Isa::amx : Isa::avx512_vnni;
+}
+#else
+Isa detect() { return Isa::scalar; }
+#endif
+
+Isa capped(Isa isa) { return isa < machine_isa() ? isa : machine_isa(); }
+
+std::atomic<Isa>& current() {
+  static std::atomic<Isa> isa = [] {
+    const char* name = std::getenv("LCS_MAX_ISA");
+    return name && *name ? capped(parse_isa(name)) : machine_isa();
+  }();
+  return isa;
+}
+
+}  // namespace
+
+Isa machine_isa() {
+  static const Isa isa = detect();
+  return isa;
+}
+
+Isa max_isa() { return current().load(std::memory_order_relaxed); }
+void set_max_isa(Isa isa) { current().store(capped(isa), std::memory_order_relaxed); }
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::scalar: return "scalar";
+    case Isa::avx2: return "avx2";
+    case Isa::avx512: return "avx512";
+    case Isa::avx512_vnni: return "avx512_vnni";
+    case Isa::amx: return "amx";
+  }
+  return "?";
+}
+
+Isa parse_isa(std::string_view name) {
+  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::amx})
+    if (name == isa_name(isa)) return isa;
+  throw std::invalid_argument("lcs: LCS_MAX_ISA names no instruction set: '" + std::string(name) +
+                              "' (scalar, avx2, avx512, avx512_vnni, amx)");
+}
+
+}  // namespace lcs

@@ -1,0 +1,61 @@
+// The vector vocabulary for AVX2 and F16C: 8 lanes, masks as full-width vectors.
+constexpr int kLanes = 8;
+using Float = __m256;
+using Key = __m256i;
+using Mask = __m256;
+
+inline __m128i load_half(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+inline Float load(const float* p) { return _mm256_loadu_ps(p); }
+inline Float load(const BFloat16* p) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_half(p)), 16));
+}
+inline Float load(const Float16* p) { return _mm256_cvtph_ps(load_half(p)); }
+
+// store() takes values that its type can hold, as rounded<T>() makes them.
+inline void store(float* p, Float x) { _mm256_storeu_ps(p, x); }
+inline void store(BFloat16* p, Float x) {
+  const __m256i words = _mm256_srli_epi32(_mm256_castps_si256(x), 16);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+}
+inline void store(Float16* p, Float x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
+template <class T>
+inline Float rounded(Float x) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const __m256i bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i sum = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i even = _mm256_and_si256(sum, _mm256_set1_epi32(int32_t(0xffff0000u)));
+    const __m256 nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
+    return _mm256_blendv_ps(_mm256_castsi256_ps(even), nan, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  } else if constexpr (std::is_same_v<T, Float16>) {
+    return _mm256_cvtph_ps(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  } else {
+    return x;
+  }
+}
+
+inline Float set1(float x) { return _mm256_set1_ps(x); }
+inline Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
+inline Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
+inline Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+inline Key set1_key(int32_t x) { return _mm256_set1_epi32(x); }
+inline Key magnitude(Float x) {
+  return _mm256_min_epi32(_mm256_and_si256(_mm256_castps_si256(x), set1_key(0x7fffffff)), set1_key(kNanKey));
+}
+inline void store_keys(int32_t* p, Key x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
+inline Mask at_least(Key a, Key b) { return _mm256_castsi256_ps(_mm256_cmpgt_epi32(a, _mm256_sub_epi32(b, set1_key(1)))); }
+inline uint32_t to_bits(Mask m) { return uint32_t(_mm256_movemask_ps(m)); }
+inline Mask from_bits(uint32_t bits) {
+  const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(set1_key(int32_t(bits)), lane), lane));
+}
+inline Float where(Mask m, Float x) { return _mm256_and_ps(m, x); }
+
+inline int append(uint16_t* list, uint32_t inside, int base) {
+  int count = 0;
+  for (; inside; inside &= inside - 1) list[count++] = uint16_t(base + __builtin_ctz(inside));
+  return count;
+}

@@ -1,0 +1,58 @@
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lcs/dtype.h"
+#include "lcs/parallel.h"
+
+// What every binding shares: checks that name op, argument and value; torch's threads as an lcs::Parallel.
+namespace lcs::binding {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline void parallel(int64_t n, int64_t grain, const Range& range) { torch::stable::parallel_for(0, n, grain, range); }
+
+inline std::string shape_of(const Tensor& t) {
+  std::string text = "(";
+  for (int64_t d = 0; d < t.dim(); ++d) text += (d ? ", " : "") + std::to_string(t.size(d));
+  return text + ")";
+}
+
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d < a.dim(); ++d)
+    if (a.size(d) != b.size(d)) return false;
+  return true;
+}
+
+inline DType dtype_of(ScalarType type, const char* op, const char* name) {
+  switch (type) {
+    case ScalarType::Float: return DType::float32;
+    case ScalarType::BFloat16: return DType::bfloat16;
+    case ScalarType::Half: return DType::float16;
+    default:
+      STD_TORCH_CHECK(false, op, ": ", name, " must be float32, bfloat16 or float16 (float64 runs the reference), got dtype ",
+                      int(type));
+  }
+}
+
+template <class T>
+T scalar_of(const Tensor& t, ScalarType type, const char* op, const char* name) {
+  STD_TORCH_CHECK(t.dim() == 0 && t.scalar_type() == type && t.is_cpu(), op, ": ", name,
+                  " must be a 0-d CPU tensor of the schema's dtype, got shape ", shape_of(t));
+  return *static_cast<const T*>(t.const_data_ptr());
+}
+
+inline Tensor empty_as(const Tensor& like, ScalarType type) {
+  std::vector<int64_t> size(like.dim());
+  for (int64_t d = 0; d < like.dim(); ++d) size[d] = like.size(d);
+  return torch::stable::empty(size, type);
+}
+
+}  // namespace lcs::binding

@@ -1,0 +1,25 @@
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "lcs/isa.h"
+
+namespace {
+
+std::string max_isa() { return lcs::isa_name(lcs::max_isa()); }
+std::string machine_isa() { return lcs::isa_name(lcs::machine_isa()); }
+void set_max_isa(std::string name) { lcs::set_max_isa(lcs::parse_isa(name)); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(lcs, m) {
+  m.def("machine_isa() -> str");
+  m.def("max_isa() -> str");
+  m.def("set_max_isa(str name) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lcs, CompositeExplicitAutograd, m) {
+  m.impl("machine_isa", TORCH_BOX(&machine_isa));
+  m.impl("max_isa", TORCH_BOX(&max_isa));
+  m.impl("set_max_isa", TORCH_BOX(&set_max_isa));
+}

@@ -1,0 +1,18 @@
+"""Kernels for compressible subspaces (arXiv 2110.04252). Importing this defines every op under torch.ops.lcs."""
+
+from pathlib import Path
+
+# A checkout keeps triton_kernels/ and benchmarks/ beside this package; a wheel carries them inside.
+if not (Path(__file__).parent / "benchmarks").is_dir():
+    __path__.append(str(Path(__file__).parent.parent))
+
+from . import _load, isa
+from ._backends import backends
+from .errors import LcsUnavailableError
+from .levels import keep_count
+from .ops.interpolate_prune import interpolate_prune
+from .ops.interpolate_prune_foreach import interpolate_prune_foreach
+
+__all__ = ["LcsUnavailableError", "backends", "interpolate_prune", "interpolate_prune_foreach", "isa", "keep_count"]
+
+_load.load_installed()

@@ -1,0 +1,192 @@
+"""How csrc/ becomes a shared library: the source list, the flags, the compiler, the commands.
+
+setup.py, the JIT and CMake all start here. Only the standard library is imported; torch is looked up, never imported.
+"""
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+VERSION = "0.1.0"
+CXX_FLAGS = [
+    "-O3",
+    "-std=c++20",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",  # one rounding on every instruction set: masks must not differ
+    "-DTORCH_TARGET_VERSION=0x020a000000000000",  # the stable ABI of torch 2.10 and later
+]
+LINK_FLAGS = ["-shared", "-Wl,--no-undefined", "-Wl,--as-needed"]
+HASHED_SUFFIXES = {".cpp", ".cu", ".cuh", ".h", ".inl", ".txt"}
+
+
+class CompilerNotFoundError(RuntimeError):
+    """No C++ compiler on this machine."""
+
+
+class CompileError(RuntimeError):
+    """The compiler or linker failed, or ran past its deadline; `log` holds the command and all that it printed."""
+
+    def __init__(self, message: str, log: str):
+        super().__init__(message)
+        self.log = log
+
+
+def csrc_dir() -> Path:
+    """The C++ sources: inside the package in a wheel, beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    return here / "csrc" if (here / "csrc").is_dir() else here.parent / "csrc"
+
+
+def sources(csrc: Path, library: str = "_C") -> list[str]:
+    """Names relative to `csrc` of what goes into `library`: "_C" (CPU) or "_C_cuda" (kernels and bindings of CUDA)."""
+    names = (csrc / "sources.txt").read_text().split()
+    return [name for name in names if _is_cuda(name) == (library == "_C_cuda")]
+
+
+def _is_cuda(name: str) -> bool:
+    return name.startswith("cuda/") or name.endswith("_cuda_op.cpp")
+
+
+def find_binary() -> Path | None:
+    """The ahead-of-time library `lcs_kernels._C`, if this install holds one."""
+    spec = find_spec("lcs_kernels._C")
+    return Path(spec.origin) if spec and spec.origin else None
+
+
+def find_compiler() -> list[str]:
+    """The C++ compiler's command: $CXX, else the first of c++, g++, clang++ on PATH."""
+    wanted = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else [["c++"], ["g++"], ["clang++"]]
+    for command in wanted:
+        if path := shutil.which(command[0]):
+            return [path, *command[1:]]
+    raise CompilerNotFoundError(f"no C++ compiler found (tried {', '.join(c[0] for c in wanted)} on PATH)")
+
+
+def torch_dir() -> Path:
+    """The folder of the installed torch package."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("torch is not installed in this environment; install torch>=2.10", name="torch")
+    return Path(spec.origin).parent
+
+
+def build_key(csrc: Path) -> str:
+    """Names a build by all that shapes it: package version, flags, machine, compiler, torch, every file of `csrc`.
+
+    The compiler counts by the path, size and time of its executable, so that a warm start runs no compiler.
+    """
+    files = sorted(path for path in csrc.rglob("*") if path.suffix in HASHED_SUFFIXES)
+    return _digest(
+        _environment(), *(part for path in files for part in (str(path.relative_to(csrc)), path.read_bytes()))
+    )
+
+
+def compile_library(
+    output: Path,
+    objects: Path,
+    csrc: Path | None = None,
+    deadline: float | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Compiles the CPU sources of `csrc` in parallel and links them into `output`.
+
+    Objects land in `objects`, named by what they were made from, and are used again. `deadline` is in seconds of
+    `time.monotonic()`. Raises CompilerNotFoundError or CompileError.
+    """
+    csrc = csrc or csrc_dir()
+    compiler, names = find_compiler(), sources(csrc)
+    objects.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    targets = [
+        objects / f"{Path(name).stem}.{key}.o" for name, key in zip(names, _object_keys(csrc, names), strict=True)
+    ]
+    stale = [(csrc / name, target) for name, target in zip(names, targets, strict=True) if not target.exists()]
+    report(f"compiling {len(stale)} of {len(names)} files")
+    _each([lambda pair=pair: compile_object(compiler, csrc, *pair, deadline) for pair in stale])
+    torch_lib = torch_dir() / "lib"
+    _produce([*compiler, *map(str, targets), *LINK_FLAGS, f"-L{torch_lib}", "-ltorch_cpu"], output, deadline)
+
+
+def compile_object(compiler: list[str], csrc: Path, source: Path, output: Path, deadline: float | None = None) -> None:
+    """Compiles one file; only those under torch/ see torch's headers."""
+    includes = [f"-I{csrc / 'include'}"]
+    if source.parent == csrc / "torch":
+        includes += ["-isystem", str(torch_dir() / "include")]
+    _produce([*compiler, *CXX_FLAGS, *includes, "-c", str(source)], output, deadline)
+
+
+def job_count() -> int:
+    """Compilers to run at once: $MAX_JOBS, else the cores that this process may use."""
+    return int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
+
+
+def _produce(command: list[str], output: Path, deadline: float | None) -> None:
+    """Runs `command` -o `output`, which appears only when it is complete."""
+    partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
+    command = [*command, "-o", str(partial)]
+    timeout = None if deadline is None else max(deadline - time.monotonic(), 0.001)
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout)
+        if done.returncode != 0:
+            raise CompileError(_first_errors(output.name, done.stdout), f"$ {shlex.join(command)}\n{done.stdout}")
+        os.replace(partial, output)
+    except subprocess.TimeoutExpired:
+        raise CompileError(f"{output.name}: the compiler ran out of time", f"$ {shlex.join(command)}\n") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _first_errors(name: str, output: str, limit: int = 5) -> str:
+    lines = output.splitlines()
+    errors = [line for line in lines if "error" in line or "undefined reference" in line] or lines
+    return "\n".join([f"{name} did not compile:", *errors[:limit]])
+
+
+def _each(calls: list[Callable[[], None]]) -> None:
+    """Runs `calls` in parallel; the first error stops those that have not begun."""
+    with ThreadPoolExecutor(job_count()) as pool:
+        futures = [pool.submit(call) for call in calls]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _object_keys(csrc: Path, names: list[str]) -> list[str]:
+    headers = sorted(p for p in csrc.rglob("*") if p.suffix in HASHED_SUFFIXES - {".cpp", ".cu", ".txt"})
+    shared = _digest(
+        _environment(), *(part for path in headers for part in (str(path.relative_to(csrc)), path.read_bytes()))
+    )
+    return [_digest(shared, (csrc / name).read_bytes()) for name in names]
+
+
+def _environment() -> str:
+    compiler = find_compiler()
+    executable = Path(compiler[0]).resolve()
+    stat = executable.stat()
+    identity = [*compiler, executable, stat.st_size, stat.st_mtime_ns]
+    torch_version = (torch_dir() / "version.py").read_text()
+    return repr([VERSION, CXX_FLAGS, LINK_FLAGS, platform.machine(), list(map(str, identity)), torch_version])
+
+
+def _digest(*parts: str | bytes) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        total.update(len(data).to_bytes(8, "little") + data)
+    return total.hexdigest()[:24]
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["flags"]:
+    print(";".join(CXX_FLAGS))

@@ -1,0 +1,76 @@
+"""From what a user passes as a level (numbers or 0-d tensors) to what an op takes (0-d tensors), checked."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def keep_count(density: float, n: int) -> int:
+    """How many of `n` weights are kept at `density`: density * n in float64, rounded half to even, in [0, n]."""
+    if not 0.0 <= density <= 1.0:
+        raise ValueError(f"density must lie in [0, 1], got {density}")
+    return min(max(round(float(density) * n), 0), n)
+
+
+def keep_tensor(
+    op: str, density: float | Tensor | None, keep: int | Tensor | None, w: Tensor, n: int | None = None
+) -> Tensor:
+    """The 0-d int64 count, out of `n` (w's size), from whichever of `density` and `keep` was given. A tensor is clamped,
+    not checked."""
+    n = w.numel() if n is None else n
+    if (density is None) == (keep is None):
+        raise ValueError(f"{op}: give exactly one of density and keep, got density={density}, keep={keep}")
+    if isinstance(density, Tensor):
+        return (_scalar(op, "density", density).double() * n).round().clamp(0, n).to(torch.int64)
+    if isinstance(keep, Tensor):
+        return _scalar(op, "keep", keep).to(torch.int64)
+    if keep is None:
+        keep = keep_count(density, n)
+    elif not 0 <= keep <= n:
+        raise ValueError(f"{op}: keep must lie in [0, {n}], got {keep}")
+    return torch.full((), keep, dtype=torch.int64, device=w.device)
+
+
+def alpha_tensor(op: str, alpha: float | Tensor, extrapolate: bool, w: Tensor) -> Tensor:
+    """The 0-d position on the line, float32 (float64 for float64 weights). A tensor's value is not checked: that would
+    wait for the device."""
+    dtype = torch.float64 if w.dtype == torch.float64 else torch.float32
+    if isinstance(alpha, Tensor):
+        return _scalar(op, "alpha", alpha).to(dtype)
+    if not extrapolate and not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"{op}: alpha must lie in [0, 1], got {alpha}; pass extrapolate=True to leave the line")
+    return torch.full((), alpha, dtype=dtype, device=w.device)
+
+
+def _scalar(op: str, name: str, tensor: Tensor) -> Tensor:
+    if tensor.dim() != 0:
+        raise ValueError(f"{op}: {name} must be a number or a 0-d tensor, got shape {tuple(tensor.shape)}")
+    return tensor
+
+
+def keep_tensors(op: str, density, keep, ws: list[Tensor]) -> Tensor:
+    """Counts for a list of layers: int64 (layers,) for one per layer, 0-d for one over all layers together."""
+    if (density is None) == (keep is None):
+        raise ValueError(f"{op}: give exactly one of density and keep, got density={density}, keep={keep}")
+    if isinstance(keep, Tensor) and keep.dim() == 1:
+        _check_length(op, "keep", len(keep), ws)
+        return keep.to(torch.int64)
+    if isinstance(keep, (int, Tensor)):
+        total = sum(w.numel() for w in ws)
+        return keep_tensor(op, None, keep, ws[0], total)
+    if isinstance(density, Tensor):
+        sizes = torch.tensor([w.numel() for w in ws], dtype=torch.float64, device=density.device)
+        return (_scalar(op, "density", density).double() * sizes).round().clamp(min=0).minimum(sizes).to(torch.int64)
+    given = [density] * len(ws) if isinstance(density, (int, float)) else density if keep is None else keep
+    _check_length(op, "density" if keep is None else "keep", len(given), ws)
+    counts = [keep_count(d, w.numel()) for d, w in zip(given, ws, strict=True)] if keep is None else list(given)
+    for i, (count, w) in enumerate(zip(counts, ws, strict=True)):
+        if not 0 <= count <= w.numel():
+            raise ValueError(f"{op}: keep[{i}] must lie in [0, {w.numel()}], got {count}")
+    return torch.tensor(counts, dtype=torch.int64, device=ws[0].device)
+
+
+def _check_length(op: str, name: str, length: int, ws: list[Tensor]) -> None:
+    if length != len(ws):
+        raise ValueError(f"{op}: {name} has {length} entries for {len(ws)} layers")

@@ -1,0 +1,53 @@
+"""The torch.library namespace `lcs`, and what every op file shares: definition, levels as tensors, mask bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("lcs", "DEF")
+
+
+def define(schema: str, reference: Callable, fake: Callable) -> torch._ops.OpOverload:
+    """Defines lcs::<name>; `reference` is its kernel on every device for which no binary registers one."""
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"lcs::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.lcs, name).default
+
+
+def wants_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def output_dtype(dtype: torch.dtype | None, like: Tensor) -> torch.dtype:
+    """`dtype` if given, else autocast's where it is on for float32 input, else the input's own."""
+    if dtype is not None:
+        return dtype
+    device = like.device.type
+    if like.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return like.dtype
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """Boolean (n,) to int32 (ceil(n / 32),): bit i % 32 of word i // 32 is mask[i]; bits past n are 0."""
+    padded = torch.nn.functional.pad(mask, (0, -mask.numel() % 32)).view(-1, 32)
+    weights = torch.ones(32, dtype=torch.int64, device=mask.device) << torch.arange(32, device=mask.device)
+    return (padded * weights).sum(1).to(torch.int32)
+
+
+def unpack_bits(mask_bits: Tensor, n: int) -> Tensor:
+    """The inverse of `pack_bits`: int32 words to boolean (n,)."""
+    bits = mask_bits[:, None] >> torch.arange(32, dtype=torch.int32, device=mask_bits.device)
+    return (bits & 1).bool().flatten()[:n]
+
+
+def check_finite_weights(op: str, **weights: Tensor | None) -> None:
+    """Raises ValueError naming the first tensor that holds NaN or infinity."""
+    for name, w in weights.items():
+        if w is not None and not torch.isfinite(w).all():
+            raise ValueError(f"{op}: {name} holds {int((~torch.isfinite(w)).sum())} values that are not finite")
