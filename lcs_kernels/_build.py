@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +26,8 @@ CXX_FLAGS = [
     "-DTORCH_TARGET_VERSION=0x020a000000000000",  # the stable ABI of torch 2.10 and later
 ]
 LINK_FLAGS = ["-shared", "-Wl,--no-undefined", "-Wl,--as-needed"]
-HASHED_SUFFIXES = {".cpp", ".cu", ".cuh", ".h", ".inl", ".txt"}
+SOURCE_SUFFIXES = (".cpp", ".cu")
+HEADER_SUFFIXES = (".h", ".inl", ".cuh")
 
 
 class CompilerNotFoundError(RuntimeError):
@@ -85,10 +86,7 @@ def build_key(csrc: Path) -> str:
 
     The compiler counts by the path, size and time of its executable, so that a warm start runs no compiler.
     """
-    files = sorted(path for path in csrc.rglob("*") if path.suffix in HASHED_SUFFIXES)
-    return _digest(
-        _environment(), *(part for path in files for part in (str(path.relative_to(csrc)), path.read_bytes()))
-    )
+    return _digest(_environment(), *_contents(csrc, SOURCE_SUFFIXES + HEADER_SUFFIXES), *sources(csrc))
 
 
 def compile_library(
@@ -104,17 +102,15 @@ def compile_library(
     `time.monotonic()`. Raises CompilerNotFoundError or CompileError.
     """
     csrc = csrc or csrc_dir()
-    compiler, names = find_compiler(), sources(csrc)
+    compiler = find_compiler()
     objects.mkdir(parents=True, exist_ok=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    targets = [
-        objects / f"{Path(name).stem}.{key}.o" for name, key in zip(names, _object_keys(csrc, names), strict=True)
-    ]
-    stale = [(csrc / name, target) for name, target in zip(names, targets, strict=True) if not target.exists()]
-    report(f"compiling {len(stale)} of {len(names)} files")
-    _each([lambda pair=pair: compile_object(compiler, csrc, *pair, deadline) for pair in stale])
+    targets = {csrc / name: objects / f"{Path(name).stem}.{key}.o" for name, key in _object_keys(csrc).items()}
+    stale = [(source, target) for source, target in targets.items() if not target.exists()]
+    report(f"compiling {len(stale)} of {len(targets)} files")
+    _each(lambda pair: compile_object(compiler, csrc, *pair, deadline), stale)
     torch_lib = torch_dir() / "lib"
-    _produce([*compiler, *map(str, targets), *LINK_FLAGS, f"-L{torch_lib}", "-ltorch_cpu"], output, deadline)
+    _produce([*compiler, *map(str, targets.values()), *LINK_FLAGS, f"-L{torch_lib}", "-ltorch_cpu"], output, deadline)
 
 
 def compile_object(compiler: list[str], csrc: Path, source: Path, output: Path, deadline: float | None = None) -> None:
@@ -152,10 +148,10 @@ def _first_errors(name: str, output: str, limit: int = 5) -> str:
     return "\n".join([f"{name} did not compile:", *errors[:limit]])
 
 
-def _each(calls: list[Callable[[], None]]) -> None:
-    """Runs `calls` in parallel; the first error stops those that have not begun."""
+def _each(function: Callable, items: list) -> None:
+    """Calls `function` on all items in parallel; the first error stops those that have not begun."""
     with ThreadPoolExecutor(job_count()) as pool:
-        futures = [pool.submit(call) for call in calls]
+        futures = [pool.submit(function, item) for item in items]
         try:
             for future in futures:
                 future.result()
@@ -163,12 +159,17 @@ def _each(calls: list[Callable[[], None]]) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _object_keys(csrc: Path, names: list[str]) -> list[str]:
-    headers = sorted(p for p in csrc.rglob("*") if p.suffix in HASHED_SUFFIXES - {".cpp", ".cu", ".txt"})
-    shared = _digest(
-        _environment(), *(part for path in headers for part in (str(path.relative_to(csrc)), path.read_bytes()))
-    )
-    return [_digest(shared, (csrc / name).read_bytes()) for name in names]
+def _object_keys(csrc: Path) -> dict[str, str]:
+    """For each source, what names its object: the environment, all headers, its own text."""
+    shared = _digest(_environment(), *_contents(csrc, HEADER_SUFFIXES))
+    return {name: _digest(shared, (csrc / name).read_bytes()) for name in sources(csrc)}
+
+
+def _contents(csrc: Path, suffixes: tuple[str, ...]) -> Iterator[str | bytes]:
+    for path in sorted(csrc.rglob("*")):
+        if path.suffix in suffixes:
+            yield str(path.relative_to(csrc))
+            yield path.read_bytes()
 
 
 def _environment() -> str:

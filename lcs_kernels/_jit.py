@@ -90,8 +90,8 @@ def _refuse_untrusted(directory: Path) -> None:
     info = directory.stat()
     if info.st_uid not in (os.getuid(), 0) or info.st_mode & stat.S_IWOTH:
         raise LcsUnavailableError(
-            f"lcs_kernels: refusing the cache {directory}: owner uid {info.st_uid}, mode {stat.filemode(info.st_mode)}; "
-            "code would be loaded from where another user can write. Remove it, or set LCS_CACHE to a folder of your own"
+            f"lcs_kernels: refusing the cache {directory} (owner uid {info.st_uid}, {stat.filemode(info.st_mode)}): "
+            "another user could put code there. Remove it, or set LCS_CACHE to a folder of your own"
         )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 _LIBRARY = torch.library.Library("lcs", "DEF")
 
 
@@ -31,6 +33,22 @@ def output_dtype(dtype: torch.dtype | None, like: Tensor) -> torch.dtype:
     if like.dtype == torch.float32 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return like.dtype
+
+
+def check_ends(op: str, w0: Tensor, w1: Tensor | None, dtype: torch.dtype | None, names: tuple[str, str] = ("w0", "w1")) -> None:
+    """Raises TypeError or ValueError where the ends of a line do not fit each other or the op."""
+    if w0.dtype not in FLOATS:
+        raise TypeError(f"{op}: {names[0]} must be float32, bfloat16, float16 or float64, got {w0.dtype}")
+    if dtype is not None and dtype not in FLOATS:
+        raise TypeError(f"{op}: dtype must be float32, bfloat16, float16 or float64, got {dtype}")
+    if w1 is None:
+        return
+    if w1.dtype != w0.dtype:
+        raise TypeError(f"{op}: {names[1]} must be {w0.dtype} like {names[0]}, got {w1.dtype}")
+    if w1.shape != w0.shape:
+        raise ValueError(f"{op}: {names[1]} has shape {tuple(w1.shape)}, {names[0]} {tuple(w0.shape)}")
+    if w1.device != w0.device:
+        raise ValueError(f"{op}: {names[1]} is on {w1.device}, {names[0]} on {w0.device}")
 
 
 def pack_bits(mask: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from lcs_kernels._load import ensure_loaded
 from lcs_kernels.levels import alpha_tensor, keep_tensor
 
-from ._library import check_finite_weights, define, output_dtype, pack_bits, unpack_bits, wants_grad
+from ._library import check_ends, check_finite_weights, define, output_dtype, pack_bits, unpack_bits, wants_grad
 
 
 def blend(w0: Tensor, w1: Tensor | None, alpha: Tensor) -> Tensor:
@@ -131,6 +131,7 @@ def interpolate_prune(
     """
     ensure_loaded()
     name = "interpolate_prune"
+    check_ends(name, w0, w1, dtype)
     if check_finite:
         check_finite_weights(name, w0=w0, w1=w1)
     alpha = alpha_tensor(name, alpha, extrapolate, w0)

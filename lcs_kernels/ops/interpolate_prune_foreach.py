@@ -11,7 +11,7 @@ from lcs_kernels._load import ensure_loaded
 from lcs_kernels.levels import alpha_tensor, keep_tensors
 
 from . import interpolate_prune as _single
-from ._library import check_finite_weights, define, output_dtype, pack_bits, wants_grad
+from ._library import check_ends, check_finite_weights, define, output_dtype, pack_bits, wants_grad
 
 
 def reference(
@@ -130,6 +130,10 @@ def interpolate_prune_foreach(
         return []
     if w1s and len(w1s) != len(w0s):
         raise ValueError(f"{name}: w0s has {len(w0s)} layers and w1s {len(w1s)}")
+    for i, w0 in enumerate(w0s):
+        check_ends(name, w0, w1s[i] if w1s else None, dtype, (f"w0s[{i}]", f"w1s[{i}]"))
+        if w0.dtype != w0s[0].dtype or w0.device != w0s[0].device:
+            raise ValueError(f"{name}: w0s[{i}] is {w0.dtype} on {w0.device}, w0s[0] {w0s[0].dtype} on {w0s[0].device}")
     if check_finite:
         check_finite_weights(name, **{f"w{end}s[{i}]": w for end, ws in enumerate((w0s, w1s)) for i, w in enumerate(ws)})
     alpha = alpha_tensor(name, alpha, extrapolate, w0s[0])
