@@ -2,13 +2,12 @@
 
 import torch
 
-from . import _load, isa
+from . import _load, isa, ops
 
 
 def backends() -> dict[str, dict[str, str]]:
     """{op: {device: implementation}}, as the dispatcher would choose now. Builds nothing."""
-    ops = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("lcs::"))
-    return {op.removeprefix("lcs::"): {"cpu": _cpu(op), "cuda": _cuda(op)} for op in ops if not op.endswith("max_isa")}
+    return {op: {"cpu": _cpu(f"lcs::{op}"), "cuda": _cuda(f"lcs::{op}")} for op in ops.names()}
 
 
 def _cpu(op: str) -> str:
@@ -20,4 +19,4 @@ def _cpu(op: str) -> str:
 def _cuda(op: str) -> str:
     if torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA"):
         return "cuda"
-    return "reference (no CUDA kernel in this build)" if torch.cuda.is_available() else "no GPU"
+    return "reference (no CUDA kernel in this build)" if torch.cuda.is_available() else "none (torch sees no GPU)"

@@ -44,10 +44,13 @@ def load_installed() -> None:
             _error, _status = error, Status("none", None, str(error))
 
 
-@torch.compiler.assume_constant_result
 def ensure_loaded() -> str:
     """Before an op: the backend in use, after loading or building it if need be. Raises LcsUnavailableError."""
     return _status.backend if _status.backend != "none" else _load()
+
+
+# What torch.compiler.assume_constant_result does, which would first import all of torch._dynamo.
+ensure_loaded._dynamo_marked_constant = True
 
 
 def _load() -> str:

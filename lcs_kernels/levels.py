@@ -16,8 +16,7 @@ def keep_count(density: float, n: int) -> int:
 def keep_tensor(
     op: str, density: float | Tensor | None, keep: int | Tensor | None, w: Tensor, n: int | None = None
 ) -> Tensor:
-    """The 0-d int64 count, out of `n` (w's size), from whichever of `density` and `keep` was given. A tensor is clamped,
-    not checked."""
+    """The 0-d int64 count, out of `n` (w's size), from whichever of `density` and `keep` is given; tensors clamped."""
     n = w.numel() if n is None else n
     if (density is None) == (keep is None):
         raise ValueError(f"{op}: give exactly one of density and keep, got density={density}, keep={keep}")

@@ -1,6 +1,7 @@
-import lcs_kernels
 import pytest
 import torch
+
+import lcs_kernels
 from lcs_kernels import isa as instruction_sets
 
 

@@ -131,8 +131,7 @@ Census classify_chunk(const InterpolatePruneLayer& chunk, float alpha, Bracket b
   const int64_t whole = chunk.n / kBlock * kBlock;
   auto* w = static_cast<typename T::out*>(chunk.w);
   Classifier<T> run(chunk, alpha, bracket, undecided);
-  for (int64_t i = 0; i < whole; i += kBlock)
-    run.block(run.blend, i, ~0u, w + i, chunk.mask_bits + i / kBlock, int(i));
+  for (int64_t i = 0; i < whole; i += kBlock) run.block(run.blend, i, ~0u, w + i, chunk.mask_bits + i / kBlock, int(i));
   if (whole == chunk.n) return run.census;
   Tail<T> tail(chunk, whole);
   const uint32_t valid = (1u << (chunk.n - whole)) - 1;
@@ -146,9 +145,10 @@ constexpr int kSums = 16 / kLanes;
 
 template <class T>
 void backward_block(const InterpolatePruneBackwardLayer& chunk, int64_t i, Float c0, Float c1, Float* sums) {
-  const auto *grad = static_cast<const typename T::out*>(chunk.grad) + i;
+  const auto* grad = static_cast<const typename T::out*>(chunk.grad) + i;
   const auto *w0 = static_cast<const typename T::in*>(chunk.w0), *w1 = static_cast<const typename T::in*>(chunk.w1);
-  auto *grad_w0 = static_cast<typename T::in*>(chunk.grad_w0) + i, *grad_w1 = static_cast<typename T::in*>(chunk.grad_w1);
+  auto *grad_w0 = static_cast<typename T::in*>(chunk.grad_w0) + i,
+       *grad_w1 = static_cast<typename T::in*>(chunk.grad_w1);
   const uint32_t word = chunk.mask_bits[i / kBlock];
   for (int v = 0, j = 0; v < kVectors; ++v, j += kLanes) {
     const Float g = where(from_bits(word >> j), load(grad + j));
@@ -177,8 +177,8 @@ double backward_chunk(const InterpolatePruneBackwardLayer& chunk, float alpha) {
       copy(w0, static_cast<const typename T::in*>(chunk.w0) + whole, rest);
       copy(w1, static_cast<const typename T::in*>(chunk.w1) + whole, rest);
     }
-    const InterpolatePruneBackwardLayer block{grad, chunk.w0 ? w0 : nullptr, w1, chunk.mask_bits + whole / kBlock,
-                                              grad_w0, grad_w1, kBlock};
+    const InterpolatePruneBackwardLayer block{
+        grad, chunk.w0 ? w0 : nullptr, w1, chunk.mask_bits + whole / kBlock, grad_w0, grad_w1, kBlock};
     backward_block<T>(block, 0, c0, c1, sums);
     copy(static_cast<typename T::in*>(chunk.grad_w0) + whole, grad_w0, rest);
     if constexpr (T::line) copy(static_cast<typename T::in*>(chunk.grad_w1) + whole, grad_w1, rest);

@@ -1,11 +1,11 @@
 // A guessed bracket around the threshold lets one pass over the data decide and write nearly every weight; the few keys
-// inside it are then ranked exactly. Whether the guess held is checked, and an exact radix select takes its place if not.
+// inside it are then ranked exactly. Whether the guess held is checked, and an exact radix select takes its place if
+// not.
 #include <algorithm>
+#include <array>
 #include <climits>
 #include <cmath>
-#include <cstring>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "interpolate_prune_kernels.h"
@@ -17,22 +17,29 @@ namespace {
 
 constexpr Bracket kKeepAll{-1, -1}, kKeepNone{INT_MAX - 1, INT_MAX - 1};
 constexpr int64_t kSampleAll = 1 << 12;  // up to so many weights the sample is the whole
-constexpr int64_t kRun = 16;             // weights sampled side by side: a cache line of float32
-constexpr double kDeviations = 5;        // half the bracket, in standard deviations of a sampled rank
-constexpr int64_t kMargin = 8;           // and at least so many sampled ranks
+constexpr int64_t kRun = 32;             // weights sampled side by side: a block of the kernels
+constexpr int64_t kAhead = 24;           // weights fetched ahead
+constexpr int64_t kMaxSample = 1 << 16;
+constexpr double kDeviations = 4;  // half the bracket, in standard deviations of a sampled rank
+constexpr int64_t kMargin = 8;     // and at least so many sampled ranks
 
 InterpolatePruneKernels kernels() {
   switch (max_isa()) {
     case Isa::amx:
     case Isa::avx512_vnni:
-    case Isa::avx512: return avx512::interpolate_prune_kernels();
-    case Isa::avx2: return avx2::interpolate_prune_kernels();
-    case Isa::scalar: break;
+    case Isa::avx512:
+      return avx512::interpolate_prune_kernels();
+    case Isa::avx2:
+      return avx2::interpolate_prune_kernels();
+    case Isa::scalar:
+      break;
   }
   return scalar::interpolate_prune_kernels();
 }
 
-const void* advance(const void* p, int64_t n, DType dtype) { return p ? static_cast<const char*>(p) + n * size_of(dtype) : p; }
+const void* advance(const void* p, int64_t n, DType dtype) {
+  return p ? static_cast<const char*>(p) + n * size_of(dtype) : p;
+}
 void* advance(void* p, int64_t n, DType dtype) { return p ? static_cast<char*>(p) + n * size_of(dtype) : p; }
 
 struct Chunk {
@@ -54,7 +61,8 @@ struct Segment {
 
 class Pruner {
  public:
-  Pruner(const InterpolatePruneArgs& args, const Parallel& parallel) : args_(args), parallel_(parallel), run_(kernels()) {
+  Pruner(const InterpolatePruneArgs& args, const Parallel& parallel)
+      : args_(args), parallel_(parallel), run_(kernels()) {
     cut();
   }
 
@@ -64,14 +72,17 @@ class Pruner {
     for (Segment& s : segments_)
       if (!held(s)) classify_exactly(s);
     over(segments_, [this](Segment& s) { settle(s); });
-    over(chunks_, [this](Chunk& c) { resolve(c, segments_[c.segment].threshold); });
+    over(chunks_, [this](Chunk& c) { resolve(c); });
   }
 
  private:
+  // In chunks or segments; too little work does not wake a thread.
+  int64_t grain() const { return total_ < 2 * kChunk ? INT64_MAX : 1; }
+
   template <class Items, class Body>
   void over(Items&& items, Body body) {
-    const int64_t grain = total_ < 2 * kChunk ? INT64_MAX : 1;  // too little to wake a thread for
-    parallel_(int64_t(items.size()), grain, [&](int64_t begin, int64_t end) {
+    if (items.size() == 1) return body(items[0]);  // which may then use the threads itself
+    parallel_(int64_t(items.size()), grain(), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) body(items[i]);
     });
   }
@@ -126,22 +137,40 @@ class Pruner {
     if (c.census.listed) run_.keys_at(c.weights.w, args_.out, c.undecided, c.census.undecided, c.keys);
   }
 
-  // Keys of short runs spread over the segment, at places that no stride in the data can follow.
-  std::vector<int32_t> sample(const Segment& s, int64_t size) const {
-    std::vector<int32_t> found;
-    found.reserve(size + kRun * s.chunks.size());
+  // How many runs of how many weights a chunk gives to a sample of `size` weights of its segment.
+  struct Runs {
+    int64_t count, length;
+    int64_t total() const { return count * length; }
+  };
+
+  static Runs runs_of(const Chunk& c, const Segment& s, int64_t size) {
+    const int64_t n = c.weights.n;
+    if (size >= s.n) return {1, n};
+    const int64_t length = std::min(kRun, n);
+    return {std::clamp<int64_t>(n * size / (s.n * length), 1, n / length), length};
+  }
+
+  // Keys of short runs spread over the chunk, at places that no stride in the data can follow.
+  void sample(const Chunk& c, Runs runs, int32_t* to) const {
+    std::array<uint16_t, kChunk / kRun> at;
+    const int64_t stride = c.weights.n / runs.count;
     uint64_t state = 0x9e3779b97f4a7c15;
-    for (const Chunk& c : s.chunks) {
-      const int64_t n = c.weights.n, runs = size >= s.n ? 1 : std::max<int64_t>(1, n * size / (s.n * kRun));
-      const int64_t stride = n / runs, length = size >= s.n ? n : std::min(kRun, stride);
-      for (int64_t r = 0; r < runs; ++r) {
-        state = state * 6364136223846793005 + 1442695040888963407;
-        const int64_t at = r * stride + int64_t((state >> 33) % uint64_t(stride - length + 1));
-        found.resize(found.size() + length);
-        // A slice's mask bits are not touched by keys().
-        keys(slice(c.weights, at, length), found.data() + found.size() - length);
-      }
+    for (int64_t r = 0; r < runs.count; ++r) {
+      state = state * 6364136223846793005 + 1442695040888963407;
+      at[r] = uint16_t(r * stride + int64_t((state >> 33) % uint64_t(stride - runs.length + 1)));
+      __builtin_prefetch(advance(c.weights.w0, at[r], args_.in));
+      if (c.weights.w1) __builtin_prefetch(advance(c.weights.w1, at[r], args_.in));
     }
+    for (int64_t r = 0; r < runs.count; ++r) keys(slice(c.weights, at[r], runs.length), to + r * runs.length);
+  }
+
+  std::vector<int32_t> sample(const Segment& s, int64_t size) const {
+    std::vector<int64_t> at(s.chunks.size() + 1);
+    for (size_t i = 0; i < s.chunks.size(); ++i) at[i + 1] = at[i] + runs_of(s.chunks[i], s, size).total();
+    std::vector<int32_t> found(at.back());
+    parallel_(int64_t(s.chunks.size()), grain(), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) sample(s.chunks[i], runs_of(s.chunks[i], s, size), &found[at[i]]);
+    });
     return found;
   }
 
@@ -149,19 +178,22 @@ class Pruner {
     if (s.keep == s.n) return kKeepAll;
     if (s.keep == 0) return kKeepNone;
     // Sampling costs in proportion to the sample, ranking the bracket to n / sqrt(sample): this size balances them.
-    const int64_t size = s.n <= kSampleAll ? s.n : std::clamp<int64_t>(std::cbrt(double(s.n) * double(s.n)), 2048, 1 << 15);
-    std::vector<int32_t> found = sample(s, size);
+    const double balanced = 2 * std::cbrt(double(s.n) * double(s.n));
+    const std::vector<int32_t> found = sample(s, s.n <= kSampleAll ? s.n : std::min(int64_t(balanced), kMaxSample));
+    const std::span<const int32_t> list = found;
+    const auto [least, greatest] = std::minmax_element(found.begin(), found.end());
+    const auto at = [&, low = *least, high = *greatest](int64_t rank) {
+      return select_greatest({&list, 1}, low, high, rank, parallel_).key;
+    };
     const int64_t m = found.size();
     if (m == s.n) {
-      const int32_t key = select_greatest(found, s.keep).key;
+      const int32_t key = at(s.keep);
       return {key, key};
     }
     const double share = double(s.keep) / double(s.n);
     const int64_t rank = std::llround(share * double(m));
     const int64_t margin = kMargin + int64_t(kDeviations * std::sqrt(double(m) * share * (1 - share)));
-    const int32_t high = rank - margin < 1 ? kNanKey : select_greatest(found, rank - margin).key;
-    const int32_t low = rank + margin > m ? 0 : select_greatest(found, rank + margin).key;
-    return {low, high};
+    return {rank + margin > m ? 0 : at(rank + margin), rank - margin < 1 ? kNanKey : at(rank - margin)};
   }
 
   static bool held(const Segment& s) {
@@ -188,21 +220,17 @@ class Pruner {
   }
 
   // Counts, among the keys that begin with `prefix`, the next `bits` bits, which lie at `shift`.
-  Histogram count(const Segment& s, int shift, int bits, int32_t prefix) {
-    Histogram all;
-    std::mutex mutex;
-    parallel_(int64_t(s.chunks.size()), total_ < 2 * kChunk ? INT64_MAX : 4, [&](int64_t begin, int64_t end) {
-      Histogram mine;
-      std::vector<int32_t> found(kChunk);
-      for (int64_t i = begin; i < end; ++i) {
-        keys(s.chunks[i].weights, found.data());
-        for (int64_t j = 0; j < s.chunks[i].weights.n; ++j)
-          if (found[j] >> (shift + bits) == prefix) ++mine.count[found[j] >> shift & ((1 << bits) - 1)];
-      }
-      const std::lock_guard lock(mutex);
-      for (int bin = 0; bin < Histogram::kBins; ++bin) all.count[bin] += mine.count[bin];
-    });
-    return all;
+  Histogram count(const Segment& s, int shift, int bits, int32_t prefix) const {
+    return histogram_of(int64_t(s.chunks.size()), grain(), parallel_,
+                        [&](int64_t begin, int64_t end, Histogram& found) {
+                          std::vector<int32_t> key(kChunk);
+                          for (int64_t i = begin; i < end; ++i) {
+                            keys(s.chunks[i].weights, key.data());
+                            for (int64_t j = 0; j < s.chunks[i].weights.n; ++j)
+                              if (key[j] >> (shift + bits) == prefix)
+                                ++found.count[key[j] >> shift & ((1 << bits) - 1)];
+                          }
+                        });
   }
 
   // Ranks the undecided, and shares out the ties to drop: the lowest indices first.
@@ -223,10 +251,9 @@ class Pruner {
     if (s.bracket.low == s.bracket.high) {
       for (size_t i = 0; i < ties.size(); ++i) ties[i] = s.chunks[i].census.undecided;
     } else {
-      std::vector<int32_t> found;
-      found.reserve(undecided);
-      for (const Chunk& c : s.chunks) found.insert(found.end(), c.keys, c.keys + c.census.undecided);
-      const Ranked ranked = select_greatest(found, rank);
+      std::vector<std::span<const int32_t>> lists;
+      for (const Chunk& c : s.chunks) lists.emplace_back(c.keys, size_t(c.census.undecided));
+      const Ranked ranked = select_greatest(lists, s.bracket.low, s.bracket.high, rank, parallel_);
       s.threshold = ranked.key;
       surplus = -ranked.equal;
       for (size_t i = 0; i < ties.size(); ++i) {
@@ -241,24 +268,37 @@ class Pruner {
     }
   }
 
-  // Drops the undecided that lost.
-  void resolve(Chunk& c, int32_t threshold) const {
-    int64_t left = c.drop;
-    const auto lost = [&](int32_t key) { return key < threshold || (key == threshold && left-- > 0); };
+  // Drops the undecided that lost; without a list they are all the threshold's ties.
+  template <class Word>
+  void resolve(const Chunk& c, int32_t threshold) const {
+    auto* w = static_cast<Word*>(c.weights.w);
+    const auto drop_if = [&](bool lost, int64_t i) {
+      w[i] &= Word(Word(lost) - 1);
+      c.weights.mask_bits[i / 32] &= ~(uint32_t(lost) << (i % 32));
+    };
+    int64_t ties = c.drop;
+    const auto lost = [&](int32_t key) {
+      const bool tie = key == threshold && ties > 0;
+      ties -= tie;
+      return key < threshold || tie;
+    };
     if (c.census.listed) {
-      for (int64_t j = 0; j < c.census.undecided; ++j)
-        if (lost(c.keys[j])) drop(c, c.undecided[j]);
-    } else if (threshold > segments_[c.segment].bracket.low || left > 0) {
-      std::vector<int32_t> found(c.weights.n);
-      run_.keys({c.weights.w, nullptr, nullptr, nullptr, c.weights.n}, 0, args_.out, args_.out, found.data());
-      for (int64_t i = 0; i < c.weights.n; ++i)
-        if (found[i] == segments_[c.segment].bracket.low && lost(found[i])) drop(c, i);
+      for (int64_t j = 0; j < c.census.undecided; ++j) {
+        __builtin_prefetch(w + c.undecided[std::min(j + kAhead, c.census.undecided - 1)], 1);
+        drop_if(lost(c.keys[j]), c.undecided[j]);
+      }
+    } else {
+      std::vector<int32_t> key(c.weights.n);
+      run_.keys({w, nullptr, nullptr, nullptr, c.weights.n}, 0, args_.out, args_.out, key.data());
+      const int32_t low = segments_[c.segment].bracket.low;
+      for (int64_t i = 0; i < c.weights.n; ++i) drop_if(key[i] == low && lost(key[i]), i);
     }
   }
 
-  void drop(Chunk& c, int64_t i) const {
-    c.weights.mask_bits[i / 32] &= ~(1u << (i % 32));
-    std::memset(advance(c.weights.w, i, args_.out), 0, size_of(args_.out));
+  void resolve(const Chunk& c) const {
+    const Segment& s = segments_[c.segment];
+    if (s.threshold <= s.bracket.low && c.drop == 0) return;
+    size_of(args_.out) == 4 ? resolve<uint32_t>(c, s.threshold) : resolve<uint16_t>(c, s.threshold);
   }
 
   const InterpolatePruneArgs& args_;

@@ -25,7 +25,8 @@ inline void store(Float16* p, Float x) {
 template <class T>
 inline Float rounded(Float x) {
   if constexpr (std::is_same_v<T, BFloat16>) {
-    const __m256i bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i bits = _mm256_castps_si256(x),
+                  odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i sum = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
     const __m256i even = _mm256_and_si256(sum, _mm256_set1_epi32(int32_t(0xffff0000u)));
     const __m256 nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
@@ -46,7 +47,9 @@ inline Key magnitude(Float x) {
   return _mm256_min_epi32(_mm256_and_si256(_mm256_castps_si256(x), set1_key(0x7fffffff)), set1_key(kNanKey));
 }
 inline void store_keys(int32_t* p, Key x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
-inline Mask at_least(Key a, Key b) { return _mm256_castsi256_ps(_mm256_cmpgt_epi32(a, _mm256_sub_epi32(b, set1_key(1)))); }
+inline Mask at_least(Key a, Key b) {
+  return _mm256_castsi256_ps(_mm256_cmpgt_epi32(a, _mm256_sub_epi32(b, set1_key(1))));
+}
 inline uint32_t to_bits(Mask m) { return uint32_t(_mm256_movemask_ps(m)); }
 inline Mask from_bits(uint32_t bits) {
   const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);

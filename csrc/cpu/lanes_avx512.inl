@@ -24,7 +24,8 @@ inline void store(Float16* p, Float x) {
 template <class T>
 inline Float rounded(Float x) {
   if constexpr (std::is_same_v<T, BFloat16>) {
-    const __m512i bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i bits = _mm512_castps_si512(x),
+                  odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
     const __m512i even = _mm512_and_si512(sum, _mm512_set1_epi32(int32_t(0xffff0000u)));
     const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);

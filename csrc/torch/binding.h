@@ -33,12 +33,15 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {
 
 inline DType dtype_of(ScalarType type, const char* op, const char* name) {
   switch (type) {
-    case ScalarType::Float: return DType::float32;
-    case ScalarType::BFloat16: return DType::bfloat16;
-    case ScalarType::Half: return DType::float16;
+    case ScalarType::Float:
+      return DType::float32;
+    case ScalarType::BFloat16:
+      return DType::bfloat16;
+    case ScalarType::Half:
+      return DType::float16;
     default:
-      STD_TORCH_CHECK(false, op, ": ", name, " must be float32, bfloat16 or float16 (float64 runs the reference), got dtype ",
-                      int(type));
+      STD_TORCH_CHECK(false, op, ": ", name,
+                      " must be float32, bfloat16 or float16 (float64 runs the reference), got dtype ", int(type));
   }
 }
 

@@ -5,13 +5,15 @@ namespace {
 
 void check_layer(const char* op, size_t i, const Tensor& t, const Tensor& like, const char* name) {
   STD_TORCH_CHECK(t.is_cpu(), op, ": ", name, " of layer ", i, " is not on the CPU like the others");
-  STD_TORCH_CHECK(same_shape(t, like), op, ": ", name, " of layer ", i, " has shape ", shape_of(t), ", expected ", shape_of(like));
+  STD_TORCH_CHECK(same_shape(t, like), op, ": ", name, " of layer ", i, " has shape ", shape_of(t), ", expected ",
+                  shape_of(like));
 }
 
 void check_bits(const char* op, size_t i, const Tensor& bits, int64_t n) {
-  STD_TORCH_CHECK(bits.is_cpu() && bits.scalar_type() == ScalarType::Int && bits.dim() == 1 && bits.size(0) == (n + 31) / 32 &&
-                      bits.is_contiguous(),
-                  op, ": mask_bits of layer ", i, " must be ", (n + 31) / 32, " contiguous int32 words, got shape ", shape_of(bits));
+  STD_TORCH_CHECK(bits.is_cpu() && bits.scalar_type() == ScalarType::Int && bits.dim() == 1 &&
+                      bits.size(0) == (n + 31) / 32 && bits.is_contiguous(),
+                  op, ": mask_bits of layer ", i, " must be ", (n + 31) / 32, " contiguous int32 words, got shape ",
+                  shape_of(bits));
 }
 
 }  // namespace
@@ -20,7 +22,8 @@ Pruned prune(const char* op, const std::vector<Tensor>& w0s, const std::vector<T
              std::span<const int64_t> keep, std::optional<ScalarType> dtype) {
   Pruned result;
   if (w0s.empty()) return result;
-  STD_TORCH_CHECK(w1s.empty() || w1s.size() == w0s.size(), op, ": ", w0s.size(), " layers have ", w1s.size(), " other ends");
+  STD_TORCH_CHECK(w1s.empty() || w1s.size() == w0s.size(), op, ": ", w0s.size(), " layers have ", w1s.size(),
+                  " other ends");
   const ScalarType in = w0s[0].scalar_type(), out = dtype.value_or(in);
   std::vector<Tensor> inputs;  // keeps contiguous copies alive
   std::vector<InterpolatePruneLayer> layers;
@@ -52,7 +55,8 @@ PruneGradients prune_backward(const char* op, const std::vector<Tensor>& grads, 
                               bool line, ScalarType dtype) {
   PruneGradients result{};
   if (grads.empty()) return result;
-  STD_TORCH_CHECK(mask_bits.size() == grads.size(), op, ": ", grads.size(), " gradients have ", mask_bits.size(), " masks");
+  STD_TORCH_CHECK(mask_bits.size() == grads.size(), op, ": ", grads.size(), " gradients have ", mask_bits.size(),
+                  " masks");
   STD_TORCH_CHECK(w0s.size() == w1s.size() && (w0s.empty() || (line && w0s.size() == grads.size())), op,
                   ": the ends must come for every layer of a line, or for none");
   std::vector<Tensor> inputs;
@@ -61,7 +65,8 @@ PruneGradients prune_backward(const char* op, const std::vector<Tensor>& grads, 
   for (size_t i = 0; i < grads.size(); ++i) {
     check_layer(op, i, grads[i], grads[i], "grad");
     check_bits(op, i, mask_bits[i], grads[i].numel());
-    STD_TORCH_CHECK(grads[i].scalar_type() == grads[0].scalar_type(), op, ": grad of layer ", i, " differs in dtype from layer 0");
+    STD_TORCH_CHECK(grads[i].scalar_type() == grads[0].scalar_type(), op, ": grad of layer ", i,
+                    " differs in dtype from layer 0");
     if (!w0s.empty())
       for (const Tensor* w : {&w0s[i], &w1s[i]}) {
         check_layer(op, i, *w, grads[i], "an end");
@@ -73,9 +78,10 @@ PruneGradients prune_backward(const char* op, const std::vector<Tensor>& grads, 
                       static_cast<const uint32_t*>(mask_bits[i].const_data_ptr()), result.w0.back().mutable_data_ptr(),
                       line ? result.w1.back().mutable_data_ptr() : nullptr, grads[i].numel()});
   }
-  result.alpha = interpolate_prune_backward({layers, scalar_of<float>(alpha, ScalarType::Float, op, "alpha"),
-                                             dtype_of(dtype, op, "dtype"), dtype_of(grads[0].scalar_type(), op, "grad")},
-                                            parallel);
+  result.alpha =
+      interpolate_prune_backward({layers, scalar_of<float>(alpha, ScalarType::Float, op, "alpha"),
+                                  dtype_of(dtype, op, "dtype"), dtype_of(grads[0].scalar_type(), op, "grad")},
+                                 parallel);
   return result;
 }
 
@@ -96,8 +102,8 @@ std::tuple<Tensor, Tensor> interpolate_prune_cpu(Tensor w0, std::optional<Tensor
 }
 
 std::tuple<Tensor, Tensor, Tensor> interpolate_prune_backward_cpu(Tensor grad, std::optional<Tensor> w0,
-                                                                  std::optional<Tensor> w1, Tensor alpha, Tensor mask_bits,
-                                                                  bool line, ScalarType dtype) {
+                                                                  std::optional<Tensor> w1, Tensor alpha,
+                                                                  Tensor mask_bits, bool line, ScalarType dtype) {
   PruneGradients result = prune_backward(kOp, {grad}, list(w0), list(w1), alpha, {mask_bits}, line, dtype);
   return {result.w0[0], line ? result.w1[0] : torch::stable::empty({0}, dtype),
           w0 ? torch::stable::full({}, result.alpha, ScalarType::Float) : torch::stable::empty({0}, ScalarType::Float)};

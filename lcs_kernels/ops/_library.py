@@ -35,7 +35,9 @@ def output_dtype(dtype: torch.dtype | None, like: Tensor) -> torch.dtype:
     return like.dtype
 
 
-def check_ends(op: str, w0: Tensor, w1: Tensor | None, dtype: torch.dtype | None, names: tuple[str, str] = ("w0", "w1")) -> None:
+def check_ends(
+    op: str, w0: Tensor, w1: Tensor | None, dtype: torch.dtype | None, names: tuple[str, str] = ("w0", "w1")
+) -> None:
     """Raises TypeError or ValueError where the ends of a line do not fit each other or the op."""
     if w0.dtype not in FLOATS:
         raise TypeError(f"{op}: {names[0]} must be float32, bfloat16, float16 or float64, got {w0.dtype}")

@@ -1,4 +1,4 @@
-"""The point alpha of the line from w0 to w1 (arXiv 2110.04252), pruned to its largest weights: blend, exact top-k, write."""
+"""The point alpha of the line from w0 to w1, pruned to its largest weights: blend, exact top-k, write in one op."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def top_mask(w: Tensor, keep: Tensor) -> Tensor:
     """Flat boolean mask of the `keep` largest magnitudes: ties to the higher index, -0 as 0, NaN above infinity."""
     n = w.numel()
     order = w.detach().abs().flatten().argsort(stable=True)
-    return torch.empty(n, dtype=torch.bool, device=w.device).scatter(0, order, torch.arange(n, device=w.device) >= n - keep)
+    return torch.empty(n, dtype=torch.bool, device=w.device).scatter(
+        0, order, torch.arange(n, device=w.device) >= n - keep
+    )
 
 
 def reference(
@@ -106,8 +108,8 @@ def interpolate_prune(
 ) -> Tensor:
     """The `keep` largest weights by magnitude of w = (1 - alpha) * w0 + alpha * w1, zero elsewhere.
 
-    The blend is float32, rounded to the output dtype, then ranked. Equal magnitudes keep the higher flat index, -0 ranks
-    as 0, NaN ranks above infinity and is kept first. The result is bit for bit the same on every back end.
+    The blend is float32, rounded to the output dtype, then ranked. Equal magnitudes keep the higher flat index, -0
+    ranks as 0, NaN ranks above infinity and is kept first. The result is bit for bit the same on every back end.
     Differentiable once, to w0, w1 and alpha; the mask counts as constant (arXiv 2110.04252, section 3).
 
     Args:

@@ -1,4 +1,4 @@
-"""`interpolate_prune` for a list of layers in one launch: each layer for itself, or ranked over all of them together."""
+"""`interpolate_prune` for a list of layers in one launch: each layer for itself, or ranked over all together."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def reference_backward(
     line: bool,
     dtype: torch.dtype,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """`w0s` and `w1s` empty: alpha's gradient is not wanted, and comes back with 0 elements. Not a line: no grad_w1s."""
+    """`w0s` and `w1s` empty: alpha's gradient is not wanted, and has 0 elements. Not a line: no grad_w1s."""
     parts = [
         _single.reference_backward(
             grad, w0s[i] if w0s else None, w1s[i] if w1s else None, alpha, mask_bits[i], line, dtype
@@ -135,7 +135,9 @@ def interpolate_prune_foreach(
         if w0.dtype != w0s[0].dtype or w0.device != w0s[0].device:
             raise ValueError(f"{name}: w0s[{i}] is {w0.dtype} on {w0.device}, w0s[0] {w0s[0].dtype} on {w0s[0].device}")
     if check_finite:
-        check_finite_weights(name, **{f"w{end}s[{i}]": w for end, ws in enumerate((w0s, w1s)) for i, w in enumerate(ws)})
+        check_finite_weights(
+            name, **{f"w{end}s[{i}]": w for end, ws in enumerate((w0s, w1s)) for i, w in enumerate(ws)}
+        )
     alpha = alpha_tensor(name, alpha, extrapolate, w0s[0])
     keep = keep_tensors(name, density, keep, w0s)
     dtype = output_dtype(dtype, w0s[0])

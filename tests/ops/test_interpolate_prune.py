@@ -1,13 +1,14 @@
 import itertools
 
-import lcs_kernels
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.library import opcheck
+
+import lcs_kernels
 from lcs_kernels import interpolate_prune, keep_count
 from lcs_kernels.ops._library import pack_bits, unpack_bits
 from lcs_kernels.ops.interpolate_prune import reference, reference_backward
-from torch._dynamo.testing import CompileCounterWithBackend
-from torch.library import opcheck
 
 from .prune_cases import KINDS, SIZES, assert_same
 
@@ -214,7 +215,9 @@ def test_mask_bits_round_trip():
         assert torch.equal(unpack_bits(pack_bits(mask), n), mask)
 
 
-@pytest.mark.parametrize(("density", "n", "keep"), [(0.5, 5, 2), (0.5, 7, 4), (0.9, 10, 9), (0, 9, 0), (1, 9, 9), (1 / 3, 3, 1)])
+@pytest.mark.parametrize(
+    ("density", "n", "keep"), [(0.5, 5, 2), (0.5, 7, 4), (0.9, 10, 9), (0, 9, 0), (1, 9, 9), (1 / 3, 3, 1)]
+)
 def test_keep_count_rounds_half_to_even(density, n, keep):
     assert keep_count(density, n) == keep
     w = interpolate_prune(torch.ones(n), None, 0.0, torch.tensor(density, dtype=torch.float64))

@@ -1,9 +1,10 @@
 import pytest
 import torch
-from lcs_kernels import interpolate_prune, interpolate_prune_foreach
-from lcs_kernels.ops.interpolate_prune_foreach import reference, reference_backward
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
+
+from lcs_kernels import interpolate_prune, interpolate_prune_foreach
+from lcs_kernels.ops.interpolate_prune_foreach import reference, reference_backward
 
 from .prune_cases import KINDS, assert_same
 

@@ -6,9 +6,9 @@ namespace lcs {
 // In order: a later one implies the earlier ones. avx512 is F, BW, DQ and VL; avx512_vnni adds VNNI, VBMI and VBMI2.
 enum class Isa { scalar, avx2, avx512, avx512_vnni, amx };
 
-Isa machine_isa();          // what this machine and its operating system allow
-Isa max_isa();              // what the kernels use: machine_isa(), capped by LCS_MAX_ISA or set_max_isa
-void set_max_isa(Isa isa);  // never raises above the machine
+Isa machine_isa();                     // what this machine and its operating system allow
+Isa max_isa();                         // what the kernels use: machine_isa(), capped by LCS_MAX_ISA or set_max_isa
+void set_max_isa(Isa isa);             // never raises above the machine
 Isa parse_isa(std::string_view name);  // throws std::invalid_argument
 const char* isa_name(Isa isa);
 

@@ -1,0 +1,72 @@
+"""Measures every op against its peers: `python -m lcs_kernels.benchmarks [--op NAME] [--threads N] [--json FILE]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import lcs_kernels
+from lcs_kernels import ops
+
+from .harness import Row, measure, result
+from .machine import fingerprint
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="lcs bench", description=__doc__.partition(":")[0] + ".")
+    parser.add_argument("--op", choices=ops.names(), action="append", help="only this op (may be given again)")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="threads of torch and of our kernels"
+    )
+    parser.add_argument("--rounds", type=int, default=31, help="samples of each candidate (default %(default)s)")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    return parser.parse_args(argv)
+
+
+def show(found: dict) -> None:
+    fraction = found["fraction_of_limit"]
+    limit = f", {fraction:.0%} of the memory limit" if fraction else ""
+    print(f"\n{found['op']}: {found['case']} ({found['gb_per_s']:.1f} GB/s{limit})")
+    for c in found["candidates"]:
+        times = f"{c['median_us']:12.1f} us  [{c['p10_us']:.1f} .. {c['p90_us']:.1f}]"
+        verdict = "" if c["name"] == "lcs" else f"  {c['ratio']:.2f}x our time"
+        name = "2 reads + 1 write (limit)" if c["name"] == "limit" else c["name"]
+        print(f"  {name:34}{times:42} clean {c['clean_samples']}/{c['samples']}{verdict}")
+
+
+def run(row: Row, rounds: int) -> dict:
+    def progress(done: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{row.op}: {row.case}: round {done}/{rounds}\033[K", end="\r", file=sys.stderr)
+
+    return result(row, measure(row, rounds, progress))
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    torch.set_num_threads(arguments.threads)
+    if lcs_kernels.isa.max_name() == "reference":
+        print("bench: LCS_REFERENCE is set, so there are no kernels to measure; unset it", file=sys.stderr)
+        return 1
+    machine = fingerprint()
+    print(f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}, torch {machine['torch']}")
+    found = []
+    for name in arguments.op or ops.names():
+        for row in importlib.import_module(f".{name}", __package__).rows():
+            found.append(run(row, arguments.rounds))
+            show(found[-1])
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        content = {"machine": machine, "date": time.strftime("%Y-%m-%d"), "rows": found}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Interleaved timing: every candidate of a row runs in turn, so that a slow second slows them all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median, quantiles
+
+SAMPLE_SECONDS = 0.004  # a sample repeats its candidate for at least so long
+DISTURBED = 0.02  # samples whose threads waited for a core longer than this share are dropped
+
+
+@dataclass(frozen=True)
+class Row:
+    """One shape of one op: our kernel, its peers at the same work, and the memory traffic that bounds them all."""
+
+    op: str
+    case: str
+    candidates: dict[str, Callable[[], object]]  # the first is ours
+    limit: Callable[[], object] | None  # moves the same bytes and does nothing else
+    bytes: int
+    check: Callable[[], None]  # raises where our result is not the oracle's
+
+
+@dataclass
+class Timing:
+    """Seconds a call: all samples, and those that no other process disturbed."""
+
+    every: list[float] = field(default_factory=list)
+    clean: list[float] = field(default_factory=list)
+
+    @property
+    def samples(self) -> list[float]:
+        return self.clean if len(self.clean) >= 3 else self.every
+
+    @property
+    def median(self) -> float:
+        return median(self.samples)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """10th and 90th percentile."""
+        if len(self.samples) < 2:
+            return self.median, self.median
+        cuts = quantiles(self.samples, n=10, method="inclusive")
+        return cuts[0], cuts[-1]
+
+
+def _waited() -> float:
+    """Seconds that this process' threads have waited on a run queue (0 where the kernel does not tell)."""
+    total = 0
+    for stat in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            total += int(stat.read_text().split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # the thread has ended
+    return total * 1e-9
+
+
+def _sample(call: Callable[[], object], repeats: int) -> tuple[float, bool]:
+    waited, begin = _waited(), time.perf_counter()
+    for _ in range(repeats):
+        call()
+    elapsed = time.perf_counter() - begin
+    return elapsed / repeats, _waited() - waited <= DISTURBED * elapsed
+
+
+def _repeats(call: Callable[[], object]) -> int:
+    call()
+    best = min(_sample(call, 1)[0] for _ in range(3))
+    return max(1, int(SAMPLE_SECONDS / best))
+
+
+def measure(row: Row, rounds: int, progress: Callable[[int], None] = lambda done: None) -> dict[str, Timing]:
+    """Checks the row, then times its candidates, and its limit as "limit"; calls `progress` after every round."""
+    row.check()
+    calls = dict(row.candidates)
+    if row.limit:
+        calls["limit"] = row.limit
+    repeats = {name: _repeats(call) for name, call in calls.items()}
+    timings = {name: Timing() for name in calls}
+    for done in range(1, rounds + 1):
+        for name, call in calls.items():
+            seconds, clean = _sample(call, repeats[name])
+            timings[name].every.append(seconds)
+            if clean:
+                timings[name].clean.append(seconds)
+        progress(done)
+    return timings
+
+
+def result(row: Row, timings: dict[str, Timing]) -> dict:
+    """What a measured row says, as plain data. `ratio`: the peer's time over ours, above 1 where ours is faster."""
+    ours = timings[next(iter(row.candidates))].median
+    limit = timings["limit"].median if row.limit else None
+    return {
+        "op": row.op,
+        "case": row.case,
+        "bytes": row.bytes,
+        "gb_per_s": row.bytes / ours * 1e-9,
+        "fraction_of_limit": limit / ours if limit else None,
+        "candidates": [
+            {
+                "name": name,
+                "median_us": t.median * 1e6,
+                "p10_us": t.spread[0] * 1e6,
+                "p90_us": t.spread[1] * 1e6,
+                "clean_samples": len(t.clean),
+                "samples": len(t.every),
+                "ratio": t.median / ours,
+            }
+            for name, t in timings.items()
+        ],
+    }
