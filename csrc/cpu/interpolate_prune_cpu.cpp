@@ -278,9 +278,9 @@ class Pruner {
     };
     int64_t ties = c.drop;
     const auto lost = [&](int32_t key) {
-      const bool tie = key == threshold && ties > 0;
+      const bool tie = (key == threshold) & (ties > 0);  // no branch: it could not be predicted
       ties -= tie;
-      return key < threshold || tie;
+      return (key < threshold) | tie;
     };
     if (c.census.listed) {
       for (int64_t j = 0; j < c.census.undecided; ++j) {

@@ -1,0 +1,66 @@
+# Needs Python 3.10 or later and a C++20 compiler; everything else comes into .venv. A second run does nothing again:
+# the stamps in .venv carry a hash of what they were made from.
+TORCH  ?= 2.13.0
+PYTHON ?= python3
+ifeq ($(origin CXX),default)
+CXX := c++
+endif
+
+VENV := .venv
+PY   := $(VENV)/bin/python
+BUILD_DIR := build
+
+DEPENDENCY_FILES := pyproject.toml constraints.txt
+BUILD_FILES := setup.py lcs_kernels/_build.py $(sort $(shell find csrc -type f))
+hash = $(shell { echo '$(1)'; cat $(2); } | sha256sum | cut -c1-16)
+INSTALLED := $(VENV)/.installed-$(call hash,$(TORCH) $(PYTHON),$(DEPENDENCY_FILES))
+BUILT := $(VENV)/.built-$(call hash,$(TORCH) $(PYTHON) $(CXX),$(DEPENDENCY_FILES) $(BUILD_FILES))
+
+.PHONY: build test ctest demo bench lint format clean
+.DELETE_ON_ERROR:
+
+build: $(BUILT)
+
+test: build
+	$(PY) -m pytest $(ARGS)
+
+ctest: # the torch-free core alone; needs cmake
+	@command -v cmake > /dev/null || { echo "lcs-kernels: make ctest needs cmake 3.20 or later" >&2; exit 1; }
+	cmake -S . -B $(BUILD_DIR)/core -DPython3_EXECUTABLE=$$(command -v $(PYTHON)) > /dev/null
+	cmake --build $(BUILD_DIR)/core --parallel $$(nproc)
+	ctest --test-dir $(BUILD_DIR)/core --output-on-failure
+
+demo: build
+	$(PY) -m lcs demo $(if $(QUICK),--quick) $(ARGS)
+
+bench: build
+	$(PY) -m lcs_kernels.benchmarks $(ARGS)
+
+CXX_FILES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(INSTALLED)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+clean: # all that is built; the installed packages stay (rm -r .venv removes them)
+	rm -rf $(BUILD_DIR) dist *.egg-info lcs_kernels/*.so $(VENV)/.built-* .pytest_cache .ruff_cache
+
+$(INSTALLED):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "lcs-kernels: $(PYTHON) must be Python 3.10 or later; name another one: make PYTHON=python3.11" >&2; exit 1; }
+	@echo "installing torch $(TORCH) and the dependencies into $(VENV)"
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet -c constraints.txt setuptools torch==$(TORCH)
+	LCS_BUILD=0 $(PY) -m pip install --quiet --no-build-isolation -c constraints.txt torch==$(TORCH) -e '.[train,dev]'
+	@rm -f $(VENV)/.installed-* $(VENV)/.built-* && touch $@
+
+$(BUILT): | $(INSTALLED)
+	@set -- $(CXX); command -v "$$1" > /dev/null || \
+	  { echo "lcs-kernels: no C++ compiler '$$1'; install g++ 10 or later, or name another one: make CXX=clang++" >&2; exit 1; }
+	CXX='$(CXX)' LCS_BUILD=1 $(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+	@rm -f $(VENV)/.built-* && touch $@

@@ -1,0 +1,23 @@
+#include "lcs/isa.h"
+
+#include <initializer_list>
+#include <stdexcept>
+
+#include "check.h"
+
+using lcs::Isa;
+
+int main() {
+  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::amx}) {
+    CHECK(lcs::parse_isa(lcs::isa_name(isa)) == isa);
+    lcs::set_max_isa(isa);
+    CHECK(lcs::max_isa() == (isa < lcs::machine_isa() ? isa : lcs::machine_isa()));
+  }
+  bool thrown = false;
+  try {
+    lcs::parse_isa("sse9");
+  } catch (const std::invalid_argument&) {
+    thrown = true;
+  }
+  CHECK(thrown);
+}

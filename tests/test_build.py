@@ -1,0 +1,86 @@
+"""The rules that the C++ sources and the package keep, whatever is added to them."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lcs_kernels import _build
+
+CSRC = _build.csrc_dir()
+LISTED = (CSRC / "sources.txt").read_text().split()
+ISA_FILES = [name for name in LISTED if re.search(r"_(avx2|avx512|vnni|amx)\.cpp$", name)]
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_source_list_is_the_disk():
+    on_disk = [path.relative_to(CSRC).as_posix() for path in CSRC.rglob("*") if path.suffix in _build.SOURCE_SUFFIXES]
+    assert sorted(LISTED) == sorted(on_disk)
+
+
+def test_stems_are_unique():
+    stems = [Path(name).stem for name in LISTED]
+    assert sorted(stems) == sorted(set(stems))
+
+
+def test_every_source_is_in_one_library(tmp_path):
+    names = ["cpu/a.cpp", "torch/a_op.cpp", "torch/a_cuda_op.cpp", "cuda/a_cuda.cu"]
+    (tmp_path / "sources.txt").write_text("\n".join(names))
+    assert _build.sources(tmp_path) == names[:2]
+    assert _build.sources(tmp_path, "_C_cuda") == names[2:]
+
+
+def test_core_is_free_of_torch():
+    core = [path for path in CSRC.rglob("*") if path.is_file() and path.parent != CSRC / "torch"]
+    assert core
+    for path in core:
+        assert not re.search(r"#include\s*[<\"](torch|ATen|c10|Python\.h)", path.read_text()), path
+
+
+def test_no_code_asks_what_the_build_machine_has():
+    for path in CSRC.rglob("*"):
+        if path.is_file():
+            assert not re.search(r"\b__(AVX|AMX|FMA__|SSE)", path.read_text()), path
+    assert not [flag for flag in _build.CXX_FLAGS if flag.startswith("-m")]
+
+
+@pytest.mark.parametrize("name", ISA_FILES)
+def test_isa_objects_share_no_code(name, tmp_path):
+    """A weak symbol of such an object could be linked in place of the baseline's and fault on an older CPU."""
+    _build.compile_object(_build.find_compiler(), CSRC, CSRC / name, tmp_path / "a.o")
+    symbols = run("nm", "--defined-only", str(tmp_path / "a.o")).splitlines()
+    assert symbols
+    assert not [line for line in symbols if line.split()[1] in "WwVvu"]
+
+
+def test_isa_files_are_found():
+    assert {"_avx2.cpp", "_avx512.cpp"} <= {re.search(r"_[a-z0-9]+\.cpp$", name)[0] for name in ISA_FILES}
+
+
+def test_flags_need_no_installed_package():
+    """setup.py and CMake run this file before anything is installed."""
+    script = Path(_build.__file__)
+    assert run(sys.executable, "-I", "-S", str(script), "flags").strip().split(";") == _build.CXX_FLAGS
+
+
+def test_import_is_light():
+    code = """
+import sys, torch
+
+class Refuse:
+    asked = []
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "triton":
+            self.asked.append(name)
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse())
+import lcs_kernels
+print(Refuse.asked, "torch._dynamo" in sys.modules, torch.cuda.is_initialized())
+"""
+    assert run("env", "CUDA_VISIBLE_DEVICES=", sys.executable, "-c", code) == "[] False False\n"

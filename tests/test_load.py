@@ -1,0 +1,70 @@
+"""When kernels are loaded, and what is said when they cannot be."""
+
+import sys
+import threading
+
+import pytest
+
+from lcs_kernels import LcsUnavailableError, _build, _jit, _load
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """As in a new process that holds no binary; counts the builds."""
+    monkeypatch.setattr(_load, "_status", _load._NOT_YET)
+    monkeypatch.setattr(_load, "_error", None)
+    monkeypatch.setattr(_build, "find_binary", lambda: None)
+    monkeypatch.delenv("LCS_REFERENCE", raising=False)
+    builds = []
+    monkeypatch.setattr(_jit, "build", lambda: builds.append(1) or sys.exit("unexpected build"))
+    return builds
+
+
+def test_import_builds_nothing(fresh):
+    _load.load_installed()
+    assert (_load.status().backend, fresh) == ("none", [])
+    assert "first op" in str(_load.status())
+
+
+def test_first_op_builds_once_for_all_threads(fresh, monkeypatch, tmp_path):
+    loaded = []
+    monkeypatch.setattr(_jit, "build", lambda: fresh.append(1) or tmp_path / "a.so")
+    monkeypatch.setattr("torch.ops.load_library", loaded.append)
+    threads = [threading.Thread(target=_load.ensure_loaded) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (fresh, loaded) == ([1], [tmp_path / "a.so"])
+    assert _load.ensure_loaded() == "jit"
+    assert str(tmp_path / "a.so") in str(_load.status())
+
+
+@pytest.mark.parametrize("value, backend", [("1", "reference"), ("0", "none"), ("", "none")])
+def test_reference_on_request(value, backend, fresh, monkeypatch):
+    monkeypatch.setenv("LCS_REFERENCE", value)
+    _load.load_installed()
+    assert _load.status().backend == backend
+
+
+def test_failure_is_raised_by_each_op_but_tried_once(fresh, monkeypatch):
+    def no_compiler():
+        fresh.append(1)
+        raise LcsUnavailableError("no compiler, install one")
+
+    monkeypatch.setattr(_jit, "build", no_compiler)
+    for _ in range(2):
+        with pytest.raises(LcsUnavailableError, match="install one"):
+            _load.ensure_loaded()
+    assert fresh == [1]
+    assert "install one" in str(_load.status())
+
+
+def test_broken_binary_does_not_stop_the_import(fresh, monkeypatch, tmp_path):
+    broken = tmp_path / "_C.so"
+    broken.write_bytes(b"not a library")
+    monkeypatch.setattr(_build, "find_binary", lambda: broken)
+    _load.load_installed()
+    with pytest.raises(LcsUnavailableError, match=r"_C\.so does not load into torch .* Install lcs-kernels again"):
+        _load.ensure_loaded()
+    assert fresh == []
