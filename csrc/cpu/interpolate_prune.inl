@@ -104,7 +104,7 @@ struct Classifier {
   uint16_t* undecided;
   Census census;
 
-  Classifier(const InterpolatePruneLayer& chunk, float alpha, Bracket bracket, uint16_t* list)
+  Classifier(const InterpolatePruneLayer& chunk, float alpha, KeyRange bracket, uint16_t* list)
       : blend(chunk, alpha), low(set1_key(bracket.low)), above(set1_key(bracket.high + 1)), undecided(list) {}
 
   void block(const Blend<T>& from, int64_t i, uint32_t valid, typename T::out* w, uint32_t* word, int base) {
@@ -127,7 +127,7 @@ struct Classifier {
 };
 
 template <class T>
-Census classify_chunk(const InterpolatePruneLayer& chunk, float alpha, Bracket bracket, uint16_t* undecided) {
+Census classify_chunk(const InterpolatePruneLayer& chunk, float alpha, KeyRange bracket, uint16_t* undecided) {
   const int64_t whole = chunk.n / kBlock * kBlock;
   auto* w = static_cast<typename T::out*>(chunk.w);
   Classifier<T> run(chunk, alpha, bracket, undecided);
@@ -200,7 +200,8 @@ void keys_at(const void* w, DType out, const uint16_t* offsets, int64_t n, int32
   gather_keys(static_cast<const float*>(w), offsets, n, to);
 }
 
-Census classify(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, Bracket bracket, uint16_t* list) {
+Census classify(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, KeyRange bracket,
+                uint16_t* list) {
   return with_types(in, out, chunk.w1,
                     [&](auto types) { return classify_chunk<decltype(types)>(chunk, alpha, bracket, list); });
 }

@@ -15,10 +15,10 @@
 namespace lcs {
 namespace {
 
-constexpr Bracket kKeepAll{-1, -1}, kKeepNone{INT_MAX - 1, INT_MAX - 1};
+constexpr KeyRange kKeepAll{-1, -1}, kKeepNone{INT_MAX - 1, INT_MAX - 1};
 constexpr int64_t kSampleAll = 1 << 12;  // up to so many weights the sample is the whole
 constexpr int64_t kRun = 32;             // weights sampled side by side: a block of the kernels
-constexpr int64_t kAhead = 24;           // weights fetched ahead
+constexpr int64_t kAhead = 64;           // weights fetched ahead
 constexpr int64_t kMaxSample = 1 << 16;
 constexpr double kDeviations = 4;  // half the bracket, in standard deviations of a sampled rank
 constexpr int64_t kMargin = 8;     // and at least so many sampled ranks
@@ -55,7 +55,7 @@ struct Chunk {
 struct Segment {
   std::span<Chunk> chunks;
   int64_t n, keep;
-  Bracket bracket{};
+  KeyRange bracket{};
   int32_t threshold = 0;
 };
 
@@ -132,7 +132,7 @@ class Pruner {
     run_.keys(weights, args_.alpha, args_.in, args_.out, to);
   }
 
-  void classify(Chunk& c, Bracket bracket) const {
+  void classify(Chunk& c, KeyRange bracket) const {
     c.census = run_.classify(c.weights, args_.alpha, args_.in, args_.out, bracket, c.undecided);
     if (c.census.listed) run_.keys_at(c.weights.w, args_.out, c.undecided, c.census.undecided, c.keys);
   }
@@ -174,7 +174,7 @@ class Pruner {
     return found;
   }
 
-  Bracket guess(const Segment& s) const {
+  KeyRange guess(const Segment& s) const {
     if (s.keep == s.n) return kKeepAll;
     if (s.keep == 0) return kKeepNone;
     // Sampling costs in proportion to the sample, ranking the bracket to n / sqrt(sample): this size balances them.
@@ -182,18 +182,18 @@ class Pruner {
     const std::vector<int32_t> found = sample(s, s.n <= kSampleAll ? s.n : std::min(int64_t(balanced), kMaxSample));
     const std::span<const int32_t> list = found;
     const auto [least, greatest] = std::minmax_element(found.begin(), found.end());
-    const auto at = [&, low = *least, high = *greatest](int64_t rank) {
-      return select_greatest({&list, 1}, low, high, rank, parallel_).key;
-    };
+    const KeyRange all{*least, *greatest};
     const int64_t m = found.size();
     if (m == s.n) {
-      const int32_t key = at(s.keep);
+      const int32_t key = select_greatest({&list, 1}, all, s.keep, parallel_).key;
       return {key, key};
     }
     const double share = double(s.keep) / double(s.n);
     const int64_t rank = std::llround(share * double(m));
     const int64_t margin = kMargin + int64_t(kDeviations * std::sqrt(double(m) * share * (1 - share)));
-    return {rank + margin > m ? 0 : at(rank + margin), rank - margin < 1 ? kNanKey : at(rank - margin)};
+    const int64_t first = rank - margin, last = rank + margin;
+    const KeyRange middle = enclose({&list, 1}, all, std::max<int64_t>(first, 1), std::min(last, m), parallel_);
+    return {last > m ? 0 : middle.low, first < 1 ? kNanKey : middle.high};
   }
 
   static bool held(const Segment& s) {
@@ -236,34 +236,23 @@ class Pruner {
   // Ranks the undecided, and shares out the ties to drop: the lowest indices first.
   void settle(Segment& s) const {
     int64_t rank = s.keep, undecided = 0;
+    std::vector<std::span<const int32_t>> lists;
     for (const Chunk& c : s.chunks) {
       rank -= c.census.kept;
       undecided += c.census.undecided;
+      lists.emplace_back(c.keys, size_t(c.census.undecided));
     }
-    s.threshold = s.bracket.low;
-    if (rank == undecided) return;
-    int64_t surplus = undecided - rank;
-    std::vector<int64_t> ties(s.chunks.size());
-    if (rank == 0) {
-      s.threshold = INT_MAX;
-      return;
-    }
-    if (s.bracket.low == s.bracket.high) {
-      for (size_t i = 0; i < ties.size(); ++i) ties[i] = s.chunks[i].census.undecided;
-    } else {
-      std::vector<std::span<const int32_t>> lists;
-      for (const Chunk& c : s.chunks) lists.emplace_back(c.keys, size_t(c.census.undecided));
-      const Ranked ranked = select_greatest(lists, s.bracket.low, s.bracket.high, rank, parallel_);
-      s.threshold = ranked.key;
-      surplus = -ranked.equal;
-      for (size_t i = 0; i < ties.size(); ++i) {
-        const Chunk& c = s.chunks[i];
-        ties[i] = std::count(c.keys, c.keys + c.census.undecided, ranked.key);
-        surplus += ties[i];
-      }
-    }
-    for (size_t i = 0; i < ties.size(); ++i) {
-      s.chunks[i].drop = std::min(surplus, ties[i]);
+    const bool one_key = s.bracket.low == s.bracket.high;
+    Ranked ranked{s.bracket.low, rank, undecided};
+    if (rank == 0)
+      ranked = {INT_MAX, 0, 0};
+    else if (rank < undecided && !one_key)
+      ranked = select_greatest(lists, s.bracket, rank, parallel_);
+    s.threshold = ranked.key;
+    int64_t surplus = ranked.ties - ranked.kept;
+    for (size_t i = 0; surplus > 0; ++i) {
+      const auto ties = one_key ? int64_t(lists[i].size()) : std::count(lists[i].begin(), lists[i].end(), ranked.key);
+      s.chunks[i].drop = std::min<int64_t>(surplus, ties);
       surplus -= s.chunks[i].drop;
     }
   }
@@ -284,7 +273,7 @@ class Pruner {
     };
     if (c.census.listed) {
       for (int64_t j = 0; j < c.census.undecided; ++j) {
-        __builtin_prefetch(w + c.undecided[std::min(j + kAhead, c.census.undecided - 1)], 1);
+        __builtin_prefetch(w + c.undecided[std::min(j + kAhead, c.census.undecided - 1)], 1, 2);
         drop_if(lost(c.keys[j]), c.undecided[j]);
       }
     } else {

@@ -1,5 +1,6 @@
 #pragma once
 #include "lcs/interpolate_prune.h"
+#include "select.h"
 
 // What each instruction set implements, on one chunk of a layer. A key is the magnitude of a rounded weight as the bits
 // of its float32: ordered like the magnitude, every NaN one key above infinity.
@@ -10,11 +11,6 @@ constexpr int64_t kChunk = 1 << 14;         // weights of a chunk at most, so th
 constexpr int64_t kMaxUndecided = 1 << 11;  // offsets a chunk can list
 constexpr int64_t kListSlack = 32;          // kernels write whole vectors
 
-// Keys above `high` are kept and keys below `low` pruned; those in [low, high] are undecided.
-struct Bracket {
-  int32_t low, high;
-};
-
 struct Census {
   int64_t kept = 0;       // keys above the bracket
   int64_t undecided = 0;  // keys in it
@@ -24,8 +20,8 @@ struct Census {
 struct InterpolatePruneKernels {
   // keys[i] for i in [0, n)
   void (*keys)(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, int32_t* keys);
-  // Writes w and mask_bits with undecided weights kept, and lists their offsets in order.
-  Census (*classify)(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, Bracket bracket,
+  // Prunes keys below the bracket, keeps those above, and keeps for now and lists in order those inside: the undecided.
+  Census (*classify)(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, KeyRange bracket,
                      uint16_t* undecided);
   // keys[j] of w[offsets[j]] for j in [0, n)
   void (*keys_at)(const void* w, DType out, const uint16_t* offsets, int64_t n, int32_t* keys);

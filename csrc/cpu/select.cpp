@@ -2,35 +2,51 @@
 
 #include <algorithm>
 #include <bit>
-#include <functional>
 #include <mutex>
+#include <vector>
 
 namespace lcs {
 namespace {
 
-using Lists = std::span<const std::span<const int32_t>>;
-
 constexpr int64_t kFew = 128;               // keys that are simply sorted
 constexpr int64_t kWorthAThread = 1 << 14;  // keys
 
-int64_t total(Lists lists) {
+int64_t total(KeyLists lists) {
   int64_t n = 0;
   for (const auto& keys : lists) n += int64_t(keys.size());
   return n;
 }
 
-Ranked sort_and_select(std::vector<int32_t> keys, int64_t rank) {
-  std::sort(keys.begin(), keys.end(), std::greater<>());
-  const int32_t key = keys[rank - 1];
-  return {key, rank - (std::find(keys.begin(), keys.end(), key) - keys.begin())};
+// The bits above which 2048 bins cover the range.
+int shift_of(KeyRange range) {
+  return std::max(0, int(std::bit_width(uint32_t(range.high - range.low))) - Histogram::kBits);
 }
 
-// The keys in [low, high] of all lists.
-std::vector<int32_t> collect(Lists lists, int32_t low, int32_t high) {
+// Of the keys inside `range`.
+Histogram count(KeyLists lists, KeyRange range, const Parallel& parallel) {
+  const int64_t n = total(lists),
+                grain = n < 2 * kWorthAThread ? INT64_MAX : 1 + int64_t(lists.size()) * kWorthAThread / n;
+  const uint32_t width = uint32_t(range.high - range.low);
+  return histogram_of(int64_t(lists.size()), grain, parallel,
+                      [=, shift = shift_of(range)](int64_t begin, int64_t end, Histogram& histogram) {
+                        for (int64_t i = begin; i < end; ++i)
+                          for (int32_t key : lists[i])
+                            if (const uint32_t offset = uint32_t(key - range.low); offset <= width)
+                              ++histogram.count[offset >> shift];
+                      });
+}
+
+KeyRange bins(KeyRange range, int32_t from, int32_t to) {
+  const int shift = shift_of(range);
+  const int64_t high = range.low + ((int64_t{to} + 1) << shift) - 1;
+  return {range.low + (from << shift), int32_t(std::min<int64_t>(range.high, high))};
+}
+
+std::vector<int32_t> collect(KeyLists lists, KeyRange range) {
   std::vector<int32_t> found;
   for (const auto& keys : lists)
     for (int32_t key : keys)
-      if (key >= low && key <= high) found.push_back(key);
+      if (key >= range.low && key <= range.high) found.push_back(key);
   return found;
 }
 
@@ -55,26 +71,36 @@ Histogram histogram_of(int64_t n, int64_t grain, const Parallel& parallel,
   return sum;
 }
 
-// Each round keeps the keys of one of 2048 equal parts of the range that is left: at most three rounds for 31 bits.
-Ranked select_greatest(Lists lists, int32_t low, int32_t high, int64_t rank, const Parallel& parallel) {
+KeyRange enclose(KeyLists lists, KeyRange range, int64_t first, int64_t last, const Parallel& parallel) {
+  for (int round = 0; round < 2 && range.low < range.high; ++round) {
+    const Histogram histogram = count(lists, range, parallel);
+    int64_t rank = last;
+    const int32_t from = histogram.find(rank);
+    rank = first;
+    const int32_t to = histogram.find(rank);
+    last -= first - rank;
+    first = rank;
+    range = bins(range, from, to);
+  }
+  return range;
+}
+
+// Each round keeps one of 2048 equal parts of the range: at most three rounds for 31 bits.
+Ranked select_greatest(KeyLists lists, KeyRange range, int64_t rank, const Parallel& parallel) {
   std::vector<int32_t> found;
   std::span<const int32_t> rest;
-  for (int64_t n = total(lists); n > kFew; n = total(lists)) {
-    if (low == high) return {low, rank};
-    const int shift = std::max(0, int(std::bit_width(uint32_t(high - low))) - Histogram::kBits);
-    const int64_t grain = std::max<int64_t>(1, kWorthAThread * int64_t(lists.size()) / n);
-    const int32_t bin =
-        histogram_of(int64_t(lists.size()), grain, parallel, [&](int64_t begin, int64_t end, Histogram& histogram) {
-          for (int64_t i = begin; i < end; ++i)
-            for (int32_t key : lists[i]) ++histogram.count[(key - low) >> shift];
-        }).find(rank);
-    low += bin << shift;
-    high = std::min(high, low + ((1 << shift) - 1));
-    found = collect(lists, low, high);
+  while (total(lists) > kFew) {
+    if (range.low == range.high) return {range.low, rank, total(lists)};
+    const int32_t bin = count(lists, range, parallel).find(rank);
+    range = bins(range, bin, bin);
+    found = collect(lists, range);
     rest = found;
     lists = {&rest, 1};
   }
-  return sort_and_select(collect(lists, low, high), rank);
+  found = collect(lists, range);
+  std::sort(found.begin(), found.end(), std::greater<>());
+  const auto [from, to] = std::equal_range(found.begin(), found.end(), found[rank - 1], std::greater<>());
+  return {*from, rank - (from - found.begin()), to - from};
 }
 
 }  // namespace lcs

@@ -1,0 +1,19 @@
+#include "lcs_core.h"
+
+#include <string>
+
+#include "lcs/isa.h"
+
+PYBIND11_MODULE(lcs_core, m) {
+  m.doc() =
+      "The kernels of lcs-kernels on NumPy arrays, without torch. Arrays are C-contiguous float32, float16 or, as "
+      "NumPy has no bfloat16, uint16 with its bits. Each call runs on `threads` threads and the result does not depend "
+      "on how many, nor on the instruction set.";
+  m.def(
+      "isa", [] { return lcs::isa_name(lcs::max_isa()); },
+      "The best instruction set in use: scalar, avx2, avx512, avx512_vnni or amx.");
+  m.def(
+      "set_isa", [](const std::string& name) { lcs::set_max_isa(lcs::parse_isa(name)); }, pybind11::arg("name"),
+      "Caps the kernels at instruction set `name`; more than the machine has means all it has. Not per thread.");
+  lcs::core::bind_interpolate_prune(m);
+}

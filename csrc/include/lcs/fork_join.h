@@ -1,0 +1,33 @@
+#pragma once
+#include <algorithm>
+#include <future>
+#include <vector>
+
+#include "lcs/parallel.h"
+
+namespace lcs {
+
+// An lcs::Parallel of `threads` threads, for callers without a pool of their own. Threads live for one call, so that
+// nothing is left behind at a fork or at exit. A call from inside a piece runs serially; the first exception of a piece
+// is thrown when all pieces have ended.
+inline Parallel fork_join(int threads) {
+  return [threads](int64_t n, int64_t grain, const Range& range) {
+    static thread_local bool inside = false;
+    const int64_t pieces = std::clamp<int64_t>(n / std::max<int64_t>(grain, 1), 1, threads);
+    if (pieces == 1 || inside) return serial(n, grain, range);
+    const auto run = [&range, n, step = (n + pieces - 1) / pieces](int64_t begin) {
+      struct Inside {
+        Inside() { inside = true; }
+        ~Inside() { inside = false; }
+      } scope;
+      range(begin, std::min(n, begin + step));
+    };
+    const int64_t step = (n + pieces - 1) / pieces;
+    std::vector<std::future<void>> others;  // whose destructors wait
+    for (int64_t begin = step; begin < n; begin += step) others.push_back(std::async(std::launch::async, run, begin));
+    run(0);
+    for (auto& other : others) other.get();
+  };
+}
+
+}  // namespace lcs

@@ -1,0 +1,30 @@
+"""Compressible subspaces (arXiv 2110.04252): one model, any compression level, chosen when it runs."""
+
+import importlib
+
+from .convert import convert, plan, unconvert
+from .levels import Level
+from .planning import Plan, Row
+from .statistics import LevelStatistics
+from .subspace import Subspace
+from .unstructured import Unstructured
+
+__all__ = [
+    "Level",
+    "LevelStatistics",
+    "Plan",
+    "Row",
+    "Subspace",
+    "Unstructured",
+    "convert",
+    "plan",
+    "unconvert",
+]
+
+_SUBMODULES = ("checkpoint", "config", "data", "evaluate", "models", "train")  # imported on first use
+
+
+def __getattr__(name: str):
+    if name in _SUBMODULES:
+        return importlib.import_module(f"lcs.{name}")
+    raise AttributeError(f"module 'lcs' has no attribute {name!r}")

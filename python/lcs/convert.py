@@ -1,0 +1,160 @@
+"""A model into a subspace, in place, and back."""
+
+import warnings
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .layers import SubspaceLayer
+from .layers.norms import without_batch_statistics
+from .layers.support import is_batch_norm, layer_type
+from .layers.weights import WEIGHT_LAYERS
+from .planning import Action, Plan, make_plan
+from .select import Patterns
+from .snapshot import make
+from .subspace import Subspace
+from .unstructured import Unstructured
+
+_NORMS = ("group", "instance", "keep")
+_INITS = ("copy", "independent")
+
+
+def plan(
+    model: nn.Module,
+    recipe: Unstructured,
+    *,
+    dense: Patterns = (),
+    exclude: Patterns = (),
+    include: Patterns | None = None,
+    norm: Literal["group", "instance", "keep"] = "group",
+    init: Literal["copy", "independent"] = "copy",
+    perturb: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Plan:
+    """What `convert` would do with the same arguments, as a table. Changes nothing, raises what `convert` would."""
+    for name, value, allowed in (("norm", norm, _NORMS), ("init", init, _INITS)):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    if perturb < 0 or (perturb > 0 and init == "independent"):
+        raise ValueError(f"perturb must be at least 0, and 0 with init='independent'; got {perturb} with {init!r}")
+    return make_plan(model, recipe, include, exclude, dense, norm)
+
+
+def convert(
+    model: nn.Module,
+    recipe: Unstructured,
+    *,
+    dense: Patterns = (),
+    exclude: Patterns = (),
+    include: Patterns | None = None,
+    norm: Literal["group", "instance", "keep"] = "group",
+    init: Literal["copy", "independent"] = "copy",
+    perturb: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Subspace:
+    """Makes `model` a compressible subspace, in place: its Linear, Conv1d, Conv2d and norm modules become layers.
+
+    A pattern is a qualified name, a glob over qualified names, or a module type; it covers what it matches and all
+    inside that. Parameters keep their names and identity as the first end; `weight_1` and `bias_1` are the second.
+
+    Args:
+        dense: layers that become lines but are never compressed (on a point: stay as they are). Usually the first and
+            the last layer (arXiv 2110.04252, section 4).
+        exclude: modules to leave alone; stronger than the other two.
+        include: the only modules to convert; None is every supported one.
+        norm: what a batch norm becomes, as batch statistics of one level are wrong at another: "group" is GroupNorm
+            with the most groups up to 32 that divide the channels (one group after BatchNorm1d, whose input may have
+            one value per channel), "instance" InstanceNorm, "keep" a batch norm still. Other norms keep their kind.
+        init: second ends. "copy" of the first; the regulariser's gradient is 0 while they are equal, see `perturb`.
+            "independent": weights Kaiming-normal (fan in, ReLU), scales 1, biases 0, then
+            `model.reset_second_end(layers, generator)` where the model has it.
+        perturb: with "copy", standard deviation of the noise on the second end's weights, in units of the layer's own.
+        generator: for the second ends, on the CPU; None is torch's default one.
+
+    Raises:
+        ValueError: a pattern that matches nothing or nothing convertible, two modules that share a Parameter, a model
+            that is converted or wrapped already, nothing to compress, or an argument out of range.
+    """
+    rows = plan(
+        model,
+        recipe,
+        dense=dense,
+        exclude=exclude,
+        include=include,
+        norm=norm,
+        init=init,
+        perturb=perturb,
+        generator=generator,
+    ).rows
+    modules = dict(model.named_modules())
+    new = {modules[r.name]: _layer(modules[r.name], r.action, norm) for r in rows if r.action != "leave"}
+    for layer in new.values() if recipe.line else ():
+        layer.add_second_end()
+    _replace(model, new)
+    subspace = Subspace(model, recipe)
+    _draw_second_ends(subspace, init, perturb, generator)
+    _warn_of_batch_statistics(model, recipe)
+    return subspace
+
+
+@torch.no_grad()
+def unconvert(subspace: Subspace, *, density: float, alpha: float | None = None) -> nn.Module:
+    """Bakes in the weights of one level: the model, in place, is made of plain torch modules again, and returned.
+
+    `subspace` is spent after it. A replaced batch norm stays the norm that replaced it.
+    """
+    layers = list(subspace._layers().values())
+    tensors = make(layers, subspace._resolve(None, density, alpha), subspace.recipe)
+    _replace(subspace.model, {layer: layer.plain(*pair) for layer, pair in zip(layers, tensors, strict=True)})
+    for hook in subspace._hooks:
+        hook.remove()
+    return subspace.model
+
+
+def _layer(module: nn.Module, action: Action, norm: str) -> SubspaceLayer:
+    if is_batch_norm(module) and norm != "keep":
+        return without_batch_statistics(module, norm)
+    return layer_type(module).of(module, compressed=action == "compress")
+
+
+def _replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child in new:
+                setattr(parent, name, new[child])
+
+
+@torch.no_grad()
+def _draw_second_ends(subspace: Subspace, init: str, perturb: float, generator: torch.Generator | None) -> None:
+    lines = subspace.lines()
+    for layer in lines.values():
+        has_weights = isinstance(layer, tuple(WEIGHT_LAYERS))
+        if init == "independent":
+            _draw_independent(layer, has_weights, generator)
+        elif perturb > 0 and has_weights:
+            noise = torch.empty(layer.weight.shape).normal_(generator=generator)
+            layer.weight_1 += (noise.to(layer.weight) * layer.weight.std(correction=0)).mul_(perturb)
+    if lines and init == "independent" and hasattr(subspace.model, "reset_second_end"):
+        subspace.model.reset_second_end(lines, generator)
+
+
+def _draw_independent(layer: SubspaceLayer, has_weights: bool, generator: torch.Generator | None) -> None:
+    """Drawn on the CPU in float32, so that the device and the dtype do not change what is drawn."""
+    if has_weights:
+        drawn = torch.empty(layer.weight.shape)
+        layer.weight_1.copy_(nn.init.kaiming_normal_(drawn, nonlinearity="relu", generator=generator))
+    else:
+        layer.weight_1.fill_(1.0)
+    if layer.bias is not None:
+        layer.bias_1.zero_()
+
+
+def _warn_of_batch_statistics(model: nn.Module, recipe: Unstructured) -> None:
+    names = [name for name, m in model.named_modules() if isinstance(getattr(m, "running_mean", None), Tensor)]
+    if names and recipe.target is None:
+        warnings.warn(
+            f"running statistics are kept for all levels together and are valid for none of them: {', '.join(names)}",
+            UserWarning,
+            stacklevel=3,
+        )

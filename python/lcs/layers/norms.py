@@ -1,0 +1,99 @@
+"""Normalisation layers. They are never pruned; on a line their scale and shift are interpolated."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import SubspaceLayer
+
+
+class SubspaceGroupNorm(SubspaceLayer, nn.GroupNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.group_norm(input, self.num_groups, *self.tensors(), self.eps)
+
+
+class SubspaceLayerNorm(SubspaceLayer, nn.LayerNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.layer_norm(input, self.normalized_shape, *self.tensors(), self.eps)
+
+
+class _InstanceNorm(SubspaceLayer):
+    def _apply_instance_norm(self, input: Tensor) -> Tensor:
+        from_input = self.training or not self.track_running_stats
+        statistics = self.running_mean, self.running_var
+        return F.instance_norm(input, *statistics, *self.tensors(), from_input, self.momentum or 0.0, self.eps)
+
+
+class SubspaceInstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
+    pass
+
+
+class SubspaceInstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
+    pass
+
+
+class SubspaceInstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
+    pass
+
+
+class _BatchNorm(SubspaceLayer):
+    """Scale and shift are a line; the running statistics are one set, shared by all levels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        momentum = self.momentum
+        if self.training and self.track_running_stats:
+            self.num_batches_tracked.add_(1)
+            momentum = 1.0 / float(self.num_batches_tracked) if momentum is None else momentum
+        update = not self.training or self.track_running_stats
+        statistics = (self.running_mean, self.running_var) if update else (None, None)
+        from_batch = self.training or self.running_mean is None
+        return F.batch_norm(input, *statistics, *self.tensors(), from_batch, momentum or 0.0, self.eps)
+
+
+class SubspaceBatchNorm1d(_BatchNorm, nn.BatchNorm1d):
+    pass
+
+
+class SubspaceBatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    pass
+
+
+class SubspaceBatchNorm3d(_BatchNorm, nn.BatchNorm3d):
+    pass
+
+
+BATCH_NORMS = {
+    nn.BatchNorm1d: SubspaceBatchNorm1d,
+    nn.BatchNorm2d: SubspaceBatchNorm2d,
+    nn.BatchNorm3d: SubspaceBatchNorm3d,
+}
+INSTANCE_NORMS = {
+    nn.BatchNorm1d: nn.InstanceNorm1d,
+    nn.BatchNorm2d: nn.InstanceNorm2d,
+    nn.BatchNorm3d: nn.InstanceNorm3d,
+}
+NORM_LAYERS = BATCH_NORMS | {
+    nn.GroupNorm: SubspaceGroupNorm,
+    nn.LayerNorm: SubspaceLayerNorm,
+    nn.InstanceNorm1d: SubspaceInstanceNorm1d,
+    nn.InstanceNorm2d: SubspaceInstanceNorm2d,
+    nn.InstanceNorm3d: SubspaceInstanceNorm3d,
+}
+
+
+def without_batch_statistics(module: nn.Module, norm: str) -> SubspaceLayer:
+    """The norm that stands for a batch norm: its scale, shift and hooks, no running statistics.
+
+    norm="group": GroupNorm with the most groups up to 32 that divide the channels (arXiv 2110.04252), except for
+    BatchNorm1d, which gets one group: its input may be (N, C), where a group of one channel would be constant.
+    norm="instance": InstanceNorm; after a BatchNorm1d the input must then be (N, C, L).
+    """
+    base = next((base for base in BATCH_NORMS if isinstance(module, base)), nn.BatchNorm2d)  # SyncBatchNorm: as 2d
+    channels, options = module.num_features, {"eps": module.eps, "affine": module.affine, "device": "meta"}
+    if norm == "instance":
+        plain = INSTANCE_NORMS[base](channels, **options)
+    else:
+        groups = 1 if base is nn.BatchNorm1d else max(g for g in range(1, 33) if channels % g == 0)
+        plain = nn.GroupNorm(groups, channels, **options)
+    plain.__dict__ |= {k: v for k, v in module.__dict__.items() if "hook" in k or k in ("_parameters", "training")}
+    return NORM_LAYERS[type(plain)].of(plain, was_batch_norm=True)

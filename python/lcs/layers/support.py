@@ -1,0 +1,60 @@
+"""Which modules can become layers of a subspace, and why the others cannot."""
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from .norms import NORM_LAYERS
+from .weights import WEIGHT_LAYERS
+
+_LAYERS = WEIGHT_LAYERS | NORM_LAYERS
+_REPLACED = {"forward", "__call__", "_conv_forward", "_apply_instance_norm", "_check_input_dim", "weight", "bias"}
+_READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+_QUANTIZED = ("torch.ao.nn.", "torch.nn.quantized", "torch.nn.intrinsic", "torch.nn.qat")
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def base_of(module: nn.Module) -> type[nn.Module] | None:
+    """The supported torch type that `module` is an instance of. SyncBatchNorm counts as one."""
+    return next((base for base in (*_LAYERS, nn.SyncBatchNorm) if isinstance(module, base)), None)
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
+
+
+def layer_type(module: nn.Module) -> type:
+    """The subspace layer that keeps what `module` computes."""
+    return _LAYERS[base_of(module)]
+
+
+def read_by_parents(model: nn.Module) -> dict[nn.Module, str]:
+    """Modules whose weights a parent reads itself instead of calling them, with the parent's type."""
+    parents = (module for module in model.modules() if isinstance(module, _READERS))
+    return {inner: type(parent).__name__ for parent in parents for inner in parent.modules() if inner is not parent}
+
+
+def refusal(module: nn.Module) -> str | None:
+    """Why `module` cannot be converted; None if it can."""
+    base = base_of(module)
+    if type(module).__module__.startswith(_QUANTIZED):
+        return "quantised"
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        return "lazy: run a batch through the model first"
+    if base is None:
+        return "TorchScript" if isinstance(module, torch.jit.ScriptModule) else "type not supported"
+    if is_parametrized(module) or "weight" not in module._parameters:
+        return "its weight is computed by a parametrization (weight_norm, spectral_norm, prune, ...)"
+    between = type(module).__mro__[: type(module).__mro__.index(base)]
+    if "forward" in module.__dict__ or any(_REPLACED & vars(cls).keys() for cls in between):
+        return f"{type(module).__name__} has a forward of its own"
+    return _tensor_refusal(module)
+
+
+def _tensor_refusal(module: nn.Module) -> str | None:
+    for name, parameter in module._parameters.items():
+        if parameter is not None and type(parameter) is not nn.Parameter:
+            return f"its {name} is a {type(parameter).__name__}"
+        if parameter is not None and parameter.dtype not in _DTYPES:
+            return f"its {name} is {parameter.dtype}"
+    return None

@@ -1,0 +1,181 @@
+"""What a conversion would do to each module of a model, and why."""
+
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from torch import nn
+
+import lcs_kernels
+
+from .layers import SubspaceLayer
+from .layers.norms import without_batch_statistics
+from .layers.support import base_of, is_batch_norm, read_by_parents, refusal
+from .layers.weights import WEIGHT_LAYERS
+from .select import Pattern, Patterns, select
+from .unstructured import Unstructured
+
+Action = Literal["compress", "dense line", "norm", "leave"]
+_OP = "interpolate_prune_foreach"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module: its name, type, number of weights, what becomes of it, the op that makes its weights, and why."""
+
+    name: str
+    kind: str
+    weights: int
+    action: Action
+    kernel: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows in the model's order; `print` shows them as a table."""
+
+    rows: tuple[Row, ...]
+    backend: str
+
+    def __str__(self) -> str:
+        head = tuple(column.name for column in fields(Row))
+        body = [
+            tuple(f"{value:,}" if isinstance(value, int) else value for value in vars(row).values())
+            for row in self.rows
+        ]
+        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *body)]
+        counts = Counter(row.action for row in self.rows)
+        total = ", ".join(f"{action}: {counts[action]}" for action in counts)
+        return "\n".join(line.rstrip() for line in [*lines, f"{total}; {_OP}: {self.backend}"])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The user's patterns, resolved to modules. `include` None is every module."""
+
+    include: set[nn.Module] | None
+    exclude: set[nn.Module]
+    dense: set[nn.Module]
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Decides for each module of `model`."""
+
+    model: nn.Module
+    recipe: Unstructured
+    choice: Choice
+    norm: str
+    parents: dict[nn.Module, str] = field(default_factory=dict)
+
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(self._row(name, module) for name, module in self.model.named_modules() if _concerns(module))
+
+    def _row(self, name: str, module: nn.Module) -> Row:
+        action, reason = self._decide(module)
+        kernel = _OP if action in ("compress", "dense line") else "torch" if action == "norm" else ""
+        return Row(name, type(module).__name__, _weights(module), action, kernel, reason)
+
+    def refusal(self, module: nn.Module) -> str | None:
+        if module in self.parents:
+            return f"{self.parents[module]} reads its weight itself"
+        return refusal(module)
+
+    def _decide(self, module: nn.Module) -> tuple[Action, str]:
+        choice = self.choice
+        if module in choice.exclude:
+            return "leave", "excluded"
+        if (reason := self.refusal(module)) is not None:
+            return "leave", reason
+        if choice.include is not None and module not in choice.include | choice.dense:
+            return "leave", "not included"
+        return self._decide_weight(module) if isinstance(module, tuple(WEIGHT_LAYERS)) else self._decide_norm(module)
+
+    def _decide_weight(self, module: nn.Module) -> tuple[Action, str]:
+        if module not in self.choice.dense:
+            return "compress", ""
+        return ("dense line", "dense") if self.recipe.line else ("leave", "dense: a point keeps it as it is")
+
+    def _decide_norm(self, module: nn.Module) -> tuple[Action, str]:
+        if is_batch_norm(module) and self.norm != "keep":
+            layer = without_batch_statistics(module, self.norm)
+            return "norm", f"becomes {layer.original.__name__}" + (
+                f" of {layer.num_groups} groups" if self.norm == "group" else ""
+            )
+        if not self.recipe.line:
+            return "leave", "a point keeps its norms"
+        if base_of(module) is nn.SyncBatchNorm:
+            return "leave", "SyncBatchNorm cannot be a line"
+        if module.weight is None:
+            return "leave", "it has no scale to interpolate"
+        return "norm", "batch statistics shared by all levels" if is_batch_norm(module) else ""
+
+
+def make_plan(
+    model: nn.Module, recipe: Unstructured, include: Patterns | None, exclude: Patterns, dense: Patterns, norm: str
+) -> Plan:
+    """The plan, after every check that needs no change of the model."""
+    _check_model(model, recipe)
+    included = None if include is None else select(model, include, "include")
+    densed = select(model, dense, "dense")
+    choice = Choice(
+        None if included is None else _union(included), _union(select(model, exclude, "exclude")), _union(densed)
+    )
+    planner = Planner(model, recipe, choice, norm, read_by_parents(model))
+    for argument, found in (("include", included or []), ("dense", densed)):
+        _check_convertible(planner, argument, found)
+    rows = planner.rows()
+    modules = dict(model.named_modules())
+    _check_shared(model, {modules[row.name] for row in rows if row.action != "leave"})
+    if not any(row.action == "compress" for row in rows):
+        raise ValueError(f"nothing of {type(model).__name__} would be compressed:\n{Plan(rows, '-')}")
+    device = next(model.parameters()).device.type
+    return Plan(rows, lcs_kernels.backends()[_OP].get(device, f"reference on {device}"))
+
+
+def _concerns(module: nn.Module) -> bool:
+    own = any(parameter is not None for parameter in module._parameters.values())
+    return own or base_of(module) is not None or refusal(module) == "quantised"
+
+
+def _weights(module: nn.Module) -> int:
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    return 0 if weight is None or nn.parameter.is_lazy(weight) else weight.numel()
+
+
+def _union(found: list[tuple[Pattern, set[nn.Module]]]) -> set[nn.Module]:
+    return set().union(*(modules for _, modules in found))
+
+
+def _check_model(model: nn.Module, recipe: Unstructured) -> None:
+    if not isinstance(model, nn.Module) or not isinstance(recipe, Unstructured):
+        raise TypeError(f"expected an nn.Module and a recipe (lcs.Unstructured), got {model!r} and {recipe!r}")
+    kind = type(model).__name__
+    if any(isinstance(module, SubspaceLayer) for module in model.modules()):
+        raise ValueError(f"{kind} is converted already; lcs.unconvert it first")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(model, "_orig_mod"):
+        raise ValueError(f"the model is wrapped in {kind}: convert it first, then wrap or compile it")
+    if base_of(model) is not None:
+        raise ValueError(f"the model is itself a {kind} and cannot be converted in place: pass nn.Sequential(model)")
+
+
+def _check_convertible(planner: Planner, argument: str, found: list[tuple[Pattern, set[nn.Module]]]) -> None:
+    for pattern, modules in found:
+        refusals = {name: planner.refusal(m) for name, m in planner.model.named_modules() if m in modules}
+        if None not in refusals.values():
+            name = next(iter(refusals))
+            raise ValueError(
+                f"{argument}: {pattern!r} covers no module that can be converted ({name}: {refusals[name]})"
+            )
+
+
+def _check_shared(model: nn.Module, converted: set[nn.Module]) -> None:
+    """A Parameter of two modules would have one second end per module, or none in the module left alone."""
+    owners = {}
+    for name, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            first, owner, _ = owners.setdefault(id(parameter), (f"{name}.{key}", module, parameter))
+            if owner is not module and (module in converted or owner in converted):
+                raise ValueError(f"{first} and {name}.{key} are one Parameter: exclude both modules, or untie them")

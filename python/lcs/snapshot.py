@@ -1,0 +1,99 @@
+"""The tensors of one level for all layers, made at the start of a forward and never changed after."""
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from lcs_kernels import interpolate_prune_foreach
+
+from .layers import SubspaceLayer
+from .layers.base import blend
+from .layers.weights import WEIGHT_LAYERS
+from .levels import Level
+from .unstructured import Unstructured
+
+Tensors = tuple[Tensor | None, Tensor | None]
+Snapshot = tuple[Tensors, ...]
+
+
+def make(layers: Sequence[SubspaceLayer], level: Level, recipe: Unstructured) -> Snapshot:
+    """(weight, bias) of each layer at `level`, differentiable to the ends: one launch per dtype and device."""
+    groups = defaultdict(list)
+    for layer in layers:
+        if isinstance(layer, tuple(WEIGHT_LAYERS)):
+            groups[layer.weight.dtype, layer.weight.device].append(layer)
+    weights = {}
+    for group in groups.values():
+        weights.update(zip(group, _weights(group, level, recipe), strict=True))
+    return tuple(
+        (
+            weights[layer] if layer in weights else blend(*layer.ends("weight"), level.alpha),
+            blend(*layer.ends("bias"), level.alpha),
+        )
+        for layer in layers
+    )
+
+
+def _weights(layers: list[SubspaceLayer], level: Level, recipe: Unstructured) -> list[Tensor]:
+    w0s, w1s = zip(*(layer.ends("weight") for layer in layers), strict=True)
+    sizes = [w0.numel() for w0 in w0s]
+    keep = [recipe.keep(level.density, n) if layer.compressed else n for layer, n in zip(layers, sizes, strict=True)]
+    return interpolate_prune_foreach(w0s, None if w1s[0] is None else w1s, level.alpha, keep=keep, extrapolate=True)
+
+
+class Slot:
+    """The one mutable object that all layers of a subspace share: the level that is set, and the running snapshot."""
+
+    def __init__(self, recipe: Unstructured) -> None:
+        self.recipe = recipe
+        self.level: Level | None = None
+        self.running: Snapshot | None = None  # of the forward in progress
+        self.made: tuple[Hashable, Snapshot] | None = None  # the last one made without gradient, and what it depends on
+
+    def tensors(self, layer: SubspaceLayer) -> Tensors:
+        """For a layer called outside the model's forward (a part of the model alone) they are made for it alone."""
+        if self.running is not None:
+            return self.running[layer.index]
+        return make([layer], self.needed(), self.recipe)[0]
+
+    def needed(self) -> Level:
+        if self.level is None:
+            raise RuntimeError("no level is set: set one with `with subspace.at(density=...)` around the forward")
+        return self.level
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"running": None, "made": None}
+
+
+class Refresh:
+    """The hooks on the model: a snapshot before each forward, none after it."""
+
+    def __init__(self, slot: Slot, layers: Sequence[SubspaceLayer]) -> None:
+        self.slot, self.layers = slot, layers
+
+    @torch.compiler.disable
+    def before(self, model, args) -> None:
+        slot = self.slot
+        if torch.is_grad_enabled():
+            slot.made = None  # its memory; training changes the ends anyway
+            slot.running = make(self.layers, slot.needed(), slot.recipe)
+            return
+        key = self._key()
+        if slot.made is None or slot.made[0] != key:
+            slot.made = (key, make(self.layers, slot.needed(), slot.recipe))
+        slot.running = slot.made[1]
+
+    @torch.compiler.disable
+    def after(self, model, args, output) -> None:
+        self.slot.running = None
+
+    def _key(self) -> Hashable:
+        """Everything that tensors made without gradient depend on."""
+        parameters = [p for layer in self.layers for p in layer._parameters.values() if p is not None]
+        device = parameters[0].device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        if any(p.is_inference() for p in parameters):
+            return object()  # torch counts no versions for these
+        return self.slot.needed(), autocast, tuple((id(p), p._version, p.data_ptr()) for p in parameters)

@@ -1,0 +1,154 @@
+"""A converted model with its recipe: one level is set, and the model runs at it."""
+
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from .layers import SubspaceLayer
+from .layers.weights import WEIGHT_LAYERS
+from .levels import Level
+from .snapshot import Refresh, Slot
+from .statistics import LevelStatistics, level_statistics
+from .unstructured import Unstructured
+
+
+class Subspace(nn.Module):
+    """What `lcs.convert` returns; `model` is the user's own model, converted in place.
+
+    The model runs at the level set by `with subspace.at(...)` or `set_level`. Each forward with gradient makes the
+    weights of the level anew from the stored ends; without gradient they are made once and reused until the level, the
+    autocast dtype or a parameter changes. (torch does not count writes through `.data`: call `set_level` after one.)
+
+    `state_dict` has the keys of `model.state_dict()`. `load_state_dict`, here and on the model, also takes the
+    state_dict of the dense model: both ends of each line are then filled from it.
+
+    torch.compile: `subspace.compile(...)` compiles `model.forward`; the weights of a level are made outside of it and
+    enter as tensors, so that any number of levels is one graph for training and one for evaluation, fullgraph included.
+
+    accelerate: prepare the subspace, not its `model`, so that mixed precision makes the weights in its dtype too.
+
+    A subspace has one level at a time: do not share it between threads. `generator` (CPU) draws the levels of `sample`;
+    it starts from torch's default seed, the same in every process.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Unstructured) -> None:
+        super().__init__()
+        self.model, self.recipe = model, recipe
+        self.generator = torch.Generator()
+        layers = [module for module in model.modules() if isinstance(module, SubspaceLayer)]
+        self._slot = Slot(recipe)
+        for index, layer in enumerate(layers):
+            layer.slot, layer.index = self._slot, index
+        refresh = Refresh(self._slot, layers)
+        self._hooks = (
+            model.register_forward_pre_hook(refresh.before),
+            model.register_forward_hook(refresh.after, always_call=True),
+        )
+        self.register_state_dict_post_hook(_drop_model_prefix)
+        self.register_load_state_dict_pre_hook(_add_model_prefix)
+
+    def forward(self, *args, **kwargs):
+        """`model(*args, **kwargs)` at the level that is set."""
+        return self.model(*args, **kwargs)
+
+    def compile(self, **options) -> None:
+        """torch.compile, with its options, of the model's forward; in place."""
+        self.model.forward = torch.compile(self.model.forward, **options)
+
+    @property
+    def level(self) -> Level | None:
+        """The level that is set."""
+        return self._slot.level
+
+    def sample(self, generator: torch.Generator | None = None, progress: float = 1.0) -> list[Level]:
+        """The levels to train in one step (`Unstructured.sample`), from `self.generator` unless one is given."""
+        return self.recipe.sample(self.generator if generator is None else generator, progress)
+
+    def at(self, level: Level | None = None, *, density: float | None = None, alpha: float | None = None) -> "AtLevel":
+        """A context in which the model runs at `level`, or at `density` (in [0, 1]; alpha as the recipe maps it).
+
+        It may be nested and entered again; leaving it sets the level that was set before.
+        """
+        return AtLevel(self._slot, self._resolve(level, density, alpha))
+
+    def set_level(
+        self, level: Level | None = None, *, density: float | None = None, alpha: float | None = None
+    ) -> Level:
+        """Sets a level, as `at` takes it, until another one is set; returns it."""
+        level = self._resolve(level, density, alpha)
+        self._slot.level, self._slot.running, self._slot.made = level, None, None
+        return level
+
+    def lines(self) -> dict[str, SubspaceLayer]:
+        """The layers that have a second end, by their names in the model. None on a point."""
+        return {name: layer for name, layer in self._layers().items() if layer.line}
+
+    def regularizer(self) -> Tensor:
+        """cos^2 of the angle between the ends, all convolution and linear weights taken as one vector; 0 on a point.
+
+        (sum <w0, w1>)^2 / (sum |w0|^2 * sum |w1|^2), 0-d, in at least float32, differentiable; norms and biases do not
+        count (arXiv 2110.04252, section 3; added once per step with weight 1).
+        """
+        ends = [layer.ends("weight") for layer in self.lines().values() if isinstance(layer, tuple(WEIGHT_LAYERS))]
+        if not ends:
+            return torch.zeros((), device=next(self.model.parameters()).device)
+        dot, square0, square1 = (sum(terms) for terms in zip(*(_products(*pair) for pair in ends), strict=True))
+        tiny = torch.finfo(dot.dtype).tiny
+        return dot.square() / (square0 * square1).clamp(min=tiny)
+
+    def statistics(
+        self, level: Level | None = None, *, density: float | None = None, alpha: float | None = None
+    ) -> LevelStatistics:
+        """True sparsity and stored bytes at a level, given as to `at`."""
+        return level_statistics(self.model, self._resolve(level, density, alpha), self.recipe)
+
+    def _layers(self) -> dict[str, SubspaceLayer]:
+        return {name: module for name, module in self.model.named_modules() if isinstance(module, SubspaceLayer)}
+
+    def _resolve(self, level: Level | None, density: float | None, alpha: float | None) -> Level:
+        if not self._layers():
+            raise RuntimeError("this subspace was unconverted: its model has no levels any more")
+        if level is None:
+            if density is None:
+                raise ValueError("give a level: density=..., density=... with alpha=..., or a lcs.Level")
+            return self.recipe.level(density, alpha)
+        if not isinstance(level, Level):
+            raise TypeError(f"a level is a lcs.Level, got {level!r}; a density is given as density={level!r}")
+        if density is not None or alpha is not None:
+            raise ValueError(f"give either {level} or density={density}, alpha={alpha}, not both")
+        return level
+
+
+class AtLevel:
+    """Sets a level on entry and the one before on exit. One object may be entered several times."""
+
+    def __init__(self, slot: Slot, level: Level) -> None:
+        self._slot, self._level = slot, level
+        self._before: list[Level | None] = []
+
+    def __enter__(self) -> Level:
+        self._before.append(self._slot.level)
+        self._slot.level, self._slot.running = self._level, None
+        return self._level
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._slot.level, self._slot.running = self._before.pop(), None
+
+
+def _products(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    wide = torch.promote_types(w0.dtype, torch.float32)
+    w0, w1 = w0.to(wide), w1.to(wide)
+    return (w0 * w1).sum(), w0.square().sum(), w1.square().sum()
+
+
+def _drop_model_prefix(subspace: nn.Module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
+    for key in [key for key in state_dict if key.startswith(f"{prefix}model.")]:
+        state_dict[prefix + key.removeprefix(f"{prefix}model.")] = state_dict.pop(key)
+
+
+def _add_model_prefix(subspace: nn.Module, state_dict: dict, prefix: str, *args) -> None:
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        state_dict[f"{prefix}model.{key.removeprefix(prefix)}"] = state_dict.pop(key)
