@@ -16,7 +16,7 @@ hash = $(shell { echo '$(1)'; cat $(2); } | sha256sum | cut -c1-16)
 INSTALLED := $(VENV)/.installed-$(call hash,$(TORCH) $(PYTHON),$(DEPENDENCY_FILES))
 BUILT := $(VENV)/.built-$(call hash,$(TORCH) $(PYTHON) $(CXX),$(DEPENDENCY_FILES) $(BUILD_FILES))
 
-.PHONY: build test ctest demo bench lint format clean
+.PHONY: build test ctest sanitize demo bench lint format clean
 .DELETE_ON_ERROR:
 
 build: $(BUILT)
@@ -24,11 +24,22 @@ build: $(BUILT)
 test: build
 	$(PY) -m pytest $(ARGS)
 
-ctest: # the torch-free core alone; needs cmake
-	@command -v cmake > /dev/null || { echo "lcs-kernels: make ctest needs cmake 3.20 or later" >&2; exit 1; }
-	cmake -S . -B $(BUILD_DIR)/core -DPython3_EXECUTABLE=$$(command -v $(PYTHON)) > /dev/null
-	cmake --build $(BUILD_DIR)/core --parallel $$(nproc)
-	ctest --test-dir $(BUILD_DIR)/core --output-on-failure
+# A CMake build of the torch-free core, and its tests: $(1) is the build folder, $(2) the sanitizers.
+CMAKE_PYTHON = $(or $(wildcard $(CURDIR)/$(PY)),$(shell command -v $(PYTHON)))
+define core
+	@command -v cmake > /dev/null || { echo "lcs-kernels: make $@ needs cmake 3.20 or later" >&2; exit 1; }
+	cmake -S . -B $(BUILD_DIR)/$(1) -DPython_EXECUTABLE=$(CMAKE_PYTHON) -DLCS_SANITIZE='$(2)' > /dev/null
+	cmake --build $(BUILD_DIR)/$(1) --parallel $$(nproc)
+	ctest --test-dir $(BUILD_DIR)/$(1) --output-on-failure
+endef
+
+ctest: # lcs_core too, where the environment holds pybind11
+	$(call core,core,)
+
+COMMA := ,
+sanitize:
+	$(call core,sanitize,address$(COMMA)undefined)
+	$(call core,sanitize-thread,thread)
 
 demo: build
 	$(PY) -m lcs demo $(if $(QUICK),--quick) $(ARGS)
@@ -48,7 +59,7 @@ format: $(INSTALLED)
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
 
 clean: # all that is built; the installed packages stay (rm -r .venv removes them)
-	rm -rf $(BUILD_DIR) dist *.egg-info lcs_kernels/*.so $(VENV)/.built-* .pytest_cache .ruff_cache
+	rm -rf $(BUILD_DIR) dist *.egg-info *.so lcs_kernels/*.so $(VENV)/.built-* .pytest_cache .ruff_cache
 
 $(INSTALLED):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -1,12 +1,13 @@
-"""What pyproject.toml cannot say: where the packages lie, and the compiled library lcs_kernels._C.
+"""What pyproject.toml cannot say: where the packages lie, and the compiled libraries lcs_kernels._C and lcs_core.
 
-LCS_BUILD=0 makes a wheel without the library (the JIT builds it on first use); LCS_BUILD=1 makes its absence an error.
+Each is built where what it needs is installed, and said loudly to be missing elsewhere (the JIT builds _C on first use).
+LCS_BUILD=0 builds neither, LCS_BUILD=1 makes the absence of one an error.
 """
 
 import os
 import runpy
 import sys
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 
 from setuptools import Extension, find_namespace_packages, find_packages, setup
@@ -15,39 +16,57 @@ from setuptools.command.build_ext import build_ext
 
 build = runpy.run_path("lcs_kernels/_build.py")
 INSIDE = ["benchmarks", "csrc", "triton_kernels"]  # top-level folders of a checkout, installed inside lcs_kernels
+TORCH, CORE = "lcs_kernels._C", "lcs_core"
+NEEDS: dict[str, list[Callable]] = {
+    TORCH: [build["find_compiler"], build["torch_dir"]],
+    CORE: [build["find_compiler"], build["pybind11_dir"], build["python_include"]],
+}
 
 
 class BuildLibrary(build_ext):
-    """Runs the JIT's own commands. The library has no Python in it, so no Python ABI in its name."""
+    """Runs the JIT's own commands. The library for torch has no Python in it, so no Python ABI in its name."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return fullname.replace(".", os.sep) + ".so"
+        return super().get_ext_filename(fullname) if fullname == CORE else fullname.replace(".", os.sep) + ".so"
 
     def build_extension(self, extension: Extension) -> None:
-        output = Path(self.get_ext_fullpath(extension.name))
-        build["compile_library"](output, Path("build/objects"), report=print)
+        output, library = Path(self.get_ext_fullpath(extension.name)), extension.name.rpartition(".")[2]
+        build["compile_library"](output, Path("build/objects"), report=print, library=library)
 
 
-class AnyPythonWheel(bdist_wheel):
+class Wheel(bdist_wheel):
+    """For any Python, unless lcs_core is inside."""
+
     def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]
+        python, abi, platform = super().get_tag()
+        has_core = any(extension.name == CORE for extension in self.distribution.ext_modules or [])
+        return (python, abi, platform) if has_core else ("py3", "none", platform)
 
 
-def library() -> list[Extension]:
-    """The extension to build; none, said loudly, where it is not wanted or cannot be built."""
-    wanted = os.environ.get("LCS_BUILD")
-    if wanted != "0" and find_spec("torch"):
-        return [Extension("lcs_kernels._C", sources=[])]
-    why = "LCS_BUILD=0" if wanted == "0" else "torch is not installed here (pip isolates builds: --no-build-isolation)"
-    if wanted == "1":
-        raise SystemExit(f"lcs-kernels: LCS_BUILD=1, but {why}")
-    if {"bdist_wheel", "editable_wheel"} & set(sys.argv):
-        lines = [
-            f"lcs-kernels: NO COMPILED LIBRARY in this build: {why}.",
-            "The first op will compile it where it runs.",
-        ]
-        print("=" * 100, *lines, "=" * 100, sep="\n", file=sys.stderr)
-    return []
+def why_not(name: str) -> str | None:
+    """What keeps `name` from being built here; None: nothing does."""
+    if os.environ.get("LCS_BUILD") == "0":
+        return "LCS_BUILD=0"
+    for need in NEEDS[name]:
+        try:
+            need()
+        except (ModuleNotFoundError, FileNotFoundError, build["CompilerNotFoundError"]) as error:
+            isolated = isinstance(error, ModuleNotFoundError)
+            return f"{error}" + (" (pip isolates builds: --no-build-isolation)" if isolated else "")
+    return None
+
+
+def libraries() -> list[Extension]:
+    """The extensions to build; what is left out is named, with the reason."""
+    reasons = {name: why_not(name) for name in NEEDS}
+    missing = [f"lcs-kernels: NO {name} in this build: {why}." for name, why in reasons.items() if why]
+    if missing and os.environ.get("LCS_BUILD") == "1":
+        raise SystemExit("\n".join([*missing, "lcs-kernels: LCS_BUILD=1 wants both."]))
+    if missing and {"bdist_wheel", "editable_wheel"} & set(sys.argv):
+        if reasons[TORCH]:
+            missing.append("The first op will compile its kernels where it runs.")
+        print("=" * 100, *missing, "=" * 100, sep="\n", file=sys.stderr)
+    return [Extension(name, sources=[]) for name, why in reasons.items() if not why]
 
 
 inside = find_namespace_packages(include=[p for n in INSIDE for p in (n, f"{n}.*")], exclude=["*.__pycache__"])
@@ -64,6 +83,6 @@ setup(
         **{f"lcs_kernels.{name}": name for name in INSIDE},
     },
     package_data={"": ["*.cpp", "*.cu", "*.cuh", "*.h", "*.inl", "*.txt", "*.yaml", "py.typed"]},
-    ext_modules=library(),
-    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": AnyPythonWheel},
+    ext_modules=libraries(),
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel},
 )

@@ -36,7 +36,7 @@ def show(found: dict) -> None:
     for c in found["candidates"]:
         times = f"{c['median_us']:12.1f} us  [{c['p10_us']:.1f} .. {c['p90_us']:.1f}]"
         verdict = "" if c["name"] == "lcs" else f"  {c['ratio']:.2f}x our time"
-        name = "2 reads + 1 write (limit)" if c["name"] == "limit" else c["name"]
+        name = "the same traffic (limit)" if c["name"] == "limit" else c["name"]
         print(f"  {name:34}{times:42} clean {c['clean_samples']}/{c['samples']}{verdict}")
 
 

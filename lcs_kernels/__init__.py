@@ -10,9 +10,18 @@ from . import _load, isa
 from ._backends import backends
 from .errors import LcsUnavailableError
 from .levels import keep_count
+from .ops.cosine_squared import cosine_squared
 from .ops.interpolate_prune import interpolate_prune
 from .ops.interpolate_prune_foreach import interpolate_prune_foreach
 
-__all__ = ["LcsUnavailableError", "backends", "interpolate_prune", "interpolate_prune_foreach", "isa", "keep_count"]
+__all__ = [
+    "LcsUnavailableError",
+    "backends",
+    "cosine_squared",
+    "interpolate_prune",
+    "interpolate_prune_foreach",
+    "isa",
+    "keep_count",
+]
 
 _load.load_installed()

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ CXX_FLAGS = [
     "-ffp-contract=off",  # one rounding on every instruction set: masks must not differ
     "-DTORCH_TARGET_VERSION=0x020a000000000000",  # the stable ABI of torch 2.10 and later
 ]
-LINK_FLAGS = ["-shared", "-Wl,--no-undefined", "-Wl,--as-needed"]
+LINK_FLAGS = ["-shared", "-Wl,--as-needed"]
 SOURCE_SUFFIXES = (".cpp", ".cu")
 HEADER_SUFFIXES = (".h", ".inl", ".cuh")
 
@@ -49,13 +50,19 @@ def csrc_dir() -> Path:
 
 
 def sources(csrc: Path, library: str = "_C") -> list[str]:
-    """Names relative to `csrc` of what goes into `library`: "_C" (CPU) or "_C_cuda" (kernels and bindings of CUDA)."""
+    """Names relative to `csrc` of what goes into `library`.
+
+    "_C" holds the CPU ops of torch, "_C_cuda" the CUDA ops, "lcs_core" the CPU kernels on NumPy arrays.
+    """
     names = (csrc / "sources.txt").read_text().split()
-    return [name for name in names if _is_cuda(name) == (library == "_C_cuda")]
+    return [name for name in names if library in _libraries(name)]
 
 
-def _is_cuda(name: str) -> bool:
-    return name.startswith("cuda/") or name.endswith("_cuda_op.cpp")
+def _libraries(name: str) -> tuple[str, ...]:
+    folder = name.partition("/")[0]
+    if folder == "cuda" or name.endswith("_cuda_op.cpp"):
+        return ("_C_cuda",)
+    return {"core": ("lcs_core",), "torch": ("_C",)}.get(folder, ("_C", "lcs_core"))
 
 
 def find_binary() -> Path | None:
@@ -81,12 +88,31 @@ def torch_dir() -> Path:
     return Path(spec.origin).parent
 
 
+def pybind11_dir() -> Path:
+    """The folder of the installed pybind11 package."""
+    spec = find_spec("pybind11")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(
+            "pybind11 is not installed in this environment: pip install pybind11", name="pybind11"
+        )
+    return Path(spec.origin).parent
+
+
+def python_include() -> Path:
+    """The folder of this Python's C headers."""
+    folder = Path(sysconfig.get_path("include"))
+    if not (folder / "Python.h").is_file():
+        raise FileNotFoundError(f"no {folder / 'Python.h'}: install this Python's headers (python3-dev, python3-devel)")
+    return folder
+
+
 def build_key(csrc: Path) -> str:
     """Names a build by all that shapes it: package version, flags, machine, compiler, torch, every file of `csrc`.
 
     The compiler counts by the path, size and time of its executable, so that a warm start runs no compiler.
     """
-    return _digest(_environment(), *_contents(csrc, SOURCE_SUFFIXES + HEADER_SUFFIXES), *sources(csrc))
+    files = _contents(csrc, SOURCE_SUFFIXES + HEADER_SUFFIXES)
+    return _digest(_environment(), _included("torch"), *files, *sources(csrc))
 
 
 def compile_library(
@@ -95,30 +121,43 @@ def compile_library(
     csrc: Path | None = None,
     deadline: float | None = None,
     report: Callable[[str], None] = lambda line: None,
+    library: str = "_C",
 ) -> None:
-    """Compiles the CPU sources of `csrc` in parallel and links them into `output`.
+    """Compiles the sources of `library`, "_C" or "lcs_core", in parallel and links them into `output`.
 
-    Objects land in `objects`, named by what they were made from, and are used again. `deadline` is in seconds of
-    `time.monotonic()`. Raises CompilerNotFoundError or CompileError.
+    Objects land in `objects`, named by what they were made from, and are used again, also by the other library.
+    `deadline` is in seconds of `time.monotonic()`. Raises CompilerNotFoundError or CompileError.
     """
     csrc = csrc or csrc_dir()
     compiler = find_compiler()
     objects.mkdir(parents=True, exist_ok=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    targets = {csrc / name: objects / f"{Path(name).stem}.{key}.o" for name, key in _object_keys(csrc).items()}
+    targets = {csrc / name: objects / f"{Path(name).stem}.{key}.o" for name, key in _object_keys(csrc, library).items()}
     stale = [(source, target) for source, target in targets.items() if not target.exists()]
     report(f"compiling {len(stale)} of {len(targets)} files")
     _each(lambda pair: compile_object(compiler, csrc, *pair, deadline), stale)
-    torch_lib = torch_dir() / "lib"
-    _produce([*compiler, *map(str, targets.values()), *LINK_FLAGS, f"-L{torch_lib}", "-ltorch_cpu"], output, deadline)
+    _produce([*compiler, *map(str, targets.values()), *LINK_FLAGS, *_link_flags(library)], output, deadline)
+
+
+def _link_flags(library: str) -> list[str]:
+    if library == "lcs_core":
+        return ["-pthread"]  # Python's own symbols come from the process
+    return ["-Wl,--no-undefined", f"-L{torch_dir() / 'lib'}", "-ltorch_cpu"]
 
 
 def compile_object(compiler: list[str], csrc: Path, source: Path, output: Path, deadline: float | None = None) -> None:
-    """Compiles one file; only those under torch/ see torch's headers."""
+    """Compiles one file; only those under torch/ see torch's headers, only those under core/ pybind11's."""
     includes = [f"-I{csrc / 'include'}"]
-    if source.parent == csrc / "torch":
-        includes += ["-isystem", str(torch_dir() / "include")]
+    for folder in _system_includes(source.parent.name):
+        includes += ["-isystem", str(folder)]
     _produce([*compiler, *CXX_FLAGS, *includes, "-c", str(source)], output, deadline)
+
+
+def _system_includes(folder: str) -> list[Path]:
+    """What the files of csrc/`folder` may include beside the standard library."""
+    if folder == "torch":
+        return [torch_dir() / "include"]
+    return [pybind11_dir() / "include", python_include()] if folder == "core" else []
 
 
 def job_count() -> int:
@@ -159,10 +198,20 @@ def _each(function: Callable, items: list) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _object_keys(csrc: Path) -> dict[str, str]:
+def _object_keys(csrc: Path, library: str) -> dict[str, str]:
     """For each source, what names its object: the environment, all headers, its own text."""
     shared = _digest(_environment(), *_contents(csrc, HEADER_SUFFIXES))
-    return {name: _digest(shared, (csrc / name).read_bytes()) for name in sources(csrc)}
+    names = sources(csrc, library)
+    return {name: _digest(shared, _included(name.partition("/")[0]), (csrc / name).read_bytes()) for name in names}
+
+
+def _included(folder: str) -> str:
+    """The version of what the files of csrc/`folder` include."""
+    if folder == "torch":
+        return (torch_dir() / "version.py").read_text()
+    if folder == "core":
+        return (pybind11_dir() / "_version.py").read_text() + sysconfig.get_config_var("EXT_SUFFIX")
+    return ""
 
 
 def _contents(csrc: Path, suffixes: tuple[str, ...]) -> Iterator[str | bytes]:
@@ -177,8 +226,7 @@ def _environment() -> str:
     executable = Path(compiler[0]).resolve()
     stat = executable.stat()
     identity = [*compiler, executable, stat.st_size, stat.st_mtime_ns]
-    torch_version = (torch_dir() / "version.py").read_text()
-    return repr([VERSION, CXX_FLAGS, LINK_FLAGS, platform.machine(), list(map(str, identity)), torch_version])
+    return repr([VERSION, CXX_FLAGS, LINK_FLAGS, platform.machine(), list(map(str, identity))])
 
 
 def _digest(*parts: str | bytes) -> str:

@@ -1,7 +1,5 @@
 #include "arrays.h"
 
-#include <pybind11/stl.h>
-
 #include "lcs/fork_join.h"
 
 namespace lcs::core {
@@ -91,12 +89,12 @@ Parallel threads_of(const char* op, int threads) {
   return threads == 1 ? Parallel(serial) : fork_join(threads);
 }
 
-std::vector<py::ssize_t> shape_of(const py::array& array) {
-  return {array.shape(), array.shape() + array.ndim()};
-}
+std::vector<py::ssize_t> shape_of(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
 
 py::array empty(const std::vector<py::ssize_t>& shape, DType dtype) { return py::array(numpy_dtype(dtype), shape); }
 
-py::array empty_words(int64_t n) { return py::array(py::dtype::of<uint32_t>(), std::vector<py::ssize_t>{(n + 31) / 32}); }
+py::array empty_words(int64_t n) {
+  return py::array(py::dtype::of<uint32_t>(), std::vector<py::ssize_t>{(n + 31) / 32});
+}
 
 }  // namespace lcs::core

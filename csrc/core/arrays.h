@@ -1,8 +1,8 @@
 #pragma once
 #include <pybind11/numpy.h>
 
-#include <optional>
 #include <string>
+#include <vector>
 
 #include "lcs/dtype.h"
 #include "lcs/parallel.h"

@@ -44,10 +44,16 @@ struct Op {
   }
 };
 constexpr Op kOne{"interpolate_prune", false}, kAll{"interpolate_prune_foreach", true};
-constexpr Op kOneBackward{"interpolate_prune_backward", false}, kAllBackward{"interpolate_prune_foreach_backward", true};
+constexpr Op kOneBackward{"interpolate_prune_backward", false},
+    kAllBackward{"interpolate_prune_foreach_backward", true};
+
+bool is_sequence(py::handle keep) {
+  if (py::isinstance<py::array>(keep)) return py::reinterpret_borrow<py::array>(keep).ndim() > 0;
+  return py::isinstance<py::sequence>(keep);
+}
 
 int64_t checked_keep(const Op& op, const std::string& name, py::handle keep, int64_t n) {
-  if (!PyIndex_Check(keep.ptr()))
+  if (!PyIndex_Check(keep.ptr()) || is_sequence(keep))
     throw py::type_error(std::string("lcs_core.") + op.name + ": " + name + " must be an integer, got " +
                          std::string(py::repr(keep)));
   const Py_ssize_t count = PyNumber_AsSsize_t(keep.ptr(), nullptr);  // a huge one is cut, and so refused below
@@ -57,14 +63,9 @@ int64_t checked_keep(const Op& op, const std::string& name, py::handle keep, int
   return count;
 }
 
-bool is_sequence(py::handle keep) {
-  if (py::isinstance<py::array>(keep)) return py::reinterpret_borrow<py::array>(keep).ndim() > 0;
-  return py::isinstance<py::sequence>(keep);
-}
-
 // One count per layer, or one over all.
 std::vector<int64_t> counts(const Op& op, py::handle keep, const Arrays& w0s) {
-  if (!is_sequence(keep)) {
+  if (!op.list || !is_sequence(keep)) {
     int64_t n = 0;
     for (const auto& w0 : w0s) n += w0.size();
     return {checked_keep(op, "keep", keep, n)};
@@ -138,9 +139,8 @@ Gradients prune_backward(const Op& op, const Objects& grads, const std::optional
     check_words(op.name, mask_name, mask_bits, grad.size());
     result.w0s.push_back(empty(shape_of(grad), in));
     if (line) result.w1s.push_back(empty(shape_of(grad), in));
-    layers.push_back({grad.data(), end("w0", ends0), end("w1", ends1),
-                      static_cast<const uint32_t*>(mask_bits.data()), result.w0s[i].mutable_data(),
-                      line ? result.w1s[i].mutable_data() : nullptr, grad.size()});
+    layers.push_back({grad.data(), end("w0", ends0), end("w1", ends1), static_cast<const uint32_t*>(mask_bits.data()),
+                      result.w0s[i].mutable_data(), line ? result.w1s[i].mutable_data() : nullptr, grad.size()});
   }
   double alpha_gradient;
   {
@@ -189,7 +189,6 @@ void bind_interpolate_prune(py::module_& m) {
       "interpolate_prune",
       [](const py::object& w0, const py::object& w1, double alpha, const py::object& keep, const py::object& dtype,
          int threads) {
-        if (is_sequence(keep)) checked_keep(kOne, "keep", py::str(keep), 0);
         const auto [ws, mask_bits] = prune(kOne, {w0}, list_of(w1), alpha, keep, dtype, threads);
         return std::tuple(ws[0], mask_bits[0]);
       },

@@ -1,8 +1,24 @@
 #include "lcs_core.h"
 
+#include <stdexcept>
 #include <string>
 
 #include "lcs/isa.h"
+
+namespace {
+
+void set_isa(const std::string& name) {
+  lcs::Isa isa;
+  try {
+    isa = lcs::parse_isa(name);
+  } catch (const std::invalid_argument&) {
+    throw pybind11::value_error("lcs_core.set_isa: no instruction set is named '" + name +
+                                "'; the names are scalar, avx2, avx512, avx512_vnni, amx");
+  }
+  lcs::set_max_isa(isa);
+}
+
+}  // namespace
 
 PYBIND11_MODULE(lcs_core, m) {
   m.doc() =
@@ -12,8 +28,7 @@ PYBIND11_MODULE(lcs_core, m) {
   m.def(
       "isa", [] { return lcs::isa_name(lcs::max_isa()); },
       "The best instruction set in use: scalar, avx2, avx512, avx512_vnni or amx.");
-  m.def(
-      "set_isa", [](const std::string& name) { lcs::set_max_isa(lcs::parse_isa(name)); }, pybind11::arg("name"),
-      "Caps the kernels at instruction set `name`; more than the machine has means all it has. Not per thread.");
+  m.def("set_isa", &set_isa, pybind11::arg("name"),
+        "Caps the kernels at instruction set `name`; more than the machine has means all it has. Not per thread.");
   lcs::core::bind_interpolate_prune(m);
 }

@@ -8,8 +8,8 @@
 #include <memory>
 #include <vector>
 
+#include "dispatch.h"
 #include "interpolate_prune_kernels.h"
-#include "lcs/isa.h"
 #include "select.h"
 
 namespace lcs {
@@ -24,23 +24,8 @@ constexpr double kDeviations = 4;  // half the bracket, in standard deviations o
 constexpr int64_t kMargin = 8;     // and at least so many sampled ranks
 
 InterpolatePruneKernels kernels() {
-  switch (max_isa()) {
-    case Isa::amx:
-    case Isa::avx512_vnni:
-    case Isa::avx512:
-      return avx512::interpolate_prune_kernels();
-    case Isa::avx2:
-      return avx2::interpolate_prune_kernels();
-    case Isa::scalar:
-      break;
-  }
-  return scalar::interpolate_prune_kernels();
+  return best(scalar::interpolate_prune_kernels, avx2::interpolate_prune_kernels, avx512::interpolate_prune_kernels);
 }
-
-const void* advance(const void* p, int64_t n, DType dtype) {
-  return p ? static_cast<const char*>(p) + n * size_of(dtype) : p;
-}
-void* advance(void* p, int64_t n, DType dtype) { return p ? static_cast<char*>(p) + n * size_of(dtype) : p; }
 
 struct Chunk {
   InterpolatePruneLayer weights;

@@ -1,12 +1,11 @@
 #pragma once
+#include "keys.h"
 #include "lcs/interpolate_prune.h"
 #include "select.h"
 
-// What each instruction set implements, on one chunk of a layer. A key is the magnitude of a rounded weight as the bits
-// of its float32: ordered like the magnitude, every NaN one key above infinity.
+// What each instruction set implements, on one chunk of a layer.
 namespace lcs {
 
-constexpr int32_t kNanKey = 0x7f800001;
 constexpr int64_t kChunk = 1 << 14;         // weights of a chunk at most, so that an offset fits 16 bits
 constexpr int64_t kMaxUndecided = 1 << 11;  // offsets a chunk can list
 constexpr int64_t kListSlack = 32;          // kernels write whole vectors

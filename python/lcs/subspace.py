@@ -5,6 +5,8 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
+from lcs_kernels import cosine_squared
+
 from .layers import SubspaceLayer
 from .layers.weights import WEIGHT_LAYERS
 from .levels import Level
@@ -93,9 +95,10 @@ class Subspace(nn.Module):
         ends = [layer.ends("weight") for layer in self.lines().values() if isinstance(layer, tuple(WEIGHT_LAYERS))]
         if not ends:
             return torch.zeros((), device=next(self.model.parameters()).device)
-        dot, square0, square1 = (sum(terms) for terms in zip(*(_products(*pair) for pair in ends), strict=True))
-        tiny = torch.finfo(dot.dtype).tiny
-        return dot.square() / (square0 * square1).clamp(min=tiny)
+        w0s, w1s = zip(*ends, strict=True)
+        if len({w.dtype for w in w0s}) > 1:
+            w0s, w1s = ([w.float() for w in ws] for ws in (w0s, w1s))
+        return cosine_squared(w0s, w1s)
 
     def statistics(
         self, level: Level | None = None, *, density: float | None = None, alpha: float | None = None
@@ -136,12 +139,6 @@ class AtLevel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._slot.level, self._slot.running = self._before.pop(), None
-
-
-def _products(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    wide = torch.promote_types(w0.dtype, torch.float32)
-    w0, w1 = w0.to(wide), w1.to(wide)
-    return (w0 * w1).sum(), w0.square().sum(), w1.square().sum()
 
 
 def _drop_model_prefix(subspace: nn.Module, state_dict: dict, prefix: str, local_metadata: dict) -> None:

@@ -15,14 +15,14 @@ inline Parallel fork_join(int threads) {
     static thread_local bool inside = false;
     const int64_t pieces = std::clamp<int64_t>(n / std::max<int64_t>(grain, 1), 1, threads);
     if (pieces == 1 || inside) return serial(n, grain, range);
-    const auto run = [&range, n, step = (n + pieces - 1) / pieces](int64_t begin) {
+    const int64_t step = (n + pieces - 1) / pieces;
+    const auto run = [&range, n, step](int64_t begin) {
       struct Inside {
         Inside() { inside = true; }
         ~Inside() { inside = false; }
       } scope;
       range(begin, std::min(n, begin + step));
     };
-    const int64_t step = (n + pieces - 1) / pieces;
     std::vector<std::future<void>> others;  // whose destructors wait
     for (int64_t begin = step; begin < n; begin += step) others.push_back(std::async(std::launch::async, run, begin));
     run(0);

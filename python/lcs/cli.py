@@ -1,0 +1,172 @@
+"""The command `lcs`. Exit codes: 0 done, 2 wrong usage, 1 anything else that failed, with the reason on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lcs_kernels import LcsUnavailableError
+
+from . import optional
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] in (["-h"], ["--help"]):
+        print(_usage())
+        return 0
+    if not argv or argv[0] not in COMMANDS:
+        print(f"lcs: unknown command {argv[0]!r}" if argv else "lcs: a command is missing", file=sys.stderr)
+        print(_usage(), file=sys.stderr)
+        return 2
+    try:
+        return COMMANDS[argv[0]](argv[1:])
+    except SystemExit as stop:  # of a parser
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt as interrupt:
+        return _fail(argv[0], str(interrupt) or "interrupted")
+    except (ValueError, OSError, ImportError, LcsUnavailableError) as error:
+        return _fail(argv[0], str(error))
+
+
+def _usage() -> str:
+    rows = [f"  {name:8}{function.__doc__}" for name, function in COMMANDS.items()]
+    return "\n".join(["usage: lcs COMMAND [OPTIONS], each with --help", "", *rows])
+
+
+def _fail(command: str, reason: str, code: int = 1) -> int:
+    print(f"lcs {command}: {reason}", file=sys.stderr)
+    return code
+
+
+def _train(argv: list[str]) -> int:
+    """Train a subspace or a baseline."""
+    from .config import ConfigError
+
+    try:
+        config = parse_train(argv)
+    except ConfigError as error:
+        return _fail("train", str(error), code=2)
+    from .train import leave_processes, train
+
+    path = train(config)
+    print(f"run: {path}")
+    leave_processes()
+    return 0
+
+
+def parse_train(argv: Sequence[str]) -> TrainConfig:
+    """The settings of `lcs train`: defaults, then --config FILE, then flags; with --resume the run's own file."""
+    from .config import ConfigError, TrainConfig, load
+    from .rundir import RunDirectory
+
+    first = argparse.ArgumentParser(prog="lcs train", add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    known, flags = first.parse_known_args(argv)
+    config = _flags(load(known.config) if known.config else TrainConfig(), flags)
+    if config.resume and known.config is None and RunDirectory(config.out).exists():
+        config = _flags(RunDirectory(config.out).config(), flags)
+    try:
+        config.resolved()
+    except ConfigError as error:
+        raise ConfigError(f"{known.config}: {error}" if known.config else str(error)) from error
+    return config
+
+
+def _flags(default: TrainConfig, flags: Sequence[str]) -> TrainConfig:
+    from .config import TrainConfig, presets_help
+
+    description = (
+        "Train a compressible subspace (arXiv 2110.04252) or a baseline. --config FILE.yaml takes settings from a "
+        f"file, by the names below with _ for -; flags override it.\n\n{presets_help()}"
+    )
+    cli = optional.require("tyro").cli
+    return cli(TrainConfig, prog="lcs train", description=description, args=flags, default=default)
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    run: Path
+    """run directory to evaluate"""
+    densities: tuple[float, ...] = ()
+    """levels, each in [0, 1]; the paper's grid within the run's range if not given"""
+    target: tuple[Path, ...] = ()
+    """runs of method target, drawn as points"""
+    dense: Path | None = None
+    """run of method dense, drawn as a level line"""
+    device: str = "auto"
+    """cpu, cuda or auto"""
+    batch_size: int = 256
+    """images at a time"""
+    x_axis: Literal["linear", "log"] = "linear"
+    """of the plot"""
+    json: Path | None = None
+    """where the numbers go; evaluation.json in the run directory if not given"""
+    png: Path | None = None
+    """where the plot goes; evaluation.png in the run directory if not given"""
+
+    def problem(self) -> str | None:
+        """What is wrong with a value, naming it."""
+        outside = [density for density in self.densities if not 0.0 <= density <= 1.0]
+        if outside:
+            return f"densities: must lie in [0, 1], got {outside[0]}"
+        return f"batch_size: must be at least 1, got {self.batch_size}" if self.batch_size < 1 else None
+
+
+def _eval(argv: list[str]) -> int:
+    """Accuracy, sparsity and bytes of a run over densities: table, JSON, plot."""
+    tyro = optional.require("tyro")
+    arguments = tyro.cli(EvaluateArguments, prog="lcs eval", args=argv, config=(tyro.conf.PositionalRequiredArgs,))
+    if arguments.problem():
+        return _fail("eval", arguments.problem(), code=2)
+    from .checkpoint import write_atomic
+    from .evaluate import evaluate
+    from .plot import plot
+    from .table import print_table
+
+    evaluation = evaluate(
+        arguments.run,
+        arguments.densities or None,
+        targets=arguments.target,
+        dense=arguments.dense,
+        device=arguments.device,
+        batch_size=arguments.batch_size,
+    )
+    print_table(evaluation)
+    json, png = arguments.json or arguments.run / "evaluation.json", arguments.png or arguments.run / "evaluation.png"
+    write_atomic(json, evaluation.to_json().encode())
+    plot(evaluation, png, log_density=arguments.x_axis == "log")
+    print(f"numbers: {json}\nplot: {png}")
+    return 0
+
+
+def _doctor(argv: list[str]) -> int:
+    """What is installed, which kernels run and why, and a self-test of each op."""
+    parser = argparse.ArgumentParser(prog="lcs doctor", description=_doctor.__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args(argv)
+    from .doctor import doctor
+
+    return doctor(as_json=arguments.json)
+
+
+def _demo(argv: list[str]) -> int:
+    """Train on handwritten digits for some minutes and show accuracy at eight densities."""
+    parser = argparse.ArgumentParser(prog="lcs demo", description=_demo.__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few steps only, seconds")
+    arguments = parser.parse_args(argv)
+    from .demo import demo
+
+    demo(quick=arguments.quick)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "doctor": _doctor, "demo": _demo}

@@ -1,0 +1,197 @@
+"""What a training run is made of: one schema for YAML files, flags and the Python API (arXiv 2110.04252)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from . import optional
+
+optional.require("pydantic")
+optional.require("yaml")
+import pydantic  # noqa: E402
+import yaml  # noqa: E402
+from pydantic import ConfigDict, Field, StrictBool  # noqa: E402
+
+Count = Annotated[int, Field(strict=True, gt=0)]
+Whole = Annotated[int, Field(strict=True, ge=0)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Norm = Literal["group", "instance", "batch"]
+
+BASELINES = ("target", "dense")
+SUBSPACES = ("lcs_l", "lcs_p")
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, of the wrong type or out of range; the message names file and key."""
+
+
+@dataclass(frozen=True)
+class PresetOption:
+    """An option whose value follows from `preset` unless given; `methods` are those that it applies to."""
+
+    name: str
+    default: str
+    paper: str
+    methods: tuple[str, ...]
+    meaning: str
+
+
+PRESETS = (
+    PresetOption(
+        "keep_rounding",
+        "half_even",
+        "truncate",
+        (*SUBSPACES, *BASELINES),
+        "weights kept in a layer of n: density * n rounded half to even, or n minus (1 - density) * n truncated",
+    ),
+    PresetOption(
+        "warmup_evaluation",
+        "requested",
+        "shifted",
+        ("lcs_l", "target"),
+        "evaluation before the density warm-up ends: at the density asked for, or shifted as training's densities are",
+    ),
+    PresetOption("norm", "group", "batch", BASELINES, "norm layers of the target and dense runs"),
+)
+
+
+@dataclass(frozen=True)
+class DataDefaults:
+    epochs: int
+    weight_decay: float
+
+
+DATA_DEFAULTS = {
+    "digits": DataDefaults(epochs=30, weight_decay=5e-4),
+    "synthetic": DataDefaults(epochs=2, weight_decay=5e-4),
+    "cifar10": DataDefaults(epochs=200, weight_decay=5e-4),
+    "imagenet": DataDefaults(epochs=90, weight_decay=5e-5),
+}
+
+
+class TrainConfig(pydantic.BaseModel):
+    """Settings of a training run. An option left None follows from data, method and preset: see `resolved`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Literal["cpreresnet20", "resnet18", "vgg19"] = Field("cpreresnet20", description="architecture")
+    data: Literal["digits", "cifar10", "imagenet", "synthetic"] = Field("digits", description="data set")
+    data_root: Path | None = Field(None, description="folder of cifar10 or imagenet")
+    image_size: Count | None = Field(None, description="height and width of the images; the data set's if not given")
+    limit: Count | None = Field(None, description="use only this many images of each split")
+    method: Literal["lcs_l", "lcs_p", "target", "dense"] = Field(
+        "lcs_l", description="subspace: line or point; or a baseline: one density, or no compression"
+    )
+    density: tuple[Fraction, Fraction] = Field((0.025, 1.0), description="range of densities trained (lcs_l, lcs_p)")
+    target_density: Fraction | None = Field(None, description="the density of a target run")
+    preset: Literal["default", "paper"] = Field("default", description="what the preset options below default to")
+    keep_rounding: Literal["half_even", "truncate"] | None = Field(None, description="preset option")
+    warmup_evaluation: Literal["requested", "shifted"] | None = Field(None, description="preset option")
+    norm: Norm | None = Field(None, description="group, but a preset option in target and dense runs")
+    init: Literal["independent", "copy"] = Field(
+        "independent", description="second ends: drawn anew as in the paper, or equal to the first, for short runs"
+    )
+    epochs: Count | None = Field(None, description="200 for cifar10, 90 imagenet, 30 digits, 2 synthetic")
+    batch_size: Count = Field(128, description="images per step, over all processes together")
+    lr: Rate = Field(0.1, description="peak learning rate")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD")
+    weight_decay: Rate | None = Field(None, description="on every parameter; 5e-4, imagenet 5e-5")
+    beta: Rate = Field(1.0, description="weight of the squared cosine between the ends of the line")
+    warmup_fraction: Fraction = Field(0.8, description="share of training in which the density warms up")
+    endpoint_probability: Fraction = Field(0.5, description="how often lcs_l draws an end of the density range")
+    seed: Whole = Field(0, description="of weights, data order, augmentation and levels")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+    precision: Literal["fp32", "bf16", "fp64"] = Field("fp32", description="bf16: autocast; weights stay float32")
+    threads: Count | None = Field(None, description="CPU threads of a process; PyTorch's own choice if not given")
+    workers: Whole = Field(0, description="threads that prepare batches ahead")
+    evaluation_interval: Whole = Field(10, description="epochs between evaluations, the last included; 0: none")
+    checkpoint_interval: Whole = Field(0, description="steps between checkpoints, besides one after every epoch")
+    out: Path = Field(Path("runs/train"), description="run directory")
+    resume: StrictBool = Field(False, description="go on from the newest checkpoint in the run directory")
+    overwrite: StrictBool = Field(False, description="replace the run in the run directory")
+
+    def resolved(self) -> TrainConfig:
+        """The same run with every option that follows from data, method and preset written out.
+
+        Raises ConfigError where settings contradict each other.
+        """
+        self._check_agreement()
+        defaults: dict[str, Any] = {"norm": "group", **vars(DATA_DEFAULTS[self.data])}
+        for option in PRESETS:
+            if option.name not in defaults or self.method in option.methods:
+                defaults[option.name] = getattr(option, self.preset)
+        return self.model_copy(update={k: v for k, v in defaults.items() if getattr(self, k) is None})
+
+    def _check_agreement(self) -> None:
+        low, high = self.density
+        if low > high:
+            raise ConfigError(f"density: the lower bound {low} lies above the upper bound {high}")
+        if self.method == "target" and self.target_density is None:
+            raise ConfigError("target_density: method target needs one")
+        if self.method != "target" and self.target_density is not None:
+            raise ConfigError(f"target_density: only method target takes one, the method is {self.method}")
+        if self.resume and self.overwrite:
+            raise ConfigError("overwrite: cannot be combined with resume")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that the trained weights depend on, as JSON values: what a checkpoint must agree with."""
+        elsewhere = {"data_root", "device", "threads", "workers", "out", "resume", "overwrite"}
+        intervals = {"checkpoint_interval", "evaluation_interval"}
+        return self.resolved().model_dump(mode="json", exclude=elsewhere | intervals)
+
+    def digest(self) -> str:
+        """Hexadecimal BLAKE2b hash of `identity`."""
+        return hashlib.blake2b(json.dumps(self.identity(), sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The run's file: all settings but the flags `resume` and `overwrite`."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude={"resume", "overwrite"}), sort_keys=False)
+
+
+def parse(values: Mapping[str, Any], source: str) -> TrainConfig:
+    """A checked TrainConfig. Raises ConfigError naming `source` and every wrong key."""
+    try:
+        return TrainConfig.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise ConfigError("\n".join(_lines(error, source))) from error
+
+
+def _lines(error: pydantic.ValidationError, source: str) -> list[str]:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(map(str, problem["loc"]))
+        unknown = problem["type"] == "extra_forbidden"
+        reason = "no such setting; see lcs train --help" if unknown else f"{problem['msg']}, got {problem['input']!r}"
+        lines.append(f"{source}: {key}: {reason}")
+    return lines
+
+
+def load(path: str | Path) -> TrainConfig:
+    """The settings in a YAML file. Raises ConfigError naming file and key."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(values, dict | None):
+        raise ConfigError(f"{path}: holds a {type(values).__name__}, not settings as `key: value`")
+    return parse(values or {}, str(path))
+
+
+def presets_table() -> str:
+    """Every difference between the presets, as a Markdown table."""
+    rows = ["| option | default | paper | applies to | meaning |", "| --- | --- | --- | --- | --- |"]
+    rows += [f"| `{o.name}` | {o.default} | {o.paper} | {', '.join(o.methods)} | {o.meaning} |" for o in PRESETS]
+    return "\n".join(rows)
+
+
+def presets_help() -> str:
+    """The same differences as plain lines, for a terminal."""
+    lines = [f"  {o.name}: {o.default} | {o.paper} ({', '.join(o.methods)}): {o.meaning}" for o in PRESETS]
+    return "\n".join(["Preset options, default | paper:", *lines])

@@ -1,0 +1,64 @@
+"""The machine and the software that a run or a report was made with."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("lcs-kernels", "numpy", "triton", "accelerate", "safetensors", "pydantic", "rich", "matplotlib")
+
+
+def environment(threads: int | None = None) -> dict[str, Any]:
+    """What a run's speed and last bits depend on besides its settings. `threads`: None is torch's choice."""
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "versions": versions(),
+        "cpu": cpu_name(),
+        "threads": threads or torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "git_commit": git_commit(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Of torch, this package and what it uses; None where not installed."""
+    return {"torch": torch.__version__, **{name: package_version(name) for name in _PACKAGES}}
+
+
+def package_version(name: str) -> str | None:
+    """The installed version, or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    """The processor as the operating system names it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this package runs from; None where it is not in one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None

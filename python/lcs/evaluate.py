@@ -1,0 +1,165 @@
+"""`lcs eval`: accuracy, true sparsity and stored bytes of a trained run over densities, with baselines beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import checkpoint
+from .config import TrainConfig
+from .data import Data, Split
+from .levels import Level
+from .network import build, load_data
+from .rundir import RunDirectory, RunError
+from .subspace import Subspace
+
+# The levels that the paper reports.
+GRID = (0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One level of one run. `accuracy` and `sparsity` in [0, 1]; bytes of the weights as stored at this level."""
+
+    density: float
+    alpha: float
+    accuracy: float
+    loss: float
+    sparsity: float
+    stored_bytes: int
+    dense_bytes: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run's rows, its baselines' rows, and what they were measured on."""
+
+    run: str
+    method: str
+    step: int
+    images: int
+    rows: list[Row]
+    targets: list[Row]
+    dense: Row | None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def densities_of(config: TrainConfig, *, ends: bool = False) -> list[float]:
+    """Where a run is evaluated: the paper's grid within its range and the range's ends (`ends`: only those)."""
+    if config.method == "target":
+        return [config.target_density]
+    if config.method == "dense":
+        return [1.0]
+    low, high = config.density
+    between = [] if ends else [density for density in GRID if low < density < high]
+    return sorted({low, *between, high})
+
+
+@torch.no_grad()
+def measure(
+    subspace: Subspace, split: Split, level: Level, *, batch_size: int, rank: int = 0, world_size: int = 1
+) -> Tensor:
+    """(correct, summed loss) float64 over the images of `split` that fall to process `rank`."""
+    parameter = next(subspace.model.parameters())
+    training, sums = subspace.model.training, torch.zeros(2, dtype=torch.float64, device=parameter.device)
+    mine = range(rank, len(split), world_size)
+    wide = torch.promote_types(parameter.dtype, torch.float32)
+    subspace.model.eval()
+    with subspace.at(level):
+        for begin in range(0, len(mine), batch_size):
+            indices = list(mine[begin : begin + batch_size])
+            images, labels = split.batch(indices, epoch=0, seed=0, augment=False)
+            labels = labels.to(parameter.device)
+            logits = subspace.model(images.to(parameter.device, parameter.dtype))
+            sums[0] += (logits.argmax(1) == labels).sum()
+            sums[1] += F.cross_entropy(logits.to(wide), labels, reduction="sum")
+    subspace.model.train(training)
+    return sums
+
+
+def load_run(path: str | Path, device: str = "auto") -> tuple[TrainConfig, Data, Subspace, int]:
+    """A run's settings, data, subspace at its newest intact checkpoint, and that checkpoint's step.
+
+    Raises RunError where there is no run or nothing trained yet, CheckpointError where every checkpoint is damaged.
+    """
+    directory = RunDirectory(path)
+    config = directory.config().resolved()
+    found = checkpoint.load_newest(directory.checkpoints)
+    if found is None:
+        raise RunError(f"{directory.path}: has no checkpoint yet; train it first")
+    tensors, manifest, _ = found
+    data = load_data(config)
+    subspace = build(config, data)
+    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    file = checkpoint.path_for(directory.checkpoints, manifest["step"])
+    checkpoint.check_tensors(file, weights, subspace.model.state_dict())
+    subspace.model.load_state_dict(weights)
+    subspace.model.to(_device(device))
+    return config, data, subspace, manifest["step"]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RunError(f"device: {name!r} is not a PyTorch device; use cpu, cuda or auto") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RunError(f"device: {name} was asked for, but PyTorch sees no GPU; use cpu or auto")
+    return device
+
+
+def evaluate(
+    run: str | Path,
+    densities: Sequence[float] | None = None,
+    *,
+    targets: Sequence[str | Path] = (),
+    dense: str | Path | None = None,
+    device: str = "auto",
+    batch_size: int = 256,
+) -> Evaluation:
+    """Measures `run` on its test images at `densities` (default: `densities_of`), no retraining between them.
+
+    targets: runs of method target, each measured at its own density. dense: a run of method dense.
+
+    Raises RunError if a path holds no such run or the data or model of a baseline differs, CheckpointError for damaged
+    files, ValueError for a density outside [0, 1].
+    """
+    config, data, subspace, step = load_run(run, device)
+    for density in densities or ():
+        if not 0.0 <= density <= 1.0:
+            raise ValueError(f"densities: must lie in [0, 1], got {density}")
+    rows = _rows(subspace, data, densities or densities_of(config), batch_size)
+    target_rows = [_baseline(path, "target", config, device, batch_size) for path in targets]
+    dense_row = None if dense is None else _baseline(dense, "dense", config, device, batch_size)
+    return Evaluation(str(run), config.method, step, len(data.test), rows, target_rows, dense_row)
+
+
+def _rows(subspace: Subspace, data: Data, densities: Sequence[float], batch_size: int) -> list[Row]:
+    return [_row(subspace, data, subspace.recipe.level(density), batch_size) for density in densities]
+
+
+def _row(subspace: Subspace, data: Data, level: Level, batch_size: int) -> Row:
+    correct, loss = (measure(subspace, data.test, level, batch_size=batch_size) / len(data.test)).tolist()
+    stored = subspace.statistics(level)
+    return Row(level.density, level.alpha, correct, loss, stored.sparsity, stored.stored_bytes, stored.dense_bytes)
+
+
+def _baseline(path: str | Path, method: str, beside: TrainConfig, device: str, batch_size: int) -> Row:
+    config, data, subspace, _ = load_run(path, device)
+    if config.method != method:
+        raise RunError(f"{path}: is a {config.method} run, a {method} run is wanted here")
+    for name in ("model", "data", "image_size", "limit"):
+        there, here = getattr(config, name), getattr(beside, name)
+        if there != here:
+            raise RunError(f"{path}: cannot be compared: its {name} is {there}, the evaluated run's is {here}")
+    return _rows(subspace, data, densities_of(config), batch_size)[0]

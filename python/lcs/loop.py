@@ -1,0 +1,198 @@
+"""The training loop (arXiv 2110.04252, sections 3 and 4). Its whole state is the model, the momentum and the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import checkpoint, evaluate, schedule
+from .config import TrainConfig
+from .levels import Level
+from .rundir import RunError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from .data import Data
+    from .subspace import Subspace
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This process's part of a global batch of `count` images; `weights` is 0 for an image that only fills a part."""
+
+    images: Tensor
+    labels: Tensor
+    weights: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Mean loss and accuracy over the global batch, without the regulariser, at the last level sampled."""
+
+    loss: float
+    accuracy: float
+    level: Level
+    lr: float
+    images: int
+
+
+class Loop:
+    """One run's model, optimiser and step counter."""
+
+    def __init__(self, config: TrainConfig, data: Data, subspace: Subspace, accelerator: Accelerator):
+        self.config, self.data, self.subspace, self.accelerator = config, data, subspace, accelerator
+        self.model = accelerator.prepare(subspace.model)
+        self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        self.parameters = {k: p for k, p in subspace.model.named_parameters() if p.requires_grad}
+        for parameter in self.parameters.values():
+            parameter.grad = torch.zeros_like(parameter)  # decayed even in a step that does not reach it
+        self.optimizer = torch.optim.SGD(
+            self.parameters.values(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        images = len(data.train)
+        self.steps_per_epoch = schedule.steps_per_epoch(images, config.batch_size)
+        self.warmup_steps = schedule.density_warmup_steps(
+            config.warmup_fraction, config.epochs, images, config.batch_size
+        )
+        self.step = 0
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.epochs * self.steps_per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """Of the next step."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def images_done(self) -> int:
+        full, part = divmod(self.step, self.steps_per_epoch)
+        return full * len(self.data.train) + part * self.config.batch_size
+
+    @property
+    def warmup_progress(self) -> float:
+        return schedule.warmup_progress(self.step, self.warmup_steps)
+
+    def batches(self) -> Iterator[Batch]:
+        """What is left of this epoch, prepared ahead by `workers` threads."""
+        epoch, begin = divmod(self.step, self.steps_per_epoch)
+        config = self.config
+        remaining = schedule.batches(config.seed, epoch, len(self.data.train), config.batch_size)[begin:]
+        yield from _ahead(lambda indices: self.load_batch(indices, epoch), remaining, config.workers)
+
+    def load_batch(self, indices: Sequence[int], epoch: int) -> Batch:
+        """This process's part of the global batch `indices`."""
+        mine = schedule.rank_slice(indices, self.accelerator.process_index, self.accelerator.num_processes)
+        images, labels = self.data.train.batch(mine or indices[:1], epoch=epoch, seed=self.config.seed, augment=True)
+        weights = torch.full((len(labels),), 1.0 if mine else 0.0, dtype=self.dtype)
+        return Batch(images.to(self.dtype), labels, weights, len(indices))
+
+    def train_step(self, batch: Batch) -> StepResult:
+        """One update: the mean loss over the global batch at each level sampled, plus the regulariser once.
+
+        Raises RunError if the loss is not finite, before the weights change.
+        """
+        config, epoch = self.config, self.epoch
+        lr = schedule.learning_rate(config.lr, epoch, config.epochs)
+        generator = schedule.level_generator(config.seed, self.step)
+        levels = self.subspace.sample(generator, self.warmup_progress)
+        self.model.train()
+        loss, accuracy = self.backward(batch, levels)
+        if not math.isfinite(loss):
+            raise RunError(f"{config.out}: the loss is {loss} at step {self.step}; try a lower --lr than {config.lr}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.step += 1
+        return StepResult(loss, accuracy, levels[-1], lr, batch.count)
+
+    def backward(self, batch: Batch, levels: Sequence[Level]) -> tuple[float, float]:
+        """Sets the gradients of the global batch, on every process the same; loss and accuracy at the last level."""
+        self.optimizer.zero_grad(set_to_none=False)
+        device, processes = self.accelerator.device, self.accelerator.num_processes
+        images, labels, weights = (t.to(device, non_blocking=True) for t in (batch.images, batch.labels, batch.weights))
+        for i, level in enumerate(levels):
+            last = i == len(levels) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model), self.subspace.at(level):
+                with self.accelerator.autocast():
+                    logits = self.model(images)
+                losses = F.cross_entropy(logits, labels, reduction="none") * weights
+                # Processes average their gradients; their parts may differ in size, so each adds its share of the sum.
+                loss = losses.sum() * (processes / batch.count)
+                if last:
+                    loss = loss + self.config.beta * self.subspace.regularizer()
+                self.accelerator.backward(loss)
+        correct = (logits.detach().argmax(1) == labels) * weights
+        sums = torch.stack([losses.detach().sum(), correct.sum()]).double()
+        mean_loss, accuracy = (self.accelerator.reduce(sums, "sum") / batch.count).tolist()
+        return mean_loss, accuracy
+
+    def evaluate(self) -> list[tuple[Level, float, float]]:
+        """(level asked for, accuracy, mean loss) on the test images, at the ends of the range or the one density."""
+        results = []
+        for density in evaluate.densities_of(self.config, ends=True):
+            level = self.subspace.recipe.level(density)
+            sums = evaluate.measure(
+                self.subspace,
+                self.data.test,
+                self._shifted(level),
+                batch_size=self.config.batch_size,
+                rank=self.accelerator.process_index,
+                world_size=self.accelerator.num_processes,
+            )
+            accuracy, loss = (self.accelerator.reduce(sums, "sum") / len(self.data.test)).tolist()
+            results.append((level, accuracy, loss))
+        return results
+
+    def _shifted(self, level: Level) -> Level:
+        """The level whose density is shifted as training's are, where the paper's evaluation does so."""
+        if self.config.warmup_evaluation == "requested" or self.config.method not in ("lcs_l", "target"):
+            return level
+        return replace(level, density=level.density + (1 - level.density) * (1 - self.warmup_progress))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state by name: model.<name>, and momentum.<name> once there is any."""
+        state = {f"model.{name}": tensor for name, tensor in self.subspace.model.state_dict().items()}
+        momenta = {name: self.optimizer.state[p].get("momentum_buffer") for name, p in self.parameters.items()}
+        return state | {f"momentum.{name}": m for name, m in momenta.items() if m is not None}
+
+    def load(self, path: Path, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Goes on from `tensors` after `step` steps. Raises CheckpointError if they are of another model."""
+        wanted = {k: t for k, t in self.tensors().items() if k.startswith("model.")}
+        if self.config.momentum and step:
+            wanted |= {f"momentum.{name}": p for name, p in self.parameters.items()}
+        checkpoint.check_tensors(path, tensors, wanted)
+        model = {k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")}
+        self.subspace.model.load_state_dict(model)
+        for name, parameter in self.parameters.items():
+            if f"momentum.{name}" in tensors:
+                buffer = tensors[f"momentum.{name}"].to(parameter.device, copy=True)
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        self.step = step
+
+
+def _ahead(function, items: Sequence, workers: int) -> Iterator:
+    """map(function, items) in order, with up to 2 * workers results computed ahead; in this thread for 0 workers."""
+    if not workers:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = iter(items)
+        queue = [pool.submit(function, item) for item in islice(waiting, 2 * workers)]
+        while queue:
+            result = queue.pop(0).result()
+            queue += [pool.submit(function, item) for item in islice(waiting, 1)]
+            yield result

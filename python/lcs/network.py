@@ -1,0 +1,49 @@
+"""From a run's settings to its data, its recipe and its untrained subspace."""
+
+from __future__ import annotations
+
+import warnings
+
+from . import data, models
+from .config import TrainConfig
+from .convert import convert
+from .data import Data
+from .schedule import generator
+from .subspace import Subspace
+from .unstructured import Unstructured
+
+
+def recipe(config: TrainConfig) -> Unstructured:
+    """The levels that `config` trains."""
+    common = {"keep_rounding": config.keep_rounding, "density": config.density}
+    if config.method == "lcs_l":
+        return Unstructured(line=True, endpoint_probability=config.endpoint_probability, **common)
+    if config.method == "lcs_p":
+        return Unstructured(line=False, **common)
+    return Unstructured(line=False, target=config.target_density if config.method == "target" else 1.0, **common)
+
+
+def build(config: TrainConfig, dataset: Data) -> Subspace:
+    """The untrained subspace of a resolved `config`; its weights depend on the settings alone."""
+    model = models.build(
+        config.model, dataset.num_classes, in_channels=dataset.in_channels, seed=config.seed, norm=config.norm
+    )
+    with warnings.catch_warnings():
+        if config.norm == "batch":
+            warnings.simplefilter("ignore")  # asked for by name
+        subspace = convert(
+            model,
+            recipe(config),
+            dense=[model.stem_name, model.classifier_name],
+            norm="keep" if config.norm == "batch" else config.norm,
+            init=config.init,
+            generator=generator("second end", config.seed),
+        )
+    if config.precision == "fp64":
+        subspace.model.double()
+    return subspace
+
+
+def load_data(config: TrainConfig) -> Data:
+    """The data set of `config`."""
+    return data.load(config.data, config.data_root, image_size=config.image_size, seed=config.seed, limit=config.limit)

@@ -1,0 +1,51 @@
+"""Accuracy over density, as a PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import optional
+
+if TYPE_CHECKING:
+    from .evaluate import Evaluation
+
+_NAMES = {"lcs_l": "subspace, line (LCS+L)", "lcs_p": "subspace, point (LCS+P)", "target": "target", "dense": "dense"}
+
+
+def plot(evaluation: Evaluation, path: Path, *, log_density: bool = False) -> None:
+    """Draws `evaluation` to `path`: its rows as a curve, target runs as points, the dense accuracy as a level line."""
+    optional.require("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    rows = sorted(evaluation.rows, key=lambda row: row.density)
+    _reference_line(axes, evaluation)
+    label = _NAMES[evaluation.method]
+    axes.plot([r.density for r in rows], [r.accuracy for r in rows], "o-", color="C0", markersize=5, label=label)
+    if evaluation.targets:
+        densities, accuracies = zip(*((r.density, r.accuracy) for r in evaluation.targets), strict=True)
+        axes.plot(densities, accuracies, "D", color="C3", markersize=7, label="trained for this density alone")
+    if log_density:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    else:
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.set(xlabel="density (weights kept in each compressed layer)", ylabel="test accuracy")
+    axes.set_title(f"One trained model at every density ({evaluation.images:,} test images)", fontsize=11)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=150)
+
+
+def _reference_line(axes, evaluation: Evaluation) -> None:
+    own = [row for row in evaluation.rows if row.density == 1.0]
+    if evaluation.dense is not None:
+        axes.axhline(evaluation.dense.accuracy, color="0.3", linestyle="--", label="trained dense")
+    elif own:
+        axes.axhline(own[0].accuracy, color="0.5", linestyle=":", label="the subspace's own density 100%")

@@ -1,0 +1,113 @@
+"""A run directory: config.yaml, environment.json, metrics.jsonl, checkpoints/, and the final weights.safetensors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lcs_kernels import isa
+
+from . import checkpoint
+from .config import TrainConfig
+from .config import load as load_config
+from .environment import environment
+
+_FILES = (
+    *("config.yaml", "environment.json", "metrics.jsonl", "weights.safetensors"),
+    *("evaluation.json", "evaluation.png"),
+)
+
+
+class RunError(ValueError):
+    """A run directory cannot be used; the message names it and says what to do."""
+
+
+class RunDirectory:
+    """The files of one run. Only the main process writes them."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.config_path = self.path / "config.yaml"
+        self.environment_path = self.path / "environment.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.weights_path = self.path / "weights.safetensors"
+
+    def exists(self) -> bool:
+        return self.config_path.is_file()
+
+    def config(self) -> TrainConfig:
+        """The settings that the run was started with. Raises RunError where there is no run."""
+        if not self.exists():
+            raise RunError(f"{self.path}: holds no run (no config.yaml); give the --out directory of lcs train")
+        return load_config(self.config_path)
+
+    def prepare(self, config: TrainConfig) -> None:
+        """Makes the directory ready for `config`, before any training.
+
+        Raises RunError if it holds a run or other files and neither resume nor overwrite is set, or cannot be written.
+        """
+        try:
+            if config.overwrite:
+                self._clear()
+            self._check_free(config)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            for directory in (self.path, self.checkpoints):
+                checkpoint.sweep(directory)
+            if not self.exists():
+                checkpoint.write_atomic(self.config_path, config.to_yaml().encode())
+            checkpoint.write_atomic(self.environment_path, self._environments(config))
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: cannot be written: {error.strerror or error}; choose another directory with --out"
+            ) from error
+
+    def _check_free(self, config: TrainConfig) -> None:
+        if self.exists():
+            if not config.resume:
+                raise RunError(f"{self.path}: already holds a run; go on with --resume, replace it with --overwrite")
+            return
+        entries = list(self.path.iterdir()) if self.path.exists() else []
+        strangers = [entry for entry in entries if entry != self.checkpoints and entry.suffix != ".tmp"]
+        if strangers or checkpoint.paths(self.checkpoints):
+            raise RunError(f"{self.path}: is not empty and holds no run; choose another directory with --out")
+
+    def _clear(self) -> None:
+        for name in _FILES:
+            (self.path / name).unlink(missing_ok=True)
+        for path in checkpoint.paths(self.checkpoints):
+            path.unlink()
+
+    def _environments(self, config: TrainConfig) -> bytes:
+        earlier = json.loads(self.environment_path.read_text()) if self.environment_path.exists() else []
+        return json.dumps([*earlier, {**environment(config.threads), "isa": isa.max_name()}], indent=2).encode()
+
+
+class Metrics:
+    """metrics.jsonl: one JSON object a line, flushed line by line; each has a `kind` and a `step`."""
+
+    def __init__(self, path: Path, step: int):
+        """Opens `path` for lines after `step`, dropping later ones and a torn last one."""
+        self.path = path
+        kept = [line for line in _intact(path) if line["step"] <= step]
+        checkpoint.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Waits until the disk has every line: before a checkpoint that vouches for them."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _intact(path: Path) -> list[Mapping[str, Any]]:
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]

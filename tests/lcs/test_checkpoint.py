@@ -1,0 +1,168 @@
+import os
+import resource
+import signal
+
+import pytest
+import safetensors.torch
+import torch
+
+from lcs import checkpoint
+from lcs.checkpoint import CheckpointError
+
+
+@pytest.fixture
+def tensors():
+    return {
+        "model.weight": torch.randn(3, 5, dtype=torch.float64),
+        "model.steps": torch.tensor(7),
+        "momentum.weight": torch.tensor([float("nan"), -0.0, 1e-40]),
+        "empty": torch.empty(0, 2),
+    }
+
+
+@pytest.fixture
+def saved(tmp_path, tensors):
+    path = checkpoint.path_for(tmp_path, 12)
+    checkpoint.save(path, tensors, {"step": 12, "config": {"lr": 0.1}})
+    return path
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].dtype == b[name].dtype
+        assert a[name].shape == b[name].shape
+        assert a[name].numpy().tobytes() == b[name].numpy().tobytes()
+
+
+def test_round_trip(saved, tensors):
+    loaded, manifest = checkpoint.load(saved)
+    assert_same(loaded, tensors)
+    assert manifest == {"format_version": 1, "step": 12, "config": {"lr": 0.1}}
+
+
+def test_any_safetensors_reader_opens_it(saved, tensors):
+    assert_same(safetensors.torch.load_file(saved), tensors)
+
+
+def test_every_flipped_bit_is_found(saved):
+    whole = saved.read_bytes()
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        saved.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=saved.name):
+            checkpoint.load(saved)
+
+
+def test_every_truncation_is_found(saved):
+    whole = saved.read_bytes()
+    for length in range(len(whole)):
+        saved.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=saved.name):
+            checkpoint.load(saved)
+
+
+def test_appended_bytes_are_found(saved):
+    saved.write_bytes(saved.read_bytes() + b"\0")
+    with pytest.raises(CheckpointError, match="truncated or damaged"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04K\x07.", b"x" * 1000], ids=["empty", "pickle", "text"])
+def test_other_files(tmp_path, content):
+    path = tmp_path / "step-000000001.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        checkpoint.load(path)
+
+
+def test_other_version(tmp_path, tensors, monkeypatch):
+    path = checkpoint.path_for(tmp_path, 1)
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
+    checkpoint.save(path, tensors, {})
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="format version 2; this version of lcs reads 1"):
+        checkpoint.load(path)
+
+
+def test_keeps_the_newest_two(tmp_path, tensors):
+    for step in (1, 2, 10):
+        checkpoint.save(checkpoint.path_for(tmp_path, step), tensors, {"step": step})
+    assert [path.name for path in checkpoint.paths(tmp_path)] == [
+        "step-000000010.safetensors",
+        "step-000000002.safetensors",
+    ]
+
+
+def test_falls_back_to_the_one_before(tmp_path, tensors):
+    for step in (1, 2):
+        checkpoint.save(checkpoint.path_for(tmp_path, step), tensors, {"step": step})
+    newest = checkpoint.path_for(tmp_path, 2)
+    newest.write_bytes(newest.read_bytes()[:-1])
+    _, manifest, notices = checkpoint.load_newest(tmp_path)
+    assert manifest["step"] == 1
+    assert len(notices) == 1 and newest.name in notices[0]
+
+
+def test_all_damaged(saved):
+    saved.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no intact checkpoint is left"):
+        checkpoint.load_newest(saved.parent)
+
+
+def test_none_yet(tmp_path):
+    assert checkpoint.load_newest(tmp_path) is None
+
+
+def test_full_disk_keeps_the_checkpoint_before(saved, tensors):
+    """A limit on file size makes the kernel refuse the write half way, as a full disk does."""
+    big = {**tensors, "model.weight": torch.zeros(100_000)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match="step-000000013.safetensors: the checkpoint cannot be written"):
+            checkpoint.save(checkpoint.path_for(saved.parent, 13), big, {"step": 13})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert os.listdir(saved.parent) == [saved.name]
+    assert_same(checkpoint.load(saved)[0], tensors)
+
+
+def test_order_of_writing(tmp_path, monkeypatch):
+    """The content is on disk before the name changes, and the name after."""
+    calls = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, name=name, real=real: (calls.append(name), real(*args))[1])
+    checkpoint.write_atomic(tmp_path / "file", b"content")
+    assert calls == ["fsync", "replace", "fsync"]
+    assert (tmp_path / "file").read_bytes() == b"content"
+
+
+def test_sweep(tmp_path):
+    orphan = tmp_path / "step-000000001.safetensorsab12.tmp"
+    orphan.write_bytes(b"torn")
+    (tmp_path / "keep").write_bytes(b"")
+    assert checkpoint.sweep(tmp_path) == [orphan]
+    assert os.listdir(tmp_path) == ["keep"]
+
+
+def test_other_run_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="another run: lr 0.1 there and 0.2 here, seed 0 there and 1 here"):
+        checkpoint.check_identity(tmp_path, {"lr": 0.1, "seed": 0, "data": "x"}, {"lr": 0.2, "seed": 1, "data": "x"})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model.weight": torch.zeros(3, 4)}, r"model.weight is float64 \(3, 5\) there and float32 \(3, 4\) here"),
+        ({"other": torch.zeros(1)}, r"other is absent there and float32 \(1,\) here"),
+    ],
+    ids=["shape", "absent"],
+)
+def test_other_model_is_named(tmp_path, tensors, change, message):
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.check_tensors(tmp_path, tensors, {**tensors, **change})

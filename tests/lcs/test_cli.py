@@ -1,0 +1,154 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lcs import demo as demonstration
+from lcs.cli import main, parse_train
+from lcs.config import PRESETS
+from lcs.demo import DemoError
+from lcs.evaluate import Evaluation, Row
+from lcs.rundir import RunDirectory
+
+TINY = ["--data", "synthetic", "--image-size", "16", "--limit", "20", "--batch-size", "8", "--epochs", "1"]
+TINY += ["--threads", "1", "--device", "cpu", "--evaluation-interval", "0"]
+
+
+def test_help_names_the_commands(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("train", "eval", "doctor", "demo"))
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "doctor", "demo"])
+def test_help_of_each_command(command, capsys):
+    assert main([command, "--help"]) == 0
+    assert f"lcs {command}" in capsys.readouterr().out
+
+
+def test_train_help_tells_the_presets_apart(capsys):
+    main(["train", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(f"{option.name}: {option.default} | {option.paper}" in shown for option in PRESETS)
+
+
+@pytest.mark.parametrize(
+    "argv, word",
+    [
+        ([], "a command is missing"),
+        (["trian"], "trian"),
+        (["train", "--epoks", "3"], "epoks"),
+        (["train", "--epochs", "three"], "epochs"),
+        (["train", "--epochs", "0"], "epochs"),
+        (["train", "--density", "0.5", "1.5"], "density"),
+        (["train", "--density", "0.9", "0.1"], "density"),
+        (["train", "--method", "target"], "target_density"),
+        (["train", "--config"], "--config"),
+        (["train", "--config", "absent.yaml"], "absent.yaml"),
+        (["eval"], "run"),
+        (["eval", "run", "--densities", "1.5"], "densities"),
+        (["eval", "run", "--batch-size", "0"], "batch_size"),
+        (["doctor", "--yaml"], "--yaml"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_usage_exits_2_and_names_it(argv, word, capsys):
+    assert main(argv) == 2
+    printed = capsys.readouterr()
+    assert word in printed.out + printed.err
+
+
+def test_wrong_yaml_exits_2_naming_file_and_key(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text("epoks: 3")
+    assert main(["train", "--config", str(file)]) == 2
+    assert f"lcs train: {file}: epoks: no such setting" in capsys.readouterr().err
+
+
+def test_flags_override_yaml_and_preset_follows(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("lr: 0.3\nepochs: 7\npreset: default\nmethod: target")
+    flags = ["--lr", "0.2", "--preset", "paper", "--target-density", "0.1"]
+    config = parse_train(["--config", str(file), *flags]).resolved()
+    assert (config.lr, config.epochs, config.keep_rounding, config.norm) == (0.2, 7, "truncate", "batch")
+
+
+def test_contradiction_in_yaml_names_the_file(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text("method: target")
+    assert main(["train", "--config", str(file)]) == 2
+    assert f"{file}: target_density: method target needs one" in capsys.readouterr().err
+
+
+def test_train_and_eval(tmp_path, capsys):
+    run, numbers, picture = tmp_path / "run", tmp_path / "numbers.json", tmp_path / "plot.png"
+    assert main(["train", *TINY, "--out", str(run)]) == 0
+    assert f"run: {run}" in capsys.readouterr().out
+    arguments = ["--densities", "0.1", "1", "--x-axis", "log", "--json", str(numbers), "--png", str(picture)]
+    assert main(["eval", str(run), *arguments]) == 0
+    assert [row["density"] for row in json.loads(numbers.read_text())["rows"]] == [0.1, 1.0]
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert main(["eval", str(run)]) == 0
+    assert len(json.loads((run / "evaluation.json").read_text())["rows"]) == 14
+    assert (run / "evaluation.png").exists()
+    assert main(["train", *TINY, "--out", str(run), "--overwrite"]) == 0
+    assert not (run / "evaluation.json").exists()
+
+
+def test_failures_exit_1_with_one_line(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", *TINY, "--out", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["train", *TINY, "--out", str(run)]) == 1
+    assert capsys.readouterr().err == (
+        f"lcs train: {run}: already holds a run; go on with --resume, replace it with --overwrite\n"
+    )
+    assert main(["eval", str(tmp_path)]) == 1
+    assert "holds no run" in capsys.readouterr().err
+    assert main(["train", "--data", "cifar10", "--out", str(tmp_path / "other")]) == 1
+    assert "cifar10" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_resume_takes_the_settings_of_the_run(tmp_path):
+    run = tmp_path / "run"
+    main(["train", *TINY, "--seed", "5", "--out", str(run)])
+    resumed = parse_train(["--resume", "--out", str(run), "--threads", "2"])
+    stored = RunDirectory(run).config()
+    assert resumed == stored.model_copy(update={"resume": True, "threads": 2})
+    assert main(["train", "--resume", "--out", str(run), "--lr", "0.7"]) == 1
+
+
+def test_missing_package_exits_1_naming_the_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    assert main(["train"]) == 1
+    assert 'tyro, which is not installed: pip install "lcs-kernels[train]"' in capsys.readouterr().err
+
+
+def test_import_needs_no_training_package():
+    blocked = ("accelerate", "matplotlib", "tyro", "rich", "pydantic", "yaml", "safetensors")
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import lcs, lcs.cli, lcs.doctor"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_quick_demo(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demonstration, "OUT", tmp_path / "demo")
+    monkeypatch.setattr(demonstration, "QUICK", {"epochs": 1, "limit": 32, "device": "cpu"})
+    for _ in range(2):
+        assert main(["demo", "--quick"]) == 0
+    shown = capsys.readouterr().out
+    assert str(tmp_path / "demo" / "evaluation.png") in shown.replace("\n", "")
+    rows = json.loads((tmp_path / "demo" / "evaluation.json").read_text())["rows"]
+    assert [row["density"] for row in rows] == list(demonstration.DENSITIES)
+    assert (tmp_path / "demo" / "evaluation.png").exists()
+
+
+def test_demo_that_misses_its_accuracy_fails(monkeypatch, tmp_path):
+    def evaluated(accuracy):
+        rows = [Row(density, density, accuracy[density], 0.1, 0.5, 1, 2) for density in (0.1, 1.0)]
+        return Evaluation("runs/demo", "lcs_l", 1, 100, rows, [], None)
+
+    demonstration._check(evaluated({0.1: 0.95, 1.0: 0.97}))
+    with pytest.raises(DemoError, match="runs/demo: test accuracy 94.00% at density 0.1, wanted 95%"):
+        demonstration._check(evaluated({0.1: 0.94, 1.0: 0.97}))

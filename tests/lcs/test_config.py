@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import pytest
+
+from lcs import config
+from lcs.config import PRESETS, ConfigError, TrainConfig
+
+
+@pytest.mark.parametrize("option", PRESETS, ids=lambda option: option.name)
+def test_preset_fills_option(option):
+    method = option.methods[-1]
+    density = 0.1 if method == "target" else None
+    for preset in ("default", "paper"):
+        resolved = TrainConfig(method=method, target_density=density, preset=preset).resolved()
+        assert getattr(resolved, option.name) == getattr(option, preset)
+    assert option.default != option.paper
+    assert option.name in config.presets_table() and option.name in config.presets_help()
+
+
+def test_explicit_option_beats_preset():
+    assert TrainConfig(preset="paper", keep_rounding="half_even").resolved().keep_rounding == "half_even"
+
+
+def test_subspaces_have_group_norm_in_both_presets():
+    assert {TrainConfig(preset=preset).resolved().norm for preset in ("default", "paper")} == {"group"}
+
+
+@pytest.mark.parametrize(
+    "data, epochs, weight_decay", [("cifar10", 200, 5e-4), ("imagenet", 90, 5e-5)], ids=["cifar10", "imagenet"]
+)
+def test_paper_recipe(data, epochs, weight_decay):
+    resolved = TrainConfig(data=data).resolved()
+    assert (resolved.epochs, resolved.weight_decay, resolved.lr, resolved.momentum) == (epochs, weight_decay, 0.1, 0.9)
+    assert (resolved.batch_size, resolved.beta, resolved.warmup_fraction) == (128, 1.0, 0.8)
+    assert (resolved.endpoint_probability, resolved.density) == (0.5, (0.025, 1.0))
+
+
+def test_resolved_survives_yaml(tmp_path):
+    resolved = TrainConfig(data="cifar10", data_root=Path("images"), preset="paper").resolved()
+    file = tmp_path / "config.yaml"
+    file.write_text(resolved.to_yaml())
+    assert config.load(file) == resolved
+
+
+@pytest.mark.parametrize(
+    "text, key",
+    [
+        ("epoks: 3", "epoks"),
+        ("epochs: three", "epochs"),
+        ("epochs: true", "epochs"),
+        ("epochs: 0", "epochs"),
+        ("batch_size: 1.5", "batch_size"),
+        ("lr: -1", "lr"),
+        ("lr: .nan", "lr"),
+        ("density: [0.1, 1.5]", "density.1"),
+        ("density: [0.1]", "density.1"),
+        ("method: lcs", "method"),
+        ("resume: perhaps", "resume"),
+    ],
+)
+def test_wrong_yaml_names_file_and_key(tmp_path, text, key):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        config.load(file)
+    assert str(error.value).startswith(f"{file}: {key}: ")
+
+
+@pytest.mark.parametrize("text", ["- 1", "a: [", "just words"])
+def test_yaml_that_holds_no_settings(tmp_path, text):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match="run.yaml"):
+        config.load(file)
+
+
+def test_missing_yaml(tmp_path):
+    with pytest.raises(ConfigError, match="absent.yaml"):
+        config.load(tmp_path / "absent.yaml")
+
+
+def test_every_wrong_key_is_named(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("lr: -1\nepoks: 3")
+    with pytest.raises(ConfigError) as error:
+        config.load(file)
+    assert [line.split(": ")[1] for line in str(error.value).splitlines()] == ["lr", "epoks"]
+
+
+def test_yaml_exponent_without_point(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("weight_decay: 5e-5")
+    assert config.load(file).weight_decay == 5e-5
+
+
+@pytest.mark.parametrize(
+    "settings, key",
+    [
+        ({"density": (0.9, 0.1)}, "density"),
+        ({"method": "target"}, "target_density"),
+        ({"target_density": 0.1}, "target_density"),
+        ({"resume": True, "overwrite": True}, "overwrite"),
+    ],
+    ids=["range", "target without density", "density without target", "resume and overwrite"],
+)
+def test_contradictions(settings, key):
+    with pytest.raises(ConfigError, match=f"^{key}: "):
+        TrainConfig(**settings).resolved()
+
+
+def test_digest_is_of_what_weights_depend_on():
+    base = TrainConfig()
+    same = TrainConfig(out=Path("elsewhere"), threads=3, checkpoint_interval=7, keep_rounding="half_even", epochs=30)
+    assert base.digest() == same.digest()
+    assert base.digest() != TrainConfig(seed=1).digest()

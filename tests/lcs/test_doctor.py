@@ -1,0 +1,72 @@
+import json
+
+import pytest
+
+import lcs_kernels
+from lcs import doctor
+from lcs.cli import main
+
+
+def test_all_is_well(capsys):
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[-1] == "ok"
+    assert all(op in shown for op in lcs_kernels.backends())
+
+
+def test_json(capsys):
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"] is True
+    assert found["self_test"] == {op: "ok" for op in doctor.operators()}
+    assert found["backends"] == lcs_kernels.backends()
+    assert found["environment"]["versions"]["torch"] and found["environment"]["cpu"]
+    assert found["isa"]["used"] == lcs_kernels.isa.max_name()
+    assert set(found["cache"]) == {"directory", "libraries", "writable"}
+
+
+def test_every_public_op_has_a_self_test():
+    assert set(doctor.operators()) == set(doctor.CASES)
+    assert set(doctor.operators()) == set(lcs_kernels.backends())
+
+
+@pytest.mark.parametrize("op", doctor.CASES)
+def test_a_wrong_value_fails(op, monkeypatch, capsys):
+    results, expected = doctor.CASES[op]()
+    results = [r.clone() for r in results]
+    results[0].view(-1)[-1] += 1
+    monkeypatch.setitem(doctor.CASES, op, lambda: (results, expected))
+    total = sum(e.numel() for e in expected)
+    assert doctor.self_test_of(op) == f"failed: 1 of {total} values differ from the reference"
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "NOT ok"
+
+
+def test_op_without_a_case_fails(monkeypatch):
+    monkeypatch.delitem(doctor.CASES, "interpolate_prune")
+    assert doctor.diagnose()["self_test"]["interpolate_prune"].startswith("failed")
+    assert not doctor.diagnose()["ok"]
+
+
+def test_no_kernels_at_all_is_reported(monkeypatch, capsys):
+    def unavailable():
+        raise lcs_kernels.LcsUnavailableError("no binary and no compiler: install one")
+
+    monkeypatch.setattr(doctor, "_instruction_sets", unavailable)
+    assert main(["doctor"]) == 1
+    assert "problem: no binary and no compiler: install one" in capsys.readouterr().out
+
+
+def test_leaves_the_instruction_set_as_it_was():
+    before = lcs_kernels.isa.max_name()
+    doctor.diagnose()
+    assert lcs_kernels.isa.max_name() == before
+
+
+def test_cache_state(tmp_path, monkeypatch):
+    monkeypatch.setenv("LCS_CACHE", str(tmp_path / "cache"))
+    library = tmp_path / "cache" / "jit" / "key" / "lcs_kernels.so"
+    library.parent.mkdir(parents=True)
+    library.write_bytes(b"")
+    cache = doctor.diagnose()["cache"]
+    assert cache == {"directory": str(tmp_path / "cache"), "libraries": ["jit/key/lcs_kernels.so"], "writable": True}

@@ -1,0 +1,136 @@
+"""Every launch of a Triton kernel compiles, as on a GPU, to code that neither contracts the blend nor spills."""
+
+import re
+from contextlib import redirect_stdout
+from io import StringIO
+
+import pytest
+import torch
+from lcs_kernels.triton_kernels import _common, interpolate_prune
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from lcs_kernels._triton import kernel
+from lcs_kernels.ops._library import pack_bits
+
+INTERPRET = False
+ARCHITECTURES = [80, 90, 100]
+ALPHA = torch.tensor(0.3)
+
+
+class NoDevice:
+    """Stands in for a GPU of the given architecture: enough to compile a launch, not to run it."""
+
+    def __init__(self, architecture):
+        self.architecture = architecture
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_current_device(self):
+        return self.architecture  # Triton keeps what it compiled by device
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def line():
+    w0, w1 = torch.randn(2, 4096).unbind()
+    kernel("interpolate_prune", "interpolate_prune")(w0, w1, ALPHA, torch.tensor(5))
+
+
+def odd_layers_together():
+    w0s, w1s = ([torch.randn(99).bfloat16(), torch.randn(7).bfloat16()] for _ in range(2))
+    kernel("interpolate_prune_foreach", "interpolate_prune_foreach")(w0s, w1s, ALPHA, torch.tensor(5))
+
+
+def backward():
+    w0, w1, grad = torch.randn(3, 4096).unbind()
+    args = (grad.bfloat16(), w0, w1, ALPHA, pack_bits(w0 > 0), True, torch.float32)
+    kernel("interpolate_prune", "interpolate_prune_backward")(*args)
+
+
+def backward_of_a_point():
+    args = (torch.randn(99), None, None, ALPHA, torch.zeros(4, dtype=torch.int32), False, torch.float32)
+    kernel("interpolate_prune", "interpolate_prune_backward")(*args)
+
+
+def compile_launches(architecture, *calls):
+    """[(call, kernel's name, binary)] of all that the calls launch; nothing runs."""
+    found, run = [], JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        found.append((call.__name__, self.__name__, run(self, *args, grid=grid, warmup=True, **kwargs)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JITFunction, "run", compile_only)
+        patch.setattr(driver, "_active", NoDevice(architecture))
+        for call in calls:
+            call()
+    return found
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def launches_and_log(request, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as log:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("TRITON_DUMP_PTXAS_LOG", "1")
+        found = compile_launches(request.param, line, odd_layers_together, backward, backward_of_a_point)
+    return found, log.getvalue()
+
+
+@pytest.fixture
+def launches(launches_and_log):
+    return launches_and_log[0]
+
+
+def has(binary, instruction):
+    """Whether an instruction of the machine code begins with this name: FFMA also finds the paired FFMA2 of sm_100."""
+    return re.search(rf"[;\s]{instruction}[A-Z0-9.]*[\s;]", binary.asm["sass"]) is not None
+
+
+def test_no_kernel_spills(launches_and_log):
+    launches, log = launches_and_log
+    assert all(binary.asm["cubin"][:4] == b"\x7fELF" for _, _, binary in launches)
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    assert len(spills) >= len({id(binary) for _, _, binary in launches}) and set(spills) == {("0", "0")}
+
+
+def test_products_and_sums_round_apart(launches):
+    """The other kernels hold no float arithmetic at all."""
+    for call, name, binary in launches:
+        arithmetic = set(re.findall(r"\b(?:mul|add|sub|fma|mad)\.\S*f(?:32|64)", binary.asm["ptx"]))
+        if name in ("blend_kernel", "backward_kernel") and call != "backward_of_a_point":
+            assert arithmetic == {"mul.rn.f32", "add.rn.f32", "sub.rn.f32"}
+            assert has(binary, "FMUL") and has(binary, "FADD") and not has(binary, "FFMA"), name
+        else:
+            assert not arithmetic, name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_contraction_would_be_seen(monkeypatch, architecture):
+    monkeypatch.setattr(interpolate_prune, "OPTIONS", {"num_warps": 8, "enable_fp_fusion": True})
+    assert has(compile_launches(architecture, line)[1][2], "FFMA")
+
+
+def test_aligned_layers_are_read_16_bytes_at_a_time(launches):
+    for call, name, binary in launches:
+        if name in ("blend_kernel", "count_kernel", "tie_kernel", "prune_kernel", "backward_kernel"):
+            assert ("ld.global.v4.b32" in binary.asm["ptx"]) == (call in ("line", "backward")), (call, name)
+
+
+def test_a_new_level_or_size_compiles_nothing_new():
+    before = {id(binary) for _, _, binary in compile_launches(90, line, odd_layers_together)}
+
+    def other_level():
+        w0s, w1s = ([torch.randn(101).bfloat16(), torch.randn(1).bfloat16()] for _ in range(2))
+        run = kernel("interpolate_prune_foreach", "interpolate_prune_foreach")
+        run(w0s, w1s, torch.tensor(0.9), torch.tensor(77))
+
+    assert {id(binary) for _, _, binary in compile_launches(90, other_level)} <= before
+
+
+def test_every_kernel_is_launched(launches):
+    kernels = {k for module in (_common, interpolate_prune) for k in vars(module) if k.endswith("_kernel")}
+    assert kernels == {name for _, name, _ in launches}
