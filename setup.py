@@ -1,6 +1,6 @@
 """What pyproject.toml cannot say: where the packages lie, and the compiled libraries lcs_kernels._C and lcs_core.
 
-Each is built where what it needs is installed, and said loudly to be missing elsewhere (the JIT builds _C on first use).
+Each is built where what it needs is installed, and said loudly to be missing elsewhere; the JIT builds _C on first use.
 LCS_BUILD=0 builds neither, LCS_BUILD=1 makes the absence of one an error.
 """
 

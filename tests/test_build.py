@@ -28,18 +28,39 @@ def test_stems_are_unique():
     assert sorted(stems) == sorted(set(stems))
 
 
-def test_every_source_is_in_one_library(tmp_path):
-    names = ["cpu/a.cpp", "torch/a_op.cpp", "torch/a_cuda_op.cpp", "cuda/a_cuda.cu"]
+def test_which_library_a_source_is_in(tmp_path):
+    names = ["core/a_core.cpp", "cpu/a.cpp", "torch/a_op.cpp", "torch/a_cuda_op.cpp", "cuda/a_cuda.cu"]
     (tmp_path / "sources.txt").write_text("\n".join(names))
-    assert _build.sources(tmp_path) == names[:2]
-    assert _build.sources(tmp_path, "_C_cuda") == names[2:]
+    assert _build.sources(tmp_path) == names[1:3]
+    assert _build.sources(tmp_path, "_C_cuda") == names[3:]
+    assert _build.sources(tmp_path, "lcs_core") == names[:2]
 
 
-def test_core_is_free_of_torch():
-    core = [path for path in CSRC.rglob("*") if path.is_file() and path.parent != CSRC / "torch"]
-    assert core
-    for path in core:
-        assert not re.search(r"#include\s*[<\"](torch|ATen|c10|Python\.h)", path.read_text()), path
+@pytest.mark.parametrize(("folder", "headers"), [("torch", "torch|ATen|c10"), ("core", "pybind11|Python")])
+def test_only_the_bindings_know_what_they_bind_to(folder, headers):
+    for path in CSRC.rglob("*"):
+        if path.is_file() and path.parent != CSRC / folder:
+            assert not re.search(rf"#include\s*[<\"]({headers})\b", path.read_text()), path
+
+
+def test_libraries_share_the_objects_of_the_kernels():
+    torch, core = _build._object_keys(CSRC, "_C"), _build._object_keys(CSRC, "lcs_core")
+    kernels = {name for name in LISTED if name.startswith("cpu/")}
+    assert torch.keys() & core.keys() == kernels
+    assert all(torch[name] == core[name] for name in kernels)
+
+
+@pytest.mark.parametrize("asked", [_build.torch_dir, _build.pybind11_dir])
+def test_a_missing_package_is_named(asked, monkeypatch):
+    monkeypatch.setattr(_build, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="is not installed in this environment.*install"):
+        asked()
+
+
+def test_missing_headers_of_python_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(_build.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="Python.h: install .*python3-dev"):
+        _build.python_include()
 
 
 def test_no_code_asks_what_the_build_machine_has():

@@ -1,6 +1,7 @@
 """What pip installs: both wheels, each in an environment of its own that borrows torch from this one."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,11 +27,16 @@ def copy_tree(folder: Path) -> Path:
 
 def make_wheel(folder: Path, **environment: str) -> Path:
     tree = copy_tree(folder)
-    if (ROOT / "build" / "objects").is_dir():  # named by content, so as good as compiled again
-        shutil.copytree(ROOT / "build" / "objects", tree / "build" / "objects")
+    lend_objects(tree)
     pip(["wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", str(folder), str(tree)], **environment)
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+def lend_objects(tree: Path) -> None:
+    """What this checkout compiled: named by content, so as good as compiled again."""
+    if (ROOT / "build" / "objects").is_dir():
+        shutil.copytree(ROOT / "build" / "objects", tree / "build" / "objects")
 
 
 def pip(arguments: list[str], **environment: str) -> None:
@@ -76,15 +82,18 @@ def names_in(wheel: Path) -> set[str]:
 
 
 def test_tags(wheel, bare_wheel):
+    """lcs_core binds a wheel to one Python."""
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-    assert wheel.name.endswith(f"-py3-none-{platform}.whl")
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert wheel.name.endswith(f"-{python}-{python}-{platform}.whl")
     assert bare_wheel.name.endswith("-py3-none-any.whl")
 
 
 def test_contents(wheel, bare_wheel):
     names = names_in(wheel)
-    assert names - names_in(bare_wheel) == {"lcs_kernels/_C.so"}
-    assert {name.split("/")[0].partition("-")[0] for name in names} == {"lcs", "lcs_kernels"}
+    core = f"lcs_core{sysconfig.get_config_var('EXT_SUFFIX')}"
+    assert names - names_in(bare_wheel) == {"lcs_kernels/_C.so", core}
+    assert {re.split(r"[-./]", name)[0] for name in names} == {"lcs", "lcs_kernels", "lcs_core"}
     for folder in ("csrc", "benchmarks", "triton_kernels"):
         files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc"]
         assert {f"lcs_kernels/{path.relative_to(ROOT).as_posix()}" for path in files} <= names
@@ -92,26 +101,56 @@ def test_contents(wheel, bare_wheel):
     assert set(layer) <= names
 
 
-def test_build_without_torch_says_so(tmp_path):
+def site_with(folder: Path, *names: str) -> Path:
+    """A folder that holds only setuptools and the packages `names` of this environment."""
     import setuptools
 
-    site, tree = tmp_path / "site", copy_tree(tmp_path)
+    site = folder / "site"
     site.mkdir()
     packages = Path(setuptools.__file__).parents[1]
-    for path in [*packages.glob("setuptools*"), packages / "_distutils_hack"]:
+    for path in [*packages.glob("setuptools*"), *(packages / name for name in ("_distutils_hack", *names))]:
         (site / path.name).symlink_to(path)
-    command = [sys.executable, "-S", "setup.py", "bdist_wheel"]  # -S: no site-packages, so no torch
+    return site
 
-    def build(**environment):
-        env = os.environ | {"PYTHONPATH": str(site)} | environment
-        return subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
 
-    refused = build(LCS_BUILD="1")
-    assert refused.returncode != 0 and "LCS_BUILD=1, but torch is not installed" in refused.stderr
-    done = build(LCS_BUILD="")
+def build_with(site: Path, tree: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-S", "setup.py", "bdist_wheel"]  # -S: no site-packages but `site`
+    env = os.environ | {"PYTHONPATH": str(site)} | environment
+    return subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
+
+
+def test_build_without_torch_and_pybind11_says_so(tmp_path):
+    site, tree = site_with(tmp_path), copy_tree(tmp_path)
+    refused = build_with(site, tree, LCS_BUILD="1")
+    assert refused.returncode != 0 and "LCS_BUILD=1 wants both" in refused.stderr
+    done = build_with(site, tree, LCS_BUILD="")
     assert done.returncode == 0, done.stderr
-    assert "NO COMPILED LIBRARY in this build: torch is not installed" in done.stderr
+    for output in (refused.stderr, done.stderr):
+        assert "NO lcs_kernels._C in this build: torch is not installed" in output
+        assert re.search("NO lcs_core in this build: pybind11 is not installed .*: pip install pybind11", output)
     assert [path.name.partition("-py3")[2] for path in (tree / "dist").iterdir()] == ["-none-any.whl"]
+
+
+def test_build_without_compiler_says_so(tmp_path):
+    site, tree = site_with(tmp_path, "pybind11"), copy_tree(tmp_path)
+    done = build_with(site, tree, LCS_BUILD="", CXX="no-such-compiler")
+    assert done.returncode == 0, done.stderr
+    assert "NO lcs_core in this build: no C++ compiler found (tried no-such-compiler on PATH)" in done.stderr
+    assert [path.name.partition("-py3")[2] for path in (tree / "dist").iterdir()] == ["-none-any.whl"]
+
+
+def test_core_builds_and_runs_without_torch(tmp_path):
+    site, tree = site_with(tmp_path, "pybind11"), copy_tree(tmp_path)
+    lend_objects(tree)
+    done = build_with(site, tree, LCS_BUILD="")
+    assert done.returncode == 0, done.stderr
+    assert "NO lcs_kernels._C" in done.stderr and "NO lcs_core" not in done.stderr
+    (wheel,) = (tree / "dist").iterdir()
+    assert "-cp3" in wheel.name
+    zipfile.ZipFile(wheel).extractall(tmp_path / "unpacked")
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "unpacked")}
+    smoke = subprocess.run([sys.executable, ROOT / "tests/core/smoke.py"], env=env, capture_output=True, text=True)
+    assert smoke.returncode == 0, smoke.stderr
 
 
 def test_console_script(wheel):

@@ -94,10 +94,11 @@ def count_kernel(
 
 
 @triton.jit
-def pick_kernel(counts, threshold, rank, FIRST: tl.constexpr, BITS: tl.constexpr):
+def pick_kernel(counts, threshold, rank, BITS: tl.constexpr):
     """Appends to each segment's threshold the digit of its rank-th greatest key, and takes what lies above off `rank`.
 
-    At the end `rank` keys that equal the threshold are kept. The counts are left zero.
+    At the end `rank` keys that equal the threshold are kept. The counts are left zero. A rank below 1 ends at the largest
+    threshold, which no key reaches; a rank above the number of keys at -1, below every key.
     """
     segment = tl.program_id(0)
     digits = tl.arange(0, 1 << BITS)
@@ -105,8 +106,6 @@ def pick_kernel(counts, threshold, rank, FIRST: tl.constexpr, BITS: tl.constexpr
     found = tl.load(counts)
     tl.store(counts, tl.zeros_like(found))
     left = tl.load(rank + segment)
-    if FIRST:
-        left = tl.minimum(tl.maximum(left, 0), tl.sum(found))
     at_least = tl.cumsum(found, reverse=True)
     digit = tl.sum((at_least >= left).to(tl.int32)) - 1
     tl.store(rank + segment, left - tl.sum(tl.where(digits > digit, found, 0)))
@@ -206,7 +205,7 @@ def _select_and_write(
             blend_kernel[grid](table.rows, alpha, counts, IN=TYPES[source], LINE=line, **digit, **shape)
         else:
             count_kernel[grid](table.rows, counts, threshold, **digit, **shape)
-        pick_kernel[(len(rank),)](counts, threshold, rank, FIRST=i == 0, BITS=bits, **OPTIONS)
+        pick_kernel[(len(rank),)](counts, threshold, rank, BITS=bits, **OPTIONS)
     ties = rank.new_empty(table.tiles)
     tie_kernel[grid](table.rows, threshold, ties, **shape)
     prune_kernel[grid](table.rows, threshold, rank, ties.cumsum(0), **shape)

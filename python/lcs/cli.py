@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def _train(argv: list[str]) -> int:
     from .train import leave_processes, train
 
     path = train(config)
-    print(f"run: {path}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"run: {path}")
     leave_processes()
     return 0
 

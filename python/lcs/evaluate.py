@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,7 +96,9 @@ def load_run(path: str | Path, device: str = "auto") -> tuple[TrainConfig, Data,
     found = checkpoint.load_newest(directory.checkpoints)
     if found is None:
         raise RunError(f"{directory.path}: has no checkpoint yet; train it first")
-    tensors, manifest, _ = found
+    tensors, manifest, notices = found
+    for notice in notices:
+        warnings.warn(f"damaged, taking the checkpoint before: {notice}", stacklevel=3)
     data = load_data(config)
     subspace = build(config, data)
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}

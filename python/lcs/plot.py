@@ -18,7 +18,7 @@ def plot(evaluation: Evaluation, path: Path, *, log_density: bool = False) -> No
     optional.require("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import LogLocator, PercentFormatter
 
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -32,7 +32,8 @@ def plot(evaluation: Evaluation, path: Path, *, log_density: bool = False) -> No
         axes.plot(densities, accuracies, "D", color="C3", markersize=7, label="trained for this density alone")
     if log_density:
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.5, 5.0)))
+        axes.xaxis.set_major_formatter(lambda density, _: f"{100 * density:g}%")
     else:
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))

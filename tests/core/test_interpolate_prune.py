@@ -67,7 +67,7 @@ def torch_op(w0, w1, alpha, keep, dtype):
     return array_of(w), mask_bits.numpy().view(np.uint32)
 
 
-@examples(150)
+@examples(500)
 @given(st.data(), sizes, alphas, dtypes, isas, threads)
 def test_equals_the_oracle(data, n, alpha, dtype, isa, count):
     w0, w1 = data.draw(lines(n))
@@ -84,7 +84,7 @@ def test_equals_the_oracle(data, n, alpha, dtype, isa, count):
         np.testing.assert_array_equal(mask_bits, oracle.pack(mask))
 
 
-@examples(60)
+@examples(200)
 @given(st.data(), st.lists(st.integers(0, 100) | sizes, max_size=5), alphas, dtypes, dtypes, isas, threads)
 def test_foreach_equals_the_oracle(data, shape, alpha, source, dtype, isa, count):
     pairs = [data.draw(lines(n, source)) for n in shape]
@@ -109,7 +109,7 @@ def backward_cases(draw, n, source, dtype):
     return grad, w0, w1, rng.random(n) < draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
 
 
-@examples(80)
+@examples(250)
 @given(st.data(), sizes, alphas, dtypes, dtypes, isas, threads)
 def test_backward_equals_the_oracle(data, n, alpha, source, dtype, isa, count):
     grad, w0, w1, mask = data.draw(backward_cases(n, source, dtype))
@@ -137,7 +137,7 @@ def test_backward_equals_the_oracle(data, n, alpha, source, dtype, isa, count):
     assert float(op[2]) == float(np.float32(core[2]))
 
 
-@examples(40)
+@examples(100)
 @given(st.data(), sizes, alphas, dtypes, isas, threads)
 def test_masks_nest_as_keep_grows(data, n, alpha, dtype, isa, count):
     w0, w1 = data.draw(lines(n))
@@ -148,7 +148,7 @@ def test_masks_nest_as_keep_grows(data, n, alpha, dtype, isa, count):
         assert oracle.unpack(smaller, n).sum() == keep and not (smaller & ~larger).any()
 
 
-@examples(40)
+@examples(100)
 @given(st.data(), sizes, alphas, dtypes, isas)
 def test_all_kept_is_the_blend(data, n, alpha, dtype, isa):
     w0, w1 = data.draw(lines(n))
@@ -158,7 +158,7 @@ def test_all_kept_is_the_blend(data, n, alpha, dtype, isa):
     assert oracle.unpack(mask_bits, n).all()
 
 
-@examples(40)
+@examples(100)
 @given(st.data(), sizes, st.integers(-20, 20), st.sampled_from([0.0, 0.25, 0.3, 1.0]), isas, threads)
 def test_scaling_by_a_power_of_two_scales_the_result(data, n, power, alpha, isa, count):
     """Both ends lie far enough from denormals and overflow that every rounding scales along."""
@@ -171,7 +171,7 @@ def test_scaling_by_a_power_of_two_scales_the_result(data, n, power, alpha, isa,
     np.testing.assert_array_equal(scaled_bits, mask_bits)
 
 
-@examples(40)
+@examples(100)
 @given(st.data(), sizes, isas, threads)
 def test_order_of_distinct_weights_does_not_matter(data, n, isa, count):
     w = data.draw(distinct_weights(n))

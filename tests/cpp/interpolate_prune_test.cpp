@@ -94,15 +94,23 @@ Result expected(const Layer& layer, int64_t keep) {
   return result;
 }
 
-void check(const Case& c) {
+void check(const Case& c, const std::vector<int64_t>& keeps) {
   const Layer layer(c);
   const Parallel threads = fork_join(3);
-  for (const int64_t keep : {int64_t{0}, c.n / 40, c.n - c.n / 3, c.n}) {
+  for (const int64_t keep : keeps) {
     const Result wanted = expected(layer, keep);
     for (const Isa isa : isas()) CHECK(layer.run(isa, keep, serial) == wanted);
     CHECK(layer.run(best_isa(), keep, backwards) == wanted);
     CHECK(layer.run(best_isa(), keep, threads) == wanted);
   }
+}
+
+// Ties that go in every chunk, at counts that cut each of them somewhere.
+void check_ties() {
+  const Case c{5 * 16'384 + 1, DType::float32, DType::bfloat16, Kind::few_values, Guard::behind, false};
+  std::vector<int64_t> keeps;
+  for (int64_t keep = 0; keep < c.n; keep += c.n / 24) keeps.push_back(keep);
+  check(c, keeps);
 }
 
 void check_blend() {
@@ -154,7 +162,9 @@ int main() {
     for (const DType in : kDTypes)
       for (const DType out : kDTypes)
         for (const Kind kind : kKinds)
-          for (const Guard guard : kGuards) check({n, in, out, kind, guard, kind != Kind::any_bits || n % 2 == 0});
+          for (const Guard guard : kGuards)
+            check({n, in, out, kind, guard, kind != Kind::any_bits || n % 2 == 0}, {0, n / 40, n - n / 3, n});
+  check_ties();
   check_blend();
   check_together();
 }

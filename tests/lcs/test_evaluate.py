@@ -116,6 +116,14 @@ def test_nothing_trained_yet(runs, tmp_path):
         evaluate.evaluate(tmp_path)
 
 
+def test_damaged_checkpoint_is_told(tmp_path):
+    run = make_run(tmp_path / "run", epochs=2)
+    newest = checkpoint.paths(run / "checkpoints")[0]
+    newest.write_bytes(b"")
+    with pytest.warns(UserWarning, match=f"damaged, taking the checkpoint before: .*{newest.name}"):
+        assert evaluate.evaluate(run, [1.0]).step == 3
+
+
 def test_damaged_checkpoints(tmp_path):
     run = make_run(tmp_path / "run")
     for path in checkpoint.paths(run / "checkpoints"):

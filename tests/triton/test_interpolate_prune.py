@@ -90,9 +90,20 @@ def test_any_shape_and_stride(view):
     check(w0, w1, 0.5, keep_count(0.3, w0.numel()))
 
 
-@pytest.mark.parametrize("keep", [99, -3])
-def test_keep_out_of_range_is_clamped(keep):
-    check(torch.randn(10), None, 0.0, keep)
+@pytest.mark.parametrize("keep", [2**40, 99, -3, -(2**40)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_keep_out_of_range_is_clamped(keep, dtype):
+    check(torch.randn(10), None, 0.0, keep, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16], ids=str)
+def test_nans_of_every_payload_tie(dtype):
+    bits, infinity = torch.iinfo(dtype).max, {torch.int32: 0x7F800000, torch.int16: 0x7F80}[dtype]
+    w = torch.tensor([bits, infinity + 1, -1, infinity, bits - 5, infinity + 3], dtype=dtype)
+    w = w.view({torch.int32: torch.float32, torch.int16: torch.bfloat16}[dtype])
+    for keep in range(7):
+        mask_bits = prune(w, None, *scalars(0.0, keep))[1]
+        assert torch.equal(mask_bits, reference(w, None, *scalars(0.0, keep))[1])
 
 
 @pytest.mark.parametrize("line", [True, False], ids=["line", "point"])
