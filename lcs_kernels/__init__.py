@@ -6,7 +6,7 @@ from pathlib import Path
 if not (Path(__file__).parent / "benchmarks").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
-from . import _load, isa
+from . import _load, _triton, isa
 from ._backends import backends
 from .errors import LcsUnavailableError
 from .levels import keep_count
@@ -25,3 +25,4 @@ __all__ = [
 ]
 
 _load.load_installed()
+_triton.register()

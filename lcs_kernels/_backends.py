@@ -2,7 +2,7 @@
 
 import torch
 
-from . import _load, isa, ops
+from . import _load, _triton, isa, ops
 
 
 def backends() -> dict[str, dict[str, str]]:
@@ -17,6 +17,5 @@ def _cpu(op: str) -> str:
 
 
 def _cuda(op: str) -> str:
-    if torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA"):
-        return "cuda"
-    return "reference (no CUDA kernel in this build)" if torch.cuda.is_available() else "none (torch sees no GPU)"
+    chosen = _triton.register()
+    return chosen if torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA") else f"reference ({chosen})"

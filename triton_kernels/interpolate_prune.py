@@ -97,14 +97,12 @@ def count_kernel(
 def pick_kernel(counts, threshold, rank, BITS: tl.constexpr):
     """Appends to each segment's threshold the digit of its rank-th greatest key, and takes what lies above off `rank`.
 
-    At the end `rank` keys that equal the threshold are kept. The counts are left zero. A rank below 1 ends at the largest
-    threshold, which no key reaches; a rank above the number of keys at -1, below every key.
+    At the end `rank` keys that equal the threshold are kept. A rank below 1 ends at the largest threshold, which no key
+    reaches; a rank above the number of keys at -1, below every key.
     """
     segment = tl.program_id(0)
     digits = tl.arange(0, 1 << BITS)
-    counts += segment * (1 << BITS) + digits
-    found = tl.load(counts)
-    tl.store(counts, tl.zeros_like(found))
+    found = tl.load(counts + segment * (1 << BITS) + digits)
     left = tl.load(rank + segment)
     at_least = tl.cumsum(found, reverse=True)
     digit = tl.sum((at_least >= left).to(tl.int32)) - 1
@@ -198,8 +196,10 @@ def _select_and_write(
 ) -> None:
     grid, shape = (table.tiles,), {"OUT": TYPES[dtype], "TOGETHER": together, **table.shape, **OPTIONS}
     threshold = torch.zeros_like(rank, dtype=torch.int32)
-    counts = rank.new_zeros(len(rank) << DIGITS[dtype][0][1])
-    for i, (shift, bits) in enumerate(DIGITS[dtype]):
+    digits = DIGITS[dtype]
+    all_counts = rank.new_zeros(len(rank) * sum(1 << bits for _, bits in digits))
+    per_digit = all_counts.split([len(rank) << bits for _, bits in digits])
+    for i, ((shift, bits), counts) in enumerate(zip(digits, per_digit, strict=True)):
         digit = {"SHIFT": shift, "BITS": bits}
         if i == 0:
             blend_kernel[grid](table.rows, alpha, counts, IN=TYPES[source], LINE=line, **digit, **shape)

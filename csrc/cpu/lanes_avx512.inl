@@ -47,7 +47,8 @@ inline Key magnitude(Float x) {
 }
 inline void store_keys(int32_t* p, Key x) { _mm512_storeu_si512(p, x); }
 inline Mask at_least(Key a, Key b) { return _mm512_cmpge_epi32_mask(a, b); }
-inline uint32_t to_bits(Mask m) { return m; }
+// Not a plain conversion: gcc 12 reloads 32 bits of a mask that it spilled as 16.
+inline uint32_t to_bits(Mask m) { return _cvtmask16_u32(m); }
 inline Mask from_bits(uint32_t bits) { return Mask(bits); }
 inline Float where(Mask m, Float x) { return _mm512_maskz_mov_ps(m, x); }
 
