@@ -6,6 +6,7 @@
 #include <climits>
 #include <cmath>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "dispatch.h"
@@ -22,6 +23,7 @@ constexpr int64_t kAhead = 64;           // weights fetched ahead
 constexpr int64_t kMaxSample = 1 << 16;
 constexpr double kDeviations = 4;  // half the bracket, in standard deviations of a sampled rank
 constexpr int64_t kMargin = 8;     // and at least so many sampled ranks
+constexpr int64_t kPerListed = 8;  // weights that could be classified in the time that one listed takes
 
 InterpolatePruneKernels kernels() {
   return best(scalar::interpolate_prune_kernels, avx2::interpolate_prune_kernels, avx512::interpolate_prune_kernels);
@@ -41,7 +43,26 @@ struct Segment {
   std::span<Chunk> chunks;
   int64_t n, keep;
   KeyRange bracket{};
+  std::unique_ptr<Histogram> undecided{};  // of the keys in the bracket; only where there is more than one chunk
   int32_t threshold = 0;
+};
+
+// Makes weights of a chunk zero.
+template <class Word>
+struct Dropper {
+  Word* w;
+  uint32_t* mask_bits;
+  Word spare = 0;
+
+  explicit Dropper(const InterpolatePruneLayer& chunk) : w(static_cast<Word*>(chunk.w)), mask_bits(chunk.mask_bits) {}
+
+  // No branch, which could not be predicted, and no access to a weight that stays.
+  Word* target(bool lost, int64_t i) { return lost ? w + i : &spare; }
+  void fetch(bool lost, int64_t i) { __builtin_prefetch(target(lost, i), 1, 2); }
+  void where(bool lost, int64_t i) {
+    *target(lost, i) = 0;
+    mask_bits[i / 32] &= ~(uint32_t(lost) << (i % 32));
+  }
 };
 
 class Pruner {
@@ -52,22 +73,29 @@ class Pruner {
   }
 
   void run() {
-    over(segments_, [this](Segment& s) { s.bracket = guess(s); });
-    over(chunks_, [this](Chunk& c) { classify(c, segments_[c.segment].bracket); });
-    for (Segment& s : segments_)
+    over(segments_, total_, [this](Segment& s) { s.bracket = guess(s); });
+    parallel_(int64_t(chunks_.size()), grain(total_), [this](int64_t i, int64_t end) {
+      while (i < end) i = classify(i, end);
+    });
+    int64_t listed = 0, rest = 0;
+    for (Segment& s : segments_) {
       if (!held(s)) classify_exactly(s);
-    over(segments_, [this](Segment& s) { settle(s); });
-    over(chunks_, [this](Chunk& c) { resolve(c); });
+      listed += narrow(s);
+    }
+    if (listed) over(chunks_, kPerListed * listed, [this](Chunk& c) { sift(c); });
+    for (const Chunk& c : chunks_) rest += c.census.undecided;
+    over(segments_, rest, [this](Segment& s) { settle(s); });
+    over(chunks_, kPerListed * rest, [this](Chunk& c) { resolve(c); });
   }
 
  private:
-  // In chunks or segments; too little work does not wake a thread.
-  int64_t grain() const { return total_ < 2 * kChunk ? INT64_MAX : 1; }
+  // In chunks or segments; too little work, in weights, does not wake a thread.
+  static int64_t grain(int64_t work) { return work < 2 * kChunk ? INT64_MAX : 1; }
 
   template <class Items, class Body>
-  void over(Items&& items, Body body) {
+  void over(Items&& items, int64_t work, Body body) {
     if (items.size() == 1) return body(items[0]);  // which may then use the threads itself
-    parallel_(int64_t(items.size()), grain(), [&](int64_t begin, int64_t end) {
+    parallel_(int64_t(items.size()), grain(work), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) body(items[i]);
     });
   }
@@ -122,6 +150,62 @@ class Pruner {
     if (c.census.listed) run_.keys_at(c.weights.w, args_.out, c.undecided, c.census.undecided, c.keys);
   }
 
+  // Classifies from chunk i to the end of its segment, at most to `end`; returns how far it came.
+  int64_t classify(int64_t i, int64_t end) {
+    Segment& s = segments_[chunks_[i].segment];
+    const int64_t last = std::min(end, &s.chunks.back() - chunks_.data() + 1);
+    const bool count = s.chunks.size() > 1 && s.bracket.low < s.bracket.high;
+    Histogram found;
+    for (; i < last; ++i) {
+      Chunk& c = chunks_[i];
+      classify(c, s.bracket);
+      if (count && c.census.listed) found.add({c.keys, size_t(c.census.undecided)}, s.bracket);
+    }
+    if (!count) return last;
+    const std::lock_guard lock(mutex_);
+    if (!s.undecided) s.undecided = std::make_unique<Histogram>();
+    *s.undecided += found;
+    return last;
+  }
+
+  // Narrows the bracket to the bin of the threshold; returns how many listed keys `sift` has to compare with it.
+  int64_t narrow(Segment& s) const {
+    int64_t rank = s.keep, undecided = 0;
+    for (const Chunk& c : s.chunks) {
+      rank -= c.census.kept;
+      undecided += c.census.undecided;
+    }
+    if (s.bracket.low == s.bracket.high || rank == 0 || rank == undecided) s.undecided.reset();
+    if (!s.undecided) return 0;
+    const int32_t bin = s.undecided->find(rank);
+    s.bracket = Histogram::bins(s.bracket, bin, bin);
+    return undecided;
+  }
+
+  // Drops the undecided below the bracket and keeps those above it.
+  void sift(Chunk& c) const { size_of(args_.out) == 4 ? sift<uint32_t>(c) : sift<uint16_t>(c); }
+
+  template <class Word>
+  void sift(Chunk& c) const {
+    const Segment& s = segments_[c.segment];
+    if (!s.undecided) return;
+    const KeyRange bracket = s.bracket;
+    Dropper<Word> drop(c.weights);
+    int64_t rest = 0;
+    for (int64_t j = 0; j < c.census.undecided; ++j) {
+      const int64_t ahead = std::min(j + kAhead, c.census.undecided - 1);
+      drop.fetch(c.keys[ahead] < bracket.low, c.undecided[ahead]);
+      const int32_t key = c.keys[j];
+      const uint16_t at = c.undecided[j];
+      drop.where(key < bracket.low, at);
+      c.census.kept += key > bracket.high;
+      c.keys[rest] = key;
+      c.undecided[rest] = at;
+      rest += (key >= bracket.low) & (key <= bracket.high);
+    }
+    c.census.undecided = rest;
+  }
+
   // How many runs of how many weights a chunk gives to a sample of `size` weights of its segment.
   struct Runs {
     int64_t count, length;
@@ -153,7 +237,7 @@ class Pruner {
     std::vector<int64_t> at(s.chunks.size() + 1);
     for (size_t i = 0; i < s.chunks.size(); ++i) at[i + 1] = at[i] + runs_of(s.chunks[i], s, size).total();
     std::vector<int32_t> found(at.back());
-    parallel_(int64_t(s.chunks.size()), grain(), [&](int64_t begin, int64_t end) {
+    parallel_(int64_t(s.chunks.size()), grain(total_), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) sample(s.chunks[i], runs_of(s.chunks[i], s, size), &found[at[i]]);
     });
     return found;
@@ -166,8 +250,7 @@ class Pruner {
     const double balanced = 2 * std::cbrt(double(s.n) * double(s.n));
     const std::vector<int32_t> found = sample(s, s.n <= kSampleAll ? s.n : std::min(int64_t(balanced), kMaxSample));
     const std::span<const int32_t> list = found;
-    const auto [least, greatest] = std::minmax_element(found.begin(), found.end());
-    const KeyRange all{*least, *greatest};
+    const KeyRange all = range_of(list);
     const int64_t m = found.size();
     if (m == s.n) {
       const int32_t key = select_greatest({&list, 1}, all, s.keep, parallel_).key;
@@ -201,12 +284,12 @@ class Pruner {
       prefix = prefix << bits | count(s, shift, bits, prefix).find(rank);
     }
     s.bracket = {prefix, prefix};
-    over(s.chunks, [&](Chunk& c) { classify(c, s.bracket); });
+    over(s.chunks, s.n, [&](Chunk& c) { classify(c, s.bracket); });
   }
 
   // Counts, among the keys that begin with `prefix`, the next `bits` bits, which lie at `shift`.
   Histogram count(const Segment& s, int shift, int bits, int32_t prefix) const {
-    return histogram_of(int64_t(s.chunks.size()), grain(), parallel_,
+    return histogram_of(int64_t(s.chunks.size()), grain(total_), parallel_,
                         [&](int64_t begin, int64_t end, Histogram& found) {
                           std::vector<int32_t> key(kChunk);
                           for (int64_t i = begin; i < end; ++i) {
@@ -245,11 +328,7 @@ class Pruner {
   // Drops the undecided that lost; without a list they are all the threshold's ties.
   template <class Word>
   void resolve(const Chunk& c, int32_t threshold) const {
-    auto* w = static_cast<Word*>(c.weights.w);
-    const auto drop_if = [&](bool lost, int64_t i) {
-      w[i] &= Word(Word(lost) - 1);
-      c.weights.mask_bits[i / 32] &= ~(uint32_t(lost) << (i % 32));
-    };
+    Dropper<Word> drop(c.weights);
     int64_t ties = c.drop;
     const auto lost = [&](int32_t key) {
       const bool tie = (key == threshold) & (ties > 0);  // no branch: it could not be predicted
@@ -257,15 +336,12 @@ class Pruner {
       return (key < threshold) | tie;
     };
     if (c.census.listed) {
-      for (int64_t j = 0; j < c.census.undecided; ++j) {
-        __builtin_prefetch(w + c.undecided[std::min(j + kAhead, c.census.undecided - 1)], 1, 2);
-        drop_if(lost(c.keys[j]), c.undecided[j]);
-      }
+      for (int64_t j = 0; j < c.census.undecided; ++j) drop.where(lost(c.keys[j]), c.undecided[j]);
     } else {
       std::vector<int32_t> key(c.weights.n);
-      run_.keys({w, nullptr, nullptr, nullptr, c.weights.n}, 0, args_.out, args_.out, key.data());
+      run_.keys({c.weights.w, nullptr, nullptr, nullptr, c.weights.n}, 0, args_.out, args_.out, key.data());
       const int32_t low = segments_[c.segment].bracket.low;
-      for (int64_t i = 0; i < c.weights.n; ++i) drop_if(key[i] == low && lost(key[i]), i);
+      for (int64_t i = 0; i < c.weights.n; ++i) drop.where(key[i] == low && lost(key[i]), i);
     }
   }
 
@@ -281,6 +357,7 @@ class Pruner {
   int64_t total_ = 0;
   std::vector<Segment> segments_;
   std::vector<Chunk> chunks_;
+  std::mutex mutex_;
   std::unique_ptr<uint16_t[]> offsets_;
   std::unique_ptr<int32_t[]> keys_;
 };

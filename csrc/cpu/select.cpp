@@ -26,20 +26,9 @@ int shift_of(KeyRange range) {
 Histogram count(KeyLists lists, KeyRange range, const Parallel& parallel) {
   const int64_t n = total(lists),
                 grain = n < 2 * kWorthAThread ? INT64_MAX : 1 + int64_t(lists.size()) * kWorthAThread / n;
-  const uint32_t width = uint32_t(range.high - range.low);
-  return histogram_of(int64_t(lists.size()), grain, parallel,
-                      [=, shift = shift_of(range)](int64_t begin, int64_t end, Histogram& histogram) {
-                        for (int64_t i = begin; i < end; ++i)
-                          for (int32_t key : lists[i])
-                            if (const uint32_t offset = uint32_t(key - range.low); offset <= width)
-                              ++histogram.count[offset >> shift];
-                      });
-}
-
-KeyRange bins(KeyRange range, int32_t from, int32_t to) {
-  const int shift = shift_of(range);
-  const int64_t high = range.low + ((int64_t{to} + 1) << shift) - 1;
-  return {range.low + (from << shift), int32_t(std::min<int64_t>(range.high, high))};
+  return histogram_of(int64_t(lists.size()), grain, parallel, [=](int64_t begin, int64_t end, Histogram& histogram) {
+    for (int64_t i = begin; i < end; ++i) histogram.add(lists[i], range);
+  });
 }
 
 std::vector<int32_t> collect(KeyLists lists, KeyRange range) {
@@ -51,6 +40,29 @@ std::vector<int32_t> collect(KeyLists lists, KeyRange range) {
 }
 
 }  // namespace
+
+void Histogram::add(std::span<const int32_t> keys, KeyRange range) {
+  const uint32_t width = uint32_t(range.high - range.low);
+  const int shift = shift_of(range);
+  for (int32_t key : keys)
+    if (const uint32_t offset = uint32_t(key - range.low); offset <= width) ++count[offset >> shift];
+}
+
+void Histogram::operator+=(const Histogram& other) {
+  for (int bin = 0; bin < kBins; ++bin) count[bin] += other.count[bin];
+}
+
+KeyRange Histogram::bins(KeyRange range, int32_t from, int32_t to) {
+  const int shift = shift_of(range);
+  const int64_t high = range.low + ((int64_t{to} + 1) << shift) - 1;
+  return {range.low + (from << shift), int32_t(std::min<int64_t>(range.high, high))};
+}
+
+KeyRange range_of(std::span<const int32_t> keys) {
+  KeyRange range{keys[0], keys[0]};
+  for (int32_t key : keys) range = {std::min(range.low, key), std::max(range.high, key)};
+  return range;
+}
 
 int32_t Histogram::find(int64_t& rank) const {
   int32_t bin = kBins - 1;
@@ -66,7 +78,7 @@ Histogram histogram_of(int64_t n, int64_t grain, const Parallel& parallel,
     Histogram piece;
     add(begin, end, piece);
     const std::lock_guard lock(mutex);
-    for (int bin = 0; bin < Histogram::kBins; ++bin) sum.count[bin] += piece.count[bin];
+    sum += piece;
   });
   return sum;
 }
@@ -80,7 +92,7 @@ KeyRange enclose(KeyLists lists, KeyRange range, int64_t first, int64_t last, co
     const int32_t to = histogram.find(rank);
     last -= first - rank;
     first = rank;
-    range = bins(range, from, to);
+    range = Histogram::bins(range, from, to);
   }
   return range;
 }
@@ -92,7 +104,7 @@ Ranked select_greatest(KeyLists lists, KeyRange range, int64_t rank, const Paral
   while (total(lists) > kFew) {
     if (range.low == range.high) return {range.low, rank, total(lists)};
     const int32_t bin = count(lists, range, parallel).find(rank);
-    range = bins(range, bin, bin);
+    range = Histogram::bins(range, bin, bin);
     found = collect(lists, range);
     rest = found;
     lists = {&rest, 1};

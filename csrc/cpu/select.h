@@ -20,9 +20,19 @@ struct Histogram {
   static constexpr int kBits = 11, kBins = 1 << kBits;
   int64_t count[kBins] = {};
 
+  // The keys inside `range`, which is cut into at most kBins parts of one size.
+  void add(std::span<const int32_t> keys, KeyRange range);
+  void operator+=(const Histogram& other);
+
   // The bin in which `rank` falls; reduces `rank` by what lies in the bins above.
   int32_t find(int64_t& rank) const;
+
+  // The keys of `range` that `add` counts in the bins `from` to `to`.
+  static KeyRange bins(KeyRange range, int32_t from, int32_t to);
 };
+
+// From the least to the greatest of `keys`, of which there are some.
+KeyRange range_of(std::span<const int32_t> keys);
 
 // Sums the histograms of pieces of [0, n), each filled by `add` on a thread of its own.
 Histogram histogram_of(int64_t n, int64_t grain, const Parallel& parallel,
