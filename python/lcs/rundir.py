@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,7 @@ from .config import TrainConfig
 from .config import load as load_config
 from .environment import environment
 
-_FILES = (
-    *("config.yaml", "environment.json", "metrics.jsonl", "weights.safetensors"),
-    *("evaluation.json", "evaluation.png"),
-)
+_RESULTS = ("environment.json", "metrics.jsonl", "weights.safetensors", "evaluation.json", "evaluation.png")
 
 
 class RunError(ValueError):
@@ -51,9 +47,9 @@ class RunDirectory:
         Raises RunError if it holds a run or other files and neither resume nor overwrite is set, or cannot be written.
         """
         try:
+            self._check_free(config)
             if config.overwrite:
                 self._clear()
-            self._check_free(config)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             for directory in (self.path, self.checkpoints):
                 checkpoint.sweep(directory)
@@ -67,7 +63,9 @@ class RunDirectory:
 
     def _check_free(self, config: TrainConfig) -> None:
         if self.exists():
-            if not config.resume:
+            if config.overwrite:
+                self.config()  # raises, and nothing is removed, where the file is not a run's
+            elif not config.resume:
                 raise RunError(f"{self.path}: already holds a run; go on with --resume, replace it with --overwrite")
             return
         entries = list(self.path.iterdir()) if self.path.exists() else []
@@ -76,13 +74,18 @@ class RunDirectory:
             raise RunError(f"{self.path}: is not empty and holds no run; choose another directory with --out")
 
     def _clear(self) -> None:
-        for name in _FILES:
-            (self.path / name).unlink(missing_ok=True)
+        """Removes the run's files, and last the one that says that it is a run; other files stay."""
         for path in checkpoint.paths(self.checkpoints):
             path.unlink()
+        for name in (*_RESULTS, self.config_path.name):
+            (self.path / name).unlink(missing_ok=True)
 
     def _environments(self, config: TrainConfig) -> bytes:
-        earlier = json.loads(self.environment_path.read_text()) if self.environment_path.exists() else []
+        text = self.environment_path.read_text() if self.environment_path.exists() else "[]"
+        try:
+            earlier = json.loads(text)
+        except ValueError as error:
+            raise RunError(f"{self.environment_path}: damaged ({error}); remove it and go on with --resume") from error
         return json.dumps([*earlier, {**environment(config.threads), "isa": isa.max_name()}], indent=2).encode()
 
 
@@ -92,8 +95,7 @@ class Metrics:
     def __init__(self, path: Path, step: int):
         """Opens `path` for lines after `step`, dropping later ones and a torn last one."""
         self.path = path
-        kept = [line for line in _intact(path) if line["step"] <= step]
-        checkpoint.write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        checkpoint.write_atomic(path, b"".join(line + b"\n" for line in _lines_up_to(path, step)))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, kind: str, step: int, **values: Any) -> None:
@@ -108,6 +110,13 @@ class Metrics:
         self._file.close()
 
 
-def _intact(path: Path) -> list[Mapping[str, Any]]:
+def _lines_up_to(path: Path, step: int) -> list[bytes]:
+    kept = []
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    for number, line in enumerate(lines, 1):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunError(f"{path}: line {number} is damaged; remove it and go on with --resume") from error
+    return kept

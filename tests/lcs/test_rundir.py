@@ -1,0 +1,42 @@
+import pytest
+
+from lcs.config import ConfigError
+from lcs.rundir import Metrics, RunDirectory, RunError
+
+
+@pytest.fixture
+def run(tiny):
+    directory = RunDirectory(tiny().out)
+    directory.prepare(tiny().resolved())
+    directory.weights_path.write_bytes(b"weights")
+    return directory
+
+
+def test_overwriting_leaves_other_files(run, tiny):
+    notes = run.path / "notes.txt"
+    notes.write_text("words")
+    run.prepare(tiny(overwrite=True, seed=1).resolved())
+    assert notes.read_text() == "words"
+    assert not run.weights_path.exists() and run.config().seed == 1
+
+
+def test_overwriting_removes_nothing_where_the_settings_are_not_a_runs(run, tiny):
+    run.config_path.write_text("database: postgres")
+    with pytest.raises(ConfigError, match="config.yaml: database: no such setting"):
+        run.prepare(tiny(overwrite=True).resolved())
+    assert run.config_path.read_text() == "database: postgres" and run.weights_path.read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("line", ["garbage", '{"kind": "train"}', "[1]", '{"step": "one"}'])
+def test_damaged_metrics_are_named_and_kept(run, line):
+    text = f'{{"kind": "train", "step": 1}}\n{line}\n'
+    run.metrics_path.write_text(text)
+    with pytest.raises(RunError, match="metrics.jsonl: line 2 is damaged; remove it and go on with --resume"):
+        Metrics(run.metrics_path, 5)
+    assert run.metrics_path.read_text() == text
+
+
+def test_damaged_environment_is_named(run, tiny):
+    run.environment_path.write_text("{")
+    with pytest.raises(RunError, match="environment.json: damaged .* remove it and go on with --resume"):
+        run.prepare(tiny(resume=True).resolved())
