@@ -6,6 +6,7 @@ zeros. So any flipped bit and any missing byte is found, and any safetensors rea
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -33,7 +34,7 @@ class CheckpointError(ValueError):
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Puts `data` at `path` so that a crash at any moment leaves the old file or the new one. Raises OSError."""
-    handle, name = tempfile.mkstemp(prefix=path.name, suffix=_TEMPORARY, dir=path.parent)
+    handle, name = _temporary(path)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -45,6 +46,22 @@ def write_atomic(path: Path, data: bytes) -> None:
         Path(name).unlink(missing_ok=True)
         raise
     _sync_directory(path.parent)
+
+
+def check_writable(path: Path) -> None:
+    """Raises OSError naming `path` where `write_atomic` could not put a file."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    handle, name = _temporary(path)
+    os.close(handle)
+    os.unlink(name)
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    try:
+        return tempfile.mkstemp(prefix=path.name, suffix=_TEMPORARY, dir=path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _umask() -> int:

@@ -129,11 +129,19 @@ def _eval(argv: list[str]) -> int:
     arguments = tyro.cli(EvaluateArguments, prog="lcs eval", args=argv, config=(tyro.conf.PositionalRequiredArgs,))
     if arguments.problem():
         return _fail("eval", arguments.problem(), code=2)
-    from .checkpoint import write_atomic
+    from .checkpoint import check_writable, write_atomic
     from .evaluate import evaluate
     from .plot import plot
+    from .rundir import RunDirectory, RunError
     from .table import print_table
 
+    RunDirectory(arguments.run).config()
+    json, png = arguments.json or arguments.run / "evaluation.json", arguments.png or arguments.run / "evaluation.png"
+    for flag, path in (("json", json), ("png", png)):
+        try:
+            check_writable(path)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written: {error.strerror}; name another file with --{flag}") from error
     evaluation = evaluate(
         arguments.run,
         arguments.densities or None,
@@ -143,7 +151,6 @@ def _eval(argv: list[str]) -> int:
         batch_size=arguments.batch_size,
     )
     print_table(evaluation)
-    json, png = arguments.json or arguments.run / "evaluation.json", arguments.png or arguments.run / "evaluation.png"
     write_atomic(json, evaluation.to_json().encode())
     plot(evaluation, png, log_density=arguments.x_axis == "log")
     print(f"numbers: {json}\nplot: {png}")

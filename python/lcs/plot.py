@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import optional
+from .checkpoint import write_atomic
 
 if TYPE_CHECKING:
     from .evaluate import Evaluation
@@ -41,7 +43,9 @@ def plot(evaluation: Evaluation, path: Path, *, log_density: bool = False) -> No
     axes.set_title(f"One trained model at every density ({evaluation.images:,} test images)", fontsize=11)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    figure.savefig(path, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    write_atomic(path, picture.getvalue())
 
 
 def _reference_line(axes, evaluation: Evaluation) -> None:

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from lcs import demo as demonstration
+from lcs import evaluate
 from lcs.cli import main, parse_train
 from lcs.config import PRESETS
 from lcs.demo import DemoError
@@ -109,6 +110,24 @@ def test_failures_exit_1_with_one_line(tmp_path, capsys):
     assert main(["train", "--data", "cifar10", "--out", str(tmp_path / "other")]) == 1
     assert "cifar10" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("flag", ["json", "png"])
+@pytest.mark.parametrize(
+    "place, reason", [("absent/file", "No such file"), ("file/file", "Not a dir"), ("", "Is a dir")]
+)
+def test_outputs_that_cannot_be_written_are_named_before_evaluating(
+    flag, place, reason, tmp_path, tiny, monkeypatch, capsys
+):
+    directory = RunDirectory(tiny().out)
+    directory.prepare(tiny().resolved())
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: pytest.fail("evaluated before it looked"))
+    path = tmp_path / place
+    assert main(["eval", str(directory.path), f"--{flag}", str(path)]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"lcs eval: {path}: cannot be written: {reason}")
+    assert shown.endswith(f"; name another file with --{flag}\n")
 
 
 def test_resume_takes_the_settings_of_the_run(tmp_path):
