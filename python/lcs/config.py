@@ -58,6 +58,13 @@ PRESETS = (
         "evaluation before the density warm-up ends: at the density asked for, or shifted as training's densities are",
     ),
     PresetOption("norm", "group", "batch", BASELINES, "norm layers of the target and dense runs"),
+    PresetOption(
+        "lr_warmup",
+        "at_most_half",
+        "five",
+        (*SUBSPACES, *BASELINES),
+        "epochs in which the learning rate rises: 5, or half of a run shorter than 10 epochs; or always 5",
+    ),
 )
 
 
@@ -94,6 +101,7 @@ class TrainConfig(pydantic.BaseModel):
     keep_rounding: Literal["half_even", "truncate"] | None = Field(None, description="preset option")
     warmup_evaluation: Literal["requested", "shifted"] | None = Field(None, description="preset option")
     norm: Norm | None = Field(None, description="group, but a preset option in target and dense runs")
+    lr_warmup: Literal["at_most_half", "five"] | None = Field(None, description="preset option")
     init: Literal["independent", "copy"] = Field(
         "independent", description="second ends: drawn anew as in the paper, or equal to the first, for short runs"
     )
@@ -113,7 +121,7 @@ class TrainConfig(pydantic.BaseModel):
     evaluation_interval: Whole = Field(10, description="epochs between evaluations, the last included; 0: none")
     checkpoint_interval: Whole = Field(0, description="steps between checkpoints, besides one after every epoch")
     out: Path = Field(Path("runs/train"), description="run directory")
-    resume: StrictBool = Field(False, description="go on from the newest checkpoint in the run directory")
+    resume: StrictBool = Field(False, description="go on from the newest checkpoint in the run directory, if any")
     overwrite: StrictBool = Field(False, description="replace the run in the run directory")
 
     def resolved(self) -> TrainConfig:

@@ -103,16 +103,19 @@ class Loop:
     def train_step(self, batch: Batch) -> StepResult:
         """One update: the mean loss over the global batch at each level sampled, plus the regulariser once.
 
-        Raises RunError if the loss is not finite, before the weights change.
+        Raises RunError if the loss or a gradient is not finite, before the weights change.
         """
         config, epoch = self.config, self.epoch
-        lr = schedule.learning_rate(config.lr, epoch, config.epochs)
+        lr = schedule.learning_rate(config.lr, epoch, config.epochs, config.lr_warmup)
         generator = schedule.level_generator(config.seed, self.step)
         levels = self.subspace.sample(generator, self.warmup_progress)
         self.model.train()
         loss, accuracy = self.backward(batch, levels)
-        if not math.isfinite(loss):
-            raise RunError(f"{config.out}: the loss is {loss} at step {self.step}; try a lower --lr than {config.lr}")
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters.values()]).item()
+        for name, value in (("loss", loss), ("norm of the gradient", norm)):
+            if not math.isfinite(value):
+                at = f"the {name} is {value} at step {self.step}"
+                raise RunError(f"{config.out}: {at}; try a lower --lr than {config.lr}")
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()

@@ -12,14 +12,12 @@ import torch
 WARMUP_EPOCHS = 5
 
 
-def lr_warmup_epochs(epochs: int) -> int:
-    """5 as in the paper; half of a run shorter than 10 epochs."""
-    return min(WARMUP_EPOCHS, epochs // 2)
+def learning_rate(peak: float, epoch: int, epochs: int, lr_warmup: str = "at_most_half") -> float:
+    """The rate of `epoch` (from 0): linear to `peak`, then cosine towards 0.
 
-
-def learning_rate(peak: float, epoch: int, epochs: int) -> float:
-    """The rate of `epoch` (from 0): linear to `peak`, then cosine towards 0."""
-    warmup = lr_warmup_epochs(epochs)
+    lr_warmup: "five" epochs as in the paper, also in a run that ends before them, or "at_most_half" of a shorter run.
+    """
+    warmup = WARMUP_EPOCHS if lr_warmup == "five" else min(WARMUP_EPOCHS, epochs // 2)
     if epoch < warmup:
         return peak * (epoch + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup)))

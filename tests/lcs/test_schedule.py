@@ -22,6 +22,14 @@ def test_learning_rate_of_short_runs(epochs):
     assert 0 < min(rates) and max(rates) == 1.0
 
 
+@pytest.mark.parametrize("epochs", [3, 5, 7])
+def test_learning_rate_of_the_papers_short_runs(epochs):
+    rates = [schedule.learning_rate(0.1, epoch, epochs, "five") for epoch in range(epochs)]
+    rising = [0.1 * (epoch + 1) / 5 for epoch in range(min(epochs, 5))]
+    falling = [0.1 * 0.5 * (1 + math.cos(math.pi * (epoch - 5) / (epochs - 5))) for epoch in range(5, epochs)]
+    assert rates == rising + falling
+
+
 def test_density_warmup_of_the_paper():
     assert schedule.density_warmup_steps(0.8, 200, 50_000, 128) == 62_500
 

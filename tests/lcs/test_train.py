@@ -212,6 +212,15 @@ def test_loss_that_is_not_finite_stops_the_run_before_the_weights_change(tiny):
     assert loop.step == 0
 
 
+def test_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(tiny):
+    loop = make_loop(tiny())
+    before = {name: p.detach().clone() for name, p in loop.parameters.items()}
+    loop.parameters["fc.weight"].register_hook(lambda gradient: gradient.fill_(math.inf))
+    with pytest.raises(RunError, match="the norm of the gradient is inf at step 0; try a lower --lr than 0.1"):
+        loop.train_step(loop.load_batch(list(range(8)), 0))
+    assert all(torch.equal(p, before[name]) for name, p in loop.parameters.items())
+
+
 def test_resume_refuses_other_settings(tiny):
     train(tiny(evaluation_interval=0))
     with pytest.raises(CheckpointError, match=r"belongs to another run: lr 0.1 there and 0.2 here, seed 0 there and 1"):
