@@ -50,7 +50,7 @@ def write_binary(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.nd
 def cache(tmp_path_factory, monkeypatch) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("LCS_CACHE", str(folder))
-    return folder
+    return folder / "data"
 
 
 def digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> data.Data:
@@ -344,7 +344,7 @@ def test_cifar10_cache_folder_that_cannot_be_written(tmp_path, monkeypatch):
     write_folder(tmp_path / "images")
     (tmp_path / "file").touch()
     monkeypatch.setenv("LCS_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(OSError, match=r"cannot write the cache folder .*file/cache .*set LCS_CACHE"):
+    with pytest.raises(OSError, match=r"cannot write the cache folder .*file/cache/data .*set LCS_CACHE"):
         data.load("cifar10", tmp_path / "images")
 
 

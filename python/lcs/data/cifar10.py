@@ -64,7 +64,7 @@ def _read_folder(root: Path) -> tuple[int, _Images, _Images]:
 
 def _cached(root: Path, files: list[str]) -> np.ndarray:
     """The decoded images, mapped from the cache file of this state of the folder."""
-    folder = Path(os.environ.get("LCS_CACHE") or "~/.cache/lcs-kernels/data").expanduser()
+    folder = Path(os.environ.get("LCS_CACHE") or "~/.cache/lcs-kernels").expanduser() / "data"
     path = folder / f"{_key(root, files)}.npy"
     try:
         if not path.exists():
