@@ -1,5 +1,6 @@
 """One op, one word: its files are found by name in every layer."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,14 @@ def test_an_op_is_one_word_in_every_layer(op):
     for path in (f"csrc/torch/{op}_op.cpp", f"tests/ops/test_{op}.py", f"benchmarks/{op}.py"):
         assert (ROOT / path).is_file(), path
     assert f"| `{op}` |" in (ROOT / "README.md").read_text()
+
+
+def test_every_environment_variable_that_is_read_is_in_the_readme():
+    files = [path for folder in ("lcs_kernels", "python", "csrc") for path in (ROOT / folder).rglob("*")]
+    text = "".join(path.read_text() for path in (*files, ROOT / "setup.py") if path.suffix in (".py", ".cpp", ".h"))
+    read = set(re.findall(r'(?:environ\.get\(|environ\[|getenv\()"(LCS_\w+)"', text))
+    rows = re.findall(r"^\| `(LCS_\w+)[`=]", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert read == set(rows) and len(rows) == len(read)
 
 
 def test_only_an_ops_own_file_touches_its_dispatcher_entry():

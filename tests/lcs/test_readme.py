@@ -1,0 +1,65 @@
+"""What the README shows is what the code does."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from lcs import models
+from lcs.cli import COMMANDS, EvaluateArguments, parse_train
+from lcs.config import presets_table
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+COMMAND_LINES = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("lcs ")]
+
+
+def test_the_examples_run():
+    images, labels = torch.randn(2, 3, 16, 16), torch.tensor([3, 7])
+    names = {
+        "model": models.build("cpreresnet20", 10, seed=0),
+        "loader": [(images, labels)] * 2,
+        "criterion": torch.nn.functional.cross_entropy,
+        "w0": torch.randn(40),
+        "w1": torch.randn(40),
+    }
+    before = {name: p.detach().clone() for name, p in names["model"].named_parameters()}
+    for block in blocks("python"):
+        exec(block, names)
+    assert names["y"].shape == (2, 10) and names["y"].isfinite().all()
+    lines = names["subspace"].lines()
+    assert {"conv1", "fc", "layer1.0.conv1"} <= lines.keys()
+    for name, layer in lines.items():
+        assert not torch.equal(layer.weight, before[f"{name}.weight"]), name
+        assert not torch.equal(layer.weight_1, layer.weight), name
+    assert names["w"].count_nonzero() == 4
+
+
+def test_presets_are_listed():
+    assert presets_table() in README
+
+
+def test_every_command_is_shown():
+    assert {line.split()[1] for line in COMMAND_LINES} | {"demo"} == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("line", COMMAND_LINES)
+def test_a_command_line_is_understood(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command, *arguments = shlex.split(line, comments=True)[1:]
+    if command == "train":
+        assert parse_train(arguments).out.parent == Path("runs")
+    elif command == "eval":
+        import tyro
+
+        parsed = tyro.cli(EvaluateArguments, args=arguments, config=(tyro.conf.PositionalRequiredArgs,))
+        assert parsed.run.parent == Path("runs") and parsed.problem() is None
+    else:
+        assert not arguments
