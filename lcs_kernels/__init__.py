@@ -6,22 +6,29 @@ from pathlib import Path
 if not (Path(__file__).parent / "benchmarks").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
-from . import _load, _triton, isa
+from . import _load, _triton, formats, isa
 from ._backends import backends
 from .errors import LcsUnavailableError
 from .levels import keep_count
 from .ops.cosine_squared import cosine_squared
 from .ops.interpolate_prune import interpolate_prune
 from .ops.interpolate_prune_foreach import interpolate_prune_foreach
+from .ops.sparse_conv2d import sparse_conv2d
+from .ops.sparse_linear import sparse_linear
+from .ops.sparse_pack import sparse_pack
 
 __all__ = [
     "LcsUnavailableError",
     "backends",
     "cosine_squared",
+    "formats",
     "interpolate_prune",
     "interpolate_prune_foreach",
     "isa",
     "keep_count",
+    "sparse_conv2d",
+    "sparse_linear",
+    "sparse_pack",
 ]
 
 _load.load_installed()

@@ -42,6 +42,16 @@ inline Float set1(float x) { return _mm256_set1_ps(x); }
 inline Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
 inline Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
 inline Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+inline Float fmadd(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+inline Float gather(const float* base, const uint16_t* index) {
+  return _mm256_i32gather_ps(base, _mm256_cvtepu16_epi32(load_half(index)), 4);
+}
+inline float reduce(Float x) {
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+inline Float raised_to(Float x, Float floor) { return _mm256_max_ps(floor, x); }  // a NaN stays
 inline Key set1_key(int32_t x) { return _mm256_set1_epi32(x); }
 inline Key magnitude(Float x) {
   return _mm256_min_epi32(_mm256_and_si256(_mm256_castps_si256(x), set1_key(0x7fffffff)), set1_key(kNanKey));

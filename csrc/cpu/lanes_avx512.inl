@@ -42,7 +42,11 @@ inline Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
 inline Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
 inline Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
 inline Float fmadd(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
-inline Float relu(Float x) { return _mm512_max_ps(_mm512_setzero_ps(), x); }  // a NaN stays
+inline Float gather(const float* base, const uint16_t* index) {
+  return _mm512_i32gather_ps(_mm512_cvtepu16_epi32(load_half(index)), base, 4);
+}
+inline float reduce(Float x) { return _mm512_reduce_add_ps(x); }
+inline Float raised_to(Float x, Float floor) { return _mm512_max_ps(floor, x); }  // a NaN stays
 inline Key set1_key(int32_t x) { return _mm512_set1_epi32(x); }
 inline Key magnitude(Float x) {
   return _mm512_min_epi32(_mm512_and_si512(_mm512_castps_si512(x), set1_key(0x7fffffff)), set1_key(kNanKey));

@@ -53,6 +53,10 @@ inline Float set1(float x) { return x; }
 inline Float add(Float a, Float b) { return a + b; }
 inline Float sub(Float a, Float b) { return a - b; }
 inline Float mul(Float a, Float b) { return a * b; }
+inline Float fmadd(Float a, Float b, Float c) { return a * b + c; }
+inline Float gather(const float* base, const uint16_t* index) { return base[*index]; }
+inline float reduce(Float x) { return x; }
+inline Float raised_to(Float x, Float floor) { return x < floor ? floor : x; }  // a NaN stays
 inline Key magnitude(Float x) { return std::min(std::bit_cast<int32_t>(x) & 0x7fffffff, kNanKey); }
 inline Key set1_key(int32_t x) { return x; }
 inline void store_keys(int32_t* p, Key x) { *p = x; }

@@ -71,3 +71,20 @@ def check_finite_weights(op: str, **weights: Tensor | None) -> None:
     for name, w in weights.items():
         if w is not None and not torch.isfinite(w).all():
             raise ValueError(f"{op}: {name} holds {int((~torch.isfinite(w)).sum())} values that are not finite")
+
+
+def check_sparse(op: str, x: Tensor, weight, bias: Tensor | None) -> Tensor | None:
+    """Raises where x, a SparseWeight and a bias do not fit each other; returns the bias as the op takes it."""
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float64):
+        raise TypeError(f"{op}: x must be float32 or bfloat16 (float64 runs the reference), got {x.dtype}")
+    if x.device != weight.values.device:
+        raise ValueError(f"{op}: x is on {x.device}, the weight on {weight.values.device}")
+    if bias is None:
+        return None
+    if tuple(bias.shape) != weight.shape[:1] or bias.device != x.device:
+        raise ValueError(
+            f"{op}: bias must be ({weight.shape[0]},) on {x.device}, got {tuple(bias.shape)} on {bias.device}"
+        )
+    if bias.dtype not in (torch.float32, x.dtype):
+        raise TypeError(f"{op}: bias must be float32 or {x.dtype} like x, got {bias.dtype}")
+    return bias if x.dtype == torch.float64 else bias.float()

@@ -1,0 +1,79 @@
+// Compiled once per instruction set, after its lanes_*.inl, those of one lane in a namespace `single`, and its
+// transpose_*.inl, in an unnamed namespace inside its target region. kMaxVectors sums and one value fit its registers.
+
+// Few vectors leave the multipliers waiting for each other's sums: then the values are dealt out to several sums.
+constexpr int sums_of(int vectors) { return vectors >= 6 ? 1 : vectors >= 3 ? 2 : 4; }
+
+template <int kVectors>
+void accumulate_tile(const SparseTile& tile) {
+  constexpr int kSums = sums_of(kVectors);
+  const uint16_t* index = tile.index;
+  const float* value = tile.values;
+  float* acc = tile.acc;
+  const Float floor = set1(tile.relu ? 0.0f : -__builtin_inff());
+  const auto add_value = [&](Float* sum, int32_t i) {
+    const float* x = tile.x + tile.offset[index[i]];
+    const Float w = set1(value[i]);
+    for (int v = 0; v < kVectors; ++v) sum[v] = fmadd(w, load(x + v * kLanes), sum[v]);
+  };
+  for (int64_t row = 0; row < tile.rows; ++row, acc += tile.acc_stride) {
+    Float sum[kSums][kVectors];
+    const Float start = set1(tile.first && tile.bias ? tile.bias[row] : 0.0f);
+    for (int v = 0; v < kVectors; ++v) sum[0][v] = tile.first ? start : load(acc + v * kLanes);
+    for (int s = 1; s < kSums; ++s)
+      for (int v = 0; v < kVectors; ++v) sum[s][v] = set1(0.0f);
+    const int32_t n = tile.count[row];
+    int32_t i = 0;
+    for (; i + kSums <= n; i += kSums)
+      for (int s = 0; s < kSums; ++s) add_value(sum[s], i + s);
+    for (; i < n; ++i) add_value(sum[0], i);
+    index += n;
+    value += n;
+    for (int v = 0; v < kVectors; ++v) {
+      Float total = sum[0][v];
+      for (int s = 1; s < kSums; ++s) total = add(total, sum[s][v]);
+      store(acc + v * kLanes, raised_to(total, floor));
+    }
+  }
+}
+
+template <int... kVectors>
+void accumulate_any(const SparseTile& tile, std::integer_sequence<int, kVectors...>) {
+  static constexpr void (*kTable[])(const SparseTile&) = {accumulate_tile<kVectors + 1>...};
+  kTable[tile.vectors - 1](tile);
+}
+
+void accumulate(const SparseTile& tile) { accumulate_any(tile, std::make_integer_sequence<int, kMaxVectors>()); }
+
+template <class From, class To>
+void copy_element(const From* from, To* to) {
+  single::store(to, single::rounded<To>(single::load(from)));
+}
+
+template <class From, class To>
+void copy_block(const SparseCopy& c) {
+  const From* from = static_cast<const From*>(c.from);
+  To* to = static_cast<To*>(c.to);
+  const int64_t whole = c.columns / kLanes * kLanes;
+  if (!c.transposed) {
+    for (int64_t r = 0; r < c.rows; ++r, from += c.from_stride, to += c.to_stride) {
+      for (int64_t i = 0; i < whole; i += kLanes) store(to + i, rounded<To>(load(from + i)));
+      for (int64_t i = whole; i < c.columns; ++i) copy_element(from + i, to + i);
+    }
+    return;
+  }
+  for (int64_t r = 0; r < c.rows; r += kSquare)
+    for (int64_t i = 0; i < c.columns; i += kSquare)
+      transpose(from + r * c.from_stride + i, c.from_stride, to + i * c.to_stride + r, c.to_stride,
+                std::min<int64_t>(kSquare, c.rows - r), std::min<int64_t>(kSquare, c.columns - i));
+}
+
+void load_block(const SparseCopy& copy) {
+  copy.dtype == DType::bfloat16 ? copy_block<BFloat16, float>(copy) : copy_block<float, float>(copy);
+}
+
+void store_block(const SparseCopy& copy) {
+  copy.dtype == DType::bfloat16 ? copy_block<float, BFloat16>(copy) : copy_block<float, float>(copy);
+}
+
+SparseConv2dKernels table() { return {kLanes, kMaxVectors, accumulate, load_block, store_block}; }

@@ -1,0 +1,31 @@
+#include <immintrin.h>
+
+#include <algorithm>
+#include <bit>
+#include <type_traits>
+#include <utility>
+
+#include "keys.h"
+#include "lcs/isa.h"
+#include "sparse_conv2d_kernels.h"
+
+LCS_TARGET_BEGIN(LCS_TARGET_AVX512)
+namespace lcs::avx512 {
+namespace {
+namespace single {
+#include "lanes_scalar.inl"
+}
+namespace eight {
+#include "lanes_avx2.inl"
+}
+#include "lanes_avx512.inl"
+#include "transpose_avx2.inl"
+constexpr int kMaxVectors = 14;
+// After the lanes it is written in.
+#include "sparse_conv2d.inl"
+}  // namespace
+
+SparseConv2dKernels sparse_conv2d_kernels() { return table(); }
+
+}  // namespace lcs::avx512
+LCS_TARGET_END

@@ -1,0 +1,299 @@
+#include "lcs/sparse_conv2d.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "dispatch.h"
+#include "scratch.h"
+#include "sparse_conv2d_kernels.h"
+
+namespace lcs {
+namespace {
+
+static const int64_t kPanelBytes =
+    getenv("KP") ? atoi(getenv("KP")) << 10 : 256 << 10;  // about a core's second-level cache
+constexpr int64_t kTasks = 8;                             // enough to keep the threads even
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Where the taps of one axis find their input once it is split by its remainders modulo the stride ("phases"), so that
+// neighbours in the output read neighbours. Phase p holds the padded coordinates p, p + stride, ...
+struct Phases {
+  std::vector<int64_t> used;           // remainders that some tap reads
+  std::vector<int64_t> phase, offset;  // of each tap: place in `used`, and distance in that phase
+  int64_t reach = 0;                   // the largest offset
+
+  explicit Phases(const Axis& axis) {
+    for (int64_t k = 0; k < axis.kernel; ++k) {
+      const int64_t at = k * axis.dilation, remainder = at % axis.stride;
+      const auto found = std::find(used.begin(), used.end(), remainder);
+      phase.push_back(found - used.begin());
+      if (found == used.end()) used.push_back(remainder);
+      offset.push_back(at / axis.stride);
+      reach = std::max(reach, offset.back());
+    }
+  }
+};
+
+// The coordinates o in [0, n) of phase `remainder` that fall on the input, o * stride + remainder - padding in [0,
+// size).
+struct Inside {
+  int64_t begin, end, first;  // first: the input coordinate of `begin`
+
+  Inside(const Axis& axis, int64_t remainder, int64_t size, int64_t from, int64_t n) {
+    const int64_t shift = axis.padding - remainder;  // input = o * stride - shift
+    begin = std::clamp(shift <= 0 ? int64_t{0} : ceil_div(shift, axis.stride), from, from + n);
+    end = std::clamp(size + shift <= 0 ? int64_t{0} : ceil_div(size + shift, axis.stride), begin, from + n);
+    first = begin * axis.stride - shift;
+  }
+};
+
+// A convolution on panels: float32 copies of a band of the input in which every tap of every output position is at a
+// fixed distance. Positions run along rows of `pitch`, then over the band's rows; each holds `lanes` images.
+class SparseConv2d {
+ public:
+  SparseConv2d(const SparseConv2dArgs& args, const Parallel& parallel)
+      : a_(args),
+        parallel_(parallel),
+        run_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
+        rows_(args.vertical),
+        columns_(args.horizontal),
+        taps_(args.vertical.kernel * args.horizontal.kernel) {
+    lanes_ = choose_lanes();
+    pitch_ = a_.y.width + columns_.reach - shared_padding();
+    const int64_t row_bytes = int64_t(phases()) * pitch_ * lanes_ * a_.x.channels * 4;
+    const int64_t least = std::min(a_.y.height, 2 * rows_.reach + 2);
+    bands_ = ceil_div(a_.y.height,
+                      std::clamp(kPanelBytes / std::max<int64_t>(row_bytes, 1) - rows_.reach, least, a_.y.height));
+    if (images() * bands_ < kTasks / 4) bands_ = std::min(a_.y.height, kTasks / 4 / images());
+    band_ = ceil_div(a_.y.height, bands_);
+    bands_ = ceil_div(a_.y.height, band_);
+    plane_ = (band_ + rows_.reach) * pitch_ * lanes_;
+    // An odd number of cache lines, so that channels do not fall on the same sets.
+    channel_ = (ceil_div(phases() * plane_ + columns_.reach * lanes_, 16) | 1) * 16;
+    offsets();
+  }
+
+  void run() const {
+    const int64_t panels = images() * bands_;
+    if (panels == 0 || a_.y.channels == 0 || a_.y.width == 0) return;
+    panels >= kTasks ? run_many(panels) : run_few(panels);
+  }
+
+ private:
+  int64_t images() const { return ceil_div(a_.x.n, lanes_); }
+  int64_t phases() const { return int64_t(rows_.used.size() * columns_.used.size()); }
+  int64_t panel_floats() const { return a_.x.channels * channel_ + run_.max_vectors * run_.lanes; }
+
+  // How many images share a position: one, and a vector spans neighbours; or, where an image has too few of them, whole
+  // vectors of images.
+  int64_t choose_lanes() const {
+    const int64_t n = a_.x.n, positions = a_.y.height * a_.y.width, vectors = ceil_div(n, run_.lanes);
+    if (positions == 1) return ceil_div(vectors, ceil_div(vectors, run_.max_vectors)) * run_.lanes;
+    return positions < 2 * run_.lanes && 4 * n >= 3 * vectors * run_.lanes ? run_.lanes : 1;
+  }
+
+  // Zeros right of a row that may serve as those left of the next.
+  int64_t shared_padding() const {
+    int64_t left = columns_.reach, right = columns_.reach;
+    const int64_t width = a_.y.width + columns_.reach;
+    for (const int64_t remainder : columns_.used) {
+      const Inside inside(a_.horizontal, remainder, a_.x.width, 0, width);
+      left = std::min(left, inside.begin);
+      right = std::min(right, width - inside.end);
+    }
+    return std::min(left, right);
+  }
+
+  void offsets() {
+    const int64_t block = a_.weight.block / taps_;
+    for (int64_t c = 0; c < block; ++c)
+      for (size_t i = 0; i < rows_.offset.size(); ++i)
+        for (size_t j = 0; j < columns_.offset.size(); ++j) {
+          const int64_t phase = rows_.phase[i] * int64_t(columns_.used.size()) + columns_.phase[j];
+          offset_.push_back(c * channel_ + phase * plane_ + (rows_.offset[i] * pitch_ + columns_.offset[j]) * lanes_);
+        }
+  }
+
+  // Many panels: each is filled and used by one thread.
+  void run_many(int64_t panels) const {
+    parallel_(panels, 1, [&](int64_t begin, int64_t end) {
+      static thread_local Scratch panel, sums;
+      float* x = cleared(panel, 1);
+      for (int64_t i = begin; i < end; ++i) {
+        fill(i, 0, a_.x.channels, x);
+        multiply(i, 0, a_.y.channels, x, sums);
+      }
+    });
+  }
+
+  // Few: all threads fill them, then share out the rows of the weight.
+  void run_few(int64_t panels) const {
+    static thread_local Scratch panel;
+    float* const x = cleared(panel, panels);
+    const int64_t channels = ceil_div(a_.x.channels, kTasks), rows = ceil_div(a_.y.channels, ceil_div(kTasks, panels));
+    const int64_t fills = ceil_div(a_.x.channels, channels), shares = ceil_div(a_.y.channels, rows);
+    parallel_(panels * fills, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        fill(i / fills, i % fills * channels, std::min(a_.x.channels, (i % fills + 1) * channels),
+             x + i / fills * panel_floats());
+    });
+    parallel_(panels * shares, 1, [&](int64_t begin, int64_t end) {
+      static thread_local Scratch sums;
+      for (int64_t i = begin; i < end; ++i)
+        multiply(i / shares, i % shares * rows, std::min(a_.y.channels, (i % shares + 1) * rows),
+                 x + i / shares * panel_floats(), sums);
+    });
+  }
+
+  float* cleared(Scratch& scratch, int64_t panels) const {
+    float* x = scratch.reserve(panels * panel_floats());
+    std::memset(x, 0, size_t(panels * panel_floats()) * sizeof(float));
+    return x;
+  }
+
+  const char* input(int64_t image, int64_t channel, int64_t row, int64_t column) const {
+    const Images& x = a_.x;
+    return static_cast<const char*>(x.data) + size_of(a_.dtype) * (image * x.image_stride + channel * x.channel_stride +
+                                                                   row * x.row_stride + column * x.column_stride);
+  }
+
+  // Channels [begin, end) of a panel. Rows outside the image are zeros.
+  void fill(int64_t panel, int64_t begin, int64_t end, float* to) const {
+    const int64_t image = panel / bands_ * lanes_, row0 = panel % bands_ * band_;
+    const int64_t height = band_ + rows_.reach, width = a_.y.width + columns_.reach;
+    for (size_t i = 0; i < rows_.used.size(); ++i)
+      for (size_t j = 0; j < columns_.used.size(); ++j) {
+        float* const plane = to + int64_t(i * columns_.used.size() + j) * plane_;
+        const Inside rows(a_.vertical, rows_.used[i], a_.x.height, row0, height);
+        const Inside columns(a_.horizontal, columns_.used[j], a_.x.width, 0, width);
+        for (int64_t c = begin; c < end; ++c) {
+          float* const p = plane + c * channel_;
+          std::fill(p, p + (rows.begin - row0) * pitch_ * lanes_, 0.0f);
+          std::fill(p + (rows.end - row0) * pitch_ * lanes_, p + plane_, 0.0f);
+        }
+        if (rows.begin == rows.end || columns.begin == columns.end) continue;
+        float* const first = plane + ((rows.begin - row0) * pitch_ + columns.begin) * lanes_;
+        if (a_.x.channel_stride == 1)
+          fill_channels_last(image, begin, end, rows, columns, first);
+        else
+          for (int64_t c = begin; c < end; ++c) fill_channel(image, c, rows, columns, first + c * channel_);
+      }
+  }
+
+  // Rows and columns that lie inside the image.
+  void fill_channel(int64_t image, int64_t c, const Inside& rows, const Inside& columns, float* to) const {
+    const int64_t n = columns.end - columns.begin, images = std::min(lanes_, a_.x.n - image);
+    const int64_t step = a_.horizontal.stride, row_stride = a_.vertical.stride * a_.x.row_stride;
+    const char* from = input(image, c, rows.first, columns.first);
+    if (lanes_ == 1 && step == 1) return load(from, row_stride, rows.end - rows.begin, n, to, pitch_, false);
+    for (int64_t row = rows.begin; row < rows.end; ++row, from += row_stride * size_of(a_.dtype), to += pitch_ * lanes_)
+      if (step == 1)
+        load(from, a_.x.image_stride, images, n, to, lanes_, true);
+      else
+        for (int64_t i = 0; i < n; ++i)
+          load(from + i * step * size_of(a_.dtype), a_.x.image_stride, images, 1, to + i * lanes_, 1, true);
+  }
+
+  void fill_channels_last(int64_t image, int64_t begin, int64_t end, const Inside& rows, const Inside& columns,
+                          float* to) const {
+    const int64_t n = columns.end - columns.begin, step = a_.horizontal.stride;
+    to += begin * channel_;
+    for (int64_t row = rows.begin; row < rows.end; ++row, to += pitch_ * lanes_) {
+      const int64_t at = rows.first + (row - rows.begin) * a_.vertical.stride;
+      if (lanes_ == 1)
+        load(input(image, begin, at, columns.first), step * a_.x.column_stride, n, end - begin, to, channel_, true);
+      else
+        for (int64_t i = 0; i < n; ++i)
+          load(input(image, begin, at, columns.first + i * step), a_.x.image_stride, std::min(lanes_, a_.x.n - image),
+               end - begin, to + i * lanes_, channel_, true);
+    }
+  }
+
+  void load(const void* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride,
+            bool transposed) const {
+    run_.load({from, to, from_stride, to_stride, rows, columns, a_.dtype, transposed});
+  }
+
+  // Output channels [begin, end) of a panel: all sums of the band first, so that y is written in long runs.
+  void multiply(int64_t panel, int64_t begin, int64_t end, const float* x, Scratch& scratch) const {
+    const int64_t row0 = panel % bands_ * band_, height = std::min(band_, a_.y.height - row0);
+    const int64_t vectors = ceil_div(((height - 1) * pitch_ + a_.y.width) * lanes_, run_.lanes);
+    const int64_t tile = ceil_div(vectors, ceil_div(vectors, run_.max_vectors));
+    // An odd number of cache lines here too.
+    const int64_t stride = (ceil_div(vectors * run_.lanes, 16) | 1) * 16;
+    float* const sums = scratch.reserve((end - begin) * stride);
+    for (int64_t v = 0; v < vectors; v += tile)
+      accumulate(begin, end, x + v * run_.lanes, int(std::min(tile, vectors - v)), sums + v * run_.lanes, stride);
+    write(panel / bands_ * lanes_, begin, end, row0, height, sums, stride);
+  }
+
+  void accumulate(int64_t begin, int64_t end, const float* x, int vectors, float* sums, int64_t stride) const {
+    const SparsePrepack& w = a_.weight;
+    const int64_t per_group = a_.y.channels / a_.groups, inputs = a_.x.channels / a_.groups;
+    for (int64_t b = 0; b < w.blocks(); ++b) {
+      const int32_t* const count = w.count + b * w.rows;
+      int64_t at = w.start[b];
+      for (int64_t row = 0; row < begin; ++row) at += count[row];
+      for (int64_t row = begin; row < end;) {
+        const int64_t group = row / per_group, stop = std::min(end, (group + 1) * per_group);
+        run_.accumulate({x + (group * inputs + b * w.block / taps_) * channel_, offset_.data(), count + row,
+                         w.index + at, w.values + at, sums + (row - begin) * stride, stride, stop - row,
+                         a_.bias ? a_.bias + row : nullptr, vectors, b == 0, a_.relu && b == w.blocks() - 1});
+        for (; row < stop; ++row) at += count[row];
+      }
+    }
+  }
+
+  char* output(int64_t image, int64_t channel, int64_t row, int64_t column) const {
+    const Images& y = a_.y;
+    return static_cast<char*>(y.data) + size_of(a_.dtype) * (image * y.image_stride + channel * y.channel_stride +
+                                                             row * y.row_stride + column * y.column_stride);
+  }
+
+  // The sums of `height` rows from row0, `stride` floats an output channel, to where they belong.
+  void write(int64_t image, int64_t begin, int64_t end, int64_t row0, int64_t height, const float* sums,
+             int64_t stride) const {
+    const int64_t images = std::min(lanes_, a_.y.n - image), width = a_.y.width;
+    if (a_.y.channel_stride == 1) return write_channels_last(image, images, begin, end, row0, height, sums, stride);
+    for (int64_t c = begin; c < end; ++c, sums += stride) {
+      if (lanes_ == 1) {
+        store(sums, pitch_, height, width, output(image, c, row0, 0), a_.y.row_stride, false);
+        continue;
+      }
+      for (int64_t row = 0; row < height; ++row)
+        store(sums + row * pitch_ * lanes_, lanes_, width, images, output(image, c, row0 + row, 0), a_.y.image_stride,
+              true);
+    }
+  }
+
+  void write_channels_last(int64_t image, int64_t images, int64_t begin, int64_t end, int64_t row0, int64_t height,
+                           const float* sums, int64_t stride) const {
+    for (int64_t row = row0; row < row0 + height; ++row, sums += pitch_ * lanes_)
+      if (lanes_ == 1)
+        store(sums, stride, end - begin, a_.y.width, output(image, begin, row, 0), a_.y.column_stride, true);
+      else
+        for (int64_t i = 0; i < a_.y.width; ++i)
+          store(sums + i * lanes_, stride, end - begin, images, output(image, begin, row, i), a_.y.image_stride, true);
+  }
+
+  void store(const float* from, int64_t from_stride, int64_t rows, int64_t columns, void* to, int64_t to_stride,
+             bool transposed) const {
+    run_.store({from, to, from_stride, to_stride, rows, columns, a_.dtype, transposed});
+  }
+
+  const SparseConv2dArgs& a_;
+  const Parallel& parallel_;
+  const SparseConv2dKernels run_;
+  const Phases rows_, columns_;
+  const int64_t taps_;
+  int64_t lanes_, pitch_, bands_, band_, plane_, channel_;
+  std::vector<int64_t> offset_;
+};
+
+}  // namespace
+
+void sparse_conv2d(const SparseConv2dArgs& args, const Parallel& parallel) { SparseConv2d(args, parallel).run(); }
+
+}  // namespace lcs

@@ -1,0 +1,27 @@
+#include <algorithm>
+#include <bit>
+#include <type_traits>
+#include <utility>
+
+#include "keys.h"
+#include "sparse_conv2d_kernels.h"
+
+namespace lcs::scalar {
+namespace {
+namespace single {
+#include "lanes_scalar.inl"
+}
+using namespace single;
+
+constexpr int kSquare = 1, kMaxVectors = 8;
+template <class From, class To>
+inline void transpose(const From* from, int64_t, To* to, int64_t, int64_t, int64_t) {
+  store(to, rounded<To>(load(from)));
+}
+// After the lanes it is written in.
+#include "sparse_conv2d.inl"
+}  // namespace
+
+SparseConv2dKernels sparse_conv2d_kernels() { return table(); }
+
+}  // namespace lcs::scalar

@@ -1,0 +1,21 @@
+#include <immintrin.h>
+
+#include <type_traits>
+
+#include "keys.h"
+#include "lcs/dtype.h"
+#include "lcs/isa.h"
+#include "sparse_linear_kernels.h"
+
+LCS_TARGET_BEGIN(LCS_TARGET_AVX512)
+namespace lcs::avx512 {
+namespace {
+#include "lanes_avx512.inl"
+// After the lanes it is written in.
+#include "sparse_linear.inl"
+}  // namespace
+
+SparseLinearKernels sparse_linear_kernels() { return {dots}; }
+
+}  // namespace lcs::avx512
+LCS_TARGET_END

@@ -1,0 +1,62 @@
+// Squares of 8 x 8, after lanes_avx2.inl in a namespace `eight`.
+constexpr int kSquare = 8;
+
+inline __m256i first_lanes(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+// The first n elements; zeros behind them.
+inline __m256 load_first(const float* p, int64_t n) {
+  return n == 8 ? eight::load(p) : _mm256_maskload_ps(p, first_lanes(n));
+}
+inline __m256 load_first(const BFloat16* p, int64_t n) {
+  if (n == 8) return eight::load(p);
+  BFloat16 padded[8] = {};
+  for (int64_t i = 0; i < n; ++i) padded[i] = p[i];
+  return eight::load(padded);
+}
+// Not a masked store, which some processors take dozens of cycles for.
+inline void store_first(float* p, __m256 x, int64_t n) {
+  if (n == 8) return eight::store(p, x);
+  __m128 part = _mm256_castps256_ps128(x);
+  if (n & 4) {
+    _mm_storeu_ps(p, part);
+    part = _mm256_extractf128_ps(x, 1);
+    p += 4;
+  }
+  if (n & 2) {
+    _mm_storel_pi(reinterpret_cast<__m64*>(p), part);
+    part = _mm_movehl_ps(part, part);
+    p += 2;
+  }
+  if (n & 1) _mm_store_ss(p, part);
+}
+inline void store_first(BFloat16* p, __m256 x, int64_t n) {
+  if (n == 8) return eight::store(p, eight::rounded<BFloat16>(x));
+  BFloat16 all[8];
+  eight::store(all, eight::rounded<BFloat16>(x));
+  for (int64_t i = 0; i < n; ++i) p[i] = all[i];
+}
+
+// to[column * to_stride + row] = from[row * from_stride + column], for at most 8 rows and columns.
+template <class From, class To>
+inline void transpose(const From* from, int64_t from_stride, To* to, int64_t to_stride, int64_t rows, int64_t columns) {
+  __m256 r[8], t[8];
+  for (int i = 0; i < 8; ++i) r[i] = i < rows ? load_first(from + i * from_stride, columns) : _mm256_setzero_ps();
+  for (int i = 0; i < 4; ++i) {
+    t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+  }
+  for (int half = 0; half < 2; ++half) {
+    const __m256 *a = t + 4 * half, *b = a + 2;
+    r[4 * half] = _mm256_shuffle_ps(a[0], b[0], 0x44);
+    r[4 * half + 1] = _mm256_shuffle_ps(a[0], b[0], 0xee);
+    r[4 * half + 2] = _mm256_shuffle_ps(a[1], b[1], 0x44);
+    r[4 * half + 3] = _mm256_shuffle_ps(a[1], b[1], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
+    t[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
+  }
+  for (int i = 0; i < 8 && i < columns; ++i) store_first(to + i * to_stride, t[i], rows);
+}

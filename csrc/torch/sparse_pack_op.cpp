@@ -1,0 +1,130 @@
+#include <tuple>
+
+#include "sparse_weight_binding.h"
+
+namespace lcs::binding {
+namespace {
+
+constexpr int64_t kMaxBlock = 65536;
+
+template <class T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+DType value_dtype(const char* op, const Tensor& values, const char* name) {
+  const ScalarType type = values.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, op, ": ", name,
+                  " must be float32 or bfloat16, got dtype ", int(type));
+  return dtype_of(type, op, name);
+}
+
+std::span<const int64_t> check_values(const char* op, const Tensor& values, const std::vector<int64_t>& rank) {
+  STD_TORCH_CHECK(values.is_cpu() && values.dim() == 1 && values.is_contiguous() && values.size(0) == rank.back(), op,
+                  ": values must be a contiguous vector of the ", rank.back(), " weights that mask_bits names, got ",
+                  shape_of(values));
+  return rank;
+}
+
+std::vector<Tensor> prepack(const char* op, const Tensor& mask_bits, const Tensor& values, int64_t rows,
+                            int64_t columns, int64_t block) {
+  STD_TORCH_CHECK(rows >= 0 && columns >= 0 && block >= 1 && block <= kMaxBlock, op, ": rows ", rows, ", columns ",
+                  columns, " and block ", block, " must not be negative, nor block 0 or above ", kMaxBlock);
+  const auto bits = bitmap(op, mask_bits, rows * columns);
+  const DType dtype = value_dtype(op, values, "values");
+  const int64_t blocks = (columns + block - 1) / block;
+  Tensor count = torch::stable::empty({blocks, rows}, ScalarType::Int);
+  Tensor start = torch::stable::empty({blocks + 1}, ScalarType::Long);
+  sparse_prepack_count(rows, columns, block, bits, data<int32_t>(count), data<int64_t>(start), parallel);
+  const int64_t n = data<int64_t>(start)[blocks];
+  check_values(op, values, {n});
+  Tensor index = torch::stable::empty({n}, ScalarType::Short), widened = torch::stable::empty({n}, ScalarType::Float);
+  const SparsePrepack counted{rows, columns, block, data<int32_t>(count), data<int64_t>(start), nullptr, nullptr};
+  sparse_prepack_fill(counted, bits, values.const_data_ptr(), dtype, data<uint16_t>(index), data<float>(widened),
+                      parallel);
+  return {count, start, index, widened};
+}
+
+std::tuple<Tensor, Tensor> sparse_pack_cpu(Tensor w, std::optional<Tensor> mask_bits) {
+  constexpr const char* kOp = "sparse_pack";
+  const DType dtype = value_dtype(kOp, w, "w");
+  w = torch::stable::contiguous(w);
+  const int64_t n = w.numel();
+  Tensor found = mask_bits ? *mask_bits : torch::stable::empty({(n + 31) / 32}, ScalarType::Int);
+  if (!mask_bits) nonzero_bits(w.const_data_ptr(), dtype, n, data<uint32_t>(found), parallel);
+  const auto bits = bitmap(kOp, found, n);
+  const std::vector<int64_t> rank = ranks(bits, parallel);
+  Tensor values = torch::stable::empty({rank.back()}, w.scalar_type());
+  sparse_pack(w.const_data_ptr(), dtype, bits, rank, values.mutable_data_ptr(), parallel);
+  return {mask_bits ? torch::stable::clone(found) : found, values};
+}
+
+Tensor sparse_unpack_cpu(Tensor mask_bits, Tensor values, std::vector<int64_t> shape) {
+  constexpr const char* kOp = "sparse_unpack";
+  int64_t n = 1;
+  for (int64_t size : shape) {
+    STD_TORCH_CHECK(size >= 0, kOp, ": shape holds ", size);
+    n *= size;
+  }
+  const DType dtype = value_dtype(kOp, values, "values");
+  const auto bits = bitmap(kOp, mask_bits, n);
+  const std::vector<int64_t> rank = ranks(bits, parallel);
+  Tensor w = torch::stable::empty(shape, values.scalar_type());
+  sparse_unpack(bits, check_values(kOp, values, rank), values.const_data_ptr(), dtype, n, w.mutable_data_ptr(),
+                parallel);
+  return w;
+}
+
+std::vector<Tensor> sparse_prepack_cpu(Tensor mask_bits, Tensor values, int64_t rows, int64_t columns, int64_t block) {
+  return prepack("sparse_prepack", mask_bits, values, rows, columns, block);
+}
+
+}  // namespace
+
+std::span<const uint32_t> bitmap(const char* op, const Tensor& mask_bits, int64_t n) {
+  STD_TORCH_CHECK(mask_bits.is_cpu() && mask_bits.scalar_type() == ScalarType::Int && mask_bits.dim() == 1 &&
+                      mask_bits.is_contiguous() && mask_bits.size(0) == (n + 31) / 32,
+                  op, ": mask_bits must be ", (n + 31) / 32, " contiguous int32 words for ", n, " weights, got shape ",
+                  shape_of(mask_bits));
+  const std::span bits(static_cast<const uint32_t*>(mask_bits.const_data_ptr()), size_t(mask_bits.size(0)));
+  STD_TORCH_CHECK(n % 32 == 0 || bits.back() >> (n % 32) == 0, op, ": mask_bits names weights past the last of ", n);
+  return bits;
+}
+
+Prepacked prepacked(const char* op, const Tensor& mask_bits, const Tensor& values, int64_t rows, int64_t columns,
+                    int64_t block, const std::vector<Tensor>& parts) {
+  Prepacked made{{}, parts.empty() ? prepack(op, mask_bits, values, rows, columns, block) : parts};
+  const auto& p = made.parts;
+  const int64_t blocks = block >= 1 ? (columns + block - 1) / block : -1;
+  STD_TORCH_CHECK(p.size() == 4 && p[0].scalar_type() == ScalarType::Int && p[0].numel() == blocks * rows &&
+                      p[1].scalar_type() == ScalarType::Long && p[1].numel() == blocks + 1 &&
+                      p[2].scalar_type() == ScalarType::Short && p[3].scalar_type() == ScalarType::Float &&
+                      p[2].numel() == values.numel() && p[3].numel() == values.numel(),
+                  op, ": prepack is not what sparse_prepack makes of this weight with block ", block);
+  for (const Tensor& part : p)
+    STD_TORCH_CHECK(part.is_cpu() && part.is_contiguous(), op, ": prepack must be contiguous, on the CPU");
+  made.prepack = {
+      rows, columns, block, data<int32_t>(p[0]), data<int64_t>(p[1]), data<uint16_t>(p[2]), data<float>(p[3])};
+  return made;
+}
+
+const float* bias_of(const char* op, const std::optional<Tensor>& bias, int64_t n) {
+  if (!bias) return nullptr;
+  STD_TORCH_CHECK(bias->is_cpu() && bias->scalar_type() == ScalarType::Float && bias->dim() == 1 &&
+                      bias->size(0) == n && bias->is_contiguous(),
+                  op, ": bias must be a contiguous float32 vector of ", n, ", got shape ", shape_of(*bias));
+  return static_cast<const float*>(bias->const_data_ptr());
+}
+
+DType activation_dtype(const char* op, const Tensor& x) {
+  STD_TORCH_CHECK(x.is_cpu(), op, ": x must be on the CPU");
+  return value_dtype(op, x, "x");
+}
+
+}  // namespace lcs::binding
+
+STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) {
+  m.impl("sparse_pack", TORCH_BOX(&lcs::binding::sparse_pack_cpu));
+  m.impl("sparse_unpack", TORCH_BOX(&lcs::binding::sparse_unpack_cpu));
+  m.impl("sparse_prepack", TORCH_BOX(&lcs::binding::sparse_prepack_cpu));
+}

@@ -1,0 +1,139 @@
+"""A 2-d convolution whose weight is stored sparse: only what is stored is multiplied."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lcs_kernels._load import ensure_loaded
+
+from ._library import check_sparse, define, wants_grad
+from .sparse_pack import reference_unpack
+
+if TYPE_CHECKING:
+    from lcs_kernels.formats import SparseWeight
+
+
+def reference(
+    x, mask_bits, values, weight_shape, bias, stride, padding, dilation, groups, relu, block, prepack
+) -> Tensor:
+    """The dense convolution in float32 (float64 for float64), rounded once."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    w = reference_unpack(mask_bits, values, weight_shape).to(wide)
+    y = F.conv2d(x.to(wide), w, None if bias is None else bias.to(wide), stride, padding, dilation, groups)
+    return (y.relu() if relu else y).to(x.dtype).contiguous(memory_format=_format(x))
+
+
+def fake(x, mask_bits, values, weight_shape, bias, stride, padding, dilation, groups, relu, block, prepack):
+    size = [
+        (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (weight_shape[2 + d] - 1) - 1) // stride[d] + 1
+        for d in range(2)
+    ]
+    return x.new_empty((x.shape[0], weight_shape[0], *size)).contiguous(memory_format=_format(x))
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+_op = define(
+    "sparse_conv2d(Tensor x, Tensor mask_bits, Tensor values, SymInt[] weight_shape, Tensor? bias, SymInt[] stride,"
+    " SymInt[] padding, SymInt[] dilation, SymInt groups, bool relu, SymInt block, Tensor[] prepack) -> Tensor",
+    reference,
+    fake,
+)
+
+
+class SparseConv2d(torch.autograd.Function):
+    """Gradients to x and bias, by the dense convolution: the stored weight is constant."""
+
+    @staticmethod
+    def forward(ctx, x, bias, relu, weight, geometry, block, prepack):
+        run = reference if x.dtype == torch.float64 else _op
+        y = run(x, weight.mask_bits, weight.values, weight.shape, bias, *geometry, relu, block, prepack)
+        ctx.save_for_backward(*([y] if relu else []))
+        ctx.weight, ctx.geometry, ctx.x_shape = weight, geometry, x.shape
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        for y in ctx.saved_tensors:
+            grad = torch.where(y > 0, grad, 0)
+        wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            w = ctx.weight.unpack().to(wide.dtype)
+            grad_x = torch.nn.grad.conv2d_input(ctx.x_shape, w, wide, *ctx.geometry).to(grad.dtype)
+        grad_bias = wide.sum((0, 2, 3)) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_bias, None, None, None, None, None
+
+
+def block_for(channels: int, taps: int, density: float) -> int:
+    """Columns of a block, whole channels of `taps`: so many that their part of x stays in the first-level cache, unless
+    that would leave a row of the weight with too few values to pay for coming back to its sums."""
+    wanted = max(16.0, 10 / max(taps * density, 1e-6))
+    blocks = max(round(channels / wanted), 1)
+    return max(min(-(-channels // blocks), 65536 // taps), 1) * taps
+
+
+def _pair(name: str, value: int | tuple[int, int]) -> list[int]:
+    pair = [value, value] if isinstance(value, int) else list(value)
+    if len(pair) != 2:
+        raise ValueError(f"sparse_conv2d: {name} must be one number or two, got {value}")
+    return pair
+
+
+def sparse_conv2d(
+    x: Tensor,
+    weight: SparseWeight,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    relu: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.conv2d`, then ReLU on request, from a sparse weight. Exact: float32 sums, rounded once.
+
+    Differentiable once, to x and bias.
+
+    Args:
+        x: (n, c, h, w), float32 or bfloat16, contiguous or channels_last (other strides are copied); float64 runs the
+            eager reference.
+        weight: of shape (out_channels, c / groups, kernel_h, kernel_w), float32 or bfloat16.
+        bias: (out_channels,), float32 (or x's dtype, which is widened).
+        stride, padding, dilation: one number, or one for height and one for width.
+        groups: as in conv2d.
+        relu: whether to clamp the result at 0.
+
+    Returns:
+        (n, out_channels, h', w') of x's dtype and memory format.
+
+    Raises:
+        ValueError: shapes, devices or settings that do not fit.
+        TypeError: another dtype.
+        LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
+    """
+    ensure_loaded()
+    if len(weight.shape) != 4:
+        raise ValueError(
+            f"sparse_conv2d: weight must be (out_channels, in_channels / groups, h, w), got shape {weight.shape}"
+        )
+    geometry = (_pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation), groups)
+    if x.dim() != 4 or groups < 1 or x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+        raise ValueError(
+            f"sparse_conv2d: x has shape {tuple(x.shape)}, which does not fit a weight of shape {weight.shape} "
+            f"in {groups} groups"
+        )
+    bias = check_sparse("sparse_conv2d", x, weight, bias)
+    block = block_for(weight.shape[1], weight.shape[2] * weight.shape[3], weight.density)
+    prepack = weight.prepack(block) if x.is_cpu else []
+    if wants_grad(x, bias) or x.dtype == torch.float64:
+        return SparseConv2d.apply(x, bias, relu, weight, geometry, block, prepack)
+    return _op(x, weight.mask_bits, weight.values, weight.shape, bias, *geometry, relu, block, prepack)

@@ -1,0 +1,103 @@
+"""A linear layer whose weight is stored sparse: only what is stored is multiplied."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lcs_kernels._load import ensure_loaded
+
+from ._library import check_sparse, define, wants_grad
+from .sparse_pack import reference_unpack
+
+if TYPE_CHECKING:
+    from lcs_kernels.formats import SparseWeight
+
+
+def reference(x, mask_bits, values, out_features, bias, relu, block, prepack):
+    """The dense layer in float32 (float64 for float64), rounded once."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    w = reference_unpack(mask_bits, values, (out_features, x.shape[-1])).to(wide)
+    y = F.linear(x.to(wide), w, None if bias is None else bias.to(wide))
+    return (y.relu() if relu else y).to(x.dtype)
+
+
+def fake(x, mask_bits, values, out_features, bias, relu, block, prepack):
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+_op = define(
+    "sparse_linear(Tensor x, Tensor mask_bits, Tensor values, SymInt out_features, Tensor? bias, bool relu,"
+    " SymInt block, Tensor[] prepack) -> Tensor",
+    reference,
+    fake,
+)
+
+
+class SparseLinear(torch.autograd.Function):
+    """Gradients to x and bias, by the dense layer: the stored weight is constant."""
+
+    @staticmethod
+    def forward(ctx, x, bias, relu, weight, block, prepack):
+        run = reference if x.dtype == torch.float64 else _op
+        y = run(x, weight.mask_bits, weight.values, weight.shape[0], bias, relu, block, prepack)
+        ctx.save_for_backward(*([y] if relu else []))
+        ctx.weight = weight
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        for y in ctx.saved_tensors:
+            grad = torch.where(y > 0, grad, 0)
+        wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+        grad_x = (wide @ ctx.weight.unpack().to(wide.dtype)).to(grad.dtype) if ctx.needs_input_grad[0] else None
+        grad_bias = wide.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_bias, None, None, None, None
+
+
+def block_for(rows: int, columns: int, density: float) -> int:
+    """Columns of a block: its part of x (`rows` float32 each, at most 112 at once) fits the first-level cache, unless
+    that would leave a row of the weight with too few values to pay for coming back to its sums."""
+    if rows <= 2:
+        return min(max(columns, 1), 65536)
+    cached = 20480 // (4 * min(max(rows, 8), 112))
+    return min(max(cached, int(12 / max(density, 1e-6)), 1), 65536)
+
+
+def sparse_linear(x: Tensor, weight: SparseWeight, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """x @ weight.T + bias, then ReLU on request, from a sparse weight. Exact: float32 sums, rounded once.
+
+    Differentiable once, to x and bias.
+
+    Args:
+        x: (..., in_features), float32 or bfloat16; float64 runs the eager reference.
+        weight: of shape (out_features, in_features), float32 or bfloat16.
+        bias: (out_features,), float32 (or x's dtype, which is widened).
+        relu: whether to clamp the result at 0.
+
+    Returns:
+        (..., out_features), of x's dtype.
+
+    Raises:
+        ValueError: shapes or devices that do not fit.
+        TypeError: another dtype.
+        LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
+    """
+    ensure_loaded()
+    if len(weight.shape) != 2:
+        raise ValueError(f"sparse_linear: weight must be (out_features, in_features), got shape {weight.shape}")
+    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"sparse_linear: x has shape {tuple(x.shape)}, but the weight takes {weight.shape[1]} features"
+        )
+    bias = check_sparse("sparse_linear", x, weight, bias)
+    rows = x.numel() // max(x.shape[-1], 1)
+    block = block_for(rows, weight.shape[1], weight.density)
+    prepack = weight.prepack(block) if x.is_cpu else []
+    if wants_grad(x, bias) or x.dtype == torch.float64:
+        return SparseLinear.apply(x, bias, relu, weight, block, prepack)
+    return _op(x, weight.mask_bits, weight.values, weight.shape[0], bias, relu, block, prepack)
