@@ -4,15 +4,20 @@
 // Few vectors leave the multipliers waiting for each other's sums: then the values are dealt out to several sums.
 constexpr int sums_of(int vectors) { return vectors >= 6 ? 1 : vectors >= 3 ? 2 : 4; }
 
-template <int kVectors>
+template <int kVectors, bool kDirect>
 void accumulate_tile(const SparseTile& tile) {
   constexpr int kSums = sums_of(kVectors);
+  const int32_t* distance = tile.distance;
   const uint16_t* index = tile.index;
   const float* value = tile.values;
   float* acc = tile.acc;
   const Float floor = set1(tile.relu ? 0.0f : -__builtin_inff());
   const auto add_value = [&](Float* sum, int32_t i) {
-    const float* x = tile.x + tile.offset[index[i]];
+    const float* x = tile.x;
+    if constexpr (kDirect)
+      x += distance[i];
+    else
+      x += tile.offset[index[i]];
     const Float w = set1(value[i]);
     for (int v = 0; v < kVectors; ++v) sum[v] = fmadd(w, load(x + v * kLanes), sum[v]);
   };
@@ -27,7 +32,7 @@ void accumulate_tile(const SparseTile& tile) {
     for (; i + kSums <= n; i += kSums)
       for (int s = 0; s < kSums; ++s) add_value(sum[s], i + s);
     for (; i < n; ++i) add_value(sum[0], i);
-    index += n;
+    kDirect ? void(distance += n) : void(index += n);
     value += n;
     for (int v = 0; v < kVectors; ++v) {
       Float total = sum[0][v];
@@ -37,13 +42,16 @@ void accumulate_tile(const SparseTile& tile) {
   }
 }
 
-template <int... kVectors>
+template <bool kDirect, int... kVectors>
 void accumulate_any(const SparseTile& tile, std::integer_sequence<int, kVectors...>) {
-  static constexpr void (*kTable[])(const SparseTile&) = {accumulate_tile<kVectors + 1>...};
+  static constexpr void (*kTable[])(const SparseTile&) = {accumulate_tile<kVectors + 1, kDirect>...};
   kTable[tile.vectors - 1](tile);
 }
 
-void accumulate(const SparseTile& tile) { accumulate_any(tile, std::make_integer_sequence<int, kMaxVectors>()); }
+void accumulate(const SparseTile& tile) {
+  constexpr auto kVectors = std::make_integer_sequence<int, kMaxVectors>();
+  tile.distance ? accumulate_any<true>(tile, kVectors) : accumulate_any<false>(tile, kVectors);
+}
 
 template <class From, class To>
 void copy_element(const From* from, To* to) {

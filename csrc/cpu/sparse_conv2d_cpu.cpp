@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "dispatch.h"
@@ -14,6 +15,7 @@ namespace {
 static const int64_t kPanelBytes =
     getenv("KP") ? atoi(getenv("KP")) << 10 : 256 << 10;  // about a core's second-level cache
 constexpr int64_t kTasks = 8;                             // enough to keep the threads even
+constexpr int64_t kTilesToPrepare = 4;                    // tiles that pay for looking up all distances first
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -75,15 +77,17 @@ class SparseConv2d {
     offsets();
   }
 
-  void run() const {
+  void run() {
     const int64_t panels = images() * bands_;
     if (panels == 0 || a_.y.channels == 0 || a_.y.width == 0) return;
+    if (panels * ceil_div(vectors(band_), run_.max_vectors) >= kTilesToPrepare) distances();
     panels >= kTasks ? run_many(panels) : run_few(panels);
   }
 
  private:
   int64_t images() const { return ceil_div(a_.x.n, lanes_); }
   int64_t phases() const { return int64_t(rows_.used.size() * columns_.used.size()); }
+  int64_t vectors(int64_t height) const { return ceil_div(((height - 1) * pitch_ + a_.y.width) * lanes_, run_.lanes); }
   int64_t panel_floats() const { return a_.x.channels * channel_ + run_.max_vectors * run_.lanes; }
 
   // How many images share a position: one, and a vector spans neighbours; or, where an image has too few of them, whole
@@ -116,10 +120,22 @@ class SparseConv2d {
         }
   }
 
+  // Looks up every value's offset once, where many tiles would do so again and again.
+  void distances() {
+    if (*std::max_element(offset_.begin(), offset_.end()) > std::numeric_limits<int32_t>::max()) return;
+    static thread_local Scratch<int32_t> scratch;
+    const int64_t n = a_.weight.start[a_.weight.blocks()];
+    int32_t* const distance = scratch.reserve(std::max<int64_t>(n, 1));
+    parallel_(n, 1 << 15, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) distance[i] = int32_t(offset_[a_.weight.index[i]]);
+    });
+    distance_ = distance;
+  }
+
   // Many panels: each is filled and used by one thread.
   void run_many(int64_t panels) const {
     parallel_(panels, 1, [&](int64_t begin, int64_t end) {
-      static thread_local Scratch panel, sums;
+      static thread_local Scratch<float> panel, sums;
       float* x = cleared(panel, 1);
       for (int64_t i = begin; i < end; ++i) {
         fill(i, 0, a_.x.channels, x);
@@ -130,7 +146,7 @@ class SparseConv2d {
 
   // Few: all threads fill them, then share out the rows of the weight.
   void run_few(int64_t panels) const {
-    static thread_local Scratch panel;
+    static thread_local Scratch<float> panel;
     float* const x = cleared(panel, panels);
     const int64_t channels = ceil_div(a_.x.channels, kTasks), rows = ceil_div(a_.y.channels, ceil_div(kTasks, panels));
     const int64_t fills = ceil_div(a_.x.channels, channels), shares = ceil_div(a_.y.channels, rows);
@@ -140,14 +156,14 @@ class SparseConv2d {
              x + i / fills * panel_floats());
     });
     parallel_(panels * shares, 1, [&](int64_t begin, int64_t end) {
-      static thread_local Scratch sums;
+      static thread_local Scratch<float> sums;
       for (int64_t i = begin; i < end; ++i)
         multiply(i / shares, i % shares * rows, std::min(a_.y.channels, (i % shares + 1) * rows),
                  x + i / shares * panel_floats(), sums);
     });
   }
 
-  float* cleared(Scratch& scratch, int64_t panels) const {
+  float* cleared(Scratch<float>& scratch, int64_t panels) const {
     float* x = scratch.reserve(panels * panel_floats());
     std::memset(x, 0, size_t(panels * panel_floats()) * sizeof(float));
     return x;
@@ -217,10 +233,9 @@ class SparseConv2d {
   }
 
   // Output channels [begin, end) of a panel: all sums of the band first, so that y is written in long runs.
-  void multiply(int64_t panel, int64_t begin, int64_t end, const float* x, Scratch& scratch) const {
+  void multiply(int64_t panel, int64_t begin, int64_t end, const float* x, Scratch<float>& scratch) const {
     const int64_t row0 = panel % bands_ * band_, height = std::min(band_, a_.y.height - row0);
-    const int64_t vectors = ceil_div(((height - 1) * pitch_ + a_.y.width) * lanes_, run_.lanes);
-    const int64_t tile = ceil_div(vectors, ceil_div(vectors, run_.max_vectors));
+    const int64_t vectors = this->vectors(height), tile = ceil_div(vectors, ceil_div(vectors, run_.max_vectors));
     // An odd number of cache lines here too.
     const int64_t stride = (ceil_div(vectors * run_.lanes, 16) | 1) * 16;
     float* const sums = scratch.reserve((end - begin) * stride);
@@ -238,9 +253,10 @@ class SparseConv2d {
       for (int64_t row = 0; row < begin; ++row) at += count[row];
       for (int64_t row = begin; row < end;) {
         const int64_t group = row / per_group, stop = std::min(end, (group + 1) * per_group);
-        run_.accumulate({x + (group * inputs + b * w.block / taps_) * channel_, offset_.data(), count + row,
-                         w.index + at, w.values + at, sums + (row - begin) * stride, stride, stop - row,
-                         a_.bias ? a_.bias + row : nullptr, vectors, b == 0, a_.relu && b == w.blocks() - 1});
+        run_.accumulate({x + (group * inputs + b * w.block / taps_) * channel_, distance_ ? distance_ + at : nullptr,
+                         offset_.data(), count + row, w.index + at, w.values + at, sums + (row - begin) * stride,
+                         stride, stop - row, a_.bias ? a_.bias + row : nullptr, vectors, b == 0,
+                         a_.relu && b == w.blocks() - 1});
         for (; row < stop; ++row) at += count[row];
       }
     }
@@ -290,6 +306,7 @@ class SparseConv2d {
   const int64_t taps_;
   int64_t lanes_, pitch_, bands_, band_, plane_, channel_;
   std::vector<int64_t> offset_;
+  const int32_t* distance_ = nullptr;
 };
 
 }  // namespace

@@ -7,9 +7,10 @@
 namespace lcs {
 
 // Sums of `rows` rows of one block of the weight, over a tile of `vectors` vectors of positions:
-// acc[row * acc_stride + position] = start + sum over the row's values of value * x[offset[index] + position].
+// acc[row * acc_stride + position] = start + sum over the row's values of value * x[distance + position].
 struct SparseTile {
   const float* x;
+  const int32_t* distance;  // of each value; null: offset[index]
   const int64_t* offset;
   const int32_t* count;
   const uint16_t* index;

@@ -15,7 +15,7 @@ constexpr int64_t kRowsAtOnce = 64;
 
 // One row of x: the weights are read once, and x is gathered.
 void single_row(const SparseLinearArgs& a, int64_t i, const Parallel& parallel) {
-  static thread_local Scratch scratch;
+  static thread_local Scratch<float> scratch;
   const SparsePrepack& w = a.weight;
   const auto copies = best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels);
   const auto run = best(scalar::sparse_linear_kernels, avx2::sparse_linear_kernels, avx512::sparse_linear_kernels);
