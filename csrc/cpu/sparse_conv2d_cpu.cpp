@@ -12,10 +12,9 @@
 namespace lcs {
 namespace {
 
-static const int64_t kPanelBytes =
-    getenv("KP") ? atoi(getenv("KP")) << 10 : 256 << 10;  // about a core's second-level cache
-constexpr int64_t kTasks = 8;                             // enough to keep the threads even
-constexpr int64_t kTilesToPrepare = 4;                    // tiles that pay for looking up all distances first
+constexpr int64_t kPanelBytes = 512 << 10;  // about a core's second-level cache
+constexpr int64_t kTasks = 8;               // enough to keep the threads even
+constexpr int64_t kTilesToPrepare = 4;      // tiles that pay for looking up all distances first
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
