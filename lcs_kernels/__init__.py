@@ -12,7 +12,7 @@ from .errors import LcsUnavailableError
 from .levels import keep_count
 from .ops.cosine_squared import cosine_squared
 from .ops.interpolate_prune import interpolate_prune
-from .ops.interpolate_prune_foreach import interpolate_prune_foreach
+from .ops.interpolate_prune_foreach import interpolate_prune_foreach, interpolate_prune_foreach_masks
 from .ops.sparse_conv2d import sparse_conv2d
 from .ops.sparse_linear import sparse_linear
 from .ops.sparse_pack import sparse_pack
@@ -24,6 +24,7 @@ __all__ = [
     "formats",
     "interpolate_prune",
     "interpolate_prune_foreach",
+    "interpolate_prune_foreach_masks",
     "isa",
     "keep_count",
     "sparse_conv2d",

@@ -124,10 +124,42 @@ def interpolate_prune_foreach(
         as `interpolate_prune`; also ValueError where the lists differ in length or a layer in dtype or device.
     """
     ensure_loaded()
-    name = "interpolate_prune_foreach"
-    w0s, w1s = list(w0s), [] if w1s is None else list(w1s)
     if not w0s:
         return []
+    w0s, w1s, alpha, keep, dtype = _arguments(w0s, w1s, alpha, density, keep, dtype, check_finite, extrapolate)
+    if wants_grad(alpha, *w0s, *w1s) or w0s[0].dtype == torch.float64:
+        return list(InterpolatePruneForeach.apply(alpha, keep, dtype, len(w0s), *w0s, *w1s))
+    return _op(w0s, w1s, alpha, keep, dtype)[0]
+
+
+@torch.no_grad()
+def interpolate_prune_foreach_masks(
+    w0s: Sequence[Tensor],
+    w1s: Sequence[Tensor] | None,
+    alpha: float | Tensor,
+    density: float | Tensor | Sequence[float] | None = None,
+    *,
+    keep: int | Tensor | Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+    extrapolate: bool = False,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """`interpolate_prune_foreach` without gradient, and which weights it kept, from the same pass.
+
+    Returns:
+        one contiguous tensor per layer; and per layer the mask bits, int32 (ceil(n / 32),): weight i was kept if bit
+        i % 32 of word i // 32 is set, as `lcs_kernels.formats.SparseWeight` stores it. A kept weight may be 0.
+    """
+    ensure_loaded()
+    if not w0s:
+        return [], []
+    w0s, w1s, alpha, keep, dtype = _arguments(w0s, w1s, alpha, density, keep, dtype, False, extrapolate)
+    return (reference if w0s[0].dtype == torch.float64 else _op)(w0s, w1s, alpha, keep, dtype)
+
+
+def _arguments(w0s, w1s, alpha, density, keep, dtype, check_finite, extrapolate):
+    """What the op takes, checked."""
+    name = "interpolate_prune_foreach"
+    w0s, w1s = list(w0s), [] if w1s is None else list(w1s)
     if w1s and len(w1s) != len(w0s):
         raise ValueError(f"{name}: w0s has {len(w0s)} layers and w1s {len(w1s)}")
     for i, w0 in enumerate(w0s):
@@ -139,8 +171,4 @@ def interpolate_prune_foreach(
             name, **{f"w{end}s[{i}]": w for end, ws in enumerate((w0s, w1s)) for i, w in enumerate(ws)}
         )
     alpha = alpha_tensor(name, alpha, extrapolate, w0s[0])
-    keep = keep_tensors(name, density, keep, w0s)
-    dtype = output_dtype(dtype, w0s[0])
-    if wants_grad(alpha, *w0s, *w1s) or w0s[0].dtype == torch.float64:
-        return list(InterpolatePruneForeach.apply(alpha, keep, dtype, len(w0s), *w0s, *w1s))
-    return _op(w0s, w1s, alpha, keep, dtype)[0]
+    return w0s, w1s, alpha, keep_tensors(name, density, keep, w0s), output_dtype(dtype, w0s[0])

@@ -3,7 +3,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 
-from lcs_kernels import interpolate_prune, interpolate_prune_foreach
+from lcs_kernels import interpolate_prune, interpolate_prune_foreach, interpolate_prune_foreach_masks
 from lcs_kernels.ops.interpolate_prune_foreach import reference, reference_backward
 
 from .prune_cases import KINDS, assert_same
@@ -134,6 +134,17 @@ def test_compiles_once_for_every_level():
 
 def test_no_layers():
     assert interpolate_prune_foreach([], None, 0.0, 0.5) == []
+    assert interpolate_prune_foreach_masks([], None, 0.0, 0.5) == ([], [])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_masks_come_with_the_weights_and_without_a_gradient(dtype):
+    w0s, w1s = ([w.to(dtype).requires_grad_() for w in end] for end in layers("integers"))
+    ws, mask_bits = interpolate_prune_foreach_masks(w0s, w1s, 0.3, 0.2)
+    assert_all_same(ws, interpolate_prune_foreach(w0s, w1s, 0.3, 0.2))
+    keep = torch.tensor([round(0.2 * n) for n in SIZES])
+    assert_all_same(mask_bits, reference(w0s, w1s, ALPHA.to(torch.promote_types(dtype, torch.float32)), keep)[1])
+    assert not any(w.requires_grad for w in ws)
 
 
 @pytest.mark.parametrize(
