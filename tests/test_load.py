@@ -1,5 +1,8 @@
 """When kernels are loaded, and what is said when they cannot be."""
 
+import os
+import signal
+import subprocess
 import sys
 import threading
 
@@ -58,6 +61,28 @@ def test_failure_is_raised_by_each_op_but_tried_once(fresh, monkeypatch):
             _load.ensure_loaded()
     assert fresh == [1]
     assert "install one" in str(_load.status())
+
+
+FORK = """
+import os, sys, torch, lcs_kernels
+torch.set_num_threads(2)
+w0, w1 = torch.randn(2, 300_000).unbind()
+w = lcs_kernels.interpolate_prune(w0, w1, 0.3, 0.1)  # starts torch's threads, which a child does not have
+child = os.fork()
+if child == 0:
+    again = lcs_kernels.interpolate_prune(w0, w1, 0.3, 0.1)
+    os._exit(0 if again.numpy().tobytes() == w.numpy().tobytes() else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_process_runs_ops():
+    process = subprocess.Popen([sys.executable, "-c", FORK], start_new_session=True)
+    try:
+        assert process.wait(timeout=60) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_broken_binary_does_not_stop_the_import(fresh, monkeypatch, tmp_path):

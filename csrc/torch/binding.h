@@ -16,7 +16,13 @@ namespace lcs::binding {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline void parallel(int64_t n, int64_t grain, const Range& range) { torch::stable::parallel_for(0, n, grain, range); }
+bool forked();  // whether this process was forked from the one that loaded the library
+
+// Serial in a forked process: it has none of the threads that torch's pool would wait for.
+inline void parallel(int64_t n, int64_t grain, const Range& range) {
+  if (forked()) return serial(n, grain, range);
+  torch::stable::parallel_for(0, n, grain, range);
+}
 
 inline std::string shape_of(const Tensor& t) {
   std::string text = "(";

@@ -1,16 +1,22 @@
 #include <torch/csrc/stable/library.h>
+#include <unistd.h>
 
 #include <string>
 
+#include "binding.h"
 #include "lcs/isa.h"
 
 namespace {
+
+const pid_t loader = getpid();
 
 std::string max_isa() { return lcs::isa_name(lcs::max_isa()); }
 std::string machine_isa() { return lcs::isa_name(lcs::machine_isa()); }
 void set_max_isa(std::string name) { lcs::set_max_isa(lcs::parse_isa(name)); }
 
 }  // namespace
+
+bool lcs::binding::forked() { return getpid() != loader; }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lcs, m) {
   m.def("machine_isa() -> str");
