@@ -57,9 +57,15 @@ def build(progress: Callable[[str], None] = to_stderr, *, csrc: Path | None = No
         return library
     library = _writable(cache_dir() / "jit") / key / LIBRARY
     deadline = time.monotonic() + _timeout()
-    with _locked(library.parents[1], deadline, progress):
-        if not _is_whole(library):
-            _build_into(library, csrc, deadline, progress)
+    try:
+        with _locked(library.parents[1], deadline, progress):
+            if not _is_whole(library):
+                _build_into(library, csrc, deadline, progress)
+    except OSError as error:
+        raise LcsUnavailableError(
+            f"lcs_kernels: cannot build in the cache {library.parents[1]} ({error}): "
+            "make room there, or set LCS_CACHE to another folder, or set LCS_REFERENCE=1 to run the PyTorch reference"
+        ) from None
     return library
 
 

@@ -141,10 +141,10 @@ def test_only_changed_files_compile_again(csrc, cache, tmp_path):
     assert reports == ["compiling 2 of 2 files", "compiling 1 of 2 files"]
 
 
-def test_four_processes_build_once(csrc, cache, compiler):
-    children = [start(csrc) for _ in range(4)]
-    outputs = [child.communicate(timeout=60) for child in children]
-    assert [child.returncode for child in children] == [0] * 4, outputs
+def test_many_processes_build_once(csrc, cache, compiler):
+    children = [start(csrc) for _ in range(16)]
+    outputs = [child.communicate(timeout=120) for child in children]
+    assert [child.returncode for child in children] == [0] * 16, outputs
     assert len({out for out, _ in outputs}) == 1
     assert sum("compiling" in err for _, err in outputs) == 1
     assert len(compiler.noted.read_text().split()) == 3  # two objects and the library
@@ -162,6 +162,21 @@ def test_next_build_succeeds_after_kill(csrc, cache, compiler):
     assert ctypes.CDLL(str(library)).three() == 3
     assert not list(cache.glob("tmp-*"))
     os.killpg(child.pid, signal.SIGKILL)  # the stalled compilers
+
+
+def test_kills_all_over_a_build_leave_nothing_behind(csrc, cache, monkeypatch, tmp_path):
+    begin = time.monotonic()
+    start(csrc).communicate(timeout=120)
+    whole = time.monotonic() - begin
+    for i in range(20):
+        monkeypatch.setenv("LCS_CACHE", str(tmp_path / f"cache{i}"))
+        child = start(csrc)
+        time.sleep(whole * i / 19)
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate(timeout=30)
+        library, _ = build(csrc)
+        assert ctypes.CDLL(str(library)).three() == 3
+        assert not list(library.parents[1].glob("tmp-*"))
 
 
 def truncate(library):
@@ -249,6 +264,18 @@ def test_unwritable_cache_falls_to_a_temporary_one(csrc, cache, tmp_path, monkey
         library, _ = build(csrc)
     assert library.parents[1] == tmp_path / f"lcs-kernels-jit-{os.getuid()}"
     assert library.exists()
+
+
+@pytest.mark.parametrize("room", [20, 500, 5000])
+def test_full_disk_is_named(room, csrc, cache):
+    """No file can grow beyond `room` bytes: the lock holder's, an object, the library."""
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))\n{CHILD}"
+    command = [sys.executable, "-c", limited, str(Path(_jit.__file__).parent), str(csrc)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    last = done.stderr.splitlines()[-1] if room == 20 else done.stderr
+    assert re.search(r"errors\.Lcs(Unavailable|Build)Error: lcs_kernels: .*LCS_", last, re.DOTALL), done.stderr
+    library, _ = build(csrc)
+    assert ctypes.CDLL(str(library)).three() == 3
 
 
 def test_nothing_writable(csrc, cache, tmp_path, monkeypatch):
