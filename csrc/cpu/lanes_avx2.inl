@@ -43,8 +43,15 @@ inline Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
 inline Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
 inline Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
 inline Float fmadd(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+// Eight loads: two thirds of the time of vgatherdps on processors that run it as microcode.
+inline __m128 gather_four(const float* base, const uint16_t* index) {
+  __m128 x = _mm_load_ss(base + index[0]);
+  x = _mm_insert_ps(x, _mm_load_ss(base + index[1]), 0x10);
+  x = _mm_insert_ps(x, _mm_load_ss(base + index[2]), 0x20);
+  return _mm_insert_ps(x, _mm_load_ss(base + index[3]), 0x30);
+}
 inline Float gather(const float* base, const uint16_t* index) {
-  return _mm256_i32gather_ps(base, _mm256_cvtepu16_epi32(load_half(index)), 4);
+  return _mm256_set_m128(gather_four(base, index + 4), gather_four(base, index));
 }
 inline float reduce(Float x) {
   __m128 sum = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

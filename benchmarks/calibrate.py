@@ -1,0 +1,80 @@
+"""Measures at which density the sparse ops break even with the dense ones: `lcs bench --calibrate`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from lcs_kernels import costs, isa, sparse_conv2d, sparse_linear
+from lcs_kernels.formats import SparseWeight
+
+from .harness import Row, measure
+from .machine import fingerprint
+
+DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+LINEAR = [(rows, features) for features in (512, 2048) for rows in (1, 4, 16, 128, 1024)]
+CONV3X3 = [
+    (n, c, s) for n in (1, 16) for c, s in ((16, 32), (32, 16), (64, 56), (64, 8), (128, 28), (256, 14), (512, 7))
+]
+CONV1X1 = [(n, c, s) for n in (1, 16) for c, s in ((16, 32), (64, 56), (128, 28), (256, 14), (256, 8))]
+
+
+def cases() -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """op, shape of x, shape of the weight."""
+    for rows, features in LINEAR:
+        yield "sparse_linear", (rows, features), (features, features)
+    for kernel, sizes in ((3, CONV3X3), (1, CONV1X1)):
+        for n, channels, side in sizes:
+            yield "sparse_conv2d", (n, channels, side, side), (channels, channels, kernel, kernel)
+
+
+def calls(op: str, x: torch.Tensor, w: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """The dense op, and the sparse one at every density, by name."""
+    padding = w.shape[-1] // 2
+    dense = (lambda: F.linear(x, w)) if op == "sparse_linear" else (lambda: F.conv2d(x, w, padding=padding))
+
+    def sparse(density: float) -> Callable[[], object]:
+        weight = SparseWeight.pack(w * (torch.rand_like(w) < density))
+        if op == "sparse_linear":
+            return lambda: sparse_linear(x, weight)
+        return lambda: sparse_conv2d(x, weight, padding=padding)
+
+    return {"dense": dense, **{str(density): sparse(density) for density in DENSITIES}}
+
+
+def break_even(dense: float, sparse: dict[float, float]) -> float:
+    """The density, between those measured, at which `sparse` takes as long as `dense`; 0 and 1 where it always or never
+    takes longer. The time grows with the density, so a slower sample below a faster one is noise."""
+    last = 0.0
+    for density, seconds in sorted(sparse.items()):
+        if seconds >= dense:
+            if last == 0.0:
+                return 0.0
+            share = math.log(dense / sparse[last]) / max(math.log(seconds / sparse[last]), 1e-9)
+            return last * (density / last) ** min(max(share, 0.0), 1.0)
+        last = density
+    return 1.0
+
+
+@torch.no_grad()
+def calibrate(path: Path, rounds: int, progress: Callable[[str], None]) -> None:
+    """Writes the table of the instruction set in use to `path`, and leaves those of others there as they are."""
+    torch.manual_seed(0)
+    breaks = []
+    for op, x_shape, weight_shape in cases():
+        row = Row(op, "", calls(op, torch.randn(x_shape), torch.randn(weight_shape)), None, 0, lambda: None)
+        timings = {name: timing.median for name, timing in measure(row, rounds).items()}
+        density = break_even(timings.pop("dense"), {float(name): seconds for name, seconds in timings.items()})
+        breaks.append({"op": op, "size": costs.size_of(op, x_shape, weight_shape), "density": round(density, 4)})
+        progress(f"{op} {x_shape} by {weight_shape}: breaks even at density {density:.3f}")
+    tables = json.loads(path.read_text()) if path.is_file() else {}
+    machine = fingerprint()
+    tables[isa.max_name()] = {"machine": {key: machine[key] for key in ("cpu", "threads", "torch")}, "breaks": breaks}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(tables, indent=1) + "\n")
+    costs.reset()

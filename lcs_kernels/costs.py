@@ -1,0 +1,108 @@
+"""Whether a sparse op is worth its while: the densities below which it beat the dense op where that was measured.
+
+`costs.json` beside this file is shipped; `lcs bench --calibrate` writes the machine's own into the cache folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import _jit, isa
+
+SHIPPED = Path(__file__).parent / "costs.json"
+
+
+@dataclass(frozen=True)
+class Break:
+    """A shape at which sparse and dense took the same time at density `density`; sparse wins below it."""
+
+    op: str
+    size: tuple[int, ...]  # what `size_of` says of the shape
+    density: float
+
+
+def calibrated() -> Path:
+    """Where this machine's own table is kept, if there is one."""
+    return _jit.cache_dir() / "costs.json"
+
+
+def size_of(op: str, x_shape: Sequence[int], weight_shape: Sequence[int]) -> tuple[int, ...]:
+    """What decides how fast an op is.
+
+    sparse_linear: rows of x, in_features, out_features. sparse_conv2d: images, input channels of a group, output
+    channels, input positions of an image, taps.
+    """
+    if op == "sparse_linear":
+        return math.prod(x_shape[:-1]), weight_shape[1], weight_shape[0]
+    if op == "sparse_conv2d":
+        return x_shape[0], weight_shape[1], weight_shape[0], x_shape[2] * x_shape[3], weight_shape[2] * weight_shape[3]
+    raise ValueError(f"costs: no op {op!r} has a cost table; sparse_linear and sparse_conv2d have")
+
+
+def pays(op: str, x_shape: Sequence[int], weight_shape: Sequence[int], density: float) -> bool:
+    """Whether `op` is expected to be faster than its dense counterpart on this machine's CPU."""
+    return density < break_even(op, tuple(x_shape), tuple(weight_shape))
+
+
+def break_even(op: str, x_shape: Sequence[int], weight_shape: Sequence[int]) -> float:
+    """The density below which `op` is expected to win: that of the most similar shape that was measured.
+
+    0 on instruction sets without vectors, whose sparse kernels are there for correctness.
+    """
+    return _break_even(op, size_of(op, x_shape, weight_shape), isa.max_name())
+
+
+def source() -> str:
+    """Which table is in use, in words."""
+    return _table(isa.max_name())[1]
+
+
+def reset() -> None:
+    """Reads the tables anew."""
+    _table.cache_clear()
+    _break_even.cache_clear()
+
+
+@functools.lru_cache(maxsize=4096)
+def _break_even(op: str, size: tuple[int, ...], instructions: str) -> float:
+    breaks = [b for b in _table(instructions)[0] if b.op == op]
+    if not breaks:
+        return 0.0
+    distances = [math.dist(_logarithms(b.size), _logarithms(size)) for b in breaks]
+    return breaks[distances.index(min(distances))].density
+
+
+def _logarithms(size: tuple[int, ...]) -> list[float]:
+    return [math.log2(max(n, 1)) for n in size]
+
+
+@functools.lru_cache(maxsize=8)
+def _table(instructions: str) -> tuple[list[Break], str]:
+    """The machine's own table, else the shipped one, of the best instruction set that it has up to `instructions`."""
+    names = isa.NAMES[1 : isa.NAMES.index(instructions) + 1] if instructions in isa.NAMES else ()
+    for path in (calibrated(), SHIPPED):
+        if path.is_file():
+            tables = load(path)
+            for name in reversed(names):
+                if name in tables:
+                    return tables[name], f"{path.name} ({'this machine' if path != SHIPPED else 'shipped'}, {name})"
+    return [], "no table for this instruction set: dense"
+
+
+def load(path: Path) -> dict[str, list[Break]]:
+    """{instruction set: breaks} of a table. Raises ValueError naming a file that is not one."""
+    try:
+        content = json.loads(path.read_text())
+        return {
+            name: [Break(b["op"], tuple(b["size"]), float(b["density"])) for b in table["breaks"]]
+            for name, table in content.items()
+        }
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"lcs_kernels: {path} is not a cost table ({error!r}); remove it, or write it anew: lcs bench --calibrate"
+        ) from None
