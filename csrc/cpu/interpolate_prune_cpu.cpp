@@ -7,6 +7,7 @@
 #include <cmath>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <vector>
 
 #include "dispatch.h"
@@ -73,7 +74,7 @@ class Pruner {
   }
 
   void run() {
-    over(segments_, total_, [this](Segment& s) { s.bracket = guess(s); });
+    over_segments(total_, [this](Segment& s) { s.bracket = guess(s); });
     parallel_(int64_t(chunks_.size()), grain(total_), [this](int64_t i, int64_t end) {
       while (i < end) i = classify(i, end);
     });
@@ -84,7 +85,7 @@ class Pruner {
     }
     if (listed) over(chunks_, kPerListed * listed, [this](Chunk& c) { sift(c); });
     for (const Chunk& c : chunks_) rest += c.census.undecided;
-    over(segments_, rest, [this](Segment& s) { settle(s); });
+    over_segments(rest, [this](Segment& s) { settle(s); });
     over(chunks_, kPerListed * rest, [this](Chunk& c) { resolve(c); });
   }
 
@@ -97,6 +98,18 @@ class Pruner {
     if (items.size() == 1) return body(items[0]);  // which may then use the threads itself
     parallel_(int64_t(items.size()), grain(work), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) body(items[i]);
+    });
+  }
+
+  // Large layers often lie side by side: dealt out so that no thread gets them all.
+  template <class Body>
+  void over_segments(int64_t work, Body body) {
+    const int64_t n = int64_t(segments_.size());
+    int64_t step = std::max<int64_t>(1, n * 5 / 8);
+    while (std::gcd(step, n) != 1) ++step;
+    if (n == 1) return body(segments_[0]);
+    parallel_(n, grain(work), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) body(segments_[i * step % n]);
     });
   }
 
@@ -348,6 +361,12 @@ class Pruner {
   void resolve(const Chunk& c) const {
     const Segment& s = segments_[c.segment];
     if (s.threshold <= s.bracket.low && c.drop == 0) return;
+    if (!c.census.listed && (s.threshold > s.bracket.low || c.drop == c.census.undecided)) {
+      const KeyRange above{s.bracket.low + 1,
+                           s.bracket.low + 1};  // the bracket is one key, and no weight that has it stays
+      run_.classify(c.weights, args_.alpha, args_.in, args_.out, above, c.undecided);
+      return;
+    }
     size_of(args_.out) == 4 ? resolve<uint32_t>(c, s.threshold) : resolve<uint16_t>(c, s.threshold);
   }
 

@@ -94,7 +94,11 @@ KeyRange enclose(KeyLists lists, KeyRange range, int64_t first, int64_t last, co
     first = rank;
     range = Histogram::bins(range, from, to);
   }
-  return range;
+  KeyRange found{range.high, range.low};
+  for (const auto& keys : lists)
+    for (int32_t key : keys)
+      if (key >= range.low && key <= range.high) found = {std::min(found.low, key), std::max(found.high, key)};
+  return found;
 }
 
 // Each round keeps one of 2048 equal parts of the range: at most three rounds for 31 bits.

@@ -38,7 +38,8 @@ KeyRange range_of(std::span<const int32_t> keys);
 Histogram histogram_of(int64_t n, int64_t grain, const Parallel& parallel,
                        const std::function<void(int64_t begin, int64_t end, Histogram&)>& add);
 
-// A range that holds the keys from rank `first` to rank `last`, at most 2^-21 of `within` wider than it must be.
+// A range that holds the keys from rank `first` to rank `last`, at most 2^-21 of `within` wider than it must be; both
+// its ends are keys.
 KeyRange enclose(KeyLists lists, KeyRange within, int64_t first, int64_t last, const Parallel& parallel);
 
 struct Ranked {
