@@ -14,29 +14,35 @@ import torch
 import lcs_kernels
 from lcs_kernels import ops
 
-from .harness import Row, measure, result
+from .harness import Row, keep_freed_memory, measure, result
 from .machine import fingerprint
+from .markdown import table
+
+STEP = "training_step"  # rows of the layer, beside those of the ops
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="lcs bench", description=__doc__.partition(":")[0] + ".")
-    parser.add_argument("--op", choices=ops.names(), action="append", help="only this op (may be given again)")
+    parser.add_argument(
+        "--op", choices=[*ops.names(), STEP], action="append", help="only this one (may be given again)"
+    )
     parser.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="threads of torch and of our kernels"
     )
     parser.add_argument("--rounds", type=int, default=31, help="samples of each candidate (default %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--markdown", type=Path, help="measure nothing: print the table of a file that --json wrote")
     return parser.parse_args(argv)
 
 
 def show(found: dict) -> None:
     fraction = found["fraction_of_limit"]
-    limit = f", {fraction:.0%} of the memory limit" if fraction else ""
-    print(f"\n{found['op']}: {found['case']} ({found['gb_per_s']:.1f} GB/s{limit})")
+    limit = f" ({found['gb_per_s']:.1f} GB/s, {fraction:.0%} of the {found['limited_by']} limit)" if fraction else ""
+    print(f"\n{found['op']}: {found['case']}{limit}")
     for c in found["candidates"]:
         times = f"{c['median_us']:12.1f} us  [{c['p10_us']:.1f} .. {c['p90_us']:.1f}]"
         verdict = "" if c["name"] == "lcs" else f"  {c['ratio']:.2f}x our time"
-        name = "the same traffic (limit)" if c["name"] == "limit" else c["name"]
+        name = f"the {found['limited_by']} limit" if c["name"] == "limit" else c["name"]
         print(f"  {name:34}{times:42} clean {c['clean_samples']}/{c['samples']}{verdict}")
 
 
@@ -50,14 +56,18 @@ def run(row: Row, rounds: int) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(sys.argv[1:] if argv is None else argv)
+    if arguments.markdown:
+        print(table(json.loads(arguments.markdown.read_text())))
+        return 0
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
     if lcs_kernels.isa.max_name() == "reference":
         print("bench: LCS_REFERENCE is set, so there are no kernels to measure; unset it", file=sys.stderr)
         return 1
     machine = fingerprint()
     print(f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}, torch {machine['torch']}")
     found = []
-    for name in arguments.op or ops.names():
+    for name in arguments.op or [*ops.names(), STEP]:
         for row in importlib.import_module(f".{name}", __package__).rows():
             found.append(run(row, arguments.rounds))
             show(found[-1])

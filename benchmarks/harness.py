@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
+
+import torch
 
 SAMPLE_SECONDS = 0.004  # a sample repeats its candidate for at least so long
 DISTURBED = 0.02  # samples whose threads waited for a core longer than this share are dropped
@@ -14,14 +17,15 @@ DISTURBED = 0.02  # samples whose threads waited for a core longer than this sha
 
 @dataclass(frozen=True)
 class Row:
-    """One shape of one op: our kernel, its peers at the same work, and the memory traffic that bounds them all."""
+    """One shape of one op: our kernel, its peers at the same work, and what bounds them all."""
 
     op: str
     case: str
     candidates: dict[str, Callable[[], object]]  # the first is ours
-    limit: Callable[[], object] | None  # moves the same bytes and does nothing else
+    limit: Callable[[], object] | None  # moves the same bytes or multiplies and adds as often, and no more
     bytes: int
     check: Callable[[], None]  # raises where our result is not the oracle's
+    limited_by: str = "memory"  # or "FMA"
 
 
 @dataclass
@@ -73,6 +77,23 @@ def _repeats(call: Callable[[], object]) -> int:
     return max(1, int(SAMPLE_SECONDS / best))
 
 
+def multiply_adds(flops: int) -> Callable[[], object]:
+    """A limit of `flops` floating point operations: the product of float32 matrices that lie in a cache."""
+    side = 512
+    depth = max(1, round(flops / (2 * side * side)))
+    a, b, out = torch.randn(side, depth), torch.randn(depth, side), torch.empty(side, side)
+    return lambda: torch.mm(a, b, out=out)
+
+
+def keep_freed_memory() -> None:
+    """Lets malloc hand out again what was freed, so that no candidate pays for the faults of new pages."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(mmap_threshold, 32 << 20)  # the most that it takes
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
 def measure(row: Row, rounds: int, progress: Callable[[int], None] = lambda done: None) -> dict[str, Timing]:
     """Checks the row, then times its candidates, and its limit as "limit"; calls `progress` after every round."""
     row.check()
@@ -100,6 +121,7 @@ def result(row: Row, timings: dict[str, Timing]) -> dict:
         "case": row.case,
         "bytes": row.bytes,
         "gb_per_s": row.bytes / ours * 1e-9,
+        "limited_by": row.limited_by,
         "fraction_of_limit": limit / ours if limit else None,
         "candidates": [
             {

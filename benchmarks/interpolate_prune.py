@@ -1,4 +1,4 @@
-"""Rows of `interpolate_prune`: one 512 x 512 x 3 x 3 layer, forward and backward."""
+"""Rows of `interpolate_prune`: one 512 x 512 x 3 x 3 layer, forward and backward, and data that is hard to rank."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def eager_topk(w0, w1, keep):
     return w * (magnitude >= magnitude.flatten().topk(keep, sorted=False).values.min())
 
 
-def eager_sort(w0, w1, keep):
-    w = torch.lerp(w0, w1, ALPHA)
+def eager_sort(w0, w1, keep, alpha=ALPHA):
+    w = torch.lerp(w0, w1, alpha)
     mask = torch.ones(w.numel())
-    mask[w.abs().flatten().sort().indices[: w.numel() - keep]] = 0
+    mask[w.detach().abs().flatten().sort().indices[: w.numel() - keep]] = 0
     return w * mask.view(w.shape)
 
 
@@ -70,6 +70,9 @@ def backward_row() -> Row:
     run = torch.ops.lcs.interpolate_prune_backward.default
     out = torch.empty_like(w0)
 
+    def add():
+        torch.add(w0, w1, out=out)
+
     def eager():
         kept = torch.where(mask, grad, 0)
         return (1 - ALPHA) * kept, ALPHA * kept
@@ -77,10 +80,40 @@ def backward_row() -> Row:
     return Row(
         op="interpolate_prune_backward",
         case=f"{'x'.join(map(str, SHAPE))} density 0.1",
-        candidates={"lcs": lambda: run(*args), "where + 2 mul": eager},
-        limit=lambda: torch.add(w0, w1, out=out),
+        candidates={"lcs": lambda: run(*args), "torch.add(out=)": add, "where + 2 mul": eager},
+        limit=add,
         bytes=3 * 4 * w0.numel(),
         check=lambda: assert_equal(run(*args), op.reference_backward(*args)),
+    )
+
+
+def hard_data() -> Iterator[tuple[str, torch.Tensor]]:
+    normal = torch.randn(SHAPE)
+    n = normal.numel()
+    yield "all equal", torch.ones(SHAPE)
+    yield "two values", torch.where(normal > 0, 1.0, 2.0)
+    yield "sorted", normal.flatten().sort().values.view(SHAPE)
+    yield "one outlier", torch.full((n,), 1e-3).index_fill(0, torch.tensor([n // 2]), 1e30).view(SHAPE)
+    yield "one in seven NaN", normal.flatten().index_fill(0, torch.arange(0, n, 7), torch.nan).view(SHAPE)
+    yield "denormal", normal * 1e-40
+
+
+def hard_row(name: str, w: torch.Tensor) -> Row:
+    other, alpha, keep = w.clone(), torch.tensor(ALPHA), torch.tensor(w.numel() // 10)
+    args, usual = (w, other, alpha, keep), (*torch.randn(2, *SHAPE).unbind(), alpha, keep)
+    run = torch.ops.lcs.interpolate_prune.default
+    out = torch.empty_like(w)
+    return Row(
+        op="interpolate_prune",
+        case=f"{'x'.join(map(str, SHAPE))} density 0.1, {name}",
+        candidates={
+            "lcs": lambda: run(*args),
+            "lcs on normal data": lambda: run(*usual),
+            "torch.lerp alone": lambda: torch.lerp(w, other, ALPHA),
+        },
+        limit=lambda: torch.add(w, other, out=out),
+        bytes=3 * 4 * w.numel(),
+        check=lambda: assert_equal(*([t.nan_to_num(7.0) for t in f(*args)] for f in (run, op.reference))),
     )
 
 
@@ -89,3 +122,5 @@ def rows() -> Iterator[Row]:
     yield forward_row(0.1)
     yield forward_row(0.5)
     yield backward_row()
+    for name, w in hard_data():
+        yield hard_row(name, w)

@@ -1,4 +1,4 @@
-"""Rows of `interpolate_prune_foreach`: the compressible layers of ResNet-18 and of cPreResNet20, each for itself."""
+"""Rows of `interpolate_prune_foreach`: what is compressed of ResNet-18 and of cPreResNet20, forward and backward."""
 
 from __future__ import annotations
 
@@ -45,10 +45,38 @@ def forward_row(name: str, shapes: list[tuple[int, ...]], density: float) -> Row
         candidates={
             "lcs": lambda: run(*args),
             "_foreach_lerp alone": lambda: torch._foreach_lerp(w0s, w1s, ALPHA),
+            "a lerp a layer": lambda: [torch.lerp(a, b, ALPHA) for a, b in zip(w0s, w1s, strict=True)],
             "lerp + kthvalue + mask": lambda: [eager_kthvalue(*z) for z in zip(w0s, w1s, counts, strict=True)],
         },
         limit=lambda: [torch.add(a, b, out=o) for a, b, o in zip(w0s, w1s, outs, strict=True)],
         bytes=3 * 4 * sum(w.numel() for w in w0s),
+        check=check,
+    )
+
+
+def backward_row(name: str, shapes: list[tuple[int, ...]], density: float) -> Row:
+    grads = [torch.randn(shape) for shape in shapes]
+    counts = torch.tensor([keep_count(density, g.numel()) for g in grads])
+    alpha = torch.tensor(ALPHA)
+    mask_bits = torch.ops.lcs.interpolate_prune_foreach([torch.randn_like(g) for g in grads], [], alpha, counts)[1]
+    args = (grads, [], [], alpha, mask_bits, True, torch.float32)
+    run = torch.ops.lcs.interpolate_prune_foreach_backward.default
+    others, outs = ([torch.zeros_like(g) for g in grads] for _ in range(2))
+
+    def check():
+        for actual, expected in zip(run(*args)[:2], op.reference_backward(*args)[:2], strict=True):
+            assert_equal(actual, expected)
+
+    def add():
+        for a, b, out in zip(grads, others, outs, strict=True):
+            torch.add(a, b, out=out)
+
+    return Row(
+        op="interpolate_prune_foreach_backward",
+        case=f"{name}, {len(shapes)} layers, density {density}",
+        candidates={"lcs": lambda: run(*args), "torch.add(out=)": add},
+        limit=add,
+        bytes=3 * 4 * sum(g.numel() for g in grads),
         check=check,
     )
 
@@ -58,3 +86,4 @@ def rows() -> Iterator[Row]:
     yield forward_row("ResNet-18", RESNET18, 0.1)
     yield forward_row("ResNet-18", RESNET18, 0.5)
     yield forward_row("cPreResNet20", CPRERESNET20, 0.1)
+    yield backward_row("ResNet-18", RESNET18, 0.1)
