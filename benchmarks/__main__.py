@@ -1,4 +1,4 @@
-"""Measures every op against its peers: `python -m lcs_kernels.benchmarks [--op NAME] [--threads N] [--json FILE]`."""
+"""Measures every op against its peers: `lcs bench`, or `python -m lcs_kernels.benchmarks` without the layer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 import lcs_kernels
-from lcs_kernels import ops
+from lcs_kernels import costs, ops
 
+from .calibrate import calibrate
 from .harness import Row, keep_freed_memory, measure, result
 from .machine import fingerprint
 from .markdown import table
@@ -31,6 +32,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=31, help="samples of each candidate (default %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument(
+        "--calibrate", action="store_true", help="measure only where the sparse ops break even, for this machine's use"
+    )
     parser.add_argument("--markdown", type=Path, help="measure nothing: print the table of a file that --json wrote")
     return parser.parse_args(argv)
 
@@ -66,6 +70,10 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     machine = fingerprint()
     print(f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}, torch {machine['torch']}")
+    if arguments.calibrate:
+        calibrate(costs.calibrated(), arguments.rounds, print)
+        print(f"written: {costs.calibrated()}")
+        return 0
     found = []
     for name in arguments.op or [*ops.names(), STEP]:
         for row in importlib.import_module(f".{name}", __package__).rows():

@@ -167,6 +167,13 @@ def _doctor(argv: list[str]) -> int:
     return doctor(as_json=arguments.json)
 
 
+def _bench(argv: list[str]) -> int:
+    """Measure every op against its peers."""
+    from lcs_kernels.benchmarks.__main__ import main as bench
+
+    return bench(argv)
+
+
 def _demo(argv: list[str]) -> int:
     """Train on handwritten digits for some minutes and show accuracy at eight densities."""
     parser = argparse.ArgumentParser(prog="lcs demo", description=_demo.__doc__)
@@ -178,4 +185,10 @@ def _demo(argv: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "doctor": _doctor, "demo": _demo}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "eval": _eval,
+    "bench": _bench,
+    "doctor": _doctor,
+    "demo": _demo,
+}

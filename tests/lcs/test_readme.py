@@ -61,5 +61,9 @@ def test_a_command_line_is_understood(line, tmp_path, monkeypatch):
 
         parsed = tyro.cli(EvaluateArguments, args=arguments, config=(tyro.conf.PositionalRequiredArgs,))
         assert parsed.run.parent == Path("runs") and parsed.problem() is None
+    elif command == "bench":
+        from lcs_kernels.benchmarks.__main__ import parse
+
+        assert parse(arguments).calibrate
     else:
         assert not arguments
