@@ -78,7 +78,6 @@ class SparseConv2d {
 
   void run() {
     const int64_t panels = images() * bands_;
-    if (panels == 0 || a_.y.channels == 0 || a_.y.width == 0) return;
     if (panels * ceil_div(vectors(band_), run_.max_vectors) >= kTilesToPrepare) distances();
     panels >= kTasks ? run_many(panels) : run_few(panels);
   }
@@ -147,7 +146,8 @@ class SparseConv2d {
   void run_few(int64_t panels) const {
     static thread_local Scratch<float> panel;
     float* const x = cleared(panel, panels);
-    const int64_t channels = ceil_div(a_.x.channels, kTasks), rows = ceil_div(a_.y.channels, ceil_div(kTasks, panels));
+    const int64_t channels = std::max<int64_t>(ceil_div(a_.x.channels, kTasks), 1),
+                  rows = ceil_div(a_.y.channels, ceil_div(kTasks, panels));
     const int64_t fills = ceil_div(a_.x.channels, channels), shares = ceil_div(a_.y.channels, rows);
     parallel_(panels * fills, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
@@ -310,6 +310,9 @@ class SparseConv2d {
 
 }  // namespace
 
-void sparse_conv2d(const SparseConv2dArgs& args, const Parallel& parallel) { SparseConv2d(args, parallel).run(); }
+void sparse_conv2d(const SparseConv2dArgs& args, const Parallel& parallel) {
+  const Images& y = args.y;
+  if (y.n * y.channels * y.height * y.width != 0) SparseConv2d(args, parallel).run();
+}
 
 }  // namespace lcs

@@ -127,7 +127,7 @@ void sparse_unpack(Bits mask_bits, std::span<const int64_t> rank, const void* va
 
 void sparse_prepack_count(int64_t rows, int64_t columns, int64_t block, Bits mask_bits, int32_t* count, int64_t* start,
                           const Parallel& parallel) {
-  const int64_t blocks = (columns + block - 1) / block;
+  const int64_t blocks = sparse_blocks(columns, block);
   parallel(rows, kRows, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
       for (int64_t b = 0; b < blocks; ++b)

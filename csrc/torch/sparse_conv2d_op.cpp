@@ -46,7 +46,8 @@ Tensor sparse_conv2d_cpu(Tensor x, Tensor mask_bits, Tensor values, std::vector<
   STD_TORCH_CHECK(groups >= 1 && x.size(1) == groups * weight_shape[1] && out % groups == 0, kOp, ": x has ", x.size(1),
                   " channels, a weight of ", out, " x ", weight_shape[1], " in ", groups, " groups takes ",
                   groups * weight_shape[1]);
-  STD_TORCH_CHECK(taps >= 1 && block % taps == 0, kOp, ": block ", block, " is not whole channels of ", taps, " taps");
+  STD_TORCH_CHECK(weight_shape[2] >= 1 && weight_shape[3] >= 1 && block % taps == 0, kOp, ": block ", block,
+                  " is not whole channels of ", taps, " taps");
   const Prepacked weight = prepacked(kOp, mask_bits, values, out, columns, block, prepack);
   const lcs::DType dtype = activation_dtype(kOp, x);
   const lcs::Axis vertical = axis(stride, padding, dilation, weight_shape[2], 0),

@@ -32,7 +32,7 @@ std::vector<Tensor> prepack(const char* op, const Tensor& mask_bits, const Tenso
                   columns, " and block ", block, " must not be negative, nor block 0 or above ", kMaxBlock);
   const auto bits = bitmap(op, mask_bits, rows * columns);
   const DType dtype = value_dtype(op, values, "values");
-  const int64_t blocks = (columns + block - 1) / block;
+  const int64_t blocks = sparse_blocks(columns, block);
   Tensor count = torch::stable::empty({blocks, rows}, ScalarType::Int);
   Tensor start = torch::stable::empty({blocks + 1}, ScalarType::Long);
   sparse_prepack_count(rows, columns, block, bits, data<int32_t>(count), data<int64_t>(start), parallel);
@@ -95,7 +95,7 @@ Prepacked prepacked(const char* op, const Tensor& mask_bits, const Tensor& value
                     int64_t block, const std::vector<Tensor>& parts) {
   Prepacked made{{}, parts.empty() ? prepack(op, mask_bits, values, rows, columns, block) : parts};
   const auto& p = made.parts;
-  const int64_t blocks = block >= 1 ? (columns + block - 1) / block : -1;
+  const int64_t blocks = block >= 1 ? sparse_blocks(columns, block) : -1;
   STD_TORCH_CHECK(p.size() == 4 && p[0].scalar_type() == ScalarType::Int && p[0].numel() == blocks * rows &&
                       p[1].scalar_type() == ScalarType::Long && p[1].numel() == blocks + 1 &&
                       p[2].scalar_type() == ScalarType::Short && p[3].scalar_type() == ScalarType::Float &&

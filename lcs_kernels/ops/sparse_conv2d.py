@@ -53,7 +53,7 @@ class SparseConv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, bias, relu, weight, geometry, block, prepack):
-        run = reference if x.dtype == torch.float64 else _op
+        run = reference if _by_reference(x, block) else _op
         y = run(x, weight.mask_bits, weight.values, weight.shape, bias, *geometry, relu, block, prepack)
         ctx.save_for_backward(*([y] if relu else []))
         ctx.weight, ctx.geometry, ctx.x_shape = weight, geometry, x.shape
@@ -81,10 +81,15 @@ def block_for(channels: int, taps: int, density: float) -> int:
     return max(min(-(-channels // blocks), 65536 // taps), 1) * taps
 
 
-def _pair(name: str, value: int | tuple[int, int]) -> list[int]:
+def _by_reference(x: Tensor, block: int) -> bool:
+    """float64, and kernels of more taps than 16-bit indices can tell apart."""
+    return x.dtype == torch.float64 or block > 65536
+
+
+def _pair(name: str, value: int | tuple[int, int], least: int) -> list[int]:
     pair = [value, value] if isinstance(value, int) else list(value)
-    if len(pair) != 2:
-        raise ValueError(f"sparse_conv2d: {name} must be one number or two, got {value}")
+    if len(pair) != 2 or min(pair) < least:
+        raise ValueError(f"sparse_conv2d: {name} must be one number or two, {least} or more, got {value}")
     return pair
 
 
@@ -125,15 +130,21 @@ def sparse_conv2d(
         raise ValueError(
             f"sparse_conv2d: weight must be (out_channels, in_channels / groups, h, w), got shape {weight.shape}"
         )
-    geometry = (_pair("stride", stride), _pair("padding", padding), _pair("dilation", dilation), groups)
+    stride, padding, dilation = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
     if x.dim() != 4 or groups < 1 or x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
         raise ValueError(
             f"sparse_conv2d: x has shape {tuple(x.shape)}, which does not fit a weight of shape {weight.shape} "
             f"in {groups} groups"
         )
+    for size, kernel, p, d in zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True):
+        if kernel < 1 or d * (kernel - 1) >= size + 2 * p:
+            raise ValueError(
+                f"sparse_conv2d: a kernel of {kernel}, dilated by {d}, does not fit an input of {size}, padded by {p}"
+            )
     bias = check_sparse("sparse_conv2d", x, weight, bias)
+    geometry = (stride, padding, dilation, groups)
     block = block_for(weight.shape[1], weight.shape[2] * weight.shape[3], weight.density)
-    prepack = weight.prepack(block) if x.is_cpu else []
-    if wants_grad(x, bias) or x.dtype == torch.float64:
+    prepack = weight.prepack(block) if x.is_cpu and not _by_reference(x, block) else []
+    if wants_grad(x, bias) or _by_reference(x, block):
         return SparseConv2d.apply(x, bias, relu, weight, geometry, block, prepack)
     return _op(x, weight.mask_bits, weight.values, weight.shape, bias, *geometry, relu, block, prepack)

@@ -55,7 +55,7 @@ class SparseLinear(torch.autograd.Function):
             grad = torch.where(y > 0, grad, 0)
         wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
         grad_x = (wide @ ctx.weight.unpack().to(wide.dtype)).to(grad.dtype) if ctx.needs_input_grad[0] else None
-        grad_bias = wide.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        grad_bias = wide.sum_to_size(wide.shape[-1]) if ctx.needs_input_grad[1] else None
         return grad_x, grad_bias, None, None, None, None
 
 

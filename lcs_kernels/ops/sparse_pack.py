@@ -28,8 +28,8 @@ def reference_prepack(mask_bits: Tensor, values: Tensor, rows: int, columns: int
     """Per block of columns, per row: how many values, where the block's begin, their columns in it, their values."""
     mask = unpack_bits(mask_bits, rows * columns).view(rows, columns)
     dense = reference_unpack(mask_bits, values.float(), (rows, columns))
-    parts = list(zip(mask.split(block, 1), dense.split(block, 1), strict=True)) if columns else []
-    count = torch.stack([m.sum(1) for m, _ in parts]) if parts else mask.new_empty(0, rows)
+    parts = list(zip(mask.split(block, 1), dense.split(block, 1), strict=True))
+    count = torch.stack([m.sum(1) for m, _ in parts])
     start = torch.cat([count.new_zeros(1, dtype=torch.int64), count.sum(1).cumsum(0)])
     index = torch.cat([mask.new_empty(0, dtype=torch.int64), *(m.nonzero()[:, 1] for m, _ in parts)])
     stored = torch.cat([dense.new_empty(0), *(d[m] for m, d in parts)])
@@ -46,7 +46,7 @@ def fake_unpack(mask_bits, values, shape):
 
 
 def fake_prepack(mask_bits, values, rows, columns, block):
-    blocks, n = (columns + block - 1) // block, values.numel()
+    blocks, n = (columns + block - 1) // block if columns > 0 else 1, values.numel()
     return [
         mask_bits.new_empty((blocks, rows)),
         mask_bits.new_empty(blocks + 1, dtype=torch.int64),
@@ -78,18 +78,19 @@ def sparse_pack(w: Tensor, mask_bits: Tensor | None = None) -> tuple[Tensor, Ten
 
     Raises:
         TypeError: another dtype.
-        ValueError: a mask of another size.
+        ValueError: a mask of another size or device.
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
     ensure_loaded()
     if w.dtype not in (torch.float32, torch.bfloat16):
         raise TypeError(f"sparse_pack: w must be float32 or bfloat16, got {w.dtype}")
     words = (w.numel() + 31) // 32
-    if mask_bits is not None and (mask_bits.dtype != torch.int32 or tuple(mask_bits.shape) != (words,)):
-        raise ValueError(
-            f"sparse_pack: mask_bits must be {words} int32 words for w of shape {tuple(w.shape)}, "
-            f"got {mask_bits.dtype} {tuple(mask_bits.shape)}"
-        )
+    if mask_bits is not None:
+        if mask_bits.dtype != torch.int32 or tuple(mask_bits.shape) != (words,) or mask_bits.device != w.device:
+            raise ValueError(
+                f"sparse_pack: mask_bits must be {words} int32 words on {w.device} for w of shape {tuple(w.shape)}, "
+                f"got {mask_bits.dtype} {tuple(mask_bits.shape)} on {mask_bits.device}"
+            )
     return _op(w, mask_bits)
 
 

@@ -22,6 +22,11 @@ void sparse_pack(const void* w, DType dtype, std::span<const uint32_t> mask_bits
 void sparse_unpack(std::span<const uint32_t> mask_bits, std::span<const int64_t> rank, const void* values, DType dtype,
                    int64_t n, void* w, const Parallel& parallel);
 
+// At least one, in which the sums of a weight without columns begin and end.
+constexpr int64_t sparse_blocks(int64_t columns, int64_t block) {
+  return columns > block ? (columns + block - 1) / block : 1;
+}
+
 // What the kernels read in place of the bitmap. The columns of a weight of rows x columns are cut into blocks; within
 // a block the rows follow each other, so that a sweep over a block is one stream.
 struct SparsePrepack {
@@ -32,7 +37,7 @@ struct SparsePrepack {
   const uint16_t* index;  // of each value: its column, counted from the block's first
   const float* values;
 
-  int64_t blocks() const { return (columns + block - 1) / block; }
+  int64_t blocks() const { return sparse_blocks(columns, block); }
 };
 
 // Step one fills `count` and `start`, whose last element says how many values there are.
