@@ -88,7 +88,7 @@ class SparseWeight:
     @property
     def prepacked_nbytes(self) -> int:
         """Bytes of what has been derived for the kernels so far."""
-        return sum(part.nbytes for parts in self._prepacks.values() for part in parts)
+        return sum(part.nbytes for parts in list(self._prepacks.values()) for part in parts)
 
     def prepack(self, block: int) -> list[Tensor]:
         """The form that the kernels read, its columns cut into blocks of `block`; made once per block size."""

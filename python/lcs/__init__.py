@@ -3,6 +3,7 @@
 import importlib
 
 from .convert import convert, plan, unconvert
+from .frozen import Frozen, FrozenLevel
 from .levels import Level
 from .planning import Plan, Row
 from .statistics import LevelStatistics
@@ -10,6 +11,8 @@ from .subspace import Subspace
 from .unstructured import Unstructured
 
 __all__ = [
+    "Frozen",
+    "FrozenLevel",
     "Level",
     "LevelStatistics",
     "Plan",

@@ -1,6 +1,7 @@
 """What a conversion would do to each module of a model, and why."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -39,16 +40,18 @@ class Plan:
     backend: str
 
     def __str__(self) -> str:
-        head = tuple(column.name for column in fields(Row))
-        body = [
-            tuple(f"{value:,}" if isinstance(value, int) else value for value in vars(row).values())
-            for row in self.rows
-        ]
-        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *body)]
         counts = Counter(row.action for row in self.rows)
         total = ", ".join(f"{action}: {counts[action]}" for action in counts)
-        return "\n".join(line.rstrip() for line in [*lines, f"{total}; {_OP}: {self.backend}"])
+        return columns(Row, self.rows, f"{total}; {_OP}: {self.backend}")
+
+
+def columns(kind: type, rows: Sequence, last: str) -> str:
+    """Rows of the dataclass `kind`, all of whose fields are strings and ints, under its names, and a last line."""
+    head = tuple(column.name for column in fields(kind))
+    body = [tuple(f"{value:,}" if isinstance(value, int) else value for value in vars(row).values()) for row in rows]
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *body)]
+    return "\n".join(line.rstrip() for line in [*lines, last])
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,11 @@ Snapshot = tuple[Tensors, ...]
 
 def make(layers: Sequence[SubspaceLayer], level: Level, recipe: Unstructured) -> Snapshot:
     """(weight, bias) of each layer at `level`, differentiable to the ends: one launch per dtype and device."""
-    groups = defaultdict(list)
-    for layer in layers:
-        if isinstance(layer, tuple(WEIGHT_LAYERS)):
-            groups[layer.weight.dtype, layer.weight.device].append(layer)
     weights = {}
-    for group in groups.values():
-        weights.update(zip(group, _weights(group, level, recipe), strict=True))
+    for group in grouped(layers):
+        w0s, w1s, keep = prune_arguments(group, level, recipe)
+        made = interpolate_prune_foreach(w0s, w1s, level.alpha, keep=keep, extrapolate=True)
+        weights.update(zip(group, made, strict=True))
     return tuple(
         (
             weights[layer] if layer in weights else blend(*layer.ends("weight"), level.alpha),
@@ -36,11 +34,23 @@ def make(layers: Sequence[SubspaceLayer], level: Level, recipe: Unstructured) ->
     )
 
 
-def _weights(layers: list[SubspaceLayer], level: Level, recipe: Unstructured) -> list[Tensor]:
+def grouped(layers: Sequence[SubspaceLayer]) -> list[list[SubspaceLayer]]:
+    """Those with a convolution's or a linear weight, by its dtype and device: what one launch can take."""
+    groups = defaultdict(list)
+    for layer in layers:
+        if isinstance(layer, tuple(WEIGHT_LAYERS)):
+            groups[layer.weight.dtype, layer.weight.device].append(layer)
+    return list(groups.values())
+
+
+def prune_arguments(
+    layers: list[SubspaceLayer], level: Level, recipe: Unstructured
+) -> tuple[Sequence[Tensor], Sequence[Tensor] | None, list[int]]:
+    """Both ends (the second None on a point) of a group, and how many weights each layer keeps."""
     w0s, w1s = zip(*(layer.ends("weight") for layer in layers), strict=True)
     sizes = [w0.numel() for w0 in w0s]
     keep = [recipe.keep(level.density, n) if layer.compressed else n for layer, n in zip(layers, sizes, strict=True)]
-    return interpolate_prune_foreach(w0s, None if w1s[0] is None else w1s, level.alpha, keep=keep, extrapolate=True)
+    return w0s, None if w1s[0] is None else w1s, keep
 
 
 class Slot:

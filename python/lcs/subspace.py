@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lcs_kernels import cosine_squared
 
+from .frozen import CACHE_BYTES, Frozen, freeze
 from .layers import SubspaceLayer
 from .layers.weights import WEIGHT_LAYERS
 from .levels import Level
@@ -106,21 +107,26 @@ class Subspace(nn.Module):
         """True sparsity and stored bytes at a level, given as to `at`."""
         return level_statistics(self.model, self._resolve(level, density, alpha), self.recipe)
 
+    def freeze(self, *, cache_bytes: int = CACHE_BYTES, strict: bool = False) -> Frozen:
+        """This subspace as it is now, to serve any level per call, from any thread, its weights packed: see `Frozen`.
+
+        It has a copy of the model, in evaluation mode; this subspace and its training go on as they were.
+
+        cache_bytes: of the levels that are held besides the ends. strict: raise where a layer has no sparse kernel.
+        """
+        self._check_converted()
+        return freeze(self, cache_bytes=cache_bytes, strict=strict)
+
+    def _check_converted(self) -> None:
+        if not self._layers():
+            raise RuntimeError("this subspace was unconverted: its model has no levels any more")
+
     def _layers(self) -> dict[str, SubspaceLayer]:
         return {name: module for name, module in self.model.named_modules() if isinstance(module, SubspaceLayer)}
 
     def _resolve(self, level: Level | None, density: float | None, alpha: float | None) -> Level:
-        if not self._layers():
-            raise RuntimeError("this subspace was unconverted: its model has no levels any more")
-        if level is None:
-            if density is None:
-                raise ValueError("give a level: density=..., density=... with alpha=..., or a lcs.Level")
-            return self.recipe.level(density, alpha)
-        if not isinstance(level, Level):
-            raise TypeError(f"a level is a lcs.Level, got {level!r}; a density is given as density={level!r}")
-        if density is not None or alpha is not None:
-            raise ValueError(f"give either {level} or density={density}, alpha={alpha}, not both")
-        return level
+        self._check_converted()
+        return self.recipe.resolve(level, density, alpha)
 
 
 class AtLevel:

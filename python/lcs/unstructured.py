@@ -53,6 +53,18 @@ class Unstructured:
         _check_unit("alpha", alpha, "; to leave the line, pass lcs.Level(alpha=..., density=...)")
         return Level(float(alpha), float(density))
 
+    def resolve(self, level: Level | None, density: float | None, alpha: float | None) -> Level:
+        """From whichever of `level` and `density` (and perhaps `alpha`) a user gave."""
+        if level is None:
+            if density is None:
+                raise ValueError("give a level: density=..., density=... with alpha=..., or a lcs.Level")
+            return self.level(density, alpha)
+        if not isinstance(level, Level):
+            raise TypeError(f"a level is a lcs.Level, got {level!r}; a density is given as density={level!r}")
+        if density is not None or alpha is not None:
+            raise ValueError(f"give either {level} or density={density}, alpha={alpha}, not both")
+        return level
+
     def keep(self, density: float, n: int) -> int:
         """How many of a layer's `n` weights are kept."""
         return keep_count(density, n) if self.keep_rounding == "half_even" else n - int((1.0 - density) * n)

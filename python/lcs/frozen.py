@@ -1,0 +1,308 @@
+"""A subspace made ready to serve: immutable levels, packed once, any level per call from any thread."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .layers import SubspaceLayer
+from .layers.frozen import FROZEN_LAYERS
+from .level_cache import LevelCache
+from .levels import Level
+from .packing import RUNNING, Choices, FrozenSlot, Packed, Shape, Trace, choose, nbytes, pack
+from .planning import columns
+from .unstructured import Unstructured
+
+if TYPE_CHECKING:
+    from .subspace import Subspace
+
+CACHE_BYTES = 512 << 20
+_REMEMBERED = 1024  # inputs, and inputs at levels, whose choices are kept
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer at one level: the kernel that it runs, why not a sparse one, weights stored, and bytes held."""
+
+    layer: str
+    kernel: str
+    why: str
+    stored: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class FrozenReport:
+    """The layers in the model's order; `print` shows them as a table."""
+
+    level: Level
+    rows: tuple[LayerReport, ...]
+
+    def __str__(self) -> str:
+        sparse = sum(row.kernel != "torch" for row in self.rows)
+        total = sum(row.bytes for row in self.rows)
+        end = f"density {self.level.density:g}: {sparse} of {len(self.rows)} layers sparse, {total:,} bytes"
+        return columns(LayerReport, self.rows, end)
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a frozen network has done so far.
+
+    hits, builds, evictions: of levels. levels, nbytes: held now. dense: {"layer: reason": levels built so} of the
+    compressible layers that run dense; fallbacks: those of them that should run sparse and cannot.
+    """
+
+    hits: int
+    builds: int
+    evictions: int
+    levels: int
+    nbytes: int
+    dense: dict[str, int]
+    fallbacks: dict[str, int]
+
+
+class Frozen:
+    """What `Subspace.freeze` returns: `fast(x, density=0.1)`, a level per call, thread safe.
+
+    Every level is made from the two stored ends, once, when it is first asked for, and never changed. A call looks its
+    level up once; all layers read that one object, whatever other threads run or drop meanwhile. Each layer runs the
+    sparse op where `lcs_kernels.costs` expects it to be faster for the shapes at hand, else torch's op on the dense
+    weight; the first call with a new input shape runs one more forward, dense, to learn the layers' shapes.
+
+    Calls run in the dtype of the weights, whatever autocast says, and in evaluation mode. Gradients reach x alone.
+
+    model: a private, converted model; its parameters are the ends, which nothing trains.
+    cache_bytes: of the levels held besides the ends, with what the kernels derive from them; the least recently used
+        are dropped. The level used last is always held.
+    strict: raise where a layer has no sparse kernel for its type, dtype or device, instead of running it dense.
+    """
+
+    def __init__(
+        self, model: nn.Module, recipe: Unstructured, *, cache_bytes: int = CACHE_BYTES, strict: bool = False
+    ) -> None:
+        if not isinstance(recipe, Unstructured):
+            raise TypeError(f"only a subspace of lcs.Unstructured can be frozen so far, got {type(recipe).__name__}")
+        if cache_bytes < 0:
+            raise ValueError(f"cache_bytes must be at least 0, got {cache_bytes}")
+        self.model, self.recipe, self.strict = model, recipe, strict
+        self._named = {name: m for name, m in model.named_modules() if isinstance(m, SubspaceLayer)}
+        self._layers = list(self._named.values())
+        slot = FrozenSlot()
+        for index, layer in enumerate(self._layers):
+            layer.slot, layer.index = slot, index
+            layer.__class__ = FROZEN_LAYERS.get(type(layer), type(layer))
+        self._device = self._layers[0].weight.device.type
+        self._cache: LevelCache[Packed] = LevelCache(cache_bytes)
+        self._shapes: dict[tuple, dict[int, Shape]] = {}
+        self._choices: dict[tuple[float, float, tuple], Choices] = {}
+        self._at_density = functools.lru_cache(_REMEMBERED)(recipe.level)
+        self._dense: Counter[tuple[str, bool]] = Counter()
+        self._counting = threading.Lock()
+
+    def __call__(
+        self, *args, level: Level | None = None, density: float | None = None, alpha: float | None = None, **kwargs
+    ):
+        """`model(*args, **kwargs)` at a level, given as to `Subspace.at`."""
+        return self._call(self._resolve(level, density, alpha), args, kwargs)
+
+    def at(
+        self, level: Level | None = None, *, density: float | None = None, alpha: float | None = None
+    ) -> FrozenLevel:
+        """This network at one level, to be called like a module. It costs nothing and shares all that is stored."""
+        return FrozenLevel(self, self._resolve(level, density, alpha))
+
+    def prepare(
+        self, *args, level: Level | None = None, density: float | None = None, alpha: float | None = None, **kwargs
+    ) -> None:
+        """Makes a level ahead of a call with these arguments, where it is not held."""
+        level = self._resolve(level, density, alpha)
+        self._packed(level, self._chosen(level, signature(args, kwargs), args, kwargs))
+
+    def report(
+        self, *args, level: Level | None = None, density: float | None = None, alpha: float | None = None, **kwargs
+    ) -> FrozenReport:
+        """Which kernel each layer runs at a level on these arguments of the model, and why. Runs the model on them."""
+        level = self._resolve(level, density, alpha)
+        self._call(level, args, kwargs)
+        inputs = signature(args, kwargs)
+        choices = self._chosen(level, inputs, args, kwargs)
+        packed = self._packed(level, choices)
+        return FrozenReport(
+            level,
+            tuple(
+                LayerReport(name, choice.kernel, choice.why, self._kept(layer, level), nbytes(weight) + nbytes(bias))
+                for (name, layer), choice, (weight, bias) in zip(
+                    self._named.items(), choices.layers, packed.tensors, strict=True
+                )
+            ),
+        )
+
+    @property
+    def counters(self) -> Counters:
+        """Since it was frozen."""
+        cache = self._cache
+        with self._counting:
+            dense = dict(self._dense)
+        return Counters(
+            cache.hits,
+            cache.builds,
+            cache.evictions,
+            len(cache),
+            cache.nbytes,
+            {name: n for (name, _), n in dense.items()},
+            {name: n for (name, fallback), n in dense.items() if fallback},
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the model's parameters and buffers: both ends. Levels come on top (`counters.nbytes`)."""
+        return sum(t.nbytes for t in (*self.model.parameters(), *self.model.buffers()))
+
+    def eval(self) -> Frozen:
+        """Itself: it is never in training mode."""
+        return self
+
+    def train(self, mode: bool = True) -> Frozen:
+        """Raises, unless mode is False: train the subspace, and freeze it again."""
+        if mode:
+            raise RuntimeError("a frozen network cannot train; train the subspace that it came from, and freeze again")
+        return self
+
+    def __reduce__(self):
+        return _rebuild, (self.model, self.recipe, self._cache.limit, self.strict)
+
+    def __repr__(self) -> str:
+        return f"Frozen({type(self.model).__name__}, {self.recipe}, {len(self._cache)} levels held)"
+
+    def _resolve(self, level: Level | None, density: float | None, alpha: float | None) -> Level:
+        if type(density) is float and alpha is None and level is None:
+            return self._at_density(density)
+        return self.recipe.resolve(level, density, alpha)
+
+    def _call(self, level: Level, args: tuple, kwargs: dict):
+        with _autocast_off(self._device):
+            inputs = signature(args, kwargs)
+            packed = self._packed(level, self._chosen(level, inputs, args, kwargs))
+            output = self._forward(packed, args, kwargs)
+        if inputs not in packed.inputs:
+            packed.inputs.add(inputs)
+            self._cache.settle()
+        return output
+
+    def _forward(self, running: Packed | Trace, args: tuple, kwargs: dict):
+        token = RUNNING.set(running)
+        try:
+            return self.model(*args, **kwargs)
+        finally:
+            RUNNING.reset(token)
+
+    def _packed(self, level: Level, choices: Choices) -> Packed:
+        return self._cache.get(choices.key, lambda: self._pack(level, choices))
+
+    def _pack(self, level: Level, choices: Choices) -> Packed:
+        packed = pack(self._layers, level, self.recipe, [choice.sparse for choice in choices.layers])
+        with self._counting:
+            for name, layer, choice in zip(self._named, self._layers, choices.layers, strict=True):
+                if layer.compressed and not choice.sparse:
+                    self._dense[f"{name}: {choice.why}", choice.fallback] += 1
+        return packed
+
+    def _chosen(self, level: Level, inputs: tuple, args: tuple, kwargs: dict) -> Choices:
+        key = level.alpha, level.density, inputs
+        choices = self._choices.get(key)
+        if choices is None:
+            shapes = self._shapes.get(inputs) or self._trace(level, inputs, args, kwargs)
+            made = (
+                choose(layer, shapes.get(i), self._kept(layer, level) / max(_size(layer), 1))
+                for i, layer in enumerate(self._layers)
+            )
+            choices = Choices.of(level, tuple(made))
+            self._check(choices)
+            _remember(self._choices, key, choices)
+        return choices
+
+    def _trace(self, level: Level, inputs: tuple, args: tuple, kwargs: dict) -> dict[int, Shape]:
+        trace = Trace(pack(self._layers, level, self.recipe, [False] * len(self._layers)).tensors)
+        with torch.no_grad():
+            self._forward(trace, args, kwargs)
+        _remember(self._shapes, inputs, trace.shapes)
+        return trace.shapes
+
+    def _kept(self, layer: SubspaceLayer, level: Level) -> int:
+        return self.recipe.keep(level.density, _size(layer)) if layer.compressed else _size(layer)
+
+    def _check(self, choices: Choices) -> None:
+        failed = [f"{name}: {c.why}" for name, c in zip(self._named, choices.layers, strict=True) if c.fallback]
+        if self.strict and failed:
+            raise RuntimeError(f"strict: {len(failed)} layers cannot run sparse: {'; '.join(failed)}")
+
+
+class FrozenLevel:
+    """A frozen network at one level."""
+
+    def __init__(self, frozen: Frozen, level: Level) -> None:
+        self.frozen, self.level = frozen, level
+
+    def __call__(self, *args, **kwargs):
+        """`model(*args, **kwargs)` at this level."""
+        return self.frozen._call(self.level, args, kwargs)
+
+    def __repr__(self) -> str:
+        return f"{self.frozen!r} at {self.level}"
+
+
+def freeze(subspace: Subspace, *, cache_bytes: int = CACHE_BYTES, strict: bool = False) -> Frozen:
+    """`subspace` as it is now, on a copy of its model. See `Frozen`."""
+    with torch.inference_mode(False):
+        model = copy.deepcopy(subspace.model)
+    for handle, hooks in zip(subspace._hooks, (model._forward_pre_hooks, model._forward_hooks), strict=True):
+        hooks.pop(handle.id)
+        model._forward_hooks_always_called.pop(handle.id, None)
+    for module in model.modules():
+        if hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable"):
+            del module.forward  # `Subspace.compile`: it would run the original model
+    return Frozen(model.requires_grad_(False).eval(), subspace.recipe, cache_bytes=cache_bytes, strict=strict)
+
+
+def signature(args: tuple, kwargs: dict) -> tuple:
+    """The shapes of all tensors in a call's arguments, hashable; of anything else its type."""
+    return _shape_of(args) if not kwargs else (_shape_of(args), _shape_of(kwargs))
+
+
+def _shape_of(value):
+    if isinstance(value, Tensor):
+        return value.shape
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_shape_of, value))
+    if isinstance(value, dict):
+        return tuple((key, _shape_of(item)) for key, item in value.items())
+    return type(value)
+
+
+def _size(layer: SubspaceLayer) -> int:
+    return 0 if layer.weight is None else layer.weight.numel()
+
+
+def _remember(memory: dict, key, value) -> None:
+    if len(memory) >= _REMEMBERED:
+        memory.clear()
+    memory[key] = value
+
+
+def _autocast_off(device: str):
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _rebuild(model: nn.Module, recipe: Unstructured, cache_bytes: int, strict: bool) -> Frozen:
+    return Frozen(model, recipe, cache_bytes=cache_bytes, strict=strict)

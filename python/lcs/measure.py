@@ -1,0 +1,219 @@
+"""Latency of a frozen network at each level, next to the dense network's in the same run; and what a switch costs.
+
+`python -m lcs.measure --model resnet18 --image-size 224` prints the cost of a switch for an untrained model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from . import models
+from .convert import convert, unconvert
+from .frozen import Frozen
+from .layers import SubspaceLayer
+from .levels import Level
+from .snapshot import make
+from .subspace import Subspace
+from .unstructured import Unstructured
+
+SECONDS = 8.0  # of timed calls
+ROUNDS = (15, 300)  # fewest and most calls of each candidate
+_ALL = 1 << 60  # bytes: no level is dropped
+
+
+class MeasureError(ValueError):
+    """A frozen layer's output is further from the exact one than rounding explains: nothing is timed."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Milliseconds of one call, and the bytes of the weights that it reads, as they are held in memory.
+
+    speedup: the dense network's median over this one's, above 1 where this one is faster; None where a layer that
+    should run sparse cannot. sparse_layers: of `compressed_layers`, how many the cost table runs sparse.
+    """
+
+    density: float
+    median_ms: float
+    p90_ms: float
+    speedup: float | None
+    resident_bytes: int
+    sparse_layers: int
+    compressed_layers: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The levels of one run and the dense network (torch eager, plain modules of the weights at density 1)."""
+
+    device: str
+    threads: int
+    batch: int
+    rounds: int
+    dense: Speed
+    rows: list[Speed]
+
+
+def measure_speed(subspace: Subspace, x: Tensor, levels: Sequence[Level], *, seconds: float = SECONDS) -> Measurement:
+    """Times `subspace`, frozen, on `x` at `levels`, all levels and the dense network in turn, after `check_layers`.
+
+    Raises MeasureError where a layer computes something else than it should.
+    """
+    frozen = subspace.freeze(cache_bytes=_ALL)
+    dense = unconvert(copy.deepcopy(subspace), density=1.0).requires_grad_(False).eval()
+    for level in levels:
+        check_layers(frozen, x, level)
+    calls = [lambda: dense(x), *(_call(frozen, level, x) for level in levels)]
+    with torch.inference_mode():
+        times = interleave(calls, seconds, x.device)
+    medians = [statistics.median(samples) for samples in times]
+    full = Speed(1.0, medians[0], _p90(times[0]), 1.0, sum(p.nbytes for p in dense.parameters()), 0, 0)
+    rows = [_speed(frozen, x, level, row, full) for level, row in zip(levels, times[1:], strict=True)]
+    return Measurement(str(x.device), torch.get_num_threads(), len(x), len(times[0]), full, rows)
+
+
+def interleave(calls: Sequence[Callable[[], object]], seconds: float, device: torch.device) -> list[list[float]]:
+    """Milliseconds of each call, every candidate once a round, so that a slow second slows them all alike."""
+    for _ in range(2):
+        round_ms = sum(_timed(call, device) for call in calls)
+    rounds = int(min(max(1000 * seconds / round_ms, ROUNDS[0]), ROUNDS[1]))
+    times: list[list[float]] = [[] for _ in calls]
+    for done in range(rounds):
+        for i in range(len(calls)):
+            place = (i + done) % len(calls)
+            times[place].append(_timed(calls[place], device))
+    return times
+
+
+@torch.no_grad()
+def check_layers(frozen: Frozen, x: Tensor, level: Level) -> int:
+    """Compares each sparse layer's output at `level` with its own input's exact one; returns how many there were.
+
+    The bound is that of a float32 sum of as many products as the weight has columns, and a bias, in any order, rounded
+    once to the dtype of x. Raises MeasureError naming the layer.
+    """
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    named = {name: m for name, m in frozen.model.named_modules() if isinstance(m, SubspaceLayer)}
+    hooks = [m.register_forward_hook(lambda m, args, y: seen.update({m: (args[0], y)})) for m in named.values()]
+    kernels = {row.layer: row.kernel for row in frozen.report(x, level=level).rows}
+    for hook in hooks:
+        hook.remove()
+    sparse = {name: m for name, m in named.items() if kernels[name] != "torch" and m in seen}
+    for (name, layer), pair in zip(sparse.items(), make(list(sparse.values()), level, frozen.recipe), strict=True):
+        input, output = seen[layer]
+        weight, bias = (None if t is None else t.double() for t in pair)
+        exact = _apply(layer, input.double(), weight, bias)
+        size = _apply(layer, input.double().abs(), weight.abs(), None if bias is None else bias.abs())
+        terms = (weight[0].numel() + 1) * 2.0**-24
+        error = terms / (1 - terms) * size
+        error += torch.finfo(output.dtype).eps / 2 * (exact.abs() + error)
+        if not ((output.double() - exact).abs() <= error).all():
+            raise MeasureError(f"{name} at {level}: its output is wrong by more than rounding explains")
+    return len(sparse)
+
+
+def _apply(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if isinstance(layer, nn.Linear):
+        return torch.nn.functional.linear(x, weight, bias)
+    return layer._conv_forward(x, weight, bias)
+
+
+def _call(frozen: Frozen, level: Level, x: Tensor) -> Callable[[], object]:
+    view = frozen.at(level)
+    return lambda: view(x)
+
+
+def _speed(frozen: Frozen, x: Tensor, level: Level, times: list[float], dense: Speed) -> Speed:
+    report = frozen.report(x, level=level)
+    compressed = {name for name, m in frozen.model.named_modules() if getattr(m, "compressed", False)}
+    rows = [row for row in report.rows if row.layer in compressed]
+    others = [m for m in frozen.model.modules() if not isinstance(m, SubspaceLayer)]
+    resident = sum(row.bytes for row in report.rows)
+    resident += sum(p.nbytes for m in others for p in m.parameters(recurse=False))
+    median, sparse = statistics.median(times), sum(row.kernel != "torch" for row in rows)
+    speedup = None if frozen.counters.fallbacks else dense.median_ms / median
+    return Speed(level.density, median, _p90(times), speedup, resident, sparse, len(rows))
+
+
+def _timed(call: Callable[[], object], device: torch.device) -> float:
+    begin = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return 1000 * (time.perf_counter() - begin)
+
+
+def _p90(times: list[float]) -> float:
+    return statistics.quantiles(times, n=10, method="inclusive")[-1]
+
+
+@dataclass(frozen=True)
+class Switch:
+    """Milliseconds at one density: to make the level from the stored ends, the first call of it (which also derives
+    what the kernels read), a call after that, a dense call; and microseconds to find the level again once held."""
+
+    density: float
+    make_ms: float
+    first_call_ms: float
+    call_ms: float
+    dense_ms: float
+    cached_us: float
+
+
+@torch.inference_mode()
+def measure_switch(subspace: Subspace, x: Tensor, densities: Sequence[float], *, rounds: int = 7) -> list[Switch]:
+    """What a change of level costs, the median of `rounds`."""
+    dense = unconvert(copy.deepcopy(subspace), density=1.0).requires_grad_(False).eval()
+    frozen = subspace.freeze(cache_bytes=0)
+    dense(x), frozen(x, density=1.0)
+    return [_switch(frozen, dense, x, density, rounds) for density in densities]
+
+
+def _switch(frozen: Frozen, dense: nn.Module, x: Tensor, density: float, rounds: int) -> Switch:
+    level, other = frozen.at(density=density), frozen.at(density=0.5 if density != 0.5 else 0.6)
+    other(x), level(x)
+    steps = (
+        (other, x),  # which drops the level
+        (lambda x: frozen.prepare(x, density=density), x),
+        (other, x),
+        (level, x),
+        (level, x),
+        (dense, x),
+        (lambda x: [frozen.prepare(x, density=density) for _ in range(100)], x),
+    )
+    samples = [[_timed(functools.partial(*step), x.device) for step in steps] for _ in range(rounds)]
+    _, make_ms, _, first_ms, call_ms, dense_ms, found_ms = map(statistics.median, zip(*samples, strict=True))
+    return Switch(density, make_ms, first_ms, call_ms, dense_ms, 10 * found_ms)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m lcs.measure", description="What a change of level costs.")
+    parser.add_argument("--model", choices=models.NAMES, default="resnet18")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--densities", type=float, nargs="+", default=[1.0, 0.5, 0.2, 0.1, 0.05, 0.02])
+    arguments = parser.parse_args()
+    model = models.build(arguments.model, 1000, seed=0)
+    dense = [model.stem_name, model.classifier_name]
+    subspace = convert(model, Unstructured(), dense=dense, init="independent", generator=torch.manual_seed(0))
+    x = torch.randn(arguments.batch, 3, arguments.image_size, arguments.image_size)
+    print(f"{arguments.model}, batch {arguments.batch}, {torch.get_num_threads()} threads")
+    print("density    make ms  first call ms    call ms   dense ms  cached us")
+    for s in measure_switch(subspace, x, arguments.densities):
+        print(
+            f"{s.density:7g} {s.make_ms:10.2f} {s.first_call_ms:14.2f} {s.call_ms:10.2f} {s.dense_ms:10.2f} "
+            f"{s.cached_us:10.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
