@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 import lcs_kernels
 from lcs_kernels import _jit, _load
 
 from .environment import environment
+from .self_test import self_test_of
 
 
 def diagnose() -> dict[str, Any]:
@@ -63,58 +59,6 @@ def _cache() -> dict[str, Any]:
 
 def _writable(directory: Path) -> bool:
     return directory.is_dir() and os.access(directory, os.W_OK | os.X_OK)
-
-
-Case = tuple[list[Tensor], list[Tensor]]
-
-
-def self_test_of(op: str) -> str:
-    """ "ok" where one small case of `op` equals its reference bit for bit, else what is wrong."""
-    case = CASES.get(op)
-    if case is None:
-        return "failed: no self-test for this op"
-    results, expected = case()
-    wrong = sum(int((r.view(torch.int32) != e.view(torch.int32)).sum()) for r, e in zip(results, expected, strict=True))
-    total = sum(e.numel() for e in expected)
-    return f"failed: {wrong} of {total} values differ from the reference" if wrong else "ok"
-
-
-def _reference(op: str) -> Callable:
-    return importlib.import_module(f"lcs_kernels.ops.{op}").reference
-
-
-def _weights(seed: int, *shape: int) -> Tensor:
-    """Normal values with ties, both zeros and a denormal."""
-    w = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).mul(8).round().div(8)
-    w.flatten()[:3] = torch.tensor([0.0, -0.0, 1e-40])
-    return w
-
-
-def _interpolate_prune() -> Case:
-    w0, w1 = _weights(0, 37, 11), _weights(1, 37, 11)
-    expected, _ = _reference("interpolate_prune")(w0, w1, torch.tensor(0.3), torch.tensor(101))
-    return [lcs_kernels.interpolate_prune(w0, w1, 0.3, keep=101)], [expected]
-
-
-def _interpolate_prune_foreach() -> Case:
-    w0s, w1s = ([_weights(seed, 5, 7), _weights(seed + 1, 19)] for seed in (0, 2))
-    keep = torch.tensor([12, 3])
-    expected, _ = _reference("interpolate_prune_foreach")(w0s, w1s, torch.tensor(0.6), keep)
-    return lcs_kernels.interpolate_prune_foreach(w0s, w1s, 0.6, keep=keep), expected
-
-
-def _cosine_squared() -> Case:
-    """On small integers, whose sums are exact in any order."""
-    w0s, w1s = ([_weights(seed, 7, 11).mul(8).round(), _weights(seed + 1, 23).mul(8).round()] for seed in (0, 2))
-    expected, _ = _reference("cosine_squared")(w0s, w1s)
-    return [lcs_kernels.cosine_squared(w0s, w1s)], [expected]
-
-
-CASES: dict[str, Callable[[], Case]] = {
-    "cosine_squared": _cosine_squared,
-    "interpolate_prune": _interpolate_prune,
-    "interpolate_prune_foreach": _interpolate_prune_foreach,
-}
 
 
 def doctor(*, as_json: bool = False) -> int:

@@ -3,7 +3,7 @@ import json
 import pytest
 
 import lcs_kernels
-from lcs import doctor
+from lcs import doctor, self_test
 from lcs.cli import main
 
 
@@ -26,24 +26,24 @@ def test_json(capsys):
 
 
 def test_every_public_op_has_a_self_test():
-    assert set(doctor.operators()) == set(doctor.CASES)
+    assert set(doctor.operators()) == set(self_test.CASES)
     assert set(doctor.operators()) == set(lcs_kernels.backends())
 
 
-@pytest.mark.parametrize("op", doctor.CASES)
+@pytest.mark.parametrize("op", self_test.CASES)
 def test_a_wrong_value_fails(op, monkeypatch, capsys):
-    results, expected = doctor.CASES[op]()
+    results, expected = self_test.CASES[op]()
     results = [r.clone() for r in results]
     results[0].view(-1)[-1] += 1
-    monkeypatch.setitem(doctor.CASES, op, lambda: (results, expected))
+    monkeypatch.setitem(self_test.CASES, op, lambda: (results, expected))
     total = sum(e.numel() for e in expected)
-    assert doctor.self_test_of(op) == f"failed: 1 of {total} values differ from the reference"
+    assert self_test.self_test_of(op) == f"failed: 1 of {total} values differ from the reference"
     assert main(["doctor"]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "NOT ok"
 
 
 def test_op_without_a_case_fails(monkeypatch):
-    monkeypatch.delitem(doctor.CASES, "interpolate_prune")
+    monkeypatch.delitem(self_test.CASES, "interpolate_prune")
     assert doctor.diagnose()["self_test"]["interpolate_prune"].startswith("failed")
     assert not doctor.diagnose()["ok"]
 
