@@ -1,0 +1,122 @@
+"""The cost table: which shape is the most similar, whose table is read, and what a damaged one says."""
+
+import json
+
+import pytest
+from lcs_kernels.benchmarks import calibrate
+
+from lcs_kernels import costs, isa
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """Writes a calibrated table, and forgets it afterwards."""
+    monkeypatch.setenv("LCS_CACHE", str(tmp_path))
+
+    def write(**tables):
+        content = {name: {"breaks": breaks} for name, breaks in tables.items()}
+        costs.calibrated().write_text(json.dumps(content))
+        costs.reset()
+
+    yield write
+    monkeypatch.undo()
+    costs.reset()
+
+
+def linear(rows, features, density):
+    return {"op": "sparse_linear", "size": [rows, features, features], "density": density}
+
+
+@pytest.fixture
+def vectors():
+    if isa.max_name() in ("scalar", "reference"):
+        pytest.skip("this machine has no vectors, so dense is always chosen")
+
+
+@pytest.mark.parametrize(("rows", "density"), [(1, 0.6), (2, 0.6), (9, 0.3), (500, 0.3)])
+def test_the_most_similar_shape_decides(table, vectors, rows, density):
+    table(avx2=[linear(1, 512, 0.6), linear(16, 512, 0.3)])
+    assert costs.break_even("sparse_linear", (rows, 600), (700, 600)) == density
+    assert costs.pays("sparse_linear", (rows, 600), (700, 600), density - 0.01)
+    assert not costs.pays("sparse_linear", (rows, 600), (700, 600), density)
+
+
+def test_leading_dimensions_are_rows(table, vectors):
+    table(avx2=[linear(1, 512, 0.6), linear(64, 512, 0.3)])
+    assert costs.break_even("sparse_linear", (8, 8, 512), (512, 512)) == 0.3
+
+
+def test_sizes_of_a_convolution():
+    assert costs.size_of("sparse_conv2d", (2, 8, 5, 7), (16, 4, 3, 3)) == (2, 4, 16, 35, 9)
+
+
+def test_an_op_that_was_not_measured_runs_dense(table, vectors):
+    table(avx2=[linear(1, 512, 0.6)])
+    assert not costs.pays("sparse_conv2d", (1, 8, 9, 9), (8, 8, 3, 3), 0.0)
+
+
+def test_scalar_kernels_never_pay(table):
+    table(avx2=[linear(1, 512, 0.6)])
+    before = isa.max_name()
+    isa.set_max("scalar")
+    try:
+        assert not costs.pays("sparse_linear", (1, 512), (512, 512), 0.01)
+        assert "dense" in costs.source()
+    finally:
+        isa.set_max(before)
+
+
+def test_the_shipped_table_is_read_without_a_calibrated_one(tmp_path, monkeypatch, vectors):
+    monkeypatch.setenv("LCS_CACHE", str(tmp_path / "none"))
+    costs.reset()
+    assert "shipped" in costs.source()
+    assert costs.pays("sparse_linear", (1, 4096), (4096, 4096), 0.05)
+    monkeypatch.undo()
+    costs.reset()
+
+
+def test_the_shipped_table_has_every_case():
+    for name, breaks in costs.load(costs.SHIPPED).items():
+        assert name in isa.NAMES
+        measured = {(b.op, b.size) for b in breaks}
+        assert measured == {(op, costs.size_of(op, x, w)) for op, x, w in calibrate.cases()}
+        assert all(0 <= b.density <= 1 for b in breaks)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"avx2": {}}', '{"avx2": {"breaks": [{"op": "x"}]}}'], ids=repr)
+def test_a_damaged_table_is_named(tmp_path, content):
+    path = tmp_path / "costs.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"{path} is not a cost table.*lcs bench --calibrate"):
+        costs.load(path)
+
+
+def test_an_op_without_a_table_is_named():
+    with pytest.raises(ValueError, match="no op 'interpolate_prune' has a cost table"):
+        costs.pays("interpolate_prune", (1,), (1,), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("sparse", "density"),
+    [
+        ({0.1: 1.0, 0.4: 4.0}, 0.2),
+        ({0.1: 3.0, 0.4: 4.0}, 0.0),
+        ({0.1: 1.0, 1.0: 1.5}, 1.0),
+        ({0.1: 2.0, 0.4: 2.5}, 0.0),
+    ],
+)
+def test_break_even(sparse, density):
+    assert calibrate.break_even(2.0, sparse) == pytest.approx(density)
+
+
+def test_calibration_writes_what_is_read(table, vectors, monkeypatch):
+    table(scalar=[linear(1, 4, 0.5)])
+    case = ("sparse_linear", (2, 8), (8, 8))
+    monkeypatch.setattr(calibrate, "cases", lambda: [case])
+    said = []
+    calibrate.calibrate(costs.calibrated(), 1, said.append)
+    tables = costs.load(costs.calibrated())
+    assert tables.keys() == {"scalar", isa.max_name()}
+    (only,) = tables[isa.max_name()]
+    assert (only.op, only.size) == ("sparse_linear", (2, 8, 8)) and len(said) == 1
+    assert costs.break_even(*case) == only.density and "this machine" in costs.source()
