@@ -1,4 +1,4 @@
-"""The training loop (arXiv 2110.04252, sections 3 and 4). Its whole state is the model, the momentum and the step."""
+"""The training loop (arXiv 2110.04252, sections 3 and 4). Its whole state is the model, the optimiser and the step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import checkpoint, evaluate, schedule
+from . import checkpoint, evaluate, optimizers, schedule
 from .config import TrainConfig
 from .levels import Level
 from .rundir import RunError
@@ -58,9 +58,7 @@ class Loop:
         self.parameters = {k: p for k, p in subspace.model.named_parameters() if p.requires_grad}
         for parameter in self.parameters.values():
             parameter.grad = torch.zeros_like(parameter)  # decayed even in a step that does not reach it
-        self.optimizer = torch.optim.SGD(
-            self.parameters.values(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        self.optimizer = optimizers.make(config, self.parameters)
         images = len(data.train)
         self.steps_per_epoch = schedule.steps_per_epoch(images, config.batch_size)
         self.warmup_steps = schedule.density_warmup_steps(
@@ -167,23 +165,19 @@ class Loop:
         return replace(level, density=level.density + (1 - level.density) * (1 - self.warmup_progress))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state by name: model.<name>, and momentum.<name> once there is any."""
+        """The state by name: model.<name>, and the optimiser's once there is any (momentum.<name> of SGD)."""
         state = {f"model.{name}": tensor for name, tensor in self.subspace.model.state_dict().items()}
-        momenta = {name: self.optimizer.state[p].get("momentum_buffer") for name, p in self.parameters.items()}
-        return state | {f"momentum.{name}": m for name, m in momenta.items() if m is not None}
+        return state | optimizers.tensors(self.config, self.optimizer, self.parameters)
 
     def load(self, path: Path, tensors: Mapping[str, Tensor], step: int) -> None:
         """Goes on from `tensors` after `step` steps. Raises CheckpointError if they are of another model."""
         wanted = {k: t for k, t in self.tensors().items() if k.startswith("model.")}
-        if self.config.momentum and step:
-            wanted |= {f"momentum.{name}": p for name, p in self.parameters.items()}
+        if step:
+            wanted |= optimizers.expected(self.config, self.parameters)
         checkpoint.check_tensors(path, tensors, wanted)
         model = {k.removeprefix("model."): t for k, t in tensors.items() if k.startswith("model.")}
         self.subspace.model.load_state_dict(model)
-        for name, parameter in self.parameters.items():
-            if f"momentum.{name}" in tensors:
-                buffer = tensors[f"momentum.{name}"].to(parameter.device, copy=True)
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        optimizers.load(self.config, self.optimizer, self.parameters, tensors, step)
         self.step = step
 
 
