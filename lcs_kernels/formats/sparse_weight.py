@@ -25,7 +25,7 @@ class SparseWeight:
         values      [ w1 ][ w2 ] ...                            float32 or bfloat16, one per set bit
 
     so ceil(n / 32) * 4 + stored * itemsize bytes. That is the form to save. What the kernels read (`prepack`) is
-    derived from it on first use and kept beside it.
+    derived from it on first use and kept beside it; code that torch.compile traces before that derives it in each call.
 
     Attributes:
         mask_bits, values: the two tensors, contiguous and on one device. They are never changed.
@@ -96,5 +96,7 @@ class SparseWeight:
         if parts is None:
             rows = self.shape[0]
             columns = math.prod(self.shape[1:])
-            parts = self._prepacks.setdefault(block, sparse_prepack(self.mask_bits, self.values, rows, columns, block))
+            parts = sparse_prepack(self.mask_bits, self.values, rows, columns, block)
+            if not torch.compiler.is_compiling():  # a graph that changed the dict would be traced anew each time
+                parts = self._prepacks.setdefault(block, parts)
         return parts

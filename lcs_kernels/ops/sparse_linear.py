@@ -64,7 +64,9 @@ def block_for(rows: int, columns: int, density: float) -> int:
     that would leave a row of the weight with too few values to pay for coming back to its sums."""
     if rows <= 2:
         return min(max(columns, 1), 65536)
-    cached = 20480 // (4 * min(max(rows, 8), 112))
+    # Few sizes, as each is one more prepack to keep, and one more graph of torch.compile.
+    at_once = 8 if rows <= 8 else 16 if rows <= 16 else 32 if rows <= 32 else 64 if rows <= 64 else 112
+    cached = 20480 // (4 * at_once)
     return min(max(cached, int(12 / max(density, 1e-6)), 1), 65536)
 
 

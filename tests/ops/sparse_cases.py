@@ -37,6 +37,6 @@ def assert_within_roundings(y, exact, magnitude, terms):
     goes through at most terms + 1 roundings, so the error is at most ((1 + 2^-24)^(terms + 1) - 1) times `magnitude`,
     the sum of the terms' magnitudes. One more rounding stands for the float64 sum's own error. Then y is rounded.
     """
-    error = ((1 + 2.0**-24) ** (terms + 2) - 1) * magnitude
+    error = ((1 + 2.0**-24) ** (terms.double() + 2) - 1) * magnitude
     last = LAST[y.dtype]
     assert ((y.double() - exact).abs() <= error + last * (exact.abs() + error)).all()
