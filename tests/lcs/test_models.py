@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from lcs import Unstructured, convert
 from lcs.models import NAMES, build
 
-# model: classes, parameters, compressible weights, all convolution weights, convolutions, norms
+# model: classes, parameters of a point, compressible weights, all convolution weights, convolutions, norms
 COUNTS = {
     "cpreresnet20": (10, 219_472, 213_760, 216_752, 23, 19),
     "resnet18": (1000, 11_688_512, 11_157_504, 11_678_912, 21, 20),
@@ -46,6 +47,13 @@ def test_counts_are_the_papers(name):
     assert (total - dense, total) == (compressible, conv_weights)
     assert (len(convs), len(of_type(model, nn.GroupNorm))) == (num_convs, num_norms)
     assert list(convs)[0] == model.stem_name and list(convs)[-1] == model.classifier_name
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("cpreresnet20", 438_944), ("resnet18", 23_377_024)])
+def test_a_line_has_twice_the_parameters(name, parameters):
+    model = build(name, COUNTS[name][0])
+    convert(model, Unstructured(), dense=[model.stem_name, model.classifier_name])
+    assert sum(p.numel() for p in model.parameters()) == parameters
 
 
 @pytest.mark.parametrize("name", NAMES)
