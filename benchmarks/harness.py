@@ -63,7 +63,8 @@ def _waited() -> float:
     return total * 1e-9
 
 
-def _sample(call: Callable[[], object], repeats: int) -> tuple[float, bool]:
+def sample(call: Callable[[], object], repeats: int) -> tuple[float, bool]:
+    """Seconds a call, and whether this process had its cores meanwhile."""
     waited, begin = _waited(), time.perf_counter()
     for _ in range(repeats):
         call()
@@ -73,7 +74,7 @@ def _sample(call: Callable[[], object], repeats: int) -> tuple[float, bool]:
 
 def _repeats(call: Callable[[], object]) -> int:
     call()
-    best = min(_sample(call, 1)[0] for _ in range(3))
+    best = min(sample(call, 1)[0] for _ in range(3))
     return max(1, int(SAMPLE_SECONDS / best))
 
 
@@ -104,7 +105,7 @@ def measure(row: Row, rounds: int, progress: Callable[[int], None] = lambda done
     timings = {name: Timing() for name in calls}
     for done in range(1, rounds + 1):
         for name, call in calls.items():
-            seconds, clean = _sample(call, repeats[name])
+            seconds, clean = sample(call, repeats[name])
             timings[name].every.append(seconds)
             if clean:
                 timings[name].clean.append(seconds)

@@ -110,6 +110,10 @@ class EvaluateArguments:
     """images at a time"""
     x_axis: Literal["linear", "log"] = "linear"
     """of the plot"""
+    measure: bool = False
+    """also time the frozen network at each level, next to the dense one"""
+    measure_batch: int = 1
+    """images of a timed call"""
     json: Path | None = None
     """where the numbers go; evaluation.json in the run directory if not given"""
     png: Path | None = None
@@ -120,11 +124,12 @@ class EvaluateArguments:
         outside = [density for density in self.densities if not 0.0 <= density <= 1.0]
         if outside:
             return f"densities: must lie in [0, 1], got {outside[0]}"
-        return f"batch_size: must be at least 1, got {self.batch_size}" if self.batch_size < 1 else None
+        small = [(n, v) for n, v in (("batch_size", self.batch_size), ("measure_batch", self.measure_batch)) if v < 1]
+        return f"{small[0][0]}: must be at least 1, got {small[0][1]}" if small else None
 
 
 def _eval(argv: list[str]) -> int:
-    """Accuracy, sparsity and bytes of a run over densities: table, JSON, plot."""
+    """Accuracy, sparsity, bytes and speed of a run over densities: table, JSON, plot."""
     tyro = optional.require("tyro")
     arguments = tyro.cli(EvaluateArguments, prog="lcs eval", args=argv, config=(tyro.conf.PositionalRequiredArgs,))
     if arguments.problem():
@@ -149,6 +154,7 @@ def _eval(argv: list[str]) -> int:
         dense=arguments.dense,
         device=arguments.device,
         batch_size=arguments.batch_size,
+        measure_batch=arguments.measure_batch if arguments.measure else None,
     )
     print_table(evaluation)
     write_atomic(json, evaluation.to_json().encode())
@@ -175,7 +181,7 @@ def _bench(argv: list[str]) -> int:
 
 
 def _demo(argv: list[str]) -> int:
-    """Train on handwritten digits for some minutes and show accuracy at eight densities."""
+    """Train on handwritten digits for some minutes and show accuracy and speed at eight densities."""
     parser = argparse.ArgumentParser(prog="lcs demo", description=_demo.__doc__)
     parser.add_argument("--quick", action="store_true", help="a few steps only, seconds")
     arguments = parser.parse_args(argv)

@@ -16,6 +16,7 @@ from . import checkpoint
 from .config import TrainConfig
 from .data import Data, Split
 from .levels import Level
+from .measure import Measurement, measure_speed
 from .network import build, load_data
 from .rundir import RunDirectory, RunError
 from .subspace import Subspace
@@ -39,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run's rows, its baselines' rows, and what they were measured on."""
+    """A run's rows, its baselines' rows, and what they were measured on. `speed`: of the rows, in their order."""
 
     run: str
     method: str
@@ -48,6 +49,7 @@ class Evaluation:
     rows: list[Row]
     targets: list[Row]
     dense: Row | None
+    speed: Measurement | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -129,22 +131,34 @@ def evaluate(
     dense: str | Path | None = None,
     device: str = "auto",
     batch_size: int = 256,
+    measure_batch: int | None = None,
 ) -> Evaluation:
     """Measures `run` on its test images at `densities` (default: `densities_of`), no retraining between them.
 
-    targets: runs of method target, each measured at its own density. dense: a run of method dense.
+    targets: runs of method target, each measured at its own density. dense: a run of method dense. measure_batch: also
+    time the frozen network at each density, on so many test images at once (`lcs.measure.measure_speed`).
 
-    Raises RunError if a path holds no such run or the data or model of a baseline differs, CheckpointError for damaged
-    files, ValueError for a density outside [0, 1].
+    Raises RunError if a path holds no such run, the data or model of a baseline differs or there are fewer than
+    `measure_batch` images, CheckpointError for damaged files, ValueError for a density outside [0, 1].
     """
     config, data, subspace, step = load_run(run, device)
     for density in densities or ():
         if not 0.0 <= density <= 1.0:
             raise ValueError(f"densities: must lie in [0, 1], got {density}")
+    if measure_batch is not None and not 1 <= measure_batch <= len(data.test):
+        raise RunError(f"measure_batch: must lie in 1 to {len(data.test)}, the test images, got {measure_batch}")
     rows = _rows(subspace, data, densities or densities_of(config), batch_size)
     target_rows = [_baseline(path, "target", config, device, batch_size) for path in targets]
     dense_row = None if dense is None else _baseline(dense, "dense", config, device, batch_size)
-    return Evaluation(str(run), config.method, step, len(data.test), rows, target_rows, dense_row)
+    speed = None if measure_batch is None else _speed(subspace, data, rows, measure_batch)
+    return Evaluation(str(run), config.method, step, len(data.test), rows, target_rows, dense_row, speed)
+
+
+def _speed(subspace: Subspace, data: Data, rows: list[Row], batch: int) -> Measurement:
+    like = next(subspace.model.parameters())
+    images, _ = data.test.batch(range(batch), epoch=0, seed=0, augment=False)
+    levels = [Level(row.alpha, row.density) for row in rows]
+    return measure_speed(subspace, images.to(like.device, like.dtype), levels)
 
 
 def _rows(subspace: Subspace, data: Data, densities: Sequence[float], batch_size: int) -> list[Row]:

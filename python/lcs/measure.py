@@ -8,12 +8,11 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from lcs_kernels.benchmarks.harness import Timing, sample
 from torch import Tensor, nn
 
 from . import models
@@ -25,7 +24,7 @@ from .snapshot import make
 from .subspace import Subspace
 from .unstructured import Unstructured
 
-SECONDS = 8.0  # of timed calls
+SECONDS = 8.0  # of timed calls, about
 ROUNDS = (15, 300)  # fewest and most calls of each candidate
 _ALL = 1 << 60  # bytes: no level is dropped
 
@@ -38,6 +37,7 @@ class MeasureError(ValueError):
 class Speed:
     """Milliseconds of one call, and the bytes of the weights that it reads, as they are held in memory.
 
+    undisturbed: calls during which no other process took a core; where there are 3 or more, the times are of these.
     speedup: the dense network's median over this one's, above 1 where this one is faster; None where a layer that
     should run sparse cannot. sparse_layers: of `compressed_layers`, how many the cost table runs sparse.
     """
@@ -45,6 +45,7 @@ class Speed:
     density: float
     median_ms: float
     p90_ms: float
+    undisturbed: int
     speedup: float | None
     resident_bytes: int
     sparse_layers: int
@@ -63,7 +64,9 @@ class Measurement:
     rows: list[Speed]
 
 
-def measure_speed(subspace: Subspace, x: Tensor, levels: Sequence[Level], *, seconds: float = SECONDS) -> Measurement:
+def measure_speed(
+    subspace: Subspace, x: Tensor, levels: Sequence[Level], *, seconds: float | None = None
+) -> Measurement:
     """Times `subspace`, frozen, on `x` at `levels`, all levels and the dense network in turn, after `check_layers`.
 
     Raises MeasureError where a layer computes something else than it should.
@@ -74,23 +77,25 @@ def measure_speed(subspace: Subspace, x: Tensor, levels: Sequence[Level], *, sec
         check_layers(frozen, x, level)
     calls = [lambda: dense(x), *(_call(frozen, level, x) for level in levels)]
     with torch.inference_mode():
-        times = interleave(calls, seconds, x.device)
-    medians = [statistics.median(samples) for samples in times]
-    full = Speed(1.0, medians[0], _p90(times[0]), 1.0, sum(p.nbytes for p in dense.parameters()), 0, 0)
-    rows = [_speed(frozen, x, level, row, full) for level, row in zip(levels, times[1:], strict=True)]
-    return Measurement(str(x.device), torch.get_num_threads(), len(x), len(times[0]), full, rows)
+        times = interleave([_finished(call, x.device) for call in calls], SECONDS if seconds is None else seconds)
+    plain = _latency(times[0])
+    full = Speed(1.0, *plain, 1.0, sum(p.nbytes for p in dense.parameters()), 0, 0)
+    rows = [_speed(frozen, x, level, row, plain[0]) for level, row in zip(levels, times[1:], strict=True)]
+    return Measurement(str(x.device), torch.get_num_threads(), len(x), len(times[0].every), full, rows)
 
 
-def interleave(calls: Sequence[Callable[[], object]], seconds: float, device: torch.device) -> list[list[float]]:
-    """Milliseconds of each call, every candidate once a round, so that a slow second slows them all alike."""
+def interleave(calls: Sequence[Callable[[], object]], seconds: float) -> list[Timing]:
+    """Times each call, every candidate once a round, so that a slow second slows them all alike."""
     for _ in range(2):
-        round_ms = sum(_timed(call, device) for call in calls)
-    rounds = int(min(max(1000 * seconds / round_ms, ROUNDS[0]), ROUNDS[1]))
-    times: list[list[float]] = [[] for _ in calls]
-    for done in range(rounds):
+        round_seconds = sum(sample(call, 1)[0] for call in calls)
+    times = [Timing() for _ in calls]
+    for done in range(int(min(max(seconds / round_seconds, ROUNDS[0]), ROUNDS[1]))):
         for i in range(len(calls)):
             place = (i + done) % len(calls)
-            times[place].append(_timed(calls[place], device))
+            taken, clean = sample(calls[place], 1)
+            times[place].every.append(taken)
+            if clean:
+                times[place].clean.append(taken)
     return times
 
 
@@ -132,28 +137,25 @@ def _call(frozen: Frozen, level: Level, x: Tensor) -> Callable[[], object]:
     return lambda: view(x)
 
 
-def _speed(frozen: Frozen, x: Tensor, level: Level, times: list[float], dense: Speed) -> Speed:
+def _finished(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """`call`, and on a GPU the wait for its end."""
+    return call if device.type != "cuda" else lambda: (call(), torch.cuda.synchronize(device))
+
+
+def _latency(timing: Timing) -> tuple[float, float, int]:
+    return 1000 * timing.median, 1000 * timing.spread[1], len(timing.clean)
+
+
+def _speed(frozen: Frozen, x: Tensor, level: Level, timing: Timing, plain_ms: float) -> Speed:
     report = frozen.report(x, level=level)
     compressed = {name for name, m in frozen.model.named_modules() if getattr(m, "compressed", False)}
     rows = [row for row in report.rows if row.layer in compressed]
     others = [m for m in frozen.model.modules() if not isinstance(m, SubspaceLayer)]
     resident = sum(row.bytes for row in report.rows)
     resident += sum(p.nbytes for m in others for p in m.parameters(recurse=False))
-    median, sparse = statistics.median(times), sum(row.kernel != "torch" for row in rows)
-    speedup = None if frozen.counters.fallbacks else dense.median_ms / median
-    return Speed(level.density, median, _p90(times), speedup, resident, sparse, len(rows))
-
-
-def _timed(call: Callable[[], object], device: torch.device) -> float:
-    begin = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return 1000 * (time.perf_counter() - begin)
-
-
-def _p90(times: list[float]) -> float:
-    return statistics.quantiles(times, n=10, method="inclusive")[-1]
+    latency, sparse = _latency(timing), sum(row.kernel != "torch" for row in rows)
+    speedup = None if frozen.counters.fallbacks else plain_ms / latency[0]
+    return Speed(level.density, *latency, speedup, resident, sparse, len(rows))
 
 
 @dataclass(frozen=True)
@@ -190,9 +192,14 @@ def _switch(frozen: Frozen, dense: nn.Module, x: Tensor, density: float, rounds:
         (dense, x),
         (lambda x: [frozen.prepare(x, density=density) for _ in range(100)], x),
     )
-    samples = [[_timed(functools.partial(*step), x.device) for step in steps] for _ in range(rounds)]
-    _, make_ms, _, first_ms, call_ms, dense_ms, found_ms = map(statistics.median, zip(*samples, strict=True))
-    return Switch(density, make_ms, first_ms, call_ms, dense_ms, 10 * found_ms)
+    times = [Timing() for _ in steps]
+    for _ in range(rounds):
+        for step, timing in zip(steps, times, strict=True):
+            taken, clean = sample(_finished(functools.partial(*step), x.device), 1)
+            timing.every.append(taken)
+            timing.clean += [taken] if clean else []
+    _, made, _, first, call, plain, found = (1000 * timing.median for timing in times)
+    return Switch(density, made, first, call, plain, 10 * found)
 
 
 def main() -> None:

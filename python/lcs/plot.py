@@ -1,4 +1,4 @@
-"""Accuracy over density, as a PNG."""
+"""Accuracy, and speed where it was measured, over density, as a PNG."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _NAMES = {"lcs_l": "subspace, line (LCS+L)", "lcs_p": "subspace, point (LCS+P)",
 
 
 def plot(evaluation: Evaluation, path: Path, *, log_density: bool = False) -> None:
-    """Draws `evaluation` to `path`: its rows as a curve, target runs as points, the dense accuracy as a level line."""
+    """Draws `evaluation` to `path`: its rows as a curve, target runs as points, the dense accuracy as a level line.
+
+    A measured speed-up is a second curve with an axis of its own, without the rows that have none.
+    """
     optional.require("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -42,10 +45,24 @@ def plot(evaluation: Evaluation, path: Path, *, log_density: bool = False) -> No
     axes.set(xlabel="density (weights kept in each compressed layer)", ylabel="test accuracy")
     axes.set_title(f"One trained model at every density ({evaluation.images:,} test images)", fontsize=11)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    if evaluation.speed:
+        _speed_curve(axes, evaluation)
+    else:
+        axes.legend(loc="lower right")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     write_atomic(path, picture.getvalue())
+
+
+def _speed_curve(axes, evaluation: Evaluation) -> None:
+    right, speed = axes.twinx(), evaluation.speed
+    timed = sorted((s.density, s.speedup) for s in speed.rows if s.speedup is not None)
+    label = f"speed-up, {speed.batch} image{'s' if speed.batch > 1 else ''} a call, {speed.device} (right)"
+    right.plot([d for d, _ in timed], [s for _, s in timed], "s--", color="C2", markersize=4, label=label)
+    right.axhline(1.0, color="C2", linewidth=0.8, alpha=0.5)
+    right.set(ylabel="measured speed-up over the dense network", ylim=(0, None))
+    curves = [axes.get_legend_handles_labels(), right.get_legend_handles_labels()]
+    right.legend(*(a + b for a, b in zip(*curves, strict=True)), loc="lower right")
 
 
 def _reference_line(axes, evaluation: Evaluation) -> None:

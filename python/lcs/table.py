@@ -10,29 +10,37 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .evaluate import Evaluation, Row
+    from .measure import Measurement, Speed
+
+_STORED = ("density", "alpha", "accuracy", "loss", "sparsity", "KiB", "of dense")
+_MEASURED = ("density", "accuracy", "sparsity", "KiB", "ms", "p90", "speed-up", "resident", "sparse")
 
 
 def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
-    """Prints the run's rows, then its baselines'."""
+    """Prints the run's rows, then its baselines'. With a measurement its columns take the place of some."""
+    speed = evaluation.speed
     table = optional.require("rich.table").Table(
-        title=f"{evaluation.run}: {evaluation.method}, step {evaluation.step:,}, {evaluation.images:,} test images"
+        title=f"{evaluation.run}: {evaluation.method}, step {evaluation.step:,}, {evaluation.images:,} test images",
+        caption=_explained(speed) if speed else None,
+        padding=(0, 0) if speed else (0, 1),
     )
     table.add_column("run")
-    for name in ("density", "alpha", "accuracy", "loss", "sparsity", "KiB", "of dense"):
+    for name in _MEASURED if speed else _STORED:
         table.add_column(name, justify="right")
-    baselines = [("target", row) for row in evaluation.targets]
-    baselines += [("dense", evaluation.dense)] if evaluation.dense else []
-    for row in evaluation.rows:
-        table.add_row(*_cells(evaluation.method, row))
+    cells = _measured_cells if speed else _cells
+    for row, timed in zip(evaluation.rows, speed.rows if speed else evaluation.rows, strict=True):
+        table.add_row(evaluation.method, *cells(row, timed))
     table.add_section()
-    for name, row in baselines:
-        table.add_row(*_cells(name, row))
+    for name, rows in (("target", evaluation.targets), ("dense", [evaluation.dense] if evaluation.dense else [])):
+        for row in rows:
+            table.add_row(name, *cells(row, None))
+    if speed:
+        table.add_row("plain", "1", "", "", "", *_speed_cells(speed.dense))
     (console or optional.require("rich.console").Console()).print(table)
 
 
-def _cells(name: str, row: Row) -> tuple[str, ...]:
+def _cells(row: Row, _: object) -> tuple[str, ...]:
     return (
-        name,
         f"{row.density:g}",
         f"{row.alpha:g}",
         f"{row.accuracy:.2%}",
@@ -40,4 +48,33 @@ def _cells(name: str, row: Row) -> tuple[str, ...]:
         f"{row.sparsity:.2%}",
         f"{row.stored_bytes / 1024:,.1f}",
         f"{row.stored_bytes / row.dense_bytes:.1%}",
+    )
+
+
+def _measured_cells(row: Row, timed: Speed | None) -> tuple[str, ...]:
+    density, _, accuracy, _, sparsity, stored, _ = _cells(row, None)
+    return density, accuracy, sparsity, stored, *(_speed_cells(timed) if timed else [""] * 5)
+
+
+def _speed_cells(timed: Speed) -> tuple[str, ...]:
+    return (
+        f"{timed.median_ms:.2f}",
+        f"{timed.p90_ms:.2f}",
+        "fell back" if timed.speedup is None else f"{timed.speedup:.2f}x",
+        f"{timed.resident_bytes / 1024:,.1f}",
+        f"{timed.sparse_layers}/{timed.compressed_layers}",
+    )
+
+
+def _explained(speed: Measurement) -> str:
+    disturbed = (
+        ""
+        if min(row.undisturbed for row in (speed.dense, *speed.rows)) >= 3
+        else (" Other processes took the cores during most calls of some row: measure again on a quiet machine.")
+    )
+    return (
+        f"KiB: as stored in a file; resident: KiB of a level in memory; sparse: layers that run a sparse op. "
+        f"Median and p90 ms of a call of {speed.batch} images, {speed.rounds} of each row in turn, on "
+        f"{speed.device}, {speed.threads} threads; speed-up over `plain`: torch's own layers, all weights kept."
+        + disturbed
     )

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from lcs import demo as demonstration
-from lcs import evaluate
+from lcs import evaluate, measure
 from lcs.cli import main, parse_train
 from lcs.config import PRESETS
 from lcs.demo import DemoError
@@ -50,6 +50,7 @@ def test_train_help_tells_the_presets_apart(capsys):
         (["eval"], "run"),
         (["eval", "run", "--densities", "1.5"], "densities"),
         (["eval", "run", "--batch-size", "0"], "batch_size"),
+        (["eval", "run", "--measure-batch", "0"], "measure_batch"),
         (["doctor", "--yaml"], "--yaml"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -82,7 +83,8 @@ def test_contradiction_in_yaml_names_the_file(tmp_path, capsys):
     assert f"{file}: target_density: method target needs one" in capsys.readouterr().err
 
 
-def test_train_and_eval(tmp_path, capsys):
+def test_train_and_eval(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measure, "SECONDS", 0.0)
     run, numbers, picture = tmp_path / "run", tmp_path / "numbers.json", tmp_path / "plot.png"
     assert main(["train", *TINY, "--out", str(run)]) == 0
     assert f"run: {run}" in capsys.readouterr().out
@@ -90,6 +92,12 @@ def test_train_and_eval(tmp_path, capsys):
     assert main(["eval", str(run), *arguments]) == 0
     assert [row["density"] for row in json.loads(numbers.read_text())["rows"]] == [0.1, 1.0]
     assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert main(["eval", str(run), *arguments, "--measure", "--measure-batch", "3"]) == 0
+    assert "speed-up" in capsys.readouterr().out
+    speed = json.loads(numbers.read_text())["speed"]
+    assert speed["batch"] == 3 and [row["density"] for row in speed["rows"]] == [0.1, 1.0]
+    assert main(["eval", str(run), "--measure", "--measure-batch", "21"]) == 1
+    assert "measure_batch: must lie in 1 to 20" in capsys.readouterr().err
     assert main(["eval", str(run)]) == 0
     assert len(json.loads((run / "evaluation.json").read_text())["rows"]) == 14
     assert (run / "evaluation.png").exists()
@@ -153,13 +161,16 @@ def test_import_needs_no_training_package():
 
 def test_quick_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demonstration, "OUT", tmp_path / "demo")
+    monkeypatch.setattr(measure, "SECONDS", 0.0)
     monkeypatch.setattr(demonstration, "QUICK", {"epochs": 1, "limit": 32, "device": "cpu"})
     for _ in range(2):
         assert main(["demo", "--quick"]) == 0
     shown = capsys.readouterr().out
     assert str(tmp_path / "demo" / "evaluation.png") in shown.replace("\n", "")
-    rows = json.loads((tmp_path / "demo" / "evaluation.json").read_text())["rows"]
-    assert [row["density"] for row in rows] == list(demonstration.DENSITIES)
+    found = json.loads((tmp_path / "demo" / "evaluation.json").read_text())
+    for rows in (found["rows"], found["speed"]["rows"]):
+        assert [row["density"] for row in rows] == list(demonstration.DENSITIES)
+    assert "speed-up" in shown
     assert (tmp_path / "demo" / "evaluation.png").exists()
 
 
