@@ -1,0 +1,96 @@
+#pragma once
+#include <bit>
+#include <deque>
+#include <random>
+#include <span>
+#include <vector>
+
+#include "guarded.h"
+#include "lcs/fork_join.h"
+#include "lcs/isa.h"
+#include "lcs/sparse_pack.h"
+
+// What the tests of the sparse ops share.
+namespace lcs::test {
+
+constexpr DType kDTypes[] = {DType::float32, DType::bfloat16};
+constexpr Guard kGuards[] = {Guard::behind, Guard::before};
+
+// The instruction sets with kernels of their own, up to the machine's or LCS_MAX_ISA. First asked before any is set.
+inline std::vector<Isa> isas() {
+  static const Isa best = max_isa();
+  std::vector<Isa> found;
+  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512})
+    if (isa <= best) found.push_back(isa);
+  return found;
+}
+
+// Pieces of two grains, the last one first.
+inline void backwards(int64_t n, int64_t grain, const Range& range) {
+  const int64_t step = 2 * grain;
+  for (int64_t begin = n > 0 ? (n - 1) / step * step : -1; begin >= 0; begin -= step)
+    range(begin, begin + step < n ? begin + step : n);
+}
+
+// bfloat16 holds the integers of these tests.
+inline void put(void* to, int64_t i, DType dtype, float x) {
+  if (dtype == DType::float32)
+    static_cast<float*>(to)[i] = x;
+  else
+    static_cast<uint16_t*>(to)[i] = uint16_t(std::bit_cast<uint32_t>(x) >> 16);
+}
+
+inline float get(const void* from, int64_t i, DType dtype) {
+  if (dtype == DType::float32) return static_cast<const float*>(from)[i];
+  return std::bit_cast<float>(uint32_t{static_cast<const uint16_t*>(from)[i]} << 16);
+}
+
+// n integers from -2 to 2.
+inline void fill(const Guarded& to, int64_t n, DType dtype, uint32_t seed) {
+  std::mt19937 random(seed);
+  for (int64_t i = 0; i < n; ++i) put(to.as(), i, dtype, float(int(random() % 5) - 2));
+}
+
+// A weight of integers, zeros among those stored, packed and prepacked, each array next to a page that faults.
+class Weight {
+ public:
+  Weight(int64_t rows, int64_t columns, int64_t block, int percent, DType dtype, Guard guard, uint32_t seed)
+      : n_(rows * columns),
+        dense_(n_ * size_of(dtype), guard),
+        bits_((n_ + 31) / 32 * 4, guard),
+        count_(rows * sparse_blocks(columns, block) * 4, guard),
+        start_((sparse_blocks(columns, block) + 1) * 8, guard) {
+    fill(dense_, n_, dtype, seed);
+    std::mt19937 random(seed);
+    std::memset(bits_.as(), 0, size_t(n_ + 31) / 32 * 4);
+    for (int64_t i = 0; i < n_; ++i)
+      if (int(random() % 100) < percent)
+        bits_.as<uint32_t>()[i / 32] |= 1u << (i % 32);
+      else
+        put(dense_.as(), i, dtype, 0.0f);
+    const std::span bits(bits_.as<uint32_t>(), size_t(n_ + 31) / 32);
+    const std::vector<int64_t> rank = ranks(bits, serial);
+    packed_.emplace_back(rank.back() * size_of(dtype), guard);
+    sparse_pack(dense_.as(), dtype, bits, rank, packed_[0].as(), backwards);
+    packed_.emplace_back(rank.back() * 2, guard);
+    packed_.emplace_back(rank.back() * 4, guard);
+    sparse_prepack_count(rows, columns, block, bits, count_.as<int32_t>(), start_.as<int64_t>(), backwards);
+    CHECK(start_.as<int64_t>()[sparse_blocks(columns, block)] == rank.back());
+    prepack = {rows, columns, block, count_.as<int32_t>(), start_.as<int64_t>(), nullptr, nullptr};
+    sparse_prepack_fill(prepack, bits, packed_[0].as(), dtype, packed_[1].as<uint16_t>(), packed_[2].as<float>(),
+                        backwards);
+    prepack.index = packed_[1].as<uint16_t>();
+    prepack.values = packed_[2].as<float>();
+    for (int64_t i = 0; i < n_; ++i) dense.push_back(get(dense_.as(), i, dtype));
+  }
+
+  SparsePrepack prepack;
+  std::vector<float> dense;  // of rows x columns
+
+ private:
+  int64_t n_;
+  Guarded dense_, bits_, count_, start_;
+  std::deque<Guarded> packed_;  // values, then index and values of the prepack
+};
+
+}  // namespace lcs::test

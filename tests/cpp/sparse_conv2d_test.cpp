@@ -1,0 +1,116 @@
+// Equal to a loop over dense integers, whose float32 sums are exact, on every instruction set and for every way to
+// split the work; a page that faults lies next to each array.
+#include "lcs/sparse_conv2d.h"
+
+#include "sparse_case.h"
+
+namespace {
+
+using namespace lcs;
+using namespace lcs::test;
+
+struct Case {
+  int64_t n, in, height, width, out, groups;
+  Axis vertical, horizontal;
+};
+
+constexpr Case kCases[] = {
+    {2, 5, 7, 9, 6, 1, {1, 0, 1, 1}, {1, 0, 1, 1}},      // 1 x 1
+    {1, 3, 9, 11, 9, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},     // 3 x 3
+    {1, 2, 17, 15, 3, 1, {2, 3, 1, 7}, {2, 3, 1, 7}},    // 7 x 7, strided
+    {2, 3, 8, 13, 3, 1, {3, 2, 1, 5}, {2, 0, 2, 3}},     // 5 x 3
+    {2, 2, 6, 5, 3, 1, {1, 5, 1, 3}, {3, 4, 1, 3}},      // padding beyond the kernel
+    {1, 2, 14, 13, 3, 1, {2, 4, 3, 3}, {3, 1, 2, 4}},    // dilated and strided
+    {2, 12, 6, 5, 9, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},     // groups
+    {2, 6, 5, 7, 6, 6, {1, 1, 1, 3}, {2, 1, 1, 3}},      // depthwise
+    {9, 4, 1, 1, 5, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},      // one pixel, one result
+    {17, 3, 2, 2, 5, 1, {1, 0, 1, 2}, {1, 0, 1, 2}},     // one result
+    {17, 3, 2, 3, 4, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},     // tiny images
+    {9, 3, 4, 4, 4, 1, {2, 1, 1, 3}, {2, 1, 1, 3}},      // tiny images, strided
+    {1, 2, 1, 130, 3, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},    // one row
+    {1, 2, 130, 1, 3, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},    // one column
+    {1, 40, 18, 200, 2, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},  // several bands
+    {9, 2, 7, 6, 3, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},      // many panels
+    {0, 2, 7, 6, 3, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},      // no images
+    {2, 0, 7, 6, 3, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},      // no inputs
+    {2, 2, 7, 6, 0, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},      // no outputs
+    {2, 2, 0, 6, 3, 1, {1, 1, 1, 1}, {1, 1, 1, 1}},      // no pixels
+};
+
+int64_t length(const Axis& a, int64_t size) {
+  return (size + 2 * a.padding - a.dilation * (a.kernel - 1) - 1) / a.stride + 1;
+}
+
+Images images(void* data, int64_t n, int64_t c, int64_t h, int64_t w, bool last) {
+  if (last) return {data, n, c, h, w, c * h * w, 1, w * c, c};
+  return {data, n, c, h, w, c * h * w, h * w, w, 1};
+}
+
+int64_t count(const Images& t) { return t.n * t.channels * t.height * t.width; }
+
+int64_t at(const Images& t, int64_t n, int64_t c, int64_t h, int64_t w) {
+  return n * t.image_stride + c * t.channel_stride + h * t.row_stride + w * t.column_stride;
+}
+
+std::vector<float> convolved(const Case& c, const SparseConv2dArgs& a, const std::vector<float>& w) {
+  const int64_t inputs = c.in / c.groups;
+  std::vector<float> found(count(a.y));
+  for (int64_t n = 0; n < c.n; ++n)
+    for (int64_t o = 0; o < c.out; ++o)
+      for (int64_t row = 0; row < a.y.height; ++row)
+        for (int64_t column = 0; column < a.y.width; ++column) {
+          float sum = a.bias ? a.bias[o] : 0.0f;
+          const float* weight = w.data() + o * inputs * c.vertical.kernel * c.horizontal.kernel;
+          for (int64_t i = 0; i < inputs; ++i)
+            for (int64_t p = 0; p < c.vertical.kernel; ++p)
+              for (int64_t q = 0; q < c.horizontal.kernel; ++q, ++weight) {
+                const int64_t h = row * c.vertical.stride - c.vertical.padding + p * c.vertical.dilation;
+                const int64_t v = column * c.horizontal.stride - c.horizontal.padding + q * c.horizontal.dilation;
+                if (h < 0 || h >= c.height || v < 0 || v >= c.width) continue;
+                const int64_t channel = o / (c.out / c.groups) * inputs + i;
+                sum += *weight * get(a.x.data, at(a.x, n, channel, h, v), a.dtype);
+              }
+          found[at(a.y, n, o, row, column)] = a.relu && sum < 0.0f ? 0.0f : sum;
+        }
+  return found;
+}
+
+// Sums stay below 256 where the dtype is bfloat16, which then holds them.
+void check(const Case& c, DType dtype, int percent, int64_t channels, bool last, Guard guard) {
+  const int64_t taps = c.vertical.kernel * c.horizontal.kernel, columns = c.in / c.groups * taps;
+  const int64_t height = length(c.vertical, c.height), width = length(c.horizontal, c.width);
+  const Weight weight(c.out, columns, channels * taps, percent, dtype, guard, uint32_t(columns + c.out));
+  const int64_t inputs = c.n * c.in * c.height * c.width, outputs = c.n * c.out * height * width;
+  const Guarded x(inputs * size_of(dtype), guard), y(outputs * size_of(dtype), guard), bias(c.out * 4, guard);
+  fill(x, inputs, dtype, uint32_t(inputs));
+  fill(bias, c.out, DType::float32, 3);
+  const SparseConv2dArgs args{images(x.as(), c.n, c.in, c.height, c.width, last),
+                              images(y.as(), c.n, c.out, height, width, last),
+                              dtype,
+                              c.vertical,
+                              c.horizontal,
+                              c.groups,
+                              weight.prepack,
+                              last ? nullptr : bias.as<float>(),
+                              guard == Guard::behind};
+  const std::vector<float> wanted = convolved(c, args, weight.dense);
+  for (const Isa isa : isas())
+    for (const Parallel& parallel : {Parallel(serial), Parallel(backwards), fork_join(3)}) {
+      set_max_isa(isa);
+      std::memset(y.as(), 0xff, size_t(outputs * size_of(dtype)));
+      sparse_conv2d(args, parallel);
+      for (int64_t i = 0; i < outputs; ++i) CHECK(get(y.as(), i, dtype) == wanted[i]);
+    }
+}
+
+}  // namespace
+
+int main() {
+  isas();
+  for (const Case& c : kCases)
+    for (const bool last : {false, true})
+      for (const Guard guard : kGuards) {
+        check(c, DType::float32, 60, 2, last, guard);
+        check(c, DType::bfloat16, c.in > 20 ? 5 : 30, c.in + 1, last, guard);
+      }
+}
