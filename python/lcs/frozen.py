@@ -100,7 +100,8 @@ class Frozen:
         for index, layer in enumerate(self._layers):
             layer.slot, layer.index = slot, index
             layer.__class__ = FROZEN_LAYERS.get(type(layer), type(layer))
-        self._device = self._layers[0].weight.device.type
+        device = self._layers[0].weight.device.type
+        self._device = device if torch.amp.is_autocast_available(device) else None
         self._cache: LevelCache[Packed] = LevelCache(cache_bytes)
         self._shapes: dict[tuple, dict[int, Shape]] = {}
         self._choices: dict[tuple[float, float, tuple], Choices] = {}
@@ -194,7 +195,7 @@ class Frozen:
             packed = self._packed(level, self._chosen(level, inputs, args, kwargs))
             output = self._forward(packed, args, kwargs)
         if inputs not in packed.inputs:
-            packed.inputs.add(inputs)
+            _remember(packed.inputs, inputs, None)
             self._cache.settle()
         return output
 
@@ -298,8 +299,8 @@ def _remember(memory: dict, key, value) -> None:
     memory[key] = value
 
 
-def _autocast_off(device: str):
-    if torch.is_autocast_enabled(device):
+def _autocast_off(device: str | None):
+    if device is not None and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 

@@ -76,7 +76,7 @@ class Packed:
     level: Level
     tensors: tuple[tuple[Tensor | SparseWeight | None, Tensor | None], ...]
     dense_nbytes: int  # of the dense tensors that are not stored ends
-    inputs: set = field(default_factory=set)  # what it has run on, for which more may have been derived
+    inputs: dict = field(default_factory=dict)  # what it has run on, for which more may have been derived
     shapes: None = None
 
     @property

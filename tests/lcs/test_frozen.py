@@ -236,6 +236,20 @@ def test_a_layer_without_a_sparse_kernel_runs_dense_and_is_named(sparse):
     assert fast.counters.fallbacks == {"0: no sparse kernel for float64": 1}
 
 
+def test_a_device_without_a_sparse_kernel_runs_dense_and_is_named(sparse):
+    subspace = small(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Flatten(), nn.Linear(1568, 4)).to("meta")
+    fast = subspace.freeze()
+    assert fast(X.to("meta"), density=0.1).shape == (2, 4)
+    assert list(fast.counters.fallbacks) == [
+        f"{name}: {op} has no kernel on meta: reference"
+        for name, op in (("0", "sparse_conv2d"), ("3", "sparse_linear"))
+    ]
+    with pytest.raises(
+        RuntimeError, match="strict: 2 layers cannot run sparse: 0: sparse_conv2d has no kernel on meta"
+    ):
+        subspace.freeze(strict=True)(X.to("meta"), density=0.1)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
