@@ -30,7 +30,7 @@ void check(const Case& c, Guard guard) {
       wanted.push_back(c.relu && sum < 0.0f ? 0.0f : sum);
     }
   for (const Isa isa : isas())
-    for (const Parallel& parallel : {Parallel(serial), Parallel(backwards), fork_join(3)}) {
+    for (const Parallel& parallel : {Parallel(backwards), guard == Guard::behind ? fork_join(3) : serial}) {
       set_max_isa(isa);
       std::memset(y.as(), 0xff, size_t(c.rows * c.out * size_of(c.dtype)));
       sparse_linear({x.as(), y.as(), c.dtype, c.rows, weight.prepack, c.bias ? bias.as<float>() : nullptr, c.relu},
@@ -44,13 +44,13 @@ void check(const Case& c, Guard guard) {
 // Sums stay below 256, so that bfloat16 holds them.
 int main() {
   isas();
-  for (const int64_t rows : {0, 1, 2, 3, 9, 17, 113})
+  for (const int64_t rows : {1, 2, 3, 17, 113})
     for (const auto& [in, out] : {std::pair{1, 1}, {59, 9}, {33, 70}, {0, 5}, {5, 0}})
       for (const int64_t block : {7, 65'536})
         for (const int percent : {20, 100})
           for (const DType dtype : kDTypes)
             for (const Guard guard : kGuards)
               check({rows, in, out, block, percent, dtype, percent != 20, guard == Guard::behind}, guard);
-  for (const int64_t rows : {1, 3}) check({rows, 33, 9, 7, 0, DType::float32, true, false}, Guard::before);
+  for (const int64_t rows : {0, 1, 3}) check({rows, 33, 9, 7, 0, DType::float32, true, false}, Guard::before);
   check({1, 70'001, 3, 65'536, 5, DType::float32, true, false}, Guard::behind);
 }
