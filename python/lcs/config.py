@@ -108,8 +108,10 @@ class TrainConfig(pydantic.BaseModel):
     epochs: Count | None = Field(None, description="200 for cifar10, 90 imagenet, 30 digits, 2 synthetic")
     batch_size: Count = Field(128, description="images per step, over all processes together")
     lr: Rate = Field(0.1, description="peak learning rate")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd as in the paper, or adamw, for short runs")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD; the first beta of AdamW")
+    optimizer: Literal["sgd", "adamw", "muon"] = Field(
+        "sgd", description="sgd as in the paper; adamw or muon learn in fewer steps, at a lower lr"
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of sgd and muon; the first beta of adamw")
     weight_decay: Rate | None = Field(None, description="on every parameter; 5e-4, imagenet 5e-5")
     beta: Rate = Field(1.0, description="weight of the squared cosine between the ends of the line")
     warmup_fraction: Fraction = Field(0.8, description="share of training in which the density warms up")

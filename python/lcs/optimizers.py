@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 from .config import TrainConfig
+from .muon import Muon
 
 BETA2 = 0.999  # AdamW's decay of the squared gradient, as in its paper (arXiv 1711.05101)
-STATE = {"sgd": {"momentum": "momentum_buffer"}, "adamw": {"mean": "exp_avg", "square": "exp_avg_sq"}}
+STATE = {
+    "sgd": {"momentum": "momentum_buffer"},
+    "adamw": {"mean": "exp_avg", "square": "exp_avg_sq"},
+    "muon": {"momentum": "momentum_buffer"},
+}
 
 
 def make(config: TrainConfig, parameters: Mapping[str, Tensor]) -> torch.optim.Optimizer:
@@ -18,6 +23,8 @@ def make(config: TrainConfig, parameters: Mapping[str, Tensor]) -> torch.optim.O
     common = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters.values(), betas=(config.momentum, BETA2), **common)
+    if config.optimizer == "muon":
+        return Muon(parameters.values(), momentum=config.momentum, **common)
     return torch.optim.SGD(parameters.values(), momentum=config.momentum, **common)
 
 

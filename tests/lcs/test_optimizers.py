@@ -7,11 +7,17 @@ from lcs import optimizers, schedule
 from lcs.checkpoint import CheckpointError
 from lcs.config import TrainConfig
 from lcs.loop import Loop
+from lcs.muon import Muon, orthogonalize
 from lcs.network import build, load_data
 from lcs.train import make_accelerator
 
-SETTINGS = [{"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.0}, {"optimizer": "adamw", "lr": 0.01}]
-each_optimizer = pytest.mark.parametrize("changes", SETTINGS, ids=["sgd", "sgd-no-momentum", "adamw"])
+SETTINGS = [
+    {"optimizer": "sgd"},
+    {"optimizer": "sgd", "momentum": 0.0},
+    {"optimizer": "adamw", "lr": 0.01},
+    {"optimizer": "muon"},
+]
+each_optimizer = pytest.mark.parametrize("changes", SETTINGS, ids=["sgd", "sgd-no-momentum", "adamw", "muon"])
 
 
 def make_loop(config):
@@ -23,6 +29,31 @@ def make_loop(config):
 def steps(loop, count):
     for batch in list(loop.batches())[:count]:
         loop.train_step(batch)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 27), (2, 40, 8), (1, 5, 5)], ids=str)
+def test_orthogonalize_keeps_the_singular_vectors(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    aligned = left.mT @ orthogonalize(matrices) @ right.mT
+    values = aligned.diagonal(dim1=1, dim2=2)
+    assert ((values > 0.6) & (values < 1.3)).all()
+    assert (aligned - torch.diag_embed(values)).abs().max() <= 1e-10
+
+
+def test_orthogonalize_leaves_zero():
+    assert not orthogonalize(torch.zeros(2, 4, 3)).any()
+
+
+def test_muon_step_by_hand():
+    w = torch.randn(4, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    b = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    before, gradients = [p.detach().clone() for p in (w, b)], (torch.randn_like(w), torch.tensor([0.5, -1e-9, 0.0]))
+    w.grad, b.grad = gradients[0].clone(), gradients[1].double()
+    Muon([w, b], lr=0.1, momentum=0.9, weight_decay=0.5).step()
+    turned = orthogonalize(gradients[0].view(1, 4, 2)).view(4, 2, 1, 1)
+    assert torch.allclose(w, before[0] * (1 - 0.05) - 0.1 * 2**0.5 * turned, rtol=1e-12)
+    assert torch.allclose(b, before[1] * (1 - 0.05) - 0.01 * gradients[1].double().sign(), rtol=1e-12)
 
 
 def test_sgd_is_the_default():
