@@ -25,12 +25,11 @@ def check(x, weight, bias=None, relu=False):
 @pytest.mark.parametrize("rows", ROWS)
 def test_integers_are_exact(isa, rows, dtype, w_dtype):
     torch.manual_seed(rows)
-    for out, columns in [(1, 1), (33, 129), (130, 67), (0, 5), (5, 0)]:
-        for density in (0, 0.05, 0.5, 1):
-            weight = integer_weight((out, columns), density, w_dtype)
-            x = integers(rows, columns, dtype=dtype)
-            check(x, weight)
-            check(x, weight, integers(out), relu=True)
+    for out, columns, density in [(1, 1, 1), (33, 129, 0.05), (130, 67, 1), (9, 30, 0), (0, 5, 0.5), (5, 0, 0.5)]:
+        weight = integer_weight((out, columns), density, w_dtype)
+        x = integers(rows, columns, dtype=dtype)
+        check(x, weight)
+        check(x, weight, integers(out), relu=True)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8], indirect=True)

@@ -96,15 +96,15 @@ PREPACKS = [
 ] + [(0, 5, 2), (5, 0, 1), (0, 0, 3), (3, 65_537, 65_536), (2, 70_001, 65_536), (2, 70_001, 33_333)]
 
 
-@pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "columns", "block"), PREPACKS)
-def test_prepack_matches_reference(rows, columns, block, dtype, density):
+def test_prepack_matches_reference(rows, columns, block, dtype):
     torch.manual_seed(rows + columns)
     w = dense(rows * columns, 0.8, dtype)
-    packed = sparse_pack(w, pack_bits(torch.rand(rows * columns) < density))
-    weight = (*packed, rows, columns, block)
-    assert_all_same(sparse_prepack(*weight), reference_prepack(*weight))
+    for density in (0, 0.3, 1) if columns < 1000 else (0.5,):
+        packed = sparse_pack(w, pack_bits(torch.rand(rows * columns) < density))
+        weight = (*packed, rows, columns, block)
+        assert_all_same(sparse_prepack(*weight), reference_prepack(*weight))
 
 
 def test_a_prepack_read_back():
