@@ -60,7 +60,7 @@ def _speed_cells(timed: Speed) -> tuple[str, ...]:
     return (
         f"{timed.median_ms:.2f}",
         f"{timed.p90_ms:.2f}",
-        "fell back" if timed.speedup is None else f"{timed.speedup:.2f}x",
+        "fell back" if timed.speedup is None else f"{'' if timed.undisturbed >= 3 else '~'}{timed.speedup:.2f}x",
         f"{timed.resident_bytes / 1024:,.1f}",
         f"{timed.sparse_layers}/{timed.compressed_layers}",
     )
@@ -70,7 +70,9 @@ def _explained(speed: Measurement) -> str:
     disturbed = (
         ""
         if min(row.undisturbed for row in (speed.dense, *speed.rows)) >= 3
-        else (" Other processes took the cores during most calls of some row: measure again on a quiet machine.")
+        else (
+            " ~: other processes took the cores during nearly all calls of the row: measure again on a quiet machine."
+        )
     )
     return (
         f"KiB: as stored in a file; resident: KiB of a level in memory; sparse: layers that run a sparse op. "

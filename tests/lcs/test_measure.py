@@ -89,6 +89,7 @@ def test_a_quiet_machine_is_asked_for_where_calls_were_disturbed(subspace):
         rows = [replace(row, undisturbed=undisturbed) for row in (speed.dense, *speed.rows)]
         console = Console(record=True, width=100)
         print_table(evaluation(replace(speed, dense=rows[0], rows=rows[1:])), console)
+        assert ("~" in console.export_text(clear=False)) == (undisturbed == 2)
         assert ("quiet machine" in " ".join(console.export_text().split())) == (undisturbed == 2)
 
 
