@@ -101,11 +101,11 @@ template <class T>
 struct Classifier {
   Blend<T> blend;
   Key low, above;
-  uint16_t* undecided;
+  UndecidedList list;
   Census census;
 
-  Classifier(const InterpolatePruneLayer& chunk, float alpha, KeyRange bracket, uint16_t* list)
-      : blend(chunk, alpha), low(set1_key(bracket.low)), above(set1_key(bracket.high + 1)), undecided(list) {}
+  Classifier(const InterpolatePruneLayer& chunk, float alpha, KeyRange bracket, UndecidedList undecided)
+      : blend(chunk, alpha), low(set1_key(bracket.low)), above(set1_key(bracket.high + 1)), list(undecided) {}
 
   void block(const Blend<T>& from, int64_t i, uint32_t valid, typename T::out* w, uint32_t* word, int base) {
     uint32_t kept = 0, decided = 0;
@@ -119,15 +119,16 @@ struct Classifier {
     }
     *word = kept & valid;
     const uint32_t inside = *word & ~decided;
-    if (census.undecided > kMaxUndecided - kBlock && inside) census.listed = false;
+    if (census.undecided > list.room - kBlock && inside) census.listed = false;
     census.kept += __builtin_popcount(decided & valid);
-    const int count = census.listed ? append(undecided + census.undecided, inside, base) : __builtin_popcount(inside);
+    const int count =
+        census.listed ? append(list.offsets + census.undecided, inside, base) : __builtin_popcount(inside);
     census.undecided += count;
   }
 };
 
 template <class T>
-Census classify_chunk(const InterpolatePruneLayer& chunk, float alpha, KeyRange bracket, uint16_t* undecided) {
+Census classify_chunk(const InterpolatePruneLayer& chunk, float alpha, KeyRange bracket, UndecidedList undecided) {
   const int64_t whole = chunk.n / kBlock * kBlock;
   auto* w = static_cast<typename T::out*>(chunk.w);
   Classifier<T> run(chunk, alpha, bracket, undecided);
@@ -201,7 +202,7 @@ void keys_at(const void* w, DType out, const uint16_t* offsets, int64_t n, int32
 }
 
 Census classify(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, KeyRange bracket,
-                uint16_t* list) {
+                UndecidedList list) {
   return with_types(in, out, chunk.w1,
                     [&](auto types) { return classify_chunk<decltype(types)>(chunk, alpha, bracket, list); });
 }

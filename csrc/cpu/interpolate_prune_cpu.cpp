@@ -36,7 +36,9 @@ struct Chunk {
   uint16_t* undecided;  // offsets
   int32_t* keys;        // theirs
   Census census;
-  int64_t drop;  // how many of the threshold's ties go, the first ones of the chunk
+  int64_t drop;                                // how many of the threshold's ties go, the first ones of the chunk
+  std::unique_ptr<uint16_t[]> long_offsets{};  // what undecided and keys point to where they were too short
+  std::unique_ptr<int32_t[]> long_keys{};
 };
 
 // What is ranked together: one layer, or all of them.
@@ -80,6 +82,7 @@ class Pruner {
     });
     int64_t listed = 0, rest = 0;
     for (Segment& s : segments_) {
+      list_all(s);
       if (!held(s)) classify_exactly(s);
       listed += narrow(s);
     }
@@ -158,8 +161,8 @@ class Pruner {
     run_.keys(weights, args_.alpha, args_.in, args_.out, to);
   }
 
-  void classify(Chunk& c, KeyRange bracket) const {
-    c.census = run_.classify(c.weights, args_.alpha, args_.in, args_.out, bracket, c.undecided);
+  void classify(Chunk& c, KeyRange bracket, int64_t room = kMaxUndecided) const {
+    c.census = run_.classify(c.weights, args_.alpha, args_.in, args_.out, bracket, {c.undecided, room});
     if (c.census.listed) run_.keys_at(c.weights.w, args_.out, c.undecided, c.census.undecided, c.keys);
   }
 
@@ -277,6 +280,23 @@ class Pruner {
     return {last > m ? 0 : middle.low, first < 1 ? kNanKey : middle.high};
   }
 
+  // Where the undecided crowd in few chunks, as in sorted data, these get lists that are long enough.
+  void list_all(Segment& s) const {
+    int64_t unlisted = 0;
+    for (const Chunk& c : s.chunks) unlisted += c.census.listed ? 0 : c.census.undecided;
+    if (unlisted == 0 || unlisted > s.n / kPerListed || s.bracket.low == s.bracket.high) return;
+    for (Chunk& c : s.chunks) {
+      if (c.census.listed) continue;
+      const int64_t room = c.census.undecided + kListSlack;
+      c.long_offsets = std::make_unique_for_overwrite<uint16_t[]>(room + kListSlack);
+      c.long_keys = std::make_unique_for_overwrite<int32_t[]>(room + kListSlack);
+      c.undecided = c.long_offsets.get();
+      c.keys = c.long_keys.get();
+      classify(c, s.bracket, room);
+      if (s.undecided) s.undecided->add({c.keys, size_t(c.census.undecided)}, s.bracket);
+    }
+  }
+
   static bool held(const Segment& s) {
     int64_t kept = 0, undecided = 0;
     bool listed = true;
@@ -364,7 +384,7 @@ class Pruner {
     if (!c.census.listed && (s.threshold > s.bracket.low || c.drop == c.census.undecided)) {
       const KeyRange above{s.bracket.low + 1,
                            s.bracket.low + 1};  // the bracket is one key, and no weight that has it stays
-      run_.classify(c.weights, args_.alpha, args_.in, args_.out, above, c.undecided);
+      run_.classify(c.weights, args_.alpha, args_.in, args_.out, above, {c.undecided, kMaxUndecided});
       return;
     }
     size_of(args_.out) == 4 ? resolve<uint32_t>(c, s.threshold) : resolve<uint16_t>(c, s.threshold);

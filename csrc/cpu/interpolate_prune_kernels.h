@@ -7,8 +7,14 @@
 namespace lcs {
 
 constexpr int64_t kChunk = 1 << 14;         // weights of a chunk at most, so that an offset fits 16 bits
-constexpr int64_t kMaxUndecided = 1 << 11;  // offsets a chunk can list
+constexpr int64_t kMaxUndecided = 1 << 11;  // offsets a chunk can list at first
 constexpr int64_t kListSlack = 32;          // kernels write whole vectors
+
+// Room for the offsets of a chunk's undecided weights; kListSlack more can be written to.
+struct UndecidedList {
+  uint16_t* offsets;
+  int64_t room;
+};
 
 struct Census {
   int64_t kept = 0;       // keys above the bracket
@@ -21,7 +27,7 @@ struct InterpolatePruneKernels {
   void (*keys)(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, int32_t* keys);
   // Prunes keys below the bracket, keeps those above, and keeps for now and lists in order those inside: the undecided.
   Census (*classify)(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, KeyRange bracket,
-                     uint16_t* undecided);
+                     UndecidedList undecided);
   // keys[j] of w[offsets[j]] for j in [0, n)
   void (*keys_at)(const void* w, DType out, const uint16_t* offsets, int64_t n, int32_t* keys);
   // Returns the chunk's share of alpha's gradient.
