@@ -20,7 +20,7 @@ LAYERS = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels, side
 def prepacked(x: torch.Tensor, w: torch.Tensor) -> Callable[[], torch.Tensor]:
     """torch's convolution with a weight that oneDNN laid out for this input, as torch.compile does when it freezes."""
     ones, shape = [1, 1], list(x.shape)
-    packed = torch.ops.mkldnn._reorder_convolution_weight(w.to_mkldnn(), ones, ones, ones, 1, shape)
+    packed = torch.ops.mkldnn._reorder_convolution_weight(w, ones, ones, ones, 1, shape)
     x = x.contiguous(memory_format=torch.channels_last)
     return lambda: torch.ops.mkldnn._convolution_pointwise(x, packed, None, ones, ones, ones, 1, "none", [], "")
 
