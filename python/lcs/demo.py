@@ -12,7 +12,7 @@ from .table import print_table
 from .train import train
 
 OUT = Path("runs/demo")
-DENSITIES = (0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+DENSITIES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
 MEASURE_BATCH = 16
 ACCURACY_WANTED = {1.0: 0.97, 0.1: 0.95}
 SETTINGS = TrainConfig(
@@ -20,8 +20,9 @@ SETTINGS = TrainConfig(
     data="digits",
     image_size=32,
     method="lcs_l",
+    density=(0.1, 1.0),
     init="copy",
-    epochs=18,
+    epochs=12,
     batch_size=16,
     optimizer="muon",
     lr=0.03,
