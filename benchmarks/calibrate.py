@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -61,6 +62,18 @@ def break_even(dense: float, sparse: dict[float, float]) -> float:
     return 1.0
 
 
+def _present(path: Path, progress: Callable[[str], None]) -> dict:
+    """What `path` holds now; nothing of a damaged file, which is said."""
+    if not path.is_file():
+        return {}
+    try:
+        costs.load(path)
+    except ValueError as error:
+        progress(f"replaced: {error}")
+        return {}
+    return json.loads(path.read_text())
+
+
 @torch.no_grad()
 def calibrate(path: Path, rounds: int, progress: Callable[[str], None]) -> None:
     """Writes the table of the instruction set in use to `path`, and leaves those of others there as they are."""
@@ -72,9 +85,11 @@ def calibrate(path: Path, rounds: int, progress: Callable[[str], None]) -> None:
         density = break_even(timings.pop("dense"), {float(name): seconds for name, seconds in timings.items()})
         breaks.append({"op": op, "size": costs.size_of(op, x_shape, weight_shape), "density": round(density, 4)})
         progress(f"{op} {x_shape} by {weight_shape}: breaks even at density {density:.3f}")
-    tables = json.loads(path.read_text()) if path.is_file() else {}
+    tables = _present(path, progress)
     machine = fingerprint()
     tables[isa.max_name()] = {"machine": {key: machine[key] for key in ("cpu", "threads", "torch")}, "breaks": breaks}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(tables, indent=1) + "\n")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(tables, indent=1) + "\n")
+    os.replace(partial, path)
     costs.reset()

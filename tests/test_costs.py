@@ -28,9 +28,9 @@ def linear(rows, features, density):
 
 
 @pytest.fixture
-def vectors():
-    if isa.max_name() in ("scalar", "reference"):
-        pytest.skip("this machine has no vectors, so dense is always chosen")
+def vectors(monkeypatch):
+    """A machine with AVX2 alone, whichever this one is."""
+    monkeypatch.setattr(isa, "max_name", lambda: "avx2")
 
 
 @pytest.mark.parametrize(("rows", "density"), [(1, 0.6), (2, 0.6), (9, 0.3), (500, 0.3)])
@@ -89,6 +89,15 @@ def test_a_damaged_table_is_named(tmp_path, content):
     path.write_text(content)
     with pytest.raises(ValueError, match=f"{path} is not a cost table.*lcs bench --calibrate"):
         costs.load(path)
+
+
+def test_calibration_replaces_a_damaged_table(table, vectors, monkeypatch):
+    table()
+    costs.calibrated().write_text("{")
+    monkeypatch.setattr(calibrate, "cases", lambda: [("sparse_linear", (2, 8), (8, 8))])
+    said = []
+    calibrate.calibrate(costs.calibrated(), 1, said.append)
+    assert "is not a cost table" in said[-1] and costs.load(costs.calibrated()).keys() == {"avx2"}
 
 
 def test_an_op_without_a_table_is_named():

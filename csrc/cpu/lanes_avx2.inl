@@ -43,7 +43,7 @@ inline Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
 inline Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
 inline Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
 inline Float fmadd(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
-// Eight loads: two thirds of the time of vgatherdps on processors that run it as microcode.
+// Eight loads, as many processors without AVX-512 run vgatherdps as microcode.
 inline __m128 gather_four(const float* base, const uint16_t* index) {
   __m128 x = _mm_load_ss(base + index[0]);
   x = _mm_insert_ps(x, _mm_load_ss(base + index[1]), 0x10);

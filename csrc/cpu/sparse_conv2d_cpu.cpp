@@ -204,7 +204,9 @@ class SparseConv2d {
     const char* from = input(image, c, rows.first, columns.first);
     if (lanes_ == 1 && step == 1) return load(from, row_stride, rows.end - rows.begin, n, to, pitch_, false);
     for (int64_t row = rows.begin; row < rows.end; ++row, from += row_stride * size_of(a_.dtype), to += pitch_ * lanes_)
-      if (step == 1)
+      if (lanes_ == 1)
+        load(from, step, n, 1, to, 1, true);
+      else if (step == 1)
         load(from, a_.x.image_stride, images, n, to, lanes_, true);
       else
         for (int64_t i = 0; i < n; ++i)
@@ -256,7 +258,8 @@ class SparseConv2d {
                          offset_.data(), count + row, w.index + at, w.values + at, sums + (row - begin) * stride,
                          stride, stop - row, a_.bias ? a_.bias + row : nullptr, vectors, b == 0,
                          a_.relu && b == w.blocks() - 1});
-        for (; row < stop; ++row) at += count[row];
+        for (; row < stop && stop < end; ++row) at += count[row];  // of which the last group has no need
+        row = stop;
       }
     }
   }
