@@ -132,10 +132,11 @@ def compile_library(
     compiler = find_compiler()
     objects.mkdir(parents=True, exist_ok=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    targets = {csrc / name: objects / f"{Path(name).stem}.{key}.o" for name, key in _object_keys(csrc, library).items()}
-    stale = [(source, target) for source, target in targets.items() if not target.exists()]
-    report(f"compiling {len(stale)} of {len(targets)} files")
-    _each(lambda pair: compile_object(compiler, csrc, *pair, deadline), stale)
+    units = units_of(csrc, library)
+    targets = {unit: objects / f"{unit}.{key}.o" for unit, key in _object_keys(csrc, units).items()}
+    stale = [unit for unit, target in targets.items() if not target.exists()]
+    report(f"compiling {len(stale)} of {len(targets)} units")
+    _each(lambda unit: compile_object(compiler, csrc, units[unit], targets[unit], deadline), stale)
     _produce([*compiler, *map(str, targets.values()), *LINK_FLAGS, *_link_flags(library)], output, deadline)
 
 
@@ -145,12 +146,26 @@ def _link_flags(library: str) -> list[str]:
     return ["-Wl,--no-undefined", f"-L{torch_dir() / 'lib'}", "-ltorch_cpu"]
 
 
-def compile_object(compiler: list[str], csrc: Path, source: Path, output: Path, deadline: float | None = None) -> None:
-    """Compiles one file; only those under torch/ see torch's headers, only those under core/ pybind11's."""
+def units_of(csrc: Path, library: str = "_C") -> dict[str, list[str]]:
+    """By name, the sources that one run of the compiler takes, the longest run first: all of torch/, else one file.
+
+    Torch's headers take far longer to compile than the files that include them.
+    """
+    names = sources(csrc, library)
+    bindings = [name for name in names if name.startswith("torch/")]
+    alone = {Path(name).stem: [name] for name in names if name not in bindings}
+    return {"torch": bindings, **alone} if bindings else alone
+
+
+def compile_object(
+    compiler: list[str], csrc: Path, names: list[str], output: Path, deadline: float | None = None
+) -> None:
+    """Compiles `names`, of one folder, as one unit; only torch/ sees torch's headers, only core/ pybind11's."""
     includes = [f"-I{csrc / 'include'}"]
-    for folder in _system_includes(source.parent.name):
+    for folder in _system_includes(names[0].partition("/")[0]):
         includes += ["-isystem", str(folder)]
-    _produce([*compiler, *CXX_FLAGS, *includes, "-c", str(source)], output, deadline)
+    unit = "".join(f'#include "{csrc / name}"\n' for name in names)
+    _produce([*compiler, *CXX_FLAGS, *includes, "-c", "-x", "c++", "-"], output, deadline, unit)
 
 
 def _system_includes(folder: str) -> list[Path]:
@@ -165,13 +180,15 @@ def job_count() -> int:
     return int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
 
 
-def _produce(command: list[str], output: Path, deadline: float | None) -> None:
-    """Runs `command` -o `output`, which appears only when it is complete."""
+def _produce(command: list[str], output: Path, deadline: float | None, text: str = "") -> None:
+    """Runs `command` -o `output` on the standard input `text`; the output appears only when it is complete."""
     partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
     command = [*command, "-o", str(partial)]
     timeout = None if deadline is None else max(deadline - time.monotonic(), 0.001)
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout)
+        done = subprocess.run(
+            command, input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
+        )
         if done.returncode != 0:
             raise CompileError(_first_errors(output.name, done.stdout), f"$ {shlex.join(command)}\n{done.stdout}")
         os.replace(partial, output)
@@ -198,11 +215,13 @@ def _each(function: Callable, items: list) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _object_keys(csrc: Path, library: str) -> dict[str, str]:
-    """For each source, what names its object: the environment, all headers, its own text."""
+def _object_keys(csrc: Path, units: dict[str, list[str]]) -> dict[str, str]:
+    """For each unit, what names its object: the environment, all headers, its own text."""
     shared = _digest(_environment(), *_contents(csrc, HEADER_SUFFIXES))
-    names = sources(csrc, library)
-    return {name: _digest(shared, _included(name.partition("/")[0]), (csrc / name).read_bytes()) for name in names}
+    return {
+        unit: _digest(shared, _included(names[0].partition("/")[0]), *((csrc / name).read_bytes() for name in names))
+        for unit, names in units.items()
+    }
 
 
 def _included(folder: str) -> str:

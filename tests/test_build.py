@@ -44,10 +44,17 @@ def test_only_the_bindings_know_what_they_bind_to(folder, headers):
 
 
 def test_libraries_share_the_objects_of_the_kernels():
-    torch, core = _build._object_keys(CSRC, "_C"), _build._object_keys(CSRC, "lcs_core")
-    kernels = {name for name in LISTED if name.startswith("cpu/")}
+    torch, core = (_build._object_keys(CSRC, _build.units_of(CSRC, library)) for library in ("_C", "lcs_core"))
+    kernels = {Path(name).stem for name in LISTED if name.startswith("cpu/")}
     assert torch.keys() & core.keys() == kernels
     assert all(torch[name] == core[name] for name in kernels)
+
+
+@pytest.mark.parametrize("library", ["_C", "lcs_core"])
+def test_every_source_is_in_one_unit(library):
+    units = _build.units_of(CSRC, library)
+    assert sorted(name for names in units.values() for name in names) == sorted(_build.sources(CSRC, library))
+    assert all(len({Path(name).parent for name in names}) == 1 for names in units.values())
 
 
 @pytest.mark.parametrize("asked", [_build.torch_dir, _build.pybind11_dir])
@@ -73,7 +80,7 @@ def test_no_code_asks_what_the_build_machine_has():
 @pytest.mark.parametrize("name", ISA_FILES)
 def test_isa_objects_share_no_code(name, tmp_path):
     """A weak symbol of such an object could be linked in place of the baseline's and fault on an older CPU."""
-    _build.compile_object(_build.find_compiler(), CSRC, CSRC / name, tmp_path / "a.o")
+    _build.compile_object(_build.find_compiler(), CSRC, [name], tmp_path / "a.o")
     symbols = run("nm", "--defined-only", str(tmp_path / "a.o")).splitlines()
     assert symbols
     assert not [line for line in symbols if line.split()[1] in "WwVvu"]

@@ -138,7 +138,7 @@ def test_only_changed_files_compile_again(csrc, cache, tmp_path):
     for _ in range(2):
         _build.compile_library(tmp_path / "out" / "a.so", tmp_path / "objects", csrc, report=reports.append)
         change_source(csrc, tmp_path, None)
-    assert reports == ["compiling 2 of 2 files", "compiling 1 of 2 files"]
+    assert reports == ["compiling 2 of 2 units", "compiling 1 of 2 units"]
 
 
 def test_many_processes_build_once(csrc, cache, compiler):

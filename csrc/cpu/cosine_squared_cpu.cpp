@@ -1,8 +1,10 @@
-#include "cosine_squared_kernels.h"
-#include "dispatch.h"
+#include "lcs/cosine_squared.h"
 
 #include <algorithm>
 #include <vector>
+
+#include "cosine_squared_kernels.h"
+#include "dispatch.h"
 
 namespace lcs {
 namespace {

@@ -1,6 +1,7 @@
 #pragma once
 #include "keys.h"
-#include "lcs/cosine_squared.h"
+#include "lcs/cosine_squared_layer.h"
+#include "lcs/dtype.h"
 
 // What each instruction set implements, on one chunk of a layer.
 namespace lcs {

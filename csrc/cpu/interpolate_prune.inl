@@ -52,7 +52,7 @@ struct Blend {
 
 template <class E>
 void copy(E* to, const E* from, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] = from[i];
+  __builtin_memcpy(to, from, size_t(n) * sizeof(E));
 }
 
 // The last n < 32 weights of a chunk as a whole block, zeros behind them.

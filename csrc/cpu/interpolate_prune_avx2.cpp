@@ -3,7 +3,7 @@
 #include <type_traits>
 
 #include "interpolate_prune_kernels.h"
-#include "lcs/isa.h"
+#include "target.h"
 
 LCS_TARGET_BEGIN(LCS_TARGET_AVX2)
 namespace lcs::avx2 {

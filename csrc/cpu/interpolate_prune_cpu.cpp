@@ -1,6 +1,8 @@
 // A guessed bracket around the threshold lets one pass over the data decide and write nearly every weight; the few keys
 // inside it are then ranked exactly. Whether the guess held is checked, and an exact radix select takes its place if
 // not.
+#include "lcs/interpolate_prune.h"
+
 #include <algorithm>
 #include <array>
 #include <climits>

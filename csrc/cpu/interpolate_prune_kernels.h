@@ -1,7 +1,6 @@
 #pragma once
 #include "keys.h"
-#include "lcs/interpolate_prune.h"
-#include "select.h"
+#include "lcs/interpolate_prune_layer.h"
 
 // What each instruction set implements, on one chunk of a layer.
 namespace lcs {

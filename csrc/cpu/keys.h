@@ -7,4 +7,9 @@ namespace lcs {
 // above infinity.
 constexpr int32_t kNanKey = 0x7f800001;
 
+// Closed at both ends; 0 <= low.
+struct KeyRange {
+  int32_t low, high;
+};
+
 }  // namespace lcs

@@ -3,15 +3,11 @@
 #include <functional>
 #include <span>
 
+#include "keys.h"
 #include "lcs/parallel.h"
 
 // Ranks among integer keys, counted from 1 for the greatest, in linear time.
 namespace lcs {
-
-// Closed at both ends; 0 <= low.
-struct KeyRange {
-  int32_t low, high;
-};
 
 using KeyLists = std::span<const std::span<const int32_t>>;
 

@@ -6,8 +6,8 @@
 #include <utility>
 
 #include "keys.h"
-#include "lcs/isa.h"
 #include "sparse_conv2d_kernels.h"
+#include "target.h"
 
 LCS_TARGET_BEGIN(LCS_TARGET_AVX512)
 namespace lcs::avx512 {

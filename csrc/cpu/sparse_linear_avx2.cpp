@@ -4,8 +4,8 @@
 
 #include "keys.h"
 #include "lcs/dtype.h"
-#include "lcs/isa.h"
 #include "sparse_linear_kernels.h"
+#include "target.h"
 
 LCS_TARGET_BEGIN(LCS_TARGET_AVX2)
 namespace lcs::avx2 {

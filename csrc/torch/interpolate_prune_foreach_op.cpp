@@ -3,25 +3,25 @@
 namespace {
 
 using namespace lcs::binding;
-constexpr const char* kOp = "interpolate_prune_foreach";
+constexpr const char* kInterpolatePruneForeach = "interpolate_prune_foreach";
 
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> interpolate_prune_foreach_cpu(std::vector<Tensor> w0s,
                                                                                    std::vector<Tensor> w1s,
                                                                                    Tensor alpha, Tensor keep,
                                                                                    std::optional<ScalarType> dtype) {
   STD_TORCH_CHECK(keep.is_cpu() && keep.scalar_type() == ScalarType::Long && keep.dim() <= 1 && keep.is_contiguous(),
-                  kOp, ": keep must be a contiguous int64 CPU tensor, got shape ", shape_of(keep));
-  STD_TORCH_CHECK(keep.dim() == 0 || keep.size(0) == int64_t(w0s.size()), kOp, ": keep has ", keep.numel(),
-                  " counts for ", w0s.size(), " layers");
+                  kInterpolatePruneForeach, ": keep must be a contiguous int64 CPU tensor, got shape ", shape_of(keep));
+  STD_TORCH_CHECK(keep.dim() == 0 || keep.size(0) == int64_t(w0s.size()), kInterpolatePruneForeach, ": keep has ",
+                  keep.numel(), " counts for ", w0s.size(), " layers");
   const std::span counts(static_cast<const int64_t*>(keep.const_data_ptr()), size_t(keep.numel()));
-  Pruned result = prune(kOp, w0s, w1s, alpha, counts, dtype);
+  Pruned result = prune(kInterpolatePruneForeach, w0s, w1s, alpha, counts, dtype);
   return {result.w, result.mask_bits};
 }
 
 std::tuple<std::vector<Tensor>, std::vector<Tensor>, Tensor> interpolate_prune_foreach_backward_cpu(
     std::vector<Tensor> grads, std::vector<Tensor> w0s, std::vector<Tensor> w1s, Tensor alpha,
     std::vector<Tensor> mask_bits, bool line, ScalarType dtype) {
-  PruneGradients result = prune_backward(kOp, grads, w0s, w1s, alpha, mask_bits, line, dtype);
+  PruneGradients result = prune_backward(kInterpolatePruneForeach, grads, w0s, w1s, alpha, mask_bits, line, dtype);
   return {result.w0, result.w1,
           w0s.empty() ? torch::stable::empty({0}, ScalarType::Float)
                       : torch::stable::full({}, result.alpha, ScalarType::Float)};

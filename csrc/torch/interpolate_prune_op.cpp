@@ -90,21 +90,22 @@ PruneGradients prune_backward(const char* op, const std::vector<Tensor>& grads, 
 namespace {
 
 using namespace lcs::binding;
-constexpr const char* kOp = "interpolate_prune";
+constexpr const char* kInterpolatePrune = "interpolate_prune";
 
 std::vector<Tensor> list(const std::optional<Tensor>& t) { return t ? std::vector{*t} : std::vector<Tensor>{}; }
 
 std::tuple<Tensor, Tensor> interpolate_prune_cpu(Tensor w0, std::optional<Tensor> w1, Tensor alpha, Tensor keep,
                                                  std::optional<ScalarType> dtype) {
-  const int64_t count = scalar_of<int64_t>(keep, ScalarType::Long, kOp, "keep");
-  Pruned result = prune(kOp, {w0}, list(w1), alpha, {&count, 1}, dtype);
+  const int64_t count = scalar_of<int64_t>(keep, ScalarType::Long, kInterpolatePrune, "keep");
+  Pruned result = prune(kInterpolatePrune, {w0}, list(w1), alpha, {&count, 1}, dtype);
   return {result.w[0], result.mask_bits[0]};
 }
 
 std::tuple<Tensor, Tensor, Tensor> interpolate_prune_backward_cpu(Tensor grad, std::optional<Tensor> w0,
                                                                   std::optional<Tensor> w1, Tensor alpha,
                                                                   Tensor mask_bits, bool line, ScalarType dtype) {
-  PruneGradients result = prune_backward(kOp, {grad}, list(w0), list(w1), alpha, {mask_bits}, line, dtype);
+  PruneGradients result =
+      prune_backward(kInterpolatePrune, {grad}, list(w0), list(w1), alpha, {mask_bits}, line, dtype);
   return {result.w0[0], line ? result.w1[0] : torch::stable::empty({0}, dtype),
           w0 ? torch::stable::full({}, result.alpha, ScalarType::Float) : torch::stable::empty({0}, ScalarType::Float)};
 }

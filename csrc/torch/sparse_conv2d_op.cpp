@@ -6,7 +6,7 @@ namespace {
 
 using namespace lcs::binding;
 using torch::headeronly::MemoryFormat;
-constexpr const char* kOp = "sparse_conv2d";
+constexpr const char* kSparseConv2d = "sparse_conv2d";
 
 bool channels_last(const Tensor& x) {
   const int64_t c = x.size(1), h = x.size(2), w = x.size(3);
@@ -23,16 +23,16 @@ lcs::Images images(const Tensor& t, void* data, bool last) {
 
 lcs::Axis axis(const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                const std::vector<int64_t>& dilation, int64_t kernel, size_t d) {
-  STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, kOp,
+  STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, kSparseConv2d,
                   ": stride, padding and dilation must hold 2 numbers each");
-  STD_TORCH_CHECK(stride[d] >= 1 && padding[d] >= 0 && dilation[d] >= 1, kOp, ": stride ", stride[d], ", padding ",
-                  padding[d], " or dilation ", dilation[d], " is out of range");
+  STD_TORCH_CHECK(stride[d] >= 1 && padding[d] >= 0 && dilation[d] >= 1, kSparseConv2d, ": stride ", stride[d],
+                  ", padding ", padding[d], " or dilation ", dilation[d], " is out of range");
   return {stride[d], padding[d], dilation[d], kernel};
 }
 
 int64_t output_size(const lcs::Axis& a, int64_t size) {
   const int64_t left = size + 2 * a.padding - a.dilation * (a.kernel - 1) - 1;
-  STD_TORCH_CHECK(left >= 0, kOp, ": the kernel of ", a.kernel, " does not fit the padded input of ",
+  STD_TORCH_CHECK(left >= 0, kSparseConv2d, ": the kernel of ", a.kernel, " does not fit the padded input of ",
                   size + 2 * a.padding);
   return left / a.stride + 1;
 }
@@ -41,15 +41,16 @@ Tensor sparse_conv2d_cpu(Tensor x, Tensor mask_bits, Tensor values, std::vector<
                          std::optional<Tensor> bias, std::vector<int64_t> stride, std::vector<int64_t> padding,
                          std::vector<int64_t> dilation, int64_t groups, bool relu, int64_t block,
                          std::vector<Tensor> prepack) {
-  STD_TORCH_CHECK(x.dim() == 4 && weight_shape.size() == 4, kOp, ": x must be (n, c, h, w), got shape ", shape_of(x));
+  STD_TORCH_CHECK(x.dim() == 4 && weight_shape.size() == 4, kSparseConv2d, ": x must be (n, c, h, w), got shape ",
+                  shape_of(x));
   const int64_t out = weight_shape[0], taps = weight_shape[2] * weight_shape[3], columns = weight_shape[1] * taps;
-  STD_TORCH_CHECK(groups >= 1 && x.size(1) == groups * weight_shape[1] && out % groups == 0, kOp, ": x has ", x.size(1),
-                  " channels, a weight of ", out, " x ", weight_shape[1], " in ", groups, " groups takes ",
+  STD_TORCH_CHECK(groups >= 1 && x.size(1) == groups * weight_shape[1] && out % groups == 0, kSparseConv2d, ": x has ",
+                  x.size(1), " channels, a weight of ", out, " x ", weight_shape[1], " in ", groups, " groups takes ",
                   groups * weight_shape[1]);
-  STD_TORCH_CHECK(weight_shape[2] >= 1 && weight_shape[3] >= 1 && block % taps == 0, kOp, ": block ", block,
+  STD_TORCH_CHECK(weight_shape[2] >= 1 && weight_shape[3] >= 1 && block % taps == 0, kSparseConv2d, ": block ", block,
                   " is not whole channels of ", taps, " taps");
-  const Prepacked weight = prepacked(kOp, mask_bits, values, out, columns, block, prepack);
-  const lcs::DType dtype = activation_dtype(kOp, x);
+  const Prepacked weight = prepacked(kSparseConv2d, mask_bits, values, out, columns, block, prepack);
+  const lcs::DType dtype = activation_dtype(kSparseConv2d, x);
   const lcs::Axis vertical = axis(stride, padding, dilation, weight_shape[2], 0),
                   horizontal = axis(stride, padding, dilation, weight_shape[3], 1);
   const bool last = !x.is_contiguous() && channels_last(x);
@@ -59,7 +60,7 @@ Tensor sparse_conv2d_cpu(Tensor x, Tensor mask_bits, Tensor values, std::vector<
       std::nullopt, std::nullopt, std::nullopt, last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   lcs::sparse_conv2d(
       {images(input, const_cast<void*>(input.const_data_ptr()), last), images(y, y.mutable_data_ptr(), last), dtype,
-       vertical, horizontal, groups, weight.prepack, bias_of(kOp, bias, out), relu},
+       vertical, horizontal, groups, weight.prepack, bias_of(kSparseConv2d, bias, out), relu},
       parallel);
   return y;
 }

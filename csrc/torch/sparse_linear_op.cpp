@@ -5,14 +5,15 @@
 namespace {
 
 using namespace lcs::binding;
-constexpr const char* kOp = "sparse_linear";
+constexpr const char* kSparseLinear = "sparse_linear";
 
 Tensor sparse_linear_cpu(Tensor x, Tensor mask_bits, Tensor values, int64_t out_features, std::optional<Tensor> bias,
                          bool relu, int64_t block, std::vector<Tensor> prepack) {
-  STD_TORCH_CHECK(x.dim() >= 1, kOp, ": x must have a last dimension of in_features, got shape ", shape_of(x));
+  STD_TORCH_CHECK(x.dim() >= 1, kSparseLinear, ": x must have a last dimension of in_features, got shape ",
+                  shape_of(x));
   const int64_t columns = x.size(x.dim() - 1);
-  const Prepacked weight = prepacked(kOp, mask_bits, values, out_features, columns, block, prepack);
-  const lcs::DType dtype = activation_dtype(kOp, x);
+  const Prepacked weight = prepacked(kSparseLinear, mask_bits, values, out_features, columns, block, prepack);
+  const lcs::DType dtype = activation_dtype(kSparseLinear, x);
   const Tensor input = torch::stable::contiguous(x);
   std::vector<int64_t> size(x.sizes().begin(), x.sizes().end());
   size.back() = out_features;
@@ -20,7 +21,7 @@ Tensor sparse_linear_cpu(Tensor x, Tensor mask_bits, Tensor values, int64_t out_
   int64_t rows = 1;
   for (size_t d = 0; d + 1 < size.size(); ++d) rows *= size[d];
   lcs::sparse_linear({input.const_data_ptr(), y.mutable_data_ptr(), dtype, rows, weight.prepack,
-                      bias_of(kOp, bias, out_features), relu},
+                      bias_of(kSparseLinear, bias, out_features), relu},
                      parallel);
   return y;
 }

@@ -3,18 +3,10 @@
 #include <span>
 
 #include "lcs/dtype.h"
+#include "lcs/interpolate_prune_layer.h"
 #include "lcs/parallel.h"
 
 namespace lcs {
-
-// One layer of n weights. Bit i % 32 of mask_bits[i / 32] tells whether weight i was kept; bits past n are 0.
-struct InterpolatePruneLayer {
-  const void* w0;
-  const void* w1;  // null: a point, w = w0
-  void* w;
-  uint32_t* mask_bits;  // ceil(n / 32) words
-  int64_t n;
-};
 
 // w = fl(fl(1 - alpha) * w0) + fl(alpha * w1) in float32, rounded to `out`; the `keep` largest by magnitude stay, the
 // rest become 0. Equal magnitudes keep the higher index, -0 ranks as 0, every NaN as one value above infinity.
@@ -26,16 +18,6 @@ struct InterpolatePruneArgs {
 };
 
 void interpolate_prune(const InterpolatePruneArgs& args, const Parallel& parallel);
-
-struct InterpolatePruneBackwardLayer {
-  const void* grad;
-  const void* w0;  // w0 and w1 null: no gradient to alpha is wanted
-  const void* w1;
-  const uint32_t* mask_bits;
-  void* grad_w0;
-  void* grad_w1;  // null: a point
-  int64_t n;
-};
 
 // grad_w0 = fl(1 - alpha) * grad and grad_w1 = alpha * grad where kept, 0 elsewhere (a point: grad_w0 = grad where
 // kept).

@@ -1,0 +1,15 @@
+#pragma once
+
+// Open after the last #include and close before the file ends: code between the two is compiled for the named
+// instruction sets, and nothing that a header defines inline is.
+#define LCS_STR_(x) #x
+#define LCS_STR(x) LCS_STR_(x)
+#if defined(__clang__)
+#define LCS_TARGET_BEGIN(t) _Pragma(LCS_STR(clang attribute push(__attribute__((target(t))), apply_to = function)))
+#define LCS_TARGET_END _Pragma("clang attribute pop")
+#else
+#define LCS_TARGET_BEGIN(t) _Pragma("GCC push_options") _Pragma(LCS_STR(GCC target(t)))
+#define LCS_TARGET_END _Pragma("GCC pop_options")
+#endif
+#define LCS_TARGET_AVX2 "avx2,fma,f16c,bmi,bmi2,popcnt,lzcnt"
+#define LCS_TARGET_AVX512 LCS_TARGET_AVX2 ",avx512f,avx512bw,avx512dq,avx512vl"
