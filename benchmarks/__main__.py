@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import sys
@@ -18,19 +19,28 @@ from .calibrate import calibrate
 from .harness import Row, keep_freed_memory, measure, result
 from .machine import fingerprint
 from .markdown import table
+from .peers import Peer, PeerError
 
-STEP = "training_step"  # rows of the layer, beside those of the ops
+LAYER = ("training_step", "network")  # rows of the layer, beside those of the ops
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="lcs bench", description=__doc__.partition(":")[0] + ".")
     parser.add_argument(
-        "--op", choices=[*ops.names(), STEP], action="append", help="only this one (may be given again)"
+        "--op", choices=[*ops.names(), *LAYER], action="append", help="only this one (may be given again)"
     )
     parser.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="threads of torch and of our kernels"
     )
     parser.add_argument("--rounds", type=int, default=31, help="samples of each candidate (default %(default)s)")
+    parser.add_argument(
+        "--peer",
+        metavar="ENGINE=PYTHON",
+        action="append",
+        default=[],
+        help="also measure deepsparse, openvino, openvino-bfloat16 or openvino-int8 where a row has a model for it, "
+        "in the environment of that Python (may be given again)",
+    )
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument(
         "--calibrate", action="store_true", help="measure only where the sparse ops break even, for this machine's use"
@@ -50,12 +60,26 @@ def show(found: dict) -> None:
         print(f"  {name:34}{times:42} clean {c['clean_samples']}/{c['samples']}{verdict}")
 
 
-def run(row: Row, rounds: int) -> dict:
+def run(row: Row, rounds: int, peers: list[Peer]) -> dict:
     def progress(done: int) -> None:
         if sys.stderr.isatty():
             print(f"\r{row.op}: {row.case}: round {done}/{rounds}\033[K", end="\r", file=sys.stderr)
 
-    return result(row, measure(row, rounds, progress))
+    return result(row, measure(row, rounds, progress, peers))
+
+
+def measure_all(arguments: argparse.Namespace) -> list[dict]:
+    found = []
+    with contextlib.ExitStack() as open_peers:
+        peers = []
+        for name, _, python in (given.partition("=") for given in arguments.peer):
+            peers.append(Peer(name, python, arguments.threads))
+            open_peers.callback(peers[-1].close)
+        for name in arguments.op or [*ops.names(), *LAYER]:
+            for row in importlib.import_module(f".{name}", __package__).rows():
+                found.append(run(row, arguments.rounds, peers))
+                show(found[-1])
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,11 +98,11 @@ def main(argv: list[str] | None = None) -> int:
         calibrate(costs.calibrated(), arguments.rounds, print)
         print(f"written: {costs.calibrated()}")
         return 0
-    found = []
-    for name in arguments.op or [*ops.names(), STEP]:
-        for row in importlib.import_module(f".{name}", __package__).rows():
-            found.append(run(row, arguments.rounds))
-            show(found[-1])
+    try:
+        found = measure_all(arguments)
+    except PeerError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         content = {"machine": machine, "date": time.strftime("%Y-%m-%d"), "rows": found}

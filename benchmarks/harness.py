@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 
 import torch
 
+from .peers import Model, Peer
+
 SAMPLE_SECONDS = 0.004  # a sample repeats its candidate for at least so long
+HANDOVER = 0.005  # seconds after which the threads of a process that has worked sleep
 DISTURBED = 0.02  # samples whose threads waited for a core longer than this share are dropped
 
 
@@ -26,6 +29,7 @@ class Row:
     bytes: int
     check: Callable[[], None]  # raises where our result is not the oracle's
     limited_by: str = "memory"  # or "FMA"
+    model: Model | None = None  # for engines outside this process
 
 
 @dataclass
@@ -63,8 +67,13 @@ def _waited() -> float:
     return total * 1e-9
 
 
-def sample(call: Callable[[], object], repeats: int) -> tuple[float, bool]:
-    """Seconds a call, and whether this process had its cores meanwhile."""
+def sample(call: Callable[[], object] | Peer, repeats: int) -> tuple[float, bool]:
+    """Seconds a call, and whether the process that ran it had its cores meanwhile."""
+    if isinstance(call, Peer):
+        time.sleep(HANDOVER)
+        elapsed, waited = call.seconds(repeats)
+        time.sleep(HANDOVER)
+        return elapsed / repeats, waited <= DISTURBED * elapsed
     waited, begin = _waited(), time.perf_counter()
     for _ in range(repeats):
         call()
@@ -72,8 +81,8 @@ def sample(call: Callable[[], object], repeats: int) -> tuple[float, bool]:
     return elapsed / repeats, _waited() - waited <= DISTURBED * elapsed
 
 
-def _repeats(call: Callable[[], object]) -> int:
-    call()
+def _repeats(call: Callable[[], object] | Peer) -> int:
+    sample(call, 1)
     best = min(sample(call, 1)[0] for _ in range(3))
     return max(1, int(SAMPLE_SECONDS / best))
 
@@ -95,10 +104,19 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def measure(row: Row, rounds: int, progress: Callable[[int], None] = lambda done: None) -> dict[str, Timing]:
-    """Checks the row, then times its candidates, and its limit as "limit"; calls `progress` after every round."""
+def measure(
+    row: Row, rounds: int, progress: Callable[[int], None] = lambda done: None, peers: Sequence[Peer] = ()
+) -> dict[str, Timing]:
+    """Checks the row, then times its candidates, its model in `peers`, and its limit as "limit".
+
+    Calls `progress` after every round.
+    """
     row.check()
-    calls = dict(row.candidates)
+    calls: dict[str, Callable[[], object] | Peer] = dict(row.candidates)
+    if row.model:
+        for peer in peers:
+            peer.load(row.model)
+            calls[peer.name] = peer
     if row.limit:
         calls["limit"] = row.limit
     repeats = {name: _repeats(call) for name, call in calls.items()}

@@ -12,6 +12,7 @@ from lcs_kernels.formats import SparseWeight
 from lcs_kernels.ops.sparse_conv2d import reference
 
 from .harness import Row, multiply_adds
+from .peers import Model
 from .sparse_linear import DENSITIES, fast_bfloat16
 
 LAYERS = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels, side
@@ -37,6 +38,8 @@ def check(x: torch.Tensor, weight: SparseWeight) -> None:
 def row(images: int, channels: int, side: int, density: float) -> Row:
     x, w = torch.randn(images, channels, side, side), torch.randn(channels, channels, 3, 3)
     weight = SparseWeight.pack(w * (torch.rand_like(w) < density))
+    conv = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False).requires_grad_(False)
+    conv.weight.copy_(weight.unpack())
     peers = {
         "torch float32": lambda: F.conv2d(x, w, padding=1),
         "torch float32, prepacked": prepacked(x, w),
@@ -51,6 +54,7 @@ def row(images: int, channels: int, side: int, density: float) -> Row:
         bytes=6 * weight.values.numel() + x.nbytes + x.nbytes,
         check=lambda: check(x, weight),
         limited_by="FMA",
+        model=Model(conv, x),
     )
 
 

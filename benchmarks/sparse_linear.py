@@ -13,6 +13,7 @@ from lcs_kernels.formats import SparseWeight
 from lcs_kernels.ops.sparse_linear import reference
 
 from .harness import Row, multiply_adds
+from .peers import Model
 
 FEATURES = 4096
 ROWS = (1, 16, 128)
@@ -56,6 +57,8 @@ def row(rows: int, density: float) -> Row:
     x, w = torch.randn(rows, FEATURES), torch.randn(FEATURES, FEATURES) / 64
     pruned = w * (torch.rand_like(w) < density)
     weight, compressed = SparseWeight.pack(pruned), csr(pruned)
+    linear = torch.nn.Linear(FEATURES, FEATURES, bias=False).requires_grad_(False)
+    linear.weight.copy_(pruned)
     peers = {
         "torch float32": lambda: F.linear(x, w),
         "torch CSR, 32-bit indices": lambda: F.linear(x, compressed),
@@ -70,6 +73,7 @@ def row(rows: int, density: float) -> Row:
         bytes=6 * weight.values.numel(),
         check=lambda: check(x, weight),
         limited_by="memory" if rows == 1 else "FMA",
+        model=Model(linear, x),
     )
 
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from .fusing import NotTraceable, fused
 from .layers import SubspaceLayer
 from .layers.frozen import FROZEN_LAYERS
 from .level_cache import LevelCache
@@ -58,7 +60,8 @@ class Counters:
     """What a frozen network has done so far.
 
     hits, builds, evictions: of levels. levels, nbytes: held now. dense: {"layer: reason": levels built so} of the
-    compressible layers that run dense; fallbacks: those of them that should run sparse and cannot.
+    compressible layers that run dense; fallbacks: those of them that should run sparse and cannot. unfused: why the
+    model's forward runs as it is written, without steps in place; empty where it does not.
     """
 
     hits: int
@@ -68,6 +71,7 @@ class Counters:
     nbytes: int
     dense: dict[str, int]
     fallbacks: dict[str, int]
+    unfused: str
 
 
 class Frozen:
@@ -76,7 +80,8 @@ class Frozen:
     Every level is made from the two stored ends, once, when it is first asked for, and never changed. A call looks its
     level up once; all layers read that one object, whatever other threads run or drop meanwhile. Each layer runs the
     sparse op where `lcs_kernels.costs` expects it to be faster for the shapes at hand, else torch's op on the dense
-    weight; the first call with a new input shape runs one more forward, dense, to learn the layers' shapes.
+    weight; the first call with a new input shape runs two more forwards, dense, to learn the layers' shapes and to
+    see that the fused forward (`lcs.fusing`) gives the model's own result.
 
     Calls run in the dtype of the weights, whatever autocast says, and in evaluation mode. Gradients reach x alone.
 
@@ -101,6 +106,8 @@ class Frozen:
             layer.slot, layer.index = slot, index
             layer.__class__ = FROZEN_LAYERS.get(type(layer), type(layer))
         device = self._layers[0].weight.device.type
+        self._fused, self._unfused = _fuse(model, device)
+        self._forwards: dict[tuple, nn.Module] = {}
         self._device = device if torch.amp.is_autocast_available(device) else None
         self._cache: LevelCache[Packed] = LevelCache(cache_bytes)
         self._shapes: dict[tuple, dict[int, Shape]] = {}
@@ -161,6 +168,7 @@ class Frozen:
             cache.nbytes,
             {name: n for (name, _), n in dense.items()},
             {name: n for (name, fallback), n in dense.items() if fallback},
+            self._unfused,
         )
 
     @property
@@ -193,18 +201,11 @@ class Frozen:
         with _autocast_off(self._device):
             inputs = signature(args, kwargs)
             packed = self._packed(level, self._chosen(level, inputs, args, kwargs))
-            output = self._forward(packed, args, kwargs)
+            output = _run(self._forwards.get(inputs, self.model), packed, args, kwargs)
         if inputs not in packed.inputs:
             _remember(packed.inputs, inputs, None)
             self._cache.settle()
         return output
-
-    def _forward(self, running: Packed | Trace, args: tuple, kwargs: dict):
-        token = RUNNING.set(running)
-        try:
-            return self.model(*args, **kwargs)
-        finally:
-            RUNNING.reset(token)
 
     def _packed(self, level: Level, choices: Choices) -> Packed:
         return self._cache.get(choices.key, lambda: self._pack(level, choices))
@@ -234,9 +235,18 @@ class Frozen:
     def _trace(self, level: Level, inputs: tuple, args: tuple, kwargs: dict) -> dict[int, Shape]:
         trace = Trace(pack(self._layers, level, self.recipe, [False] * len(self._layers)).tensors)
         with torch.no_grad():
-            self._forward(trace, args, kwargs)
+            expected = _run(self.model, trace, args, kwargs)
+            if self._fused is not None:
+                self._accept(inputs, expected, _run(self._fused, trace, args, kwargs))
         _remember(self._shapes, inputs, trace.shapes)
         return trace.shapes
+
+    def _accept(self, inputs: tuple, expected, found) -> None:
+        """Runs the fused forward on such inputs from now on, if it has computed what the model itself does."""
+        if _same(expected, found):
+            _remember(self._forwards, inputs, self._fused)
+        else:
+            self._unfused = "the fused forward gives another result"
 
     def _kept(self, layer: SubspaceLayer, level: Level) -> int:
         return self.recipe.keep(level.density, _size(layer)) if layer.compressed else _size(layer)
@@ -272,6 +282,34 @@ def freeze(subspace: Subspace, *, cache_bytes: int = CACHE_BYTES, strict: bool =
         if hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable"):
             del module.forward  # `Subspace.compile`: it would run the original model
     return Frozen(model.requires_grad_(False).eval(), subspace.recipe, cache_bytes=cache_bytes, strict=strict)
+
+
+def _fuse(model: nn.Module, device: str) -> tuple[nn.Module | None, str]:
+    if device == "meta":
+        return None, "tensors on meta hold no data to compare"
+    try:
+        return fused(model), ""
+    except NotTraceable as error:
+        return None, str(error)
+
+
+def _run(model: nn.Module, running: Packed | Trace, args: tuple, kwargs: dict):
+    token = RUNNING.set(running)
+    try:
+        return model(*args, **kwargs)
+    finally:
+        RUNNING.reset(token)
+
+
+def _same(a, b) -> bool:
+    """Whether two outputs of a model are the same bits, NaNs included."""
+    (xs, shape), (ys, other) = pytree.tree_flatten(a), pytree.tree_flatten(b)
+    return shape == other and all(
+        x.dtype == y.dtype and torch.equal(x.nan_to_num(), y.nan_to_num()) and torch.equal(x.isnan(), y.isnan())
+        if isinstance(x, Tensor) and isinstance(y, Tensor)
+        else x is y or x == y
+        for x, y in zip(xs, ys, strict=True)
+    )
 
 
 def signature(args: tuple, kwargs: dict) -> tuple:

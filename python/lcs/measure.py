@@ -108,7 +108,11 @@ def check_layers(frozen: Frozen, x: Tensor, level: Level) -> int:
     """
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
     named = {name: m for name, m in frozen.model.named_modules() if isinstance(m, SubspaceLayer)}
-    hooks = [m.register_forward_hook(lambda m, args, y: seen.update({m: (args[0], y)})) for m in named.values()]
+    # Copies, as what follows may work in place.
+    hooks = [
+        m.register_forward_hook(lambda m, args, y: seen.update({m: (args[0].clone(), y.clone())}))
+        for m in named.values()
+    ]
     kernels = {row.layer: row.kernel for row in frozen.report(x, level=level).rows}
     for hook in hooks:
         hook.remove()

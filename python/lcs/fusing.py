@@ -1,0 +1,143 @@
+"""The forward of a frozen network in cheaper steps that give the same bits: sums and ReLUs in place, faster pooling."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from .layers import SubspaceLayer
+
+
+class NotTraceable(Exception):
+    """The model's forward cannot be drawn as a graph; it runs as it is."""
+
+
+def fused(model: nn.Module) -> nn.Module:
+    """`model` with the same modules and another forward. Raises NotTraceable naming why there is none."""
+    try:
+        graph = _Tracer().trace(model)
+    except Exception as error:  # a forward is any Python, and may fail on a proxy in any way
+        raise NotTraceable(f"{type(error).__name__}: {error}") from error
+    modules = dict(model.named_modules())
+    for node in list(graph.nodes):
+        _rewrite(graph, node, modules)
+    graph.lint()
+    return fx.GraphModule(model, graph)
+
+
+class _Tracer(fx.Tracer):
+    """Layers of the subspace, and modules that somebody watches, stay whole."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, SubspaceLayer) or _hooked(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _hooked(m: nn.Module) -> bool:
+    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+
+
+def _rewrite(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> None:
+    step, args = _step(node, modules)
+    if step == "relu" and _fresh(args[0], modules):
+        before = args[0]
+        if before.target is add_into:  # one pass for both
+            before.target = add_relu_into
+            node.replace_all_uses_with(before)
+            graph.erase_node(node)
+        else:
+            _replace(graph, node, torch.relu_, args)
+    elif step == "add" and _fresh(args[0], modules) and args[0] is not args[1]:
+        _replace(graph, node, add_into, args)
+    elif step == "add" and _fresh(args[1], modules) and args[0] is not args[1]:
+        _replace(graph, node, add_into, args[::-1])
+    elif step == "max_pool2d":
+        _replace(graph, node, max_pool2d, args)
+
+
+def _step(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, tuple]:
+    """What a node does, if it is rewritten at all, and its arguments."""
+    plain = not node.kwargs or node.kwargs == {"inplace": False}
+    if node.op == "call_module":
+        module = modules[node.target]
+        if type(module) is nn.ReLU and not _hooked(module):
+            return "relu", node.args
+        if type(module) is nn.MaxPool2d and not _hooked(module) and not module.return_indices:
+            pool = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
+            return "max_pool2d", (*node.args, *pool)
+    elif plain and (node.target in (F.relu, torch.relu) or (node.op == "call_method" and node.target == "relu")):
+        return "relu", node.args[:1]
+    elif plain and node.target in (operator.add, torch.add) and all(isinstance(a, fx.Node) for a in node.args):
+        return "add", node.args
+    elif node.target in (F.max_pool2d, torch.max_pool2d):
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        given = dict(zip(("input", *names), node.args, strict=False)) | node.kwargs
+        if not given.pop("return_indices", False):
+            defaults = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
+            return "max_pool2d", tuple((defaults | given)[name] for name in ("input", *names))
+    return "", ()
+
+
+def _fresh(node: object, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node's result is a new tensor that nothing else reads, nor a backward pass."""
+    if not isinstance(node, fx.Node) or len(node.users) != 1:
+        return False
+    if node.op == "call_module":
+        return isinstance(modules[node.target], SubspaceLayer) and not _hooked(modules[node.target])
+    return node.target is add_into
+
+
+def _replace(graph: fx.Graph, node: fx.Node, target: Callable, args: tuple) -> None:
+    with graph.inserting_before(node):
+        new = graph.call_function(target, args)
+    node.replace_all_uses_with(new)
+    graph.erase_node(node)
+
+
+def add_into(a: Tensor, b: Tensor) -> Tensor:
+    """a + b, in the memory of `a` where it fits."""
+    return a.add_(b) if _fits(a, b) else a + b
+
+
+def add_relu_into(a: Tensor, b: Tensor) -> Tensor:
+    """relu(a + b), in the memory of `a` where it fits."""
+    return add_into(a, b).relu_()
+
+
+def _fits(a: Tensor, b: Tensor) -> bool:
+    """Whether a + b would be laid out as `a` is, too."""
+    return isinstance(b, Tensor) and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
+
+
+def max_pool2d(x: Tensor, kernel_size, stride, padding, dilation, ceil_mode: bool) -> Tensor:
+    """F.max_pool2d. NCHW images on the CPU go by rows, then columns, in vectors; torch takes their pixels one by one.
+
+    A gradient is torch's: ties would share it here.
+    """
+    (kh, kw), (ph, pw) = _pair(kernel_size), _pair(padding)
+    sh, sw = (kh, kw) if stride is None else _pair(stride)
+    fast = x.device.type == "cpu" and x.is_floating_point() and x.dim() == 4 and x.is_contiguous()
+    valid = fast and all(k <= n + 2 * p and 2 * p <= k for k, n, p in zip((kh, kw), x.shape[2:], (ph, pw), strict=True))
+    if not valid or x.requires_grad or dilation not in (1, (1, 1)) or ceil_mode:
+        return F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
+    rows, columns = (x.shape[2] + 2 * ph - kh) // sh + 1, (x.shape[3] + 2 * pw - kw) // sw + 1
+    if ph or pw:
+        x = F.pad(x, (pw, pw, ph, ph), value=-torch.inf)
+    x = _largest([x[:, :, i : i + (rows - 1) * sh + 1 : sh] for i in range(kh)])
+    return _largest([x[..., i : i + (columns - 1) * sw + 1 : sw] for i in range(kw)])
+
+
+def _largest(parts: list[Tensor]) -> Tensor:
+    if len(parts) == 1:
+        return parts[0].contiguous()
+    largest = torch.maximum(parts[0], parts[1])
+    for part in parts[2:]:
+        torch.maximum(largest, part, out=largest)
+    return largest
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)

@@ -1,0 +1,177 @@
+"""The fused forward gives the model's own bits, or the model's own forward runs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import lcs
+from lcs import models
+from lcs.fusing import add_into, add_relu_into, fused, max_pool2d
+
+X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def frozen(model):
+    return lcs.convert(model, lcs.Unstructured(), init="independent").eval().freeze()
+
+
+def targets(frozen):
+    return [node.target for node in frozen._fused.graph.nodes if node.op == "call_function"]
+
+
+@torch.no_grad()
+def own(fast, x, density):
+    """By the forward as it is written."""
+    fast._forwards.clear()
+    fast._fused, kept = None, fast._fused
+    fast._shapes.clear()
+    try:
+        return fast(x, density=density)
+    finally:
+        fast._fused = kept
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("name", models.NAMES)
+def test_models_give_the_same_bits(name, memory_format):
+    fast, x = frozen(models.build(name, 10, seed=0)), X.contiguous(memory_format=memory_format)
+    for density in (0.1, 1.0):
+        found = fast(x, density=density)
+        assert fast.counters.unfused == "" and fast._forwards
+        assert torch.equal(found, own(fast, x, density))
+        fast._shapes.clear()
+        fast._choices.clear()
+
+
+def test_what_is_fused_in_a_residual_network():
+    steps = targets(frozen(models.build("resnet18", 10, seed=0)))
+    assert steps.count(add_relu_into) == 8 and steps.count(max_pool2d) == 1
+    assert steps.count(torch.relu_) == 9 and F.relu not in steps
+
+
+class Reused(nn.Module):
+    """Sums and ReLUs whose input is read again, broadcast, or the same twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 1, 1)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        y = self.a(x)
+        z = F.relu(y) + y
+        y = self.a(z)
+        y = y + y
+        return self.b(y) + self.relu(self.a(y)) + 1
+
+
+def test_a_value_that_is_read_again_keeps():
+    fast = frozen(Reused())
+    found = fast(X, density=0.5)
+    assert fast.counters.unfused == "" and fast._forwards
+    assert torch.equal(found, own(fast, X, 0.5))
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.conv(x) if x.sum() > 0 else x
+
+
+def test_a_forward_that_branches_on_data_runs_as_it_is_and_is_named():
+    fast = frozen(Branching())
+    assert torch.equal(fast(-X.abs(), density=0.5), -X.abs())
+    assert "TraceError" in fast.counters.unfused
+
+
+class Counting(nn.Module):
+    """Its result depends on more than its arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.calls = nn.Conv2d(3, 3, 1), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.conv(x) + self.calls
+
+
+def test_another_result_is_refused_and_named():
+    fast = frozen(Counting())
+    first, second = fast(X, density=0.5), fast(X, density=0.5)
+    assert torch.allclose(second - first, torch.ones(()), atol=1e-5)
+    assert fast.counters.unfused == "the fused forward gives another result"
+
+
+def test_hooks_on_an_activation_still_run():
+    model, seen = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1)), []
+    model[1].register_forward_hook(lambda m, args, y: seen.append(y))
+    fast = frozen(model)
+    fast(X, density=0.5)
+    before = len(seen)
+    fast(X, density=0.5)
+    assert len(seen) == before + 1
+
+
+def test_gradients_reach_x():
+    fast = frozen(models.build("resnet18", 10, seed=0))
+    x = X.clone().requires_grad_()
+    fast(x, density=0.5).square().sum().backward()
+    found, x.grad = x.grad, None
+    fast._forwards.clear()
+    fast(x, density=0.5).square().sum().backward()
+    assert torch.equal(found, x.grad)
+
+
+POOLS = [
+    (3, 2, 1, 1, False),
+    (2, None, 0, 1, False),
+    ((3, 1), (1, 2), (1, 0), 1, False),
+    (1, 3, 0, 1, False),
+    (5, 2, 2, 1, True),
+    (3, 1, 0, 2, False),
+]
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_pooling_gives_the_same_bits(pool, dtype):
+    x = X.to(dtype).clone()
+    x[0, 0, 5, 5], x[0, 1, 3, 3], x[1, 2] = torch.nan, torch.inf, -torch.inf
+    for case in (x, x[..., :7, :9].contiguous(), x.contiguous(memory_format=torch.channels_last), x[0]):
+        found, expected = max_pool2d(case, *pool), F.max_pool2d(case, *pool)
+        assert torch.equal(found.nan_to_num(), expected.nan_to_num()) and torch.equal(found.isnan(), expected.isnan())
+
+
+def test_pooling_errors_are_torchs():
+    with pytest.raises(RuntimeError, match="too small"):
+        max_pool2d(X[..., :1, :1], 3, 2, 0, 1, False)
+    with pytest.raises(RuntimeError, match="pad"):
+        max_pool2d(X, 2, 2, 2, 1, False)
+
+
+def test_pooling_has_a_gradient():
+    x = X.clone().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: max_pool2d(x, 3, 2, 1, 1, False), X[:1, :1, :6, :6].double().requires_grad_()
+    )
+    assert max_pool2d(x, 3, 2, 1, 1, False).requires_grad
+
+
+def test_sums_in_place_fit_or_broadcast():
+    a, b = torch.randn(2, 3), torch.randn(2, 3)
+    expected = a + b
+    assert add_into(a, b) is a and torch.equal(a, expected)
+    assert torch.equal(add_relu_into(a.clone(), b[:1]), F.relu(a + b[:1]))
+    assert add_into(a, b.double()).dtype == torch.float64
+
+
+def test_fusing_leaves_the_model_alone():
+    subspace = lcs.convert(models.build("cpreresnet20", 10, seed=0), lcs.Unstructured()).eval()
+    before = list(subspace.model.state_dict())
+    fused(subspace.model)
+    assert list(subspace.model.state_dict()) == before
