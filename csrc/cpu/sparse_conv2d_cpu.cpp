@@ -202,15 +202,9 @@ class SparseConv2d {
     const int64_t n = columns.end - columns.begin, images = std::min(lanes_, a_.x.n - image);
     const int64_t step = a_.horizontal.stride, row_stride = a_.vertical.stride * a_.x.row_stride;
     const char* from = input(image, c, rows.first, columns.first);
-    if (lanes_ == 1 && step == 1) return load(from, row_stride, rows.end - rows.begin, n, to, pitch_, false);
+    if (lanes_ == 1) return load(from, row_stride, step, rows.end - rows.begin, n, to, pitch_, false);
     for (int64_t row = rows.begin; row < rows.end; ++row, from += row_stride * size_of(a_.dtype), to += pitch_ * lanes_)
-      if (lanes_ == 1)
-        load(from, step, n, 1, to, 1, true);
-      else if (step == 1)
-        load(from, a_.x.image_stride, images, n, to, lanes_, true);
-      else
-        for (int64_t i = 0; i < n; ++i)
-          load(from + i * step * size_of(a_.dtype), a_.x.image_stride, images, 1, to + i * lanes_, 1, true);
+      load(from, a_.x.image_stride, step, images, n, to, lanes_, true);
   }
 
   void fill_channels_last(int64_t image, int64_t begin, int64_t end, const Inside& rows, const Inside& columns,
@@ -220,17 +214,17 @@ class SparseConv2d {
     for (int64_t row = rows.begin; row < rows.end; ++row, to += pitch_ * lanes_) {
       const int64_t at = rows.first + (row - rows.begin) * a_.vertical.stride;
       if (lanes_ == 1)
-        load(input(image, begin, at, columns.first), step * a_.x.column_stride, n, end - begin, to, channel_, true);
+        load(input(image, begin, at, columns.first), step * a_.x.column_stride, 1, n, end - begin, to, channel_, true);
       else
         for (int64_t i = 0; i < n; ++i)
-          load(input(image, begin, at, columns.first + i * step), a_.x.image_stride, std::min(lanes_, a_.x.n - image),
-               end - begin, to + i * lanes_, channel_, true);
+          load(input(image, begin, at, columns.first + i * step), a_.x.image_stride, 1,
+               std::min(lanes_, a_.x.n - image), end - begin, to + i * lanes_, channel_, true);
     }
   }
 
-  void load(const void* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride,
-            bool transposed) const {
-    run_.load({from, to, from_stride, to_stride, rows, columns, a_.dtype, transposed});
+  void load(const void* from, int64_t from_stride, int64_t from_step, int64_t rows, int64_t columns, float* to,
+            int64_t to_stride, bool transposed) const {
+    run_.load({from, to, from_stride, from_step, to_stride, rows, columns, a_.dtype, transposed});
   }
 
   // Output channels [begin, end) of a panel: all sums of the band first, so that y is written in long runs.
@@ -298,7 +292,7 @@ class SparseConv2d {
 
   void store(const float* from, int64_t from_stride, int64_t rows, int64_t columns, void* to, int64_t to_stride,
              bool transposed) const {
-    run_.store({from, to, from_stride, to_stride, rows, columns, a_.dtype, transposed});
+    run_.store({from, to, from_stride, 1, to_stride, rows, columns, a_.dtype, transposed});
   }
 
   const SparseConv2dArgs& a_;

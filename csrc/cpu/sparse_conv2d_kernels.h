@@ -23,12 +23,12 @@ struct SparseTile {
   bool relu;
 };
 
-// Copies a rows x columns block between activations of `dtype` and float32, `columns` next to each other at the
-// source; `transposed`: they lie `to_stride` apart at the target, and the rows next to each other.
+// Copies a rows x columns block between activations of `dtype` and float32. At the source the columns of a row lie
+// `from_step` apart. `transposed`: at the target the columns lie `to_stride` apart, and the rows next to each other.
 struct SparseCopy {
   const void* from;
   void* to;
-  int64_t from_stride, to_stride, rows, columns;
+  int64_t from_stride, from_step, to_stride, rows, columns;
   DType dtype;
   bool transposed;
 };

@@ -15,7 +15,11 @@ using namespace single;
 
 constexpr int kSquare = 1, kMaxVectors = 8;
 template <class From, class To>
-inline void transpose(const From* from, int64_t, To* to, int64_t, int64_t, int64_t) {
+inline void copy_first(const From* from, int64_t, To* to, int64_t) {
+  store(to, rounded<To>(load(from)));
+}
+template <class From, class To>
+inline void transpose(const From* from, int64_t, int64_t, To* to, int64_t, int64_t, int64_t) {
   store(to, rounded<To>(load(from)));
 }
 // After the lanes it is written in.

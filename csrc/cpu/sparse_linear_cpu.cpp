@@ -20,7 +20,7 @@ void single_row(const SparseLinearArgs& a, int64_t i, const Parallel& parallel) 
   const auto copies = best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels);
   const auto run = best(scalar::sparse_linear_kernels, avx2::sparse_linear_kernels, avx512::sparse_linear_kernels);
   float *const x = scratch.reserve(w.columns + w.rows), *const y = x + w.columns;
-  copies.load({advance(a.x, i * w.columns, a.dtype), x, 0, 0, 1, w.columns, a.dtype, false});
+  copies.load({advance(a.x, i * w.columns, a.dtype), x, 0, 1, 0, 1, w.columns, a.dtype, false});
   parallel((w.rows + kRowsAtOnce - 1) / kRowsAtOnce, 1, [&](int64_t first, int64_t last) {
     const int64_t begin = first * kRowsAtOnce, end = std::min(w.rows, last * kRowsAtOnce);
     for (int64_t b = 0; b < w.blocks(); ++b) {
@@ -30,7 +30,7 @@ void single_row(const SparseLinearArgs& a, int64_t i, const Parallel& parallel) 
       run.dots({x + b * w.block, count + begin, w.index + at, w.values + at, a.bias ? a.bias + begin : nullptr,
                 y + begin, end - begin, b == 0, a.relu && b == w.blocks() - 1});
     }
-    copies.store({y + begin, advance(a.y, i * w.rows + begin, a.dtype), 0, 0, 1, end - begin, a.dtype, false});
+    copies.store({y + begin, advance(a.y, i * w.rows + begin, a.dtype), 0, 1, 0, 1, end - begin, a.dtype, false});
   });
 }
 

@@ -15,6 +15,20 @@ inline __m256 load_first(const BFloat16* p, int64_t n) {
   for (int64_t i = 0; i < n; ++i) padded[i] = p[i];
   return eight::load(padded);
 }
+// n elements `step` apart.
+template <class From>
+inline __m256 load_apart(const From* p, int64_t n, int64_t step) {
+  if (step == 1) return load_first(p, n);
+  From all[8] = {};
+  for (int64_t i = 0; i < n; ++i) all[i] = p[i * step];
+  return eight::load(all);
+}
+inline __m256 load_apart(const float* p, int64_t n, int64_t step) {
+  if (step != 2 || n != 8) return load_apart<float>(p, n, step);
+  // 0, 2, 8, 10 and 4, 6, 12, 14; no more than the 15 elements that are there is read
+  const __m256 pairs = _mm256_shuffle_ps(eight::load(p), eight::load(p + 7), _MM_SHUFFLE(3, 1, 2, 0));
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(pairs), _MM_SHUFFLE(3, 1, 2, 0)));
+}
 // Not a masked store, which some processors take dozens of cycles for.
 inline void store_first(float* p, __m256 x, int64_t n) {
   if (n == 8) return eight::store(p, x);
@@ -38,11 +52,18 @@ inline void store_first(BFloat16* p, __m256 x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = all[i];
 }
 
-// to[column * to_stride + row] = from[row * from_stride + column], for at most 8 rows and columns.
+// to[i] = from[i * step], for at most 8 elements.
 template <class From, class To>
-inline void transpose(const From* from, int64_t from_stride, To* to, int64_t to_stride, int64_t rows, int64_t columns) {
+inline void copy_first(const From* from, int64_t step, To* to, int64_t n) {
+  store_first(to, load_apart(from, n, step), n);
+}
+
+// to[column * to_stride + row] = from[row * from_stride + column * step], for at most 8 rows and columns.
+template <class From, class To>
+inline void transpose(const From* from, int64_t from_stride, int64_t step, To* to, int64_t to_stride, int64_t rows,
+                      int64_t columns) {
   __m256 r[8], t[8];
-  for (int i = 0; i < 8; ++i) r[i] = i < rows ? load_first(from + i * from_stride, columns) : _mm256_setzero_ps();
+  for (int i = 0; i < 8; ++i) r[i] = i < rows ? load_apart(from + i * from_stride, columns, step) : _mm256_setzero_ps();
   for (int i = 0; i < 4; ++i) {
     t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
     t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
