@@ -2,6 +2,7 @@
 // Weights go by blocks of 32, one word of mask bits; a tail runs as a block copied to and from the stack.
 constexpr int kBlock = 32;
 constexpr int kVectors = kBlock / kLanes;
+constexpr int kAhead = 512;  // weights fetched ahead: too much is computed on each for the processor to look so far
 
 template <class In, class Out, bool kLine>
 struct Types {
@@ -30,6 +31,12 @@ auto with_types(DType in, DType out, bool line, Body body) {
   return with_out<float>(out, line, body);
 }
 
+// The lines of a block.
+template <bool kWrite, class E>
+void fetch_block(const E* block) {
+  for (int i = 0; i < kBlock; i += 64 / int(sizeof(E))) __builtin_prefetch(block + i, kWrite);
+}
+
 // w in registers, rounded to Out.
 template <class T>
 struct Blend {
@@ -41,6 +48,11 @@ struct Blend {
         w1(static_cast<const typename T::in*>(chunk.w1)),
         c0(set1(1.0f - alpha)),
         c1(set1(alpha)) {}
+
+  void fetch(int64_t i) const {
+    fetch_block<false>(w0 + i);
+    if constexpr (T::line) fetch_block<false>(w1 + i);
+  }
 
   Float at(int64_t i) const {
     if constexpr (T::line)
@@ -87,51 +99,47 @@ void keys_of(const InterpolatePruneLayer& chunk, float alpha, int32_t* keys) {
   copy(keys + whole, block, chunk.n - whole);
 }
 
-template <class E>
-void gather_keys(const E* w, const uint16_t* offsets, int64_t n, int32_t* keys) {
-  E block[kBlock];
-  for (int64_t j = 0; j < n; j += kBlock) {
-    const int64_t count = n - j < kBlock ? n - j : kBlock;
-    for (int64_t k = 0; k < count; ++k) block[k] = w[offsets[j + k]];
-    keys_of<Types<E, E, false>>({block, nullptr, nullptr, nullptr, count}, 0, keys + j);
-  }
-}
-
 template <class T>
 struct Classifier {
   Blend<T> blend;
-  Key low, above;
+  Key low, width, middle;
   UndecidedList list;
   Census census;
 
-  Classifier(const InterpolatePruneLayer& chunk, float alpha, KeyRange bracket, UndecidedList undecided)
-      : blend(chunk, alpha), low(set1_key(bracket.low)), above(set1_key(bracket.high + 1)), list(undecided) {}
+  Classifier(const InterpolatePruneLayer& chunk, float alpha, KeyRange bracket, int32_t from, UndecidedList undecided)
+      : blend(chunk, alpha),
+        low(set1_key(bracket.low)),
+        width(set1_key(bracket.high - bracket.low)),
+        middle(set1_key(from)),
+        list(undecided) {}
 
   void block(const Blend<T>& from, int64_t i, uint32_t valid, typename T::out* w, uint32_t* word, int base) {
-    uint32_t kept = 0, decided = 0;
+    Mask stays[kVectors], undecided[kVectors];
+    from.fetch(i + kAhead);
+    fetch_block<true>(w + kAhead);
     for (int v = 0; v < kVectors; ++v) {
       const Float x = from.at(i + v * kLanes);
       const Key key = magnitude(x);
-      const Mask stays = at_least(key, low);
-      store(w + v * kLanes, where(stays, x));
-      kept |= to_bits(stays) << (v * kLanes);
-      decided |= to_bits(at_least(key, above)) << (v * kLanes);
+      stays[v] = at_least(key, middle);
+      undecided[v] = within(key, low, width);
+      store(w + v * kLanes, where(stays[v], x));
     }
-    *word = kept & valid;
-    const uint32_t inside = *word & ~decided;
-    if (census.undecided > list.room - kBlock && inside) census.listed = false;
-    census.kept += __builtin_popcount(decided & valid);
-    const int count =
-        census.listed ? append(list.offsets + census.undecided, inside, base) : __builtin_popcount(inside);
-    census.undecided += count;
+    *word = word_of(stays) & valid;
+    const uint32_t inside = word_of(undecided) & valid;
+    census.written += __builtin_popcount(*word);
+    // No branch on what memory has yet to deliver: a list that is full is written over at its end.
+    const int64_t last = list.room - kBlock, at = census.undecided < last ? census.undecided : last;
+    census.listed &= (inside == 0) | (census.undecided <= last);
+    census.undecided += append(list.offsets + at, inside, base);
   }
 };
 
 template <class T>
-Census classify_chunk(const InterpolatePruneLayer& chunk, float alpha, KeyRange bracket, UndecidedList undecided) {
+Census classify_chunk(const InterpolatePruneLayer& chunk, float alpha, KeyRange bracket, int32_t middle,
+                      UndecidedList undecided) {
   const int64_t whole = chunk.n / kBlock * kBlock;
   auto* w = static_cast<typename T::out*>(chunk.w);
-  Classifier<T> run(chunk, alpha, bracket, undecided);
+  Classifier<T> run(chunk, alpha, bracket, middle, undecided);
   for (int64_t i = 0; i < whole; i += kBlock) run.block(run.blend, i, ~0u, w + i, chunk.mask_bits + i / kBlock, int(i));
   if (whole == chunk.n) return run.census;
   Tail<T> tail(chunk, whole);
@@ -195,16 +203,19 @@ void keys(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, 
   with_types(in, out, chunk.w1, [&](auto types) { keys_of<decltype(types)>(chunk, alpha, to); });
 }
 
-void keys_at(const void* w, DType out, const uint16_t* offsets, int64_t n, int32_t* to) {
-  if (out == DType::bfloat16) return gather_keys(static_cast<const BFloat16*>(w), offsets, n, to);
-  if (out == DType::float16) return gather_keys(static_cast<const Float16*>(w), offsets, n, to);
-  gather_keys(static_cast<const float*>(w), offsets, n, to);
-}
-
-Census classify(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, KeyRange bracket,
+Census classify(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, KeyRange bracket, int32_t middle,
                 UndecidedList list) {
   return with_types(in, out, chunk.w1,
-                    [&](auto types) { return classify_chunk<decltype(types)>(chunk, alpha, bracket, list); });
+                    [&](auto types) { return classify_chunk<decltype(types)>(chunk, alpha, bracket, middle, list); });
+}
+
+void inside(const int32_t* keys, int64_t n, KeyRange range, uint32_t* bits) {
+  const Key low = set1_key(range.low), width = set1_key(range.high - range.low);
+  for (int64_t i = 0; i < n; i += kBlock) {
+    Mask found[kVectors];
+    for (int v = 0; v < kVectors; ++v) found[v] = within(load_keys(keys + i + v * kLanes), low, width);
+    bits[i / kBlock] = word_of(found);
+  }
 }
 
 double backward(const InterpolatePruneBackwardLayer& chunk, float alpha, DType in, DType out) {

@@ -13,7 +13,7 @@ namespace {
 #include "interpolate_prune.inl"
 }  // namespace
 
-InterpolatePruneKernels interpolate_prune_kernels() { return {keys, classify, keys_at, backward}; }
+InterpolatePruneKernels interpolate_prune_kernels() { return {keys, classify, inside, backward}; }
 
 }  // namespace lcs::avx2
 LCS_TARGET_END

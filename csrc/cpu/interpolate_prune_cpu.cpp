@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <climits>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -21,8 +23,9 @@ namespace {
 
 constexpr KeyRange kKeepAll{-1, -1}, kKeepNone{INT_MAX - 1, INT_MAX - 1};
 constexpr int64_t kSampleAll = 1 << 12;  // up to so many weights the sample is the whole
-constexpr int64_t kRun = 32;             // weights sampled side by side: a block of the kernels
-constexpr int64_t kAhead = 64;           // weights fetched ahead
+constexpr int64_t kBlock = 32;           // weights of a word of mask bits
+constexpr int64_t kRun = kBlock;         // weights sampled side by side
+constexpr int64_t kGathered = 128;       // weights gathered at once
 constexpr int64_t kMaxSample = 1 << 16;
 constexpr double kDeviations = 4;  // half the bracket, in standard deviations of a sampled rank
 constexpr int64_t kMargin = 8;     // and at least so many sampled ranks
@@ -36,10 +39,13 @@ struct Chunk {
   InterpolatePruneLayer weights;
   int64_t segment;
   uint16_t* undecided;  // offsets
+  char* values;         // theirs, as w holds them where they stay
   int32_t* keys;        // theirs
   Census census;
+  int64_t kept;                                // above the bracket
   int64_t drop;                                // how many of the threshold's ties go, the first ones of the chunk
-  std::unique_ptr<uint16_t[]> long_offsets{};  // what undecided and keys point to where they were too short
+  std::unique_ptr<uint16_t[]> long_offsets{};  // what these point to where the lists were too short
+  std::unique_ptr<char[]> long_values{};
   std::unique_ptr<int32_t[]> long_keys{};
 };
 
@@ -48,27 +54,20 @@ struct Segment {
   std::span<Chunk> chunks;
   int64_t n, keep;
   KeyRange bracket{};
+  int64_t rank = 0;                        // of the threshold, among the undecided
+  int32_t middle = 0;                      // from which on the undecided are written as if they stayed
   std::unique_ptr<Histogram> undecided{};  // of the keys in the bracket; only where there is more than one chunk
   int32_t threshold = 0;
 };
 
-// Makes weights of a chunk zero.
 template <class Word>
-struct Dropper {
-  Word* w;
-  uint32_t* mask_bits;
-  Word spare = 0;
+void gather(const void* from, const uint16_t* at, int64_t n, void* to) {
+  for (int64_t i = 0; i < n; ++i) static_cast<Word*>(to)[i] = static_cast<const Word*>(from)[at[i]];
+}
 
-  explicit Dropper(const InterpolatePruneLayer& chunk) : w(static_cast<Word*>(chunk.w)), mask_bits(chunk.mask_bits) {}
-
-  // No branch, which could not be predicted, and no access to a weight that stays.
-  Word* target(bool lost, int64_t i) { return lost ? w + i : &spare; }
-  void fetch(bool lost, int64_t i) { __builtin_prefetch(target(lost, i), 1, 2); }
-  void where(bool lost, int64_t i) {
-    *target(lost, i) = 0;
-    mask_bits[i / 32] &= ~(uint32_t(lost) << (i % 32));
-  }
-};
+void gather(const void* from, const uint16_t* at, int64_t n, DType type, void* to) {
+  size_of(type) == 4 ? gather<uint32_t>(from, at, n, to) : gather<uint16_t>(from, at, n, to);
+}
 
 class Pruner {
  public:
@@ -78,7 +77,11 @@ class Pruner {
   }
 
   void run() {
-    over_segments(total_, [this](Segment& s) { s.bracket = guess(s); });
+    over_segments(total_, [this](Segment& s) {
+      const auto [bracket, middle] = guess(s);
+      s.bracket = bracket;
+      s.middle = std::clamp(middle, bracket.low, bracket.high);
+    });
     parallel_(int64_t(chunks_.size()), grain(total_), [this](int64_t i, int64_t end) {
       while (i < end) i = classify(i, end);
     });
@@ -98,11 +101,12 @@ class Pruner {
   // In chunks or segments; too little work, in weights, does not wake a thread.
   static int64_t grain(int64_t work) { return work < 2 * kChunk ? INT64_MAX : 1; }
 
+  // The last ones first: they have just been worked on, and may still be cached.
   template <class Items, class Body>
   void over(Items&& items, int64_t work, Body body) {
     if (items.size() == 1) return body(items[0]);  // which may then use the threads itself
     parallel_(int64_t(items.size()), grain(work), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) body(items[i]);
+      for (int64_t i = end; i-- > begin;) body(items[i]);
     });
   }
 
@@ -137,17 +141,20 @@ class Pruner {
       }
       for (int64_t begin = 0; begin < layers[i].n; begin += kChunk) {
         const int64_t n = std::min(kChunk, layers[i].n - begin);
-        chunks_.push_back({slice(layers[i], begin, n), int64_t(segments_.size()) - 1, nullptr, nullptr, {}, 0});
+        chunks_.push_back(
+            {slice(layers[i], begin, n), int64_t(segments_.size()) - 1, nullptr, nullptr, nullptr, {}, 0, 0});
         lists += list_size(n);
       }
       segments_.back().n += layers[i].n;
       total_ += layers[i].n;
     }
     offsets_ = std::make_unique_for_overwrite<uint16_t[]>(lists);
+    values_ = std::make_unique_for_overwrite<char[]>(lists * size_of(args_.out));
     keys_ = std::make_unique_for_overwrite<int32_t[]>(lists);
     lists = 0;
     for (Chunk& c : chunks_) {
       c.undecided = &offsets_[lists];
+      c.values = &values_[lists * size_of(args_.out)];
       c.keys = &keys_[lists];
       lists += list_size(c.weights.n);
     }
@@ -163,9 +170,27 @@ class Pruner {
     run_.keys(weights, args_.alpha, args_.in, args_.out, to);
   }
 
-  void classify(Chunk& c, KeyRange bracket, int64_t room = kMaxUndecided) const {
-    c.census = run_.classify(c.weights, args_.alpha, args_.in, args_.out, bracket, {c.undecided, room});
-    if (c.census.listed) run_.keys_at(c.weights.w, args_.out, c.undecided, c.census.undecided, c.keys);
+  void classify(Chunk& c, const Segment& s, int64_t room = kMaxUndecided) const {
+    c.census = run_.classify(c.weights, args_.alpha, args_.in, args_.out, s.bracket, s.middle, {c.undecided, room});
+    c.kept = c.census.written - c.census.undecided;  // where the bracket is one key, or else of no use
+    if (!c.census.listed) return;
+    for (int64_t j = 0; j < c.census.undecided; j += kGathered)
+      gather(c, j, std::min(kGathered, c.census.undecided - j));
+    c.kept = c.census.written -
+             std::count_if(c.keys, c.keys + c.census.undecided, [&](int32_t key) { return key >= s.middle; });
+  }
+
+  // Keys and values of n undecided, from the j-th on.
+  void gather(const Chunk& c, int64_t j, int64_t n) const {
+    alignas(64) char w0[kGathered * 4], w1[kGathered * 4];
+    uint32_t mask_bits[kGathered / kBlock];
+    uint16_t none[kListSlack];
+    const uint16_t* const at = c.undecided + j;
+    const InterpolatePruneLayer block{w0, c.weights.w1 ? w1 : nullptr, c.values + j * size_of(args_.out), mask_bits, n};
+    lcs::gather(c.weights.w0, at, n, args_.in, w0);
+    if (block.w1) lcs::gather(c.weights.w1, at, n, args_.in, w1);
+    keys(block, c.keys + j);
+    run_.classify(block, args_.alpha, args_.in, args_.out, kKeepAll, kKeepAll.low, {none, kListSlack});
   }
 
   // Classifies from chunk i to the end of its segment, at most to `end`; returns how far it came.
@@ -176,7 +201,7 @@ class Pruner {
     Histogram found;
     for (; i < last; ++i) {
       Chunk& c = chunks_[i];
-      classify(c, s.bracket);
+      classify(c, s);
       if (count && c.census.listed) found.add({c.keys, size_t(c.census.undecided)}, s.bracket);
     }
     if (!count) return last;
@@ -188,40 +213,88 @@ class Pruner {
 
   // Narrows the bracket to the bin of the threshold; returns how many listed keys `sift` has to compare with it.
   int64_t narrow(Segment& s) const {
-    int64_t rank = s.keep, undecided = 0;
+    int64_t undecided = 0;
+    s.rank = s.keep;
     for (const Chunk& c : s.chunks) {
-      rank -= c.census.kept;
+      s.rank -= c.kept;
       undecided += c.census.undecided;
     }
-    if (s.bracket.low == s.bracket.high || rank == 0 || rank == undecided) s.undecided.reset();
+    if (s.bracket.low == s.bracket.high || s.rank == 0 || s.rank == undecided) s.undecided.reset();
     if (!s.undecided) return 0;
-    const int32_t bin = s.undecided->find(rank);
+    const int32_t bin = s.undecided->find(s.rank);
     s.bracket = Histogram::bins(s.bracket, bin, bin);
     return undecided;
   }
 
   // Drops the undecided below the bracket and keeps those above it.
-  void sift(Chunk& c) const { size_of(args_.out) == 4 ? sift<uint32_t>(c) : sift<uint16_t>(c); }
-
-  template <class Word>
   void sift(Chunk& c) const {
     const Segment& s = segments_[c.segment];
     if (!s.undecided) return;
-    const KeyRange bracket = s.bracket;
-    Dropper<Word> drop(c.weights);
+    const int64_t n = c.census.undecided;
+    Patches patches;
+    each_inside(c, n, {s.middle, s.bracket.low - 1}, [&](int64_t j) { lose(patches, c, c.undecided[j]); });
+    each_inside(c, n, {s.bracket.high + 1, s.middle - 1}, [&](int64_t j) { keep(patches, c, j); });
+    apply(patches, c);
     int64_t rest = 0;
-    for (int64_t j = 0; j < c.census.undecided; ++j) {
-      const int64_t ahead = std::min(j + kAhead, c.census.undecided - 1);
-      drop.fetch(c.keys[ahead] < bracket.low, c.undecided[ahead]);
-      const int32_t key = c.keys[j];
-      const uint16_t at = c.undecided[j];
-      drop.where(key < bracket.low, at);
-      c.census.kept += key > bracket.high;
-      c.keys[rest] = key;
-      c.undecided[rest] = at;
-      rest += (key >= bracket.low) & (key <= bracket.high);
-    }
+    each_inside(c, n, s.bracket, [&](int64_t j) {
+      const int64_t size = size_of(args_.out);
+      std::memmove(c.values + rest * size, c.values + j * size, size);
+      c.keys[rest] = c.keys[j];
+      c.undecided[rest++] = c.undecided[j];
+    });
     c.census.undecided = rest;
+  }
+
+  // Calls body(j) for each of a chunk's first n keys that lies in the range, in order.
+  template <class Body>
+  void each_inside(const Chunk& c, int64_t n, KeyRange range, Body body) const {
+    if (range.low > range.high) return;
+    uint32_t bits[kChunk / kBlock];
+    run_.inside(c.keys, n, range, bits);
+    for (int64_t word = 0; word * kBlock < n; ++word) {
+      const int64_t rest = n - word * kBlock;
+      uint32_t set = rest < kBlock ? bits[word] & ((1u << rest) - 1) : bits[word];
+      for (; set; set &= set - 1) body(word * kBlock + std::countr_zero(set));
+    }
+  }
+
+  // Weights that were written otherwise than they turned out.
+  struct Patches {
+    uint16_t lost[kGathered], kept[kGathered];  // offsets; places among the undecided
+    int64_t losses = 0, keeps = 0;
+  };
+
+  void lose(Patches& patches, const Chunk& c, int64_t at) const {
+    patches.lost[patches.losses++] = uint16_t(at);
+    if (patches.losses == kGathered) apply(patches, c);
+  }
+
+  void keep(Patches& patches, const Chunk& c, int64_t j) const {
+    patches.kept[patches.keeps++] = uint16_t(j);
+    if (patches.keeps == kGathered) apply(patches, c);
+  }
+
+  void apply(Patches& patches, const Chunk& c) const {
+    size_of(args_.out) == 4 ? apply<uint32_t>(patches, c) : apply<uint16_t>(patches, c);
+  }
+
+  template <class Word>
+  void apply(Patches& patches, const Chunk& c) const {
+    Word* const w = static_cast<Word*>(c.weights.w);
+    uint32_t* const bits = c.weights.mask_bits;
+    for (int64_t i = 0; i < patches.losses; ++i) __builtin_prefetch(w + patches.lost[i], 1);
+    for (int64_t i = 0; i < patches.keeps; ++i) __builtin_prefetch(w + c.undecided[patches.kept[i]], 1);
+    for (int64_t i = 0; i < patches.losses; ++i) {
+      const uint16_t at = patches.lost[i];
+      w[at] = 0;
+      bits[at / kBlock] &= ~(1u << at % kBlock);
+    }
+    for (int64_t i = 0; i < patches.keeps; ++i) {
+      const uint16_t at = c.undecided[patches.kept[i]];
+      std::memcpy(w + at, c.values + patches.kept[i] * sizeof(Word), sizeof(Word));
+      bits[at / kBlock] |= 1u << at % kBlock;
+    }
+    patches.losses = patches.keeps = 0;
   }
 
   // How many runs of how many weights a chunk gives to a sample of `size` weights of its segment.
@@ -261,25 +334,26 @@ class Pruner {
     return found;
   }
 
-  KeyRange guess(const Segment& s) const {
-    if (s.keep == s.n) return kKeepAll;
-    if (s.keep == 0) return kKeepNone;
+  Enclosed guess(const Segment& s) const {
+    if (s.keep == s.n) return {kKeepAll, kKeepAll.low};
+    if (s.keep == 0) return {kKeepNone, kKeepNone.low};
     // Sampling costs in proportion to the sample, ranking the bracket to n / sqrt(sample): this size balances them.
-    const double balanced = 2 * std::cbrt(double(s.n) * double(s.n));
+    const double balanced = 1.4 * std::cbrt(double(s.n) * double(s.n));
     const std::vector<int32_t> found = sample(s, s.n <= kSampleAll ? s.n : std::min(int64_t(balanced), kMaxSample));
-    const std::span<const int32_t> list = found;
-    const KeyRange all = range_of(list);
     const int64_t m = found.size();
+    const KeyRange all = range_of(found);
+    std::array<std::span<const int32_t>, 4> lists;  // for as many threads
+    for (int64_t i = 0; i < 4; ++i) lists[i] = std::span(found).subspan(i * m / 4, (i + 1) * m / 4 - i * m / 4);
     if (m == s.n) {
-      const int32_t key = select_greatest({&list, 1}, all, s.keep, parallel_).key;
-      return {key, key};
+      const int32_t key = select_greatest(lists, all, s.keep, parallel_).key;
+      return {{key, key}, key};
     }
     const double share = double(s.keep) / double(s.n);
     const int64_t rank = std::llround(share * double(m));
     const int64_t margin = kMargin + int64_t(kDeviations * std::sqrt(double(m) * share * (1 - share)));
     const int64_t first = rank - margin, last = rank + margin;
-    const KeyRange middle = enclose({&list, 1}, all, std::max<int64_t>(first, 1), std::min(last, m), parallel_);
-    return {last > m ? 0 : middle.low, first < 1 ? kNanKey : middle.high};
+    const auto [range, middle] = enclose(lists, all, std::max<int64_t>(first, 1), std::min(last, m), parallel_);
+    return {{last > m ? 0 : range.low, first < 1 ? kNanKey : range.high}, middle};
   }
 
   // Where the undecided crowd in few chunks, as in sorted data, these get lists that are long enough.
@@ -292,9 +366,11 @@ class Pruner {
       const int64_t room = c.census.undecided + kListSlack;
       c.long_offsets = std::make_unique_for_overwrite<uint16_t[]>(room + kListSlack);
       c.long_keys = std::make_unique_for_overwrite<int32_t[]>(room + kListSlack);
+      c.long_values = std::make_unique_for_overwrite<char[]>(room * size_of(args_.out));
       c.undecided = c.long_offsets.get();
+      c.values = c.long_values.get();
       c.keys = c.long_keys.get();
-      classify(c, s.bracket, room);
+      classify(c, s, room);
       if (s.undecided) s.undecided->add({c.keys, size_t(c.census.undecided)}, s.bracket);
     }
   }
@@ -303,7 +379,7 @@ class Pruner {
     int64_t kept = 0, undecided = 0;
     bool listed = true;
     for (const Chunk& c : s.chunks) {
-      kept += c.census.kept;
+      kept += c.kept;
       undecided += c.census.undecided;
       listed &= c.census.listed;
     }
@@ -319,7 +395,8 @@ class Pruner {
       prefix = prefix << bits | count(s, shift, bits, prefix).find(rank);
     }
     s.bracket = {prefix, prefix};
-    over(s.chunks, s.n, [&](Chunk& c) { classify(c, s.bracket); });
+    s.middle = prefix;
+    over(s.chunks, s.n, [&](Chunk& c) { classify(c, s); });
   }
 
   // Counts, among the keys that begin with `prefix`, the next `bits` bits, which lie at `shift`.
@@ -338,19 +415,18 @@ class Pruner {
 
   // Ranks the undecided, and shares out the ties to drop: the lowest indices first.
   void settle(Segment& s) const {
-    int64_t rank = s.keep, undecided = 0;
+    int64_t undecided = 0;
     std::vector<std::span<const int32_t>> lists;
     for (const Chunk& c : s.chunks) {
-      rank -= c.census.kept;
       undecided += c.census.undecided;
       lists.emplace_back(c.keys, size_t(c.census.undecided));
     }
     const bool one_key = s.bracket.low == s.bracket.high;
-    Ranked ranked{s.bracket.low, rank, undecided};
-    if (rank == 0)
+    Ranked ranked{s.bracket.low, s.rank, undecided};
+    if (s.rank == 0)
       ranked = {INT_MAX, 0, 0};
-    else if (rank < undecided && !one_key)
-      ranked = select_greatest(lists, s.bracket, rank, parallel_);
+    else if (s.rank < undecided && !one_key)
+      ranked = select_greatest(lists, s.bracket, s.rank, parallel_);
     s.threshold = ranked.key;
     int64_t surplus = ranked.ties - ranked.kept;
     for (size_t i = 0; surplus > 0; ++i) {
@@ -360,36 +436,43 @@ class Pruner {
     }
   }
 
-  // Drops the undecided that lost; without a list they are all the threshold's ties.
-  template <class Word>
-  void resolve(const Chunk& c, int32_t threshold) const {
-    Dropper<Word> drop(c.weights);
-    int64_t ties = c.drop;
-    const auto lost = [&](int32_t key) {
-      const bool tie = (key == threshold) & (ties > 0);  // no branch: it could not be predicted
-      ties -= tie;
-      return (key < threshold) | tie;
-    };
-    if (c.census.listed) {
-      for (int64_t j = 0; j < c.census.undecided; ++j) drop.where(lost(c.keys[j]), c.undecided[j]);
-    } else {
-      std::vector<int32_t> key(c.weights.n);
-      run_.keys({c.weights.w, nullptr, nullptr, nullptr, c.weights.n}, 0, args_.out, args_.out, key.data());
-      const int32_t low = segments_[c.segment].bracket.low;
-      for (int64_t i = 0; i < c.weights.n; ++i) drop.where(key[i] == low && lost(key[i]), i);
-    }
-  }
-
+  // Drops the undecided that lost and keeps the others.
   void resolve(const Chunk& c) const {
     const Segment& s = segments_[c.segment];
-    if (s.threshold <= s.bracket.low && c.drop == 0) return;
-    if (!c.census.listed && (s.threshold > s.bracket.low || c.drop == c.census.undecided)) {
-      const KeyRange above{s.bracket.low + 1,
-                           s.bracket.low + 1};  // the bracket is one key, and no weight that has it stays
-      run_.classify(c.weights, args_.alpha, args_.in, args_.out, above, {c.undecided, kMaxUndecided});
+    Patches patches;
+    int64_t ties = c.drop;
+    const auto lost = [&](int32_t key) {
+      const bool tie = (key == s.threshold) & (ties > 0);
+      ties -= tie;
+      return key < s.threshold || tie;
+    };
+    if (c.census.listed)
+      for (int64_t j = 0; j < c.census.undecided; ++j) {
+        const bool goes = lost(c.keys[j]), written = c.keys[j] >= s.middle;
+        if (goes && written) lose(patches, c, c.undecided[j]);
+        if (!goes && !written) keep(patches, c, j);
+      }
+    else
+      resolve_unlisted(c, s, [&](int32_t key, int64_t at) {
+        if (lost(key)) lose(patches, c, at);
+      });
+    apply(patches, c);
+  }
+
+  // The bracket is one key, whose ties have been kept so far.
+  template <class Decide>
+  void resolve_unlisted(const Chunk& c, const Segment& s, Decide decide) const {
+    const int32_t low = s.bracket.low;
+    if (s.threshold <= low && c.drop == 0) return;
+    if (s.threshold > low || c.drop == c.census.undecided) {
+      run_.classify(c.weights, args_.alpha, args_.in, args_.out, {low + 1, low + 1}, low + 1,
+                    {c.undecided, kMaxUndecided});
       return;
     }
-    size_of(args_.out) == 4 ? resolve<uint32_t>(c, s.threshold) : resolve<uint16_t>(c, s.threshold);
+    std::vector<int32_t> key(c.weights.n);
+    keys(c.weights, key.data());
+    for (int64_t i = 0; i < c.weights.n; ++i)
+      if (key[i] == low) decide(key[i], i);
   }
 
   const InterpolatePruneArgs& args_;
@@ -400,6 +483,7 @@ class Pruner {
   std::vector<Chunk> chunks_;
   std::mutex mutex_;
   std::unique_ptr<uint16_t[]> offsets_;
+  std::unique_ptr<char[]> values_;
   std::unique_ptr<int32_t[]> keys_;
 };
 

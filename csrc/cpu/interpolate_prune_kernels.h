@@ -16,7 +16,7 @@ struct UndecidedList {
 };
 
 struct Census {
-  int64_t kept = 0;       // keys above the bracket
+  int64_t written = 0;    // weights kept for now
   int64_t undecided = 0;  // keys in it
   bool listed = true;     // whether every undecided weight's offset fitted the list
 };
@@ -24,11 +24,12 @@ struct Census {
 struct InterpolatePruneKernels {
   // keys[i] for i in [0, n)
   void (*keys)(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, int32_t* keys);
-  // Prunes keys below the bracket, keeps those above, and keeps for now and lists in order those inside: the undecided.
+  // Prunes keys below the bracket and keeps those above. Those inside, the undecided, it lists in order, and for now
+  // keeps them from `middle` on.
   Census (*classify)(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, KeyRange bracket,
-                     UndecidedList undecided);
-  // keys[j] of w[offsets[j]] for j in [0, n)
-  void (*keys_at)(const void* w, DType out, const uint16_t* offsets, int64_t n, int32_t* keys);
+                     int32_t middle, UndecidedList undecided);
+  // bits: which of n keys lie in the range. Whole blocks of 32 keys are read, and told as if they were there.
+  void (*inside)(const int32_t* keys, int64_t n, KeyRange range, uint32_t* bits);
   // Returns the chunk's share of alpha's gradient.
   double (*backward)(const InterpolatePruneBackwardLayer& chunk, float alpha, DType in, DType out);
 };

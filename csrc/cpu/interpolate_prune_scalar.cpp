@@ -11,6 +11,6 @@ namespace {
 #include "interpolate_prune.inl"
 }  // namespace
 
-InterpolatePruneKernels interpolate_prune_kernels() { return {keys, classify, keys_at, backward}; }
+InterpolatePruneKernels interpolate_prune_kernels() { return {keys, classify, inside, backward}; }
 
 }  // namespace lcs::scalar

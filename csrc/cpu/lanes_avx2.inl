@@ -63,9 +63,22 @@ inline Key set1_key(int32_t x) { return _mm256_set1_epi32(x); }
 inline Key magnitude(Float x) {
   return _mm256_min_epi32(_mm256_and_si256(_mm256_castps_si256(x), set1_key(0x7fffffff)), set1_key(kNanKey));
 }
+inline Key load_keys(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline void store_keys(int32_t* p, Key x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
 inline Mask at_least(Key a, Key b) {
   return _mm256_castsi256_ps(_mm256_cmpgt_epi32(a, _mm256_sub_epi32(b, set1_key(1))));
+}
+// low <= a <= low + width, unsigned
+inline Mask within(Key a, Key low, Key width) {
+  const Key distance = _mm256_sub_epi32(a, low);
+  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_min_epu32(distance, width), distance));
+}
+// The bits of four masks.
+inline uint32_t word_of(const Mask* m) {
+  const __m256i low = _mm256_packs_epi32(_mm256_castps_si256(m[0]), _mm256_castps_si256(m[1])),
+                high = _mm256_packs_epi32(_mm256_castps_si256(m[2]), _mm256_castps_si256(m[3]));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  return uint32_t(_mm256_movemask_epi8(_mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order)));
 }
 inline uint32_t to_bits(Mask m) { return uint32_t(_mm256_movemask_ps(m)); }
 inline Mask from_bits(uint32_t bits) {
@@ -74,14 +87,13 @@ inline Mask from_bits(uint32_t bits) {
 }
 inline Float where(Mask m, Float x) { return _mm256_and_ps(m, x); }
 
-// Two at once without a branch, which could not be predicted; more are rare where a bracket is narrow.
+// Four at once without a branch, which could not be predicted; more are rare where a bracket is narrow.
 inline int append(uint16_t* list, uint32_t inside, int base) {
   const int count = __builtin_popcount(inside);
-  for (int i = 0; i == 0 || i < count; i += 2) {
-    list[i] = uint16_t(base + int(_tzcnt_u32(inside)));
-    inside = _blsr_u32(inside);
-    list[i + 1] = uint16_t(base + int(_tzcnt_u32(inside)));
-    inside = _blsr_u32(inside);
-  }
+  for (int i = 0; i == 0 || i < count; i += 4)
+    for (int j = i; j < i + 4; ++j) {
+      list[j] = uint16_t(base + int(_tzcnt_u32(inside)));
+      inside = _blsr_u32(inside);
+    }
   return count;
 }

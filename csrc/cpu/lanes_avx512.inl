@@ -51,9 +51,12 @@ inline Key set1_key(int32_t x) { return _mm512_set1_epi32(x); }
 inline Key magnitude(Float x) {
   return _mm512_min_epi32(_mm512_and_si512(_mm512_castps_si512(x), set1_key(0x7fffffff)), set1_key(kNanKey));
 }
+inline Key load_keys(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline void store_keys(int32_t* p, Key x) { _mm512_storeu_si512(p, x); }
 inline Mask at_least(Key a, Key b) { return _mm512_cmpge_epi32_mask(a, b); }
 // Not a plain conversion: gcc 12 reloads 32 bits of a mask that it spilled as 16.
+inline Mask within(Key a, Key low, Key width) { return _mm512_cmple_epu32_mask(_mm512_sub_epi32(a, low), width); }
+inline uint32_t word_of(const Mask* m) { return uint32_t(m[1]) << 16 | uint32_t(m[0]); }
 inline uint32_t to_bits(Mask m) { return _cvtmask16_u32(m); }
 inline Mask from_bits(uint32_t bits) { return Mask(bits); }
 inline Float where(Mask m, Float x) { return _mm512_maskz_mov_ps(m, x); }

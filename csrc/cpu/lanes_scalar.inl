@@ -59,8 +59,15 @@ inline float reduce(Float x) { return x; }
 inline Float raised_to(Float x, Float floor) { return x < floor ? floor : x; }  // a NaN stays
 inline Key magnitude(Float x) { return std::min(std::bit_cast<int32_t>(x) & 0x7fffffff, kNanKey); }
 inline Key set1_key(int32_t x) { return x; }
+inline Key load_keys(const int32_t* p) { return *p; }
 inline void store_keys(int32_t* p, Key x) { *p = x; }
 inline Mask at_least(Key a, Key b) { return a >= b; }
+inline Mask within(Key a, Key low, Key width) { return uint32_t(a) - uint32_t(low) <= uint32_t(width); }
+inline uint32_t word_of(const Mask* m) {
+  uint32_t word = 0;
+  for (int i = 0; i < 32; ++i) word |= uint32_t(m[i]) << i;
+  return word;
+}
 inline uint32_t to_bits(Mask m) { return m; }
 inline Mask from_bits(uint32_t bits) { return bits & 1; }
 inline Float where(Mask m, Float x) { return m ? x : 0.0f; }

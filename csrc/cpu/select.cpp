@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <mutex>
+#include <numeric>
 #include <vector>
 
 namespace lcs {
@@ -59,15 +60,21 @@ KeyRange Histogram::bins(KeyRange range, int32_t from, int32_t to) {
 }
 
 KeyRange range_of(std::span<const int32_t> keys) {
-  KeyRange range{keys[0], keys[0]};
-  for (int32_t key : keys) range = {std::min(range.low, key), std::max(range.high, key)};
-  return range;
+  int32_t low = keys[0], high = keys[0];
+  for (int32_t key : keys) low = std::min(low, key), high = std::max(high, key);
+  return {low, high};
 }
 
 int32_t Histogram::find(int64_t& rank) const {
   int32_t bin = kBins - 1;
   for (; bin > 0 && rank > count[bin]; --bin) rank -= count[bin];
   return bin;
+}
+
+int32_t Histogram::place(KeyRange range, int64_t rank) const {
+  const int32_t bin = find(rank);
+  const KeyRange part = bins(range, bin, bin);
+  return part.high - int32_t(double(part.high - part.low) * double(rank) / double(std::max<int64_t>(count[bin], 1)));
 }
 
 Histogram histogram_of(int64_t n, int64_t grain, const Parallel& parallel,
@@ -83,9 +90,11 @@ Histogram histogram_of(int64_t n, int64_t grain, const Parallel& parallel,
   return sum;
 }
 
-KeyRange enclose(KeyLists lists, KeyRange range, int64_t first, int64_t last, const Parallel& parallel) {
+Enclosed enclose(KeyLists lists, KeyRange range, int64_t first, int64_t last, const Parallel& parallel) {
+  const int64_t wanted = last - first + 1;
   for (int round = 0; round < 2 && range.low < range.high; ++round) {
     const Histogram histogram = count(lists, range, parallel);
+    const int32_t middle = histogram.place(range, std::midpoint(first, last));
     int64_t rank = last;
     const int32_t from = histogram.find(rank);
     rank = first;
@@ -93,12 +102,14 @@ KeyRange enclose(KeyLists lists, KeyRange range, int64_t first, int64_t last, co
     last -= first - rank;
     first = rank;
     range = Histogram::bins(range, from, to);
+    const int64_t found = std::accumulate(histogram.count + from, histogram.count + to + 1, int64_t{0});
+    if (found <= wanted + wanted / 8) return {range, middle};
   }
   KeyRange found{range.high, range.low};
   for (const auto& keys : lists)
     for (int32_t key : keys)
       if (key >= range.low && key <= range.high) found = {std::min(found.low, key), std::max(found.high, key)};
-  return found;
+  return {found, std::midpoint(found.low, found.high)};
 }
 
 // Each round keeps one of 2048 equal parts of the range: at most three rounds for 31 bits.

@@ -23,6 +23,9 @@ struct Histogram {
   // The bin in which `rank` falls; reduces `rank` by what lies in the bins above.
   int32_t find(int64_t& rank) const;
 
+  // About where the key of `rank` lies in `range`.
+  int32_t place(KeyRange range, int64_t rank) const;
+
   // The keys of `range` that `add` counts in the bins `from` to `to`.
   static KeyRange bins(KeyRange range, int32_t from, int32_t to);
 };
@@ -34,9 +37,14 @@ KeyRange range_of(std::span<const int32_t> keys);
 Histogram histogram_of(int64_t n, int64_t grain, const Parallel& parallel,
                        const std::function<void(int64_t begin, int64_t end, Histogram&)>& add);
 
-// A range that holds the keys from rank `first` to rank `last`, at most 2^-21 of `within` wider than it must be; both
-// its ends are keys.
-KeyRange enclose(KeyLists lists, KeyRange within, int64_t first, int64_t last, const Parallel& parallel);
+struct Enclosed {
+  KeyRange range;
+  int32_t middle;  // about where the middle rank lies
+};
+
+// A range that holds the keys from rank `first` to rank `last`, and of other keys at most an eighth as many. Where keys
+// lie too close for that it is at most 2^-21 of `within` wider than it must be, and both its ends are keys.
+Enclosed enclose(KeyLists lists, KeyRange within, int64_t first, int64_t last, const Parallel& parallel);
 
 struct Ranked {
   int32_t key;

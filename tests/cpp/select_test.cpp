@@ -27,15 +27,21 @@ void check_select(lcs::KeyLists lists, lcs::KeyRange within, const std::vector<i
   CHECK(found.key == *from && found.kept == rank - (from - keys.begin()) && found.ties == to - from);
 }
 
-// Two rounds of 2048 bins, each up to twice a 2048th of its range wide: no end is a bin of the second round too far
-// out.
+// Not many more keys than wanted, or else two rounds of 2048 bins, each up to twice a 2048th of its range wide: no end
+// is a bin of the second round too far out.
 void check_enclose(lcs::KeyLists lists, lcs::KeyRange within, const std::vector<int32_t>& keys, int64_t first,
                    int64_t last, const lcs::Parallel& parallel) {
-  const lcs::KeyRange found = lcs::enclose(lists, within, first, last, parallel);
-  const int64_t high = keys[first - 1], low = keys[last - 1];
+  const auto [found, middle] = lcs::enclose(lists, within, first, last, parallel);
+  const int64_t high = keys[first - 1], low = keys[last - 1], wanted = last - first + 1;
   CHECK(found.low <= low && high <= found.high);
+  CHECK(found.low <= middle && middle <= found.high);
+  const int64_t inside =
+      std::count_if(keys.begin(), keys.end(), [&](int32_t key) { return key >= found.low && key <= found.high; });
+  if (inside <= wanted + wanted / 8) return;
   const int64_t bin = (high - low + 2 * (int64_t{within.high} - within.low) / 1024) / 1024 + 1;
   CHECK(low - found.low <= bin && found.high - high <= bin);
+  CHECK(std::binary_search(keys.begin(), keys.end(), found.low, std::greater<>()));
+  CHECK(std::binary_search(keys.begin(), keys.end(), found.high, std::greater<>()));
 }
 
 void check(const Lists& lists, int32_t low, int32_t high) {
