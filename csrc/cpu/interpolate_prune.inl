@@ -31,10 +31,12 @@ auto with_types(DType in, DType out, bool line, Body body) {
   return with_out<float>(out, line, body);
 }
 
-// The lines of a block.
+// The lines of a block that may lie past the end of an array.
 template <bool kWrite, class E>
-void fetch_block(const E* block) {
-  for (int i = 0; i < kBlock; i += 64 / int(sizeof(E))) __builtin_prefetch(block + i, kWrite);
+void fetch_block(const E* array, int64_t i) {
+  const uintptr_t block = reinterpret_cast<uintptr_t>(array) + uintptr_t(i) * sizeof(E);
+  for (uintptr_t line = 0; line < kBlock * sizeof(E); line += 64)
+    __builtin_prefetch(reinterpret_cast<const void*>(block + line), kWrite);
 }
 
 // w in registers, rounded to Out.
@@ -50,8 +52,8 @@ struct Blend {
         c1(set1(alpha)) {}
 
   void fetch(int64_t i) const {
-    fetch_block<false>(w0 + i);
-    if constexpr (T::line) fetch_block<false>(w1 + i);
+    fetch_block<false>(w0, i);
+    if constexpr (T::line) fetch_block<false>(w1, i);
   }
 
   Float at(int64_t i) const {
@@ -116,7 +118,7 @@ struct Classifier {
   void block(const Blend<T>& from, int64_t i, uint32_t valid, typename T::out* w, uint32_t* word, int base) {
     Mask stays[kVectors], undecided[kVectors];
     from.fetch(i + kAhead);
-    fetch_block<true>(w + kAhead);
+    fetch_block<true>(w, kAhead);
     for (int v = 0; v < kVectors; ++v) {
       const Float x = from.at(i + v * kLanes);
       const Key key = magnitude(x);
@@ -127,9 +129,9 @@ struct Classifier {
     *word = word_of(stays) & valid;
     const uint32_t inside = word_of(undecided) & valid;
     census.written += __builtin_popcount(*word);
-    // No branch on what memory has yet to deliver: a list that is full is written over at its end.
-    const int64_t last = list.room - kBlock, at = census.undecided < last ? census.undecided : last;
-    census.listed &= (inside == 0) | (census.undecided <= last);
+    // No branch on what memory has yet to deliver: past its room a list is written over, in its slack.
+    const int64_t at = census.undecided < list.room ? census.undecided : list.room;
+    census.listed &= (inside == 0) | (census.undecided <= list.room - kBlock);
     census.undecided += append(list.offsets + at, inside, base);
   }
 };

@@ -51,6 +51,13 @@ def test_dtypes(isa, source, dtype, kind):
     check(w0, None, 0.7, 5000, dtype)
 
 
+def test_as_many_ties_as_a_list_holds_or_a_few_more(isa):
+    """2048 offsets of a chunk are listed; weights that are no ties follow them."""
+    for ties in range(2010, 2090):
+        w0 = torch.cat([torch.ones(ties), torch.full((4097 - ties,), -2.0)])
+        check(w0, w0.clone(), 0.3, 4097 - ties // 2)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_change_nothing(threads, kind):
     torch.manual_seed(2)
