@@ -38,12 +38,13 @@ InterpolatePruneKernels kernels() {
 struct Chunk {
   InterpolatePruneLayer weights;
   int64_t segment;
-  uint16_t* undecided;  // offsets
-  char* values;         // theirs, as w holds them where they stay
-  int32_t* keys;        // theirs
-  Census census;
-  int64_t kept;                                // above the bracket
-  int64_t drop;                                // how many of the threshold's ties go, the first ones of the chunk
+  int64_t slot;                   // where the lists have room for as many undecided as may be
+  uint16_t* undecided = nullptr;  // offsets
+  char* values = nullptr;         // theirs, as w holds them where they stay
+  int32_t* keys = nullptr;        // theirs
+  Census census{};
+  int64_t kept = 0;                            // above the bracket
+  int64_t drop = 0;                            // how many of the threshold's ties go, the first ones of the chunk
   std::unique_ptr<uint16_t[]> long_offsets{};  // what these point to where the lists were too short
   std::unique_ptr<char[]> long_values{};
   std::unique_ptr<int32_t[]> long_keys{};
@@ -141,8 +142,7 @@ class Pruner {
       }
       for (int64_t begin = 0; begin < layers[i].n; begin += kChunk) {
         const int64_t n = std::min(kChunk, layers[i].n - begin);
-        chunks_.push_back(
-            {slice(layers[i], begin, n), int64_t(segments_.size()) - 1, nullptr, nullptr, nullptr, {}, 0, 0});
+        chunks_.push_back({slice(layers[i], begin, n), int64_t(segments_.size()) - 1, lists});
         lists += list_size(n);
       }
       segments_.back().n += layers[i].n;
@@ -151,19 +151,18 @@ class Pruner {
     offsets_ = std::make_unique_for_overwrite<uint16_t[]>(lists);
     values_ = std::make_unique_for_overwrite<char[]>(lists * size_of(args_.out));
     keys_ = std::make_unique_for_overwrite<int32_t[]>(lists);
-    lists = 0;
-    for (Chunk& c : chunks_) {
-      c.undecided = &offsets_[lists];
-      c.values = &values_[lists * size_of(args_.out)];
-      c.keys = &keys_[lists];
-      lists += list_size(c.weights.n);
-    }
     first.push_back(chunks_.size());
     for (size_t i = 0; i < segments_.size(); ++i) {
       Segment& s = segments_[i];
       s.chunks = std::span(chunks_).subspan(first[i], first[i + 1] - first[i]);
       s.keep = std::clamp<int64_t>(s.keep, 0, s.n);
     }
+  }
+
+  void place(Chunk& c, int64_t slot) const {
+    c.undecided = &offsets_[slot];
+    c.values = &values_[slot * size_of(args_.out)];
+    c.keys = &keys_[slot];
   }
 
   void keys(const InterpolatePruneLayer& weights, int32_t* to) const {
@@ -199,10 +198,14 @@ class Pruner {
     const int64_t last = std::min(end, &s.chunks.back() - chunks_.data() + 1);
     const bool count = s.chunks.size() > 1 && s.bracket.low < s.bracket.high;
     Histogram found;
-    for (; i < last; ++i) {
+    // One list behind the other, as whoever reads them again has to wait for memory where each begins.
+    for (int64_t slot = chunks_[i].slot; i < last; ++i) {
       Chunk& c = chunks_[i];
+      place(c, slot);
       classify(c, s);
-      if (count && c.census.listed) found.add({c.keys, size_t(c.census.undecided)}, s.bracket);
+      if (!c.census.listed) continue;
+      slot += (c.census.undecided + kBlock - 1) / kBlock * kBlock;
+      if (count) found.add({c.keys, size_t(c.census.undecided)}, s.bracket);
     }
     if (!count) return last;
     const std::lock_guard lock(mutex_);
@@ -396,7 +399,10 @@ class Pruner {
     }
     s.bracket = {prefix, prefix};
     s.middle = prefix;
-    over(s.chunks, s.n, [&](Chunk& c) { classify(c, s); });
+    over(s.chunks, s.n, [&](Chunk& c) {
+      place(c, c.slot);
+      classify(c, s);
+    });
   }
 
   // Counts, among the keys that begin with `prefix`, the next `bits` bits, which lie at `shift`.
