@@ -471,8 +471,8 @@ class Pruner {
     const int32_t low = s.bracket.low;
     if (s.threshold <= low && c.drop == 0) return;
     if (s.threshold > low || c.drop == c.census.undecided) {
-      run_.classify(c.weights, args_.alpha, args_.in, args_.out, {low + 1, low + 1}, low + 1,
-                    {c.undecided, kMaxUndecided});
+      uint16_t list[kMaxUndecided + kListSlack];
+      run_.classify(c.weights, args_.alpha, args_.in, args_.out, {low + 1, low + 1}, low + 1, {list, kMaxUndecided});
       return;
     }
     std::vector<int32_t> key(c.weights.n);

@@ -13,6 +13,7 @@ BACKWARD = torch.ops.lcs.interpolate_prune_foreach_backward.default
 SHAPES = [(16, 3, 3, 3), (1,), (0,), (7, 33), (130, 257), (64,), (5, 5)]
 SIZES = [torch.Size(shape).numel() for shape in SHAPES]
 ALPHA = torch.tensor(0.3)
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def layers(kind):
@@ -49,6 +50,25 @@ def test_threads_change_nothing(threads, kind):
     for keep in (torch.tensor(total // 5), torch.tensor([w.numel() // 4 for w in w0s])):
         for actual, expected in zip(OP(w0s, w1s, ALPHA, keep), reference(w0s, w1s, ALPHA, keep), strict=True):
             assert_all_same(actual, expected)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_layers_of_every_kind(seed, isa):
+    """Layers of several chunks, easy and hard side by side, on one to three threads."""
+    torch.manual_seed(seed)
+    source, dtype = (DTYPES[i] for i in torch.randint(3, (2,)))
+    kinds, sizes = list(KINDS.values()), torch.randint(1, 60_000, (5,)).tolist()
+    ends = zip(*(kinds[int(torch.randint(len(kinds), ()))](n) for n in sizes), strict=True)
+    w0s, w1s = ([w.to(source) for w in end] for end in ends)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 + seed % 3)
+    try:
+        for keep in (torch.tensor([int(torch.randint(n + 1, ())) for n in sizes]), torch.tensor(sum(sizes) // 3)):
+            args = (w0s, w1s if seed % 2 else [], ALPHA, keep, dtype)
+            for actual, expected in zip(OP(*args), reference(*args), strict=True):
+                assert_all_same(actual, expected)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_together_ranks_across_layers():
