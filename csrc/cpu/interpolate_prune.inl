@@ -106,26 +106,34 @@ struct Classifier {
   Blend<T> blend;
   Key low, width, middle;
   UndecidedList list;
+  bool streams;
   Census census;
 
-  Classifier(const InterpolatePruneLayer& chunk, float alpha, KeyRange bracket, int32_t from, UndecidedList undecided)
+  Classifier(const InterpolatePruneLayer& chunk, float alpha, KeyRange bracket, int32_t from, UndecidedList undecided,
+             bool stream)
       : blend(chunk, alpha),
         low(set1_key(bracket.low)),
         width(set1_key(bracket.high - bracket.low)),
         middle(set1_key(from)),
-        list(undecided) {}
+        list(undecided),
+        streams(stream) {}
 
   void block(const Blend<T>& from, int64_t i, uint32_t valid, typename T::out* w, uint32_t* word, int base) {
     Mask stays[kVectors], undecided[kVectors];
+    Float pruned[kVectors];
     from.fetch(i + kAhead);
-    fetch_block<true>(w, kAhead);
+    if (!streams) fetch_block<true>(w, kAhead);
     for (int v = 0; v < kVectors; ++v) {
       const Float x = from.at(i + v * kLanes);
       const Key key = magnitude(x);
       stays[v] = at_least(key, middle);
       undecided[v] = within(key, low, width);
-      store(w + v * kLanes, where(stays[v], x));
+      pruned[v] = where(stays[v], x);
     }
+    if (streams)
+      for (int v = 0; v < kVectors; ++v) stream(w + v * kLanes, pruned[v]);
+    else
+      for (int v = 0; v < kVectors; ++v) store(w + v * kLanes, pruned[v]);
     *word = word_of(stays) & valid;
     const uint32_t inside = word_of(undecided) & valid;
     census.written += __builtin_popcount(*word);
@@ -138,11 +146,13 @@ struct Classifier {
 
 template <class T>
 Census classify_chunk(const InterpolatePruneLayer& chunk, float alpha, KeyRange bracket, int32_t middle,
-                      UndecidedList undecided) {
+                      UndecidedList undecided, bool stream) {
   const int64_t whole = chunk.n / kBlock * kBlock;
   auto* w = static_cast<typename T::out*>(chunk.w);
-  Classifier<T> run(chunk, alpha, bracket, middle, undecided);
+  Classifier<T> run(chunk, alpha, bracket, middle, undecided, stream);
   for (int64_t i = 0; i < whole; i += kBlock) run.block(run.blend, i, ~0u, w + i, chunk.mask_bits + i / kBlock, int(i));
+  if (stream) stream_end();
+  run.streams = false;
   if (whole == chunk.n) return run.census;
   Tail<T> tail(chunk, whole);
   const uint32_t valid = (1u << (chunk.n - whole)) - 1;
@@ -206,9 +216,10 @@ void keys(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, 
 }
 
 Census classify(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, KeyRange bracket, int32_t middle,
-                UndecidedList list) {
-  return with_types(in, out, chunk.w1,
-                    [&](auto types) { return classify_chunk<decltype(types)>(chunk, alpha, bracket, middle, list); });
+                UndecidedList list, bool stream) {
+  return with_types(in, out, chunk.w1, [&](auto types) {
+    return classify_chunk<decltype(types)>(chunk, alpha, bracket, middle, list, stream);
+  });
 }
 
 void inside(const int32_t* keys, int64_t n, KeyRange range, uint32_t* bits) {

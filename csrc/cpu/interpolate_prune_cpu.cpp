@@ -29,7 +29,9 @@ constexpr int64_t kGathered = 128;       // weights gathered at once
 constexpr int64_t kMaxSample = 1 << 16;
 constexpr double kDeviations = 4;  // half the bracket, in standard deviations of a sampled rank
 constexpr int64_t kMargin = 8;     // and at least so many sampled ranks
-constexpr int64_t kPerListed = 8;  // weights that could be classified in the time that one listed takes
+constexpr int64_t kLine = 64;
+constexpr int64_t kStreamed = 8 << 20;  // bytes of w that no cache would keep until they are read
+constexpr int64_t kPerListed = 8;       // weights that could be classified in the time that one listed takes
 
 InterpolatePruneKernels kernels() {
   return best(scalar::interpolate_prune_kernels, avx2::interpolate_prune_kernels, avx512::interpolate_prune_kernels);
@@ -145,9 +147,11 @@ class Pruner {
         chunks_.push_back({slice(layers[i], begin, n), int64_t(segments_.size()) - 1, lists});
         lists += list_size(n);
       }
+      stream_ &= reinterpret_cast<uintptr_t>(layers[i].w) % kLine == 0;
       segments_.back().n += layers[i].n;
       total_ += layers[i].n;
     }
+    stream_ &= total_ * size_of(args_.out) >= kStreamed;
     offsets_ = std::make_unique_for_overwrite<uint16_t[]>(lists);
     values_ = std::make_unique_for_overwrite<char[]>(lists * size_of(args_.out));
     keys_ = std::make_unique_for_overwrite<int32_t[]>(lists);
@@ -170,7 +174,8 @@ class Pruner {
   }
 
   void classify(Chunk& c, const Segment& s, int64_t room = kMaxUndecided) const {
-    c.census = run_.classify(c.weights, args_.alpha, args_.in, args_.out, s.bracket, s.middle, {c.undecided, room});
+    c.census =
+        run_.classify(c.weights, args_.alpha, args_.in, args_.out, s.bracket, s.middle, {c.undecided, room}, stream_);
     c.kept = c.census.written - c.census.undecided;  // where the bracket is one key, or else of no use
     if (!c.census.listed) return;
     for (int64_t j = 0; j < c.census.undecided; j += kGathered)
@@ -189,7 +194,7 @@ class Pruner {
     lcs::gather(c.weights.w0, at, n, args_.in, w0);
     if (block.w1) lcs::gather(c.weights.w1, at, n, args_.in, w1);
     keys(block, c.keys + j);
-    run_.classify(block, args_.alpha, args_.in, args_.out, kKeepAll, kKeepAll.low, {none, kListSlack});
+    run_.classify(block, args_.alpha, args_.in, args_.out, kKeepAll, kKeepAll.low, {none, kListSlack}, false);
   }
 
   // Classifies from chunk i to the end of its segment, at most to `end`; returns how far it came.
@@ -472,7 +477,8 @@ class Pruner {
     if (s.threshold <= low && c.drop == 0) return;
     if (s.threshold > low || c.drop == c.census.undecided) {
       uint16_t list[kMaxUndecided + kListSlack];
-      run_.classify(c.weights, args_.alpha, args_.in, args_.out, {low + 1, low + 1}, low + 1, {list, kMaxUndecided});
+      run_.classify(c.weights, args_.alpha, args_.in, args_.out, {low + 1, low + 1}, low + 1, {list, kMaxUndecided},
+                    false);
       return;
     }
     std::vector<int32_t> key(c.weights.n);
@@ -485,6 +491,7 @@ class Pruner {
   const Parallel& parallel_;
   const InterpolatePruneKernels run_;
   int64_t total_ = 0;
+  bool stream_ = true;
   std::vector<Segment> segments_;
   std::vector<Chunk> chunks_;
   std::mutex mutex_;

@@ -25,9 +25,9 @@ struct InterpolatePruneKernels {
   // keys[i] for i in [0, n)
   void (*keys)(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, int32_t* keys);
   // Prunes keys below the bracket and keeps those above. Those inside, the undecided, it lists in order, and for now
-  // keeps them from `middle` on.
+  // keeps them from `middle` on. `stream`: w goes past the caches; it then begins at a cache line.
   Census (*classify)(const InterpolatePruneLayer& chunk, float alpha, DType in, DType out, KeyRange bracket,
-                     int32_t middle, UndecidedList undecided);
+                     int32_t middle, UndecidedList undecided, bool stream);
   // bits: which of n keys lie in the range. Whole blocks of 32 keys are read, and told as if they were there.
   void (*inside)(const int32_t* keys, int64_t n, KeyRange range, uint32_t* bits);
   // Returns the chunk's share of alpha's gradient.

@@ -22,6 +22,16 @@ inline void store(Float16* p, Float x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 
+// Past the caches, to whole vectors' addresses; seen by other threads after stream_end().
+inline void stream(float* p, Float x) { _mm256_stream_ps(p, x); }
+template <class T>
+inline void stream(T* p, Float x) {
+  T packed[kLanes];
+  store(packed, x);
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), load_half(packed));
+}
+inline void stream_end() { _mm_sfence(); }
+
 template <class T>
 inline Float rounded(Float x) {
   if constexpr (std::is_same_v<T, BFloat16>) {

@@ -21,6 +21,16 @@ inline void store(Float16* p, Float x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 
+// Past the caches, to whole vectors' addresses; seen by other threads after stream_end().
+inline void stream(float* p, Float x) { _mm512_stream_ps(p, x); }
+template <class T>
+inline void stream(T* p, Float x) {
+  T packed[kLanes];
+  store(packed, x);
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(packed)));
+}
+inline void stream_end() { _mm_sfence(); }
+
 template <class T>
 inline Float rounded(Float x) {
   if constexpr (std::is_same_v<T, BFloat16>) {

@@ -35,6 +35,12 @@ inline void store(Float16* p, Float value) {
 }
 
 template <class T>
+inline void stream(T* p, Float x) {
+  store(p, x);
+}
+inline void stream_end() {}
+
+template <class T>
 inline Float rounded(Float x) {
   if constexpr (std::is_same_v<T, BFloat16>) {
     const uint32_t bits = std::bit_cast<uint32_t>(x);
