@@ -134,7 +134,8 @@ class SparseConv2d {
   void run_many(int64_t panels) const {
     parallel_(panels, 1, [&](int64_t begin, int64_t end) {
       static thread_local Scratch<float> panel, sums;
-      float* x = cleared(panel, 1);
+      float* const x = panel.reserve(panel_floats());
+      clear(x, 0, a_.x.channels);
       for (int64_t i = begin; i < end; ++i) {
         fill(i, 0, a_.x.channels, x);
         multiply(i, 0, a_.y.channels, x, sums);
@@ -145,14 +146,16 @@ class SparseConv2d {
   // Few: all threads fill them, then share out the rows of the weight.
   void run_few(int64_t panels) const {
     static thread_local Scratch<float> panel;
-    float* const x = cleared(panel, panels);
+    float* const x = panel.reserve(panels * panel_floats());
     const int64_t channels = std::max<int64_t>(ceil_div(a_.x.channels, kTasks), 1),
                   rows = ceil_div(a_.y.channels, ceil_div(kTasks, panels));
     const int64_t fills = ceil_div(a_.x.channels, channels), shares = ceil_div(a_.y.channels, rows);
     parallel_(panels * fills, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        fill(i / fills, i % fills * channels, std::min(a_.x.channels, (i % fills + 1) * channels),
-             x + i / fills * panel_floats());
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = i % fills * channels, last = std::min(a_.x.channels, first + channels);
+        clear(x + i / fills * panel_floats(), first, last);
+        fill(i / fills, first, last, x + i / fills * panel_floats());
+      }
     });
     parallel_(panels * shares, 1, [&](int64_t begin, int64_t end) {
       static thread_local Scratch<float> sums;
@@ -162,10 +165,9 @@ class SparseConv2d {
     });
   }
 
-  float* cleared(Scratch<float>& scratch, int64_t panels) const {
-    float* x = scratch.reserve(panels * panel_floats());
-    std::memset(x, 0, size_t(panels * panel_floats()) * sizeof(float));
-    return x;
+  // Channels [begin, end): what `fill` leaves is the padding left and right of the rows.
+  void clear(float* panel, int64_t begin, int64_t end) const {
+    std::memset(panel + begin * channel_, 0, size_t((end - begin) * channel_) * sizeof(float));
   }
 
   const char* input(int64_t image, int64_t channel, int64_t row, int64_t column) const {

@@ -120,22 +120,28 @@ def max_pool2d(x: Tensor, kernel_size, stride, padding, dilation, ceil_mode: boo
     (kh, kw), (ph, pw) = _pair(kernel_size), _pair(padding)
     sh, sw = (kh, kw) if stride is None else _pair(stride)
     fast = x.device.type == "cpu" and x.is_floating_point() and x.dim() == 4 and x.is_contiguous()
-    valid = fast and all(k <= n + 2 * p and 2 * p <= k for k, n, p in zip((kh, kw), x.shape[2:], (ph, pw), strict=True))
+    valid = fast and all(k <= n + 2 * p and 2 * p < k for k, n, p in zip((kh, kw), x.shape[2:], (ph, pw), strict=True))
     if not valid or x.requires_grad or dilation not in (1, (1, 1)) or ceil_mode:
         return F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
-    rows, columns = (x.shape[2] + 2 * ph - kh) // sh + 1, (x.shape[3] + 2 * pw - kw) // sw + 1
-    if ph or pw:
-        x = F.pad(x, (pw, pw, ph, ph), value=-torch.inf)
-    x = _largest([x[:, :, i : i + (rows - 1) * sh + 1 : sh] for i in range(kh)])
-    return _largest([x[..., i : i + (columns - 1) * sw + 1 : sw] for i in range(kw)])
+    return _max_along(_max_along(x, 2, kh, sh, ph), 3, kw, sw, pw)
 
 
-def _largest(parts: list[Tensor]) -> Tensor:
-    if len(parts) == 1:
-        return parts[0].contiguous()
-    largest = torch.maximum(parts[0], parts[1])
-    for part in parts[2:]:
-        torch.maximum(largest, part, out=largest)
+def _max_along(x: Tensor, dim: int, kernel: int, stride: int, padding: int) -> Tensor:
+    """The largest of each window along `dim`; less than half of a window is padding."""
+    size = x.shape[dim]
+    count = (size + 2 * padding - kernel) // stride + 1
+
+    def tap(offset: int, first: int, last: int) -> Tensor:
+        return (
+            x.narrow(dim, first * stride + offset, (last - first - 1) * stride + 1).unfold(dim, 1, stride).squeeze(-1)
+        )
+
+    largest = tap(0, 0, count).clone(memory_format=torch.contiguous_format)
+    for offset in (i for i in range(-padding, kernel - padding) if i != 0):
+        first, last = max(-(offset // stride), 0), min((size - 1 - offset) // stride + 1, count)
+        if first < last:
+            part = largest.narrow(dim, first, last - first)
+            torch.maximum(part, tap(offset, first, last), out=part)
     return largest
 
 
