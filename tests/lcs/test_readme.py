@@ -63,7 +63,9 @@ def test_a_command_line_is_understood(line, tmp_path, monkeypatch):
         assert parsed.run.parent == Path("runs") and parsed.problem() is None
     elif command == "bench":
         from lcs_kernels.benchmarks.__main__ import parse
+        from lcs_kernels.benchmarks.peer_worker import ENGINES
 
-        assert parse(arguments).calibrate
+        parsed = parse(arguments)
+        assert parsed.calibrate or (parsed.op and all(peer.partition("=")[0] in ENGINES for peer in parsed.peer))
     else:
         assert not arguments
