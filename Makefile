@@ -16,7 +16,7 @@ hash = $(shell { echo '$(1)'; cat $(2); } | sha256sum | cut -c1-16)
 INSTALLED := $(VENV)/.installed-$(call hash,$(TORCH) $(PYTHON),$(DEPENDENCY_FILES))
 BUILT := $(VENV)/.built-$(call hash,$(TORCH) $(PYTHON) $(CXX),$(DEPENDENCY_FILES) $(BUILD_FILES))
 
-.PHONY: build test ctest sanitize demo bench lint format clean
+.PHONY: build test ctest sanitize emulate demo bench lint format clean
 .DELETE_ON_ERROR:
 
 build: $(BUILT)
@@ -40,6 +40,9 @@ COMMA := ,
 sanitize:
 	$(call core,sanitize,address$(COMMA)undefined)
 	$(call core,sanitize-thread,thread)
+
+emulate: # the kernels' tests with AVX-512 in portable C, from a clone of SIMDe: make emulate SIMDE=folder
+	CXX='$(CXX)' tests/cpp/emulated/run.sh '$(SIMDE)'
 
 demo: build
 	$(PY) -m lcs demo $(if $(QUICK),--quick) $(ARGS)

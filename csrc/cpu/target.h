@@ -4,7 +4,8 @@
 // instruction sets, and nothing that a header defines inline is.
 #define LCS_STR_(x) #x
 #define LCS_STR(x) LCS_STR_(x)
-#if defined(__clang__)
+#if defined(LCS_TARGET_BEGIN)  // the build emulates the instructions: no target
+#elif defined(__clang__)
 #define LCS_TARGET_BEGIN(t) _Pragma(LCS_STR(clang attribute push(__attribute__((target(t))), apply_to = function)))
 #define LCS_TARGET_END _Pragma("clang attribute pop")
 #else

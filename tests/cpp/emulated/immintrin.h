@@ -1,0 +1,51 @@
+#pragma once
+// Stands in for the compiler's header: the same intrinsics in portable C, from SIMDe, and those it lacks.
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <simde/x86/avx512.h>
+#include <simde/x86/f16c.h>
+#include <simde/x86/fma.h>
+
+#include <bit>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+namespace lcs::emulated {
+
+inline uint32_t tzcnt(uint32_t x) { return uint32_t(std::countr_zero(x)); }
+inline uint32_t blsr(uint32_t x) { return x & (x - 1); }
+
+inline void stream(float* to, simde__m512 x) {
+  if (reinterpret_cast<uintptr_t>(to) % 64 != 0) std::abort();  // as the instruction would fault
+  std::memcpy(to, &x, sizeof x);
+}
+
+// Rounded half to even; a NaN turns quiet and keeps the top of its payload.
+inline uint16_t half(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x), sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+  if (size > 0x7f800000) return uint16_t(sign | 0x7e00 | (size >> 13 & 0x3ff));
+  if (size >= 0x47800000) return uint16_t(sign | 0x7c00);
+  if (size < 0x33000000) return uint16_t(sign);
+  const int exponent = int(size >> 23) - 127, shift = exponent < -14 ? -1 - exponent : 13;
+  const uint32_t digits = (size & 0x7fffff) | 0x800000, kept = digits >> shift, rest = digits - (kept << shift);
+  const uint32_t rounded = kept + (rest > 1u << (shift - 1) || (rest == 1u << (shift - 1) && (kept & 1)));
+  return uint16_t(sign | (exponent < -14 ? rounded : rounded + (uint32_t(exponent + 14) << 10)));
+}
+
+inline simde__m256i halves(simde__m512 x) {
+  float from[16];
+  uint16_t to[16];
+  std::memcpy(from, &x, sizeof x);
+  for (int i = 0; i < 16; ++i) to[i] = half(from[i]);
+  simde__m256i packed;
+  std::memcpy(&packed, to, sizeof packed);
+  return packed;
+}
+
+}  // namespace lcs::emulated
+
+#define _tzcnt_u32 lcs::emulated::tzcnt
+#define _blsr_u32 lcs::emulated::blsr
+#define _cvtmask16_u32(mask) uint32_t(mask)
+#define _mm512_stream_ps lcs::emulated::stream
+#define _mm512_cvtps_ph(x, rounding) lcs::emulated::halves(x)
