@@ -51,6 +51,15 @@ def test_dtypes(isa, source, dtype, kind):
     check(w0, None, 0.7, 5000, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_results_of_eight_mebibytes_and_more(isa, dtype):
+    """They are written past the caches."""
+    torch.manual_seed(3)
+    n = (8 << 20) // dtype.itemsize + 20_011
+    w0, w1 = torch.randn(2, n).unbind()
+    check(w0, w1, 0.3, n // 3, dtype)
+
+
 def test_as_many_ties_as_a_list_holds_or_a_few_more(isa):
     """2048 offsets of a chunk are listed; weights that are no ties follow them."""
     for ties in range(2010, 2090):
