@@ -113,6 +113,14 @@ void check_ties() {
   check(c, keeps);
 }
 
+// Results that go past the caches, as large ones do that begin at a cache line.
+void check_streamed() {
+  for (const DType out : {DType::float32, DType::bfloat16}) {
+    const int64_t n = (8 << 20) / size_of(out) + 417;
+    check({n, DType::float32, out, Kind::normal, Guard::before, true}, {n / 3});
+  }
+}
+
 void check_blend() {
   // By hand: 0.75 * w0 + 0.25 * w1; the tie of -2 and 2 keeps the later.
   const float w0[] = {0, 4, -2, 1, 0}, w1[] = {-8, -4, -2, 1, 8};
@@ -165,6 +173,7 @@ int main() {
           for (const Guard guard : kGuards)
             check({n, in, out, kind, guard, kind != Kind::any_bits || n % 2 == 0}, {0, n / 40, n - n / 3, n});
   check_ties();
+  check_streamed();
   check_blend();
   check_together();
 }
