@@ -72,7 +72,7 @@ class Peer:
 
     def close(self) -> None:
         self._process.terminate()
-        self._process.wait()
+        self._process.communicate()
 
     def _ask(self, request: dict):
         try:

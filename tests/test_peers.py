@@ -17,6 +17,8 @@ LINEAR = torch.nn.Linear(3, 4, bias=False).requires_grad_(False)
 def worker(tmp_path, monkeypatch):
     """A worker whose engine "openvino" computes `result`, a Python expression of x and w."""
 
+    made = []
+
     def make(result):
         path = tmp_path / "worker.py"
         path.write_text(
@@ -30,16 +32,18 @@ def worker(tmp_path, monkeypatch):
         )
         monkeypatch.setattr(peers, "WORKER", path)
         monkeypatch.setattr(peers, "_export", lambda model, path: None)
-        return peers.Peer("openvino", sys.executable, 1)
+        made.append(peers.Peer("openvino", sys.executable, 1))
+        return made[-1]
 
-    return make
+    yield make
+    for peer in made:
+        peer.close()
 
 
 def test_a_peer_is_timed_like_the_others(worker):
     peer = worker("x @ w.T")
     row = harness.Row("op", "case", {"lcs": lambda: None}, None, 0, lambda: None, model=peers.Model(LINEAR, X))
     timings = harness.measure(row, 3, peers=[peer])
-    peer.close()
     assert list(timings) == ["lcs", "openvino"] and len(timings["openvino"].every) == 3
     assert timings["openvino"].median > 0
 
@@ -61,8 +65,10 @@ def test_an_engine_that_dies_is_named(worker):
 
 def test_an_environment_without_the_engine_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "_export", lambda model, path: None)
+    peer = peers.Peer("deepsparse", sys.executable, 1)
     with pytest.raises(peers.PeerError, match="deepsparse: ModuleNotFoundError: "):
-        peers.Peer("deepsparse", sys.executable, 1).load(peers.Model(LINEAR, X))
+        peer.load(peers.Model(LINEAR, X))
+    peer.close()
 
 
 def test_wrong_names_are_named():
