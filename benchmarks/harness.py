@@ -6,11 +6,11 @@ import ctypes
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median, quantiles
 
 import torch
 
+from .peer_worker import waited
 from .peers import Model, Peer
 
 SAMPLE_SECONDS = 0.004  # a sample repeats its candidate for at least so long
@@ -56,29 +56,18 @@ class Timing:
         return cuts[0], cuts[-1]
 
 
-def _waited() -> float:
-    """Seconds that this process' threads have waited on a run queue (0 where the kernel does not tell)."""
-    total = 0
-    for stat in Path("/proc/self/task").glob("*/schedstat"):
-        try:
-            total += int(stat.read_text().split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # the thread has ended
-    return total * 1e-9
-
-
 def sample(call: Callable[[], object] | Peer, repeats: int) -> tuple[float, bool]:
     """Seconds a call, and whether the process that ran it had its cores meanwhile."""
     if isinstance(call, Peer):
         time.sleep(HANDOVER)
-        elapsed, waited = call.seconds(repeats)
+        elapsed, delayed = call.seconds(repeats)
         time.sleep(HANDOVER)
-        return elapsed / repeats, waited <= DISTURBED * elapsed
-    waited, begin = _waited(), time.perf_counter()
+        return elapsed / repeats, delayed <= DISTURBED * elapsed
+    before, begin = waited(), time.perf_counter()
     for _ in range(repeats):
         call()
     elapsed = time.perf_counter() - begin
-    return elapsed / repeats, _waited() - waited <= DISTURBED * elapsed
+    return elapsed / repeats, waited() - before <= DISTURBED * elapsed
 
 
 def _repeats(call: Callable[[], object] | Peer) -> int:

@@ -53,13 +53,13 @@ ENGINES = {
 
 
 def waited():
-    """Seconds that this process' threads have waited on a run queue."""
+    """Seconds that this process' threads have waited on a run queue (0 where the kernel does not tell)."""
     total = 0
     for stat in Path("/proc/self/task").glob("*/schedstat"):
         try:
             total += int(stat.read_text().split()[1])
         except (FileNotFoundError, ProcessLookupError):
-            continue
+            continue  # the thread has ended
     return total * 1e-9
 
 

@@ -1,6 +1,5 @@
 // Compiled once per instruction set, after its lanes_*.inl, in an unnamed namespace inside its target region.
 // Weights go by blocks of 32, one word of mask bits; a tail runs as a block copied to and from the stack.
-constexpr int kBlock = 32;
 constexpr int kVectors = kBlock / kLanes;
 constexpr int kAhead = 512;  // weights fetched ahead: too much is computed on each for the processor to look so far
 

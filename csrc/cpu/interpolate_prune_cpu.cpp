@@ -16,6 +16,7 @@
 
 #include "dispatch.h"
 #include "interpolate_prune_kernels.h"
+#include "interpolate_prune_patches.h"
 #include "select.h"
 
 namespace lcs {
@@ -23,7 +24,6 @@ namespace {
 
 constexpr KeyRange kKeepAll{-1, -1}, kKeepNone{INT_MAX - 1, INT_MAX - 1};
 constexpr int64_t kSampleAll = 1 << 12;  // up to so many weights the sample is the whole
-constexpr int64_t kBlock = 32;           // weights of a word of mask bits
 constexpr int64_t kRun = kBlock;         // weights sampled side by side
 constexpr int64_t kGathered = 128;       // weights gathered at once
 constexpr int64_t kMaxSample = 1 << 16;
@@ -32,10 +32,6 @@ constexpr int64_t kMargin = 8;     // and at least so many sampled ranks
 constexpr int64_t kLine = 64;
 constexpr int64_t kStreamed = 8 << 20;  // bytes of w that no cache would keep until they are read
 constexpr int64_t kPerListed = 8;       // weights that could be classified in the time that one listed takes
-
-InterpolatePruneKernels kernels() {
-  return best(scalar::interpolate_prune_kernels, avx2::interpolate_prune_kernels, avx512::interpolate_prune_kernels);
-}
 
 struct Chunk {
   InterpolatePruneLayer weights;
@@ -75,7 +71,10 @@ void gather(const void* from, const uint16_t* at, int64_t n, DType type, void* t
 class Pruner {
  public:
   Pruner(const InterpolatePruneArgs& args, const Parallel& parallel)
-      : args_(args), parallel_(parallel), run_(kernels()) {
+      : args_(args),
+        parallel_(parallel),
+        run_(best(scalar::interpolate_prune_kernels, avx2::interpolate_prune_kernels,
+                  avx512::interpolate_prune_kernels)) {
     cut();
   }
 
@@ -239,10 +238,10 @@ class Pruner {
     const Segment& s = segments_[c.segment];
     if (!s.undecided) return;
     const int64_t n = c.census.undecided;
-    Patches patches;
-    each_inside(c, n, {s.middle, s.bracket.low - 1}, [&](int64_t j) { lose(patches, c, c.undecided[j]); });
-    each_inside(c, n, {s.bracket.high + 1, s.middle - 1}, [&](int64_t j) { keep(patches, c, j); });
-    apply(patches, c);
+    Patches patches(c.weights, args_.out, c.undecided, c.values);
+    each_inside(c, n, {s.middle, s.bracket.low - 1}, [&](int64_t j) { patches.drop(c.undecided[j]); });
+    each_inside(c, n, {s.bracket.high + 1, s.middle - 1}, [&](int64_t j) { patches.restore(j); });
+    patches.apply();
     int64_t rest = 0;
     each_inside(c, n, s.bracket, [&](int64_t j) {
       const int64_t size = size_of(args_.out);
@@ -264,45 +263,6 @@ class Pruner {
       uint32_t set = rest < kBlock ? bits[word] & ((1u << rest) - 1) : bits[word];
       for (; set; set &= set - 1) body(word * kBlock + std::countr_zero(set));
     }
-  }
-
-  // Weights that were written otherwise than they turned out.
-  struct Patches {
-    uint16_t lost[kGathered], kept[kGathered];  // offsets; places among the undecided
-    int64_t losses = 0, keeps = 0;
-  };
-
-  void lose(Patches& patches, const Chunk& c, int64_t at) const {
-    patches.lost[patches.losses++] = uint16_t(at);
-    if (patches.losses == kGathered) apply(patches, c);
-  }
-
-  void keep(Patches& patches, const Chunk& c, int64_t j) const {
-    patches.kept[patches.keeps++] = uint16_t(j);
-    if (patches.keeps == kGathered) apply(patches, c);
-  }
-
-  void apply(Patches& patches, const Chunk& c) const {
-    size_of(args_.out) == 4 ? apply<uint32_t>(patches, c) : apply<uint16_t>(patches, c);
-  }
-
-  template <class Word>
-  void apply(Patches& patches, const Chunk& c) const {
-    Word* const w = static_cast<Word*>(c.weights.w);
-    uint32_t* const bits = c.weights.mask_bits;
-    for (int64_t i = 0; i < patches.losses; ++i) __builtin_prefetch(w + patches.lost[i], 1);
-    for (int64_t i = 0; i < patches.keeps; ++i) __builtin_prefetch(w + c.undecided[patches.kept[i]], 1);
-    for (int64_t i = 0; i < patches.losses; ++i) {
-      const uint16_t at = patches.lost[i];
-      w[at] = 0;
-      bits[at / kBlock] &= ~(1u << at % kBlock);
-    }
-    for (int64_t i = 0; i < patches.keeps; ++i) {
-      const uint16_t at = c.undecided[patches.kept[i]];
-      std::memcpy(w + at, c.values + patches.kept[i] * sizeof(Word), sizeof(Word));
-      bits[at / kBlock] |= 1u << at % kBlock;
-    }
-    patches.losses = patches.keeps = 0;
   }
 
   // How many runs of how many weights a chunk gives to a sample of `size` weights of its segment.
@@ -450,7 +410,7 @@ class Pruner {
   // Drops the undecided that lost and keeps the others.
   void resolve(const Chunk& c) const {
     const Segment& s = segments_[c.segment];
-    Patches patches;
+    Patches patches(c.weights, args_.out, c.undecided, c.values);
     int64_t ties = c.drop;
     const auto lost = [&](int32_t key) {
       const bool tie = (key == s.threshold) & (ties > 0);
@@ -460,14 +420,14 @@ class Pruner {
     if (c.census.listed)
       for (int64_t j = 0; j < c.census.undecided; ++j) {
         const bool goes = lost(c.keys[j]), written = c.keys[j] >= s.middle;
-        if (goes && written) lose(patches, c, c.undecided[j]);
-        if (!goes && !written) keep(patches, c, j);
+        if (goes && written) patches.drop(c.undecided[j]);
+        if (!goes && !written) patches.restore(j);
       }
     else
       resolve_unlisted(c, s, [&](int32_t key, int64_t at) {
-        if (lost(key)) lose(patches, c, at);
+        if (lost(key)) patches.drop(at);
       });
-    apply(patches, c);
+    patches.apply();
   }
 
   // The bracket is one key, whose ties have been kept so far.
@@ -503,23 +463,5 @@ class Pruner {
 }  // namespace
 
 void interpolate_prune(const InterpolatePruneArgs& args, const Parallel& parallel) { Pruner(args, parallel).run(); }
-
-double interpolate_prune_backward(const InterpolatePruneBackwardArgs& args, const Parallel& parallel) {
-  std::vector<InterpolatePruneBackwardLayer> chunks;
-  for (const auto& layer : args.layers)
-    for (int64_t begin = 0; begin < layer.n; begin += kChunk)
-      chunks.push_back({advance(layer.grad, begin, args.out), advance(layer.w0, begin, args.in),
-                        advance(layer.w1, begin, args.in), layer.mask_bits + begin / 32,
-                        advance(layer.grad_w0, begin, args.in), advance(layer.grad_w1, begin, args.in),
-                        std::min(kChunk, layer.n - begin)});
-  std::vector<double> share(chunks.size());
-  const InterpolatePruneKernels run = kernels();
-  parallel(int64_t(chunks.size()), 2, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) share[i] = run.backward(chunks[i], args.alpha, args.in, args.out);
-  });
-  double total = 0;
-  for (double part : share) total += part;
-  return total;
-}
 
 }  // namespace lcs

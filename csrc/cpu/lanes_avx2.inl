@@ -90,7 +90,6 @@ inline uint32_t word_of(const Mask* m) {
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   return uint32_t(_mm256_movemask_epi8(_mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order)));
 }
-inline uint32_t to_bits(Mask m) { return uint32_t(_mm256_movemask_ps(m)); }
 inline Mask from_bits(uint32_t bits) {
   const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(set1_key(int32_t(bits)), lane), lane));

@@ -67,7 +67,6 @@ inline Mask at_least(Key a, Key b) { return _mm512_cmpge_epi32_mask(a, b); }
 // Not a plain conversion: gcc 12 reloads 32 bits of a mask that it spilled as 16.
 inline Mask within(Key a, Key low, Key width) { return _mm512_cmple_epu32_mask(_mm512_sub_epi32(a, low), width); }
 inline uint32_t word_of(const Mask* m) { return uint32_t(m[1]) << 16 | uint32_t(m[0]); }
-inline uint32_t to_bits(Mask m) { return _cvtmask16_u32(m); }
 inline Mask from_bits(uint32_t bits) { return Mask(bits); }
 inline Float where(Mask m, Float x) { return _mm512_maskz_mov_ps(m, x); }
 

@@ -74,7 +74,6 @@ inline uint32_t word_of(const Mask* m) {
   for (int i = 0; i < 32; ++i) word |= uint32_t(m[i]) << i;
   return word;
 }
-inline uint32_t to_bits(Mask m) { return m; }
 inline Mask from_bits(uint32_t bits) { return bits & 1; }
 inline Float where(Mask m, Float x) { return m ? x : 0.0f; }
 

@@ -237,12 +237,17 @@ class Frozen:
         with torch.no_grad():
             expected = _run(self.model, trace, args, kwargs)
             if self._fused is not None:
-                self._accept(inputs, expected, _run(self._fused, trace, args, kwargs))
+                self._try_fused(inputs, expected, trace, args, kwargs)
         _remember(self._shapes, inputs, trace.shapes)
         return trace.shapes
 
-    def _accept(self, inputs: tuple, expected, found) -> None:
-        """Runs the fused forward on such inputs from now on, if it has computed what the model itself does."""
+    def _try_fused(self, inputs: tuple, expected, trace: Trace, args: tuple, kwargs: dict) -> None:
+        """Runs the fused forward on such inputs from now on, if it computes what the model itself does."""
+        try:
+            found = _run(self._fused, trace, args, kwargs)
+        except Exception as error:  # a graph was drawn from one path through the forward, and may not fit another
+            self._unfused = f"the fused forward fails: {type(error).__name__}: {error}"
+            return
         if _same(expected, found):
             _remember(self._forwards, inputs, self._fused)
         else:

@@ -118,7 +118,7 @@ def max_pool2d(x: Tensor, kernel_size, stride, padding, dilation, ceil_mode: boo
     A gradient is torch's: ties would share it here.
     """
     (kh, kw), (ph, pw) = _pair(kernel_size), _pair(padding)
-    sh, sw = (kh, kw) if stride is None else _pair(stride)
+    sh, sw = _pair(stride) if stride else (kh, kw)
     fast = x.device.type == "cpu" and x.is_floating_point() and x.dim() == 4 and x.is_contiguous()
     valid = fast and all(k <= n + 2 * p and 2 * p < k for k, n, p in zip((kh, kw), x.shape[2:], (ph, pw), strict=True))
     if not valid or x.requires_grad or dilation not in (1, (1, 1)) or ceil_mode:

@@ -107,6 +107,25 @@ def test_another_result_is_refused_and_named():
     assert fast.counters.unfused == "the fused forward gives another result"
 
 
+class Optional(nn.Module):
+    """Its graph is drawn with a mask."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x, mask=None):
+        y = self.conv(x)
+        return y if mask is None else y * mask.sum()
+
+
+def test_arguments_that_do_not_fit_the_graph_run_the_model_and_are_named():
+    fast = frozen(Optional())
+    assert fast(X, density=0.5).shape == X.shape
+    assert "the fused forward fails: AttributeError" in fast.counters.unfused
+    assert fast(X, torch.ones(1), density=0.5).equal(fast(X, density=0.5)) and len(fast._forwards) == 1
+
+
 def test_hooks_on_an_activation_still_run():
     model, seen = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1)), []
     model[1].register_forward_hook(lambda m, args, y: seen.append(y))
@@ -130,6 +149,7 @@ def test_gradients_reach_x():
 POOLS = [
     (3, 2, 1, 1, False),
     (2, None, 0, 1, False),
+    (2, [], 0, 1, False),
     ((3, 1), (1, 2), (1, 0), 1, False),
     (1, 3, 0, 1, False),
     (5, 2, 2, 1, True),

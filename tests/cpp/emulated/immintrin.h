@@ -46,6 +46,5 @@ inline simde__m256i halves(simde__m512 x) {
 
 #define _tzcnt_u32 lcs::emulated::tzcnt
 #define _blsr_u32 lcs::emulated::blsr
-#define _cvtmask16_u32(mask) uint32_t(mask)
 #define _mm512_stream_ps lcs::emulated::stream
 #define _mm512_cvtps_ph(x, rounding) lcs::emulated::halves(x)
