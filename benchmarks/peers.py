@@ -37,6 +37,8 @@ class Peer:
     def __init__(self, name: str, python: str, threads: int):
         if name not in ENGINES:
             raise PeerError(f"no engine {name!r}; there are {', '.join(ENGINES)}")
+        if not python:
+            raise PeerError(f"{name}: name the Python of its environment: --peer {name}=PYTHON")
         self.name = name
         try:
             self._process = subprocess.Popen(

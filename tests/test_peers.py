@@ -74,6 +74,8 @@ def test_an_environment_without_the_engine_is_named(tmp_path, monkeypatch):
 def test_wrong_names_are_named():
     with pytest.raises(peers.PeerError, match="no engine 'sparse'; there are deepsparse, "):
         peers.Peer("sparse", sys.executable, 1)
+    with pytest.raises(peers.PeerError, match="--peer openvino=PYTHON"):
+        peers.Peer("openvino", "", 1)
     with pytest.raises(peers.PeerError, match="openvino: cannot start .*nowhere"):
         peers.Peer("openvino", "/nowhere/python", 1)
     command = [sys.executable, "-m", "lcs_kernels.benchmarks", "--op", "sparse_linear", "--peer", "openvino=/nowhere"]
