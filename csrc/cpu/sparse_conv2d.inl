@@ -53,44 +53,4 @@ void accumulate(const SparseTile& tile) {
   tile.distance ? accumulate_any<true>(tile, kVectors) : accumulate_any<false>(tile, kVectors);
 }
 
-template <class From, class To>
-void copy_element(const From* from, To* to) {
-  single::store(to, single::rounded<To>(single::load(from)));
-}
-
-template <class From, class To>
-void copy_row(const From* from, int64_t step, To* to, int64_t n) {
-  if (step != 1) {
-    for (int64_t i = 0; i < n; i += kSquare)
-      copy_first(from + i * step, step, to + i, std::min<int64_t>(kSquare, n - i));
-    return;
-  }
-  const int64_t whole = n / kLanes * kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes) store(to + i, rounded<To>(load(from + i)));
-  for (int64_t i = whole; i < n; ++i) copy_element(from + i, to + i);
-}
-
-template <class From, class To>
-void copy_block(const SparseCopy& c) {
-  const From* from = static_cast<const From*>(c.from);
-  To* to = static_cast<To*>(c.to);
-  if (!c.transposed) {
-    for (int64_t r = 0; r < c.rows; ++r)
-      copy_row(from + r * c.from_stride, c.from_step, to + r * c.to_stride, c.columns);
-    return;
-  }
-  for (int64_t r = 0; r < c.rows; r += kSquare)
-    for (int64_t i = 0; i < c.columns; i += kSquare)
-      transpose(from + r * c.from_stride + i * c.from_step, c.from_stride, c.from_step, to + i * c.to_stride + r,
-                c.to_stride, std::min<int64_t>(kSquare, c.rows - r), std::min<int64_t>(kSquare, c.columns - i));
-}
-
-void load_block(const SparseCopy& copy) {
-  copy.dtype == DType::bfloat16 ? copy_block<BFloat16, float>(copy) : copy_block<float, float>(copy);
-}
-
-void store_block(const SparseCopy& copy) {
-  copy.dtype == DType::bfloat16 ? copy_block<float, BFloat16>(copy) : copy_block<float, float>(copy);
-}
-
 SparseConv2dKernels table() { return {kLanes, kMaxVectors, accumulate, load_block, store_block}; }

@@ -21,7 +21,8 @@ namespace eight {
 #include "lanes_avx512.inl"
 #include "transpose_avx2.inl"
 constexpr int kMaxVectors = 14;
-// After the lanes it is written in.
+// After the lanes they are written in.
+#include "block_copy.inl"
 #include "sparse_conv2d.inl"
 }  // namespace
 

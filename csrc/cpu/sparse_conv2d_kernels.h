@@ -1,7 +1,7 @@
 #pragma once
 #include <cstdint>
 
-#include "lcs/dtype.h"
+#include "block_copy.h"
 
 // What each instruction set implements of the sparse convolution.
 namespace lcs {
@@ -23,21 +23,11 @@ struct SparseTile {
   bool relu;
 };
 
-// Copies a rows x columns block between activations of `dtype` and float32. At the source the columns of a row lie
-// `from_step` apart. `transposed`: at the target the columns lie `to_stride` apart, and the rows next to each other.
-struct SparseCopy {
-  const void* from;
-  void* to;
-  int64_t from_stride, from_step, to_stride, rows, columns;
-  DType dtype;
-  bool transposed;
-};
-
 struct SparseConv2dKernels {
   int lanes, max_vectors;
   void (*accumulate)(const SparseTile& tile);
-  void (*load)(const SparseCopy& copy);   // to float32
-  void (*store)(const SparseCopy& copy);  // from float32
+  void (*load)(const BlockCopy& copy);   // to float32
+  void (*store)(const BlockCopy& copy);  // from float32
 };
 
 namespace scalar {

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lcs_kernels._load import ensure_loaded
 
+from ._convolution import check_fits, geometry, memory_format, output_size
 from ._library import check_sparse, define, wants_grad
 from .sparse_pack import reference_unpack
 
@@ -24,20 +25,12 @@ def reference(
     wide = torch.promote_types(x.dtype, torch.float32)
     w = reference_unpack(mask_bits, values, weight_shape).to(wide)
     y = F.conv2d(x.to(wide), w, None if bias is None else bias.to(wide), stride, padding, dilation, groups)
-    return (y.relu() if relu else y).to(x.dtype).contiguous(memory_format=_format(x))
+    return (y.relu() if relu else y).to(x.dtype).contiguous(memory_format=memory_format(x))
 
 
 def fake(x, mask_bits, values, weight_shape, bias, stride, padding, dilation, groups, relu, block, prepack):
-    size = [
-        (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (weight_shape[2 + d] - 1) - 1) // stride[d] + 1
-        for d in range(2)
-    ]
-    return x.new_empty((x.shape[0], weight_shape[0], *size)).contiguous(memory_format=_format(x))
-
-
-def _format(x: Tensor) -> torch.memory_format:
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
+    size = output_size(x, weight_shape, stride, padding, dilation)
+    return x.new_empty((x.shape[0], weight_shape[0], *size)).contiguous(memory_format=memory_format(x))
 
 
 _op = define(
@@ -86,13 +79,6 @@ def _by_reference(x: Tensor, block: int) -> bool:
     return x.dtype == torch.float64 or block > 65536
 
 
-def _pair(name: str, value: int | tuple[int, int], least: int) -> list[int]:
-    pair = [value, value] if isinstance(value, int) else list(value)
-    if len(pair) != 2 or min(pair) < least:
-        raise ValueError(f"sparse_conv2d: {name} must be one number or two, {least} or more, got {value}")
-    return pair
-
-
 def sparse_conv2d(
     x: Tensor,
     weight: SparseWeight,
@@ -130,21 +116,17 @@ def sparse_conv2d(
         raise ValueError(
             f"sparse_conv2d: weight must be (out_channels, in_channels / groups, h, w), got shape {weight.shape}"
         )
-    stride, padding, dilation = _pair("stride", stride, 1), _pair("padding", padding, 0), _pair("dilation", dilation, 1)
+    stride, padding, dilation = geometry("sparse_conv2d", stride, padding, dilation)
     if x.dim() != 4 or groups < 1 or x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
         raise ValueError(
             f"sparse_conv2d: x has shape {tuple(x.shape)}, which does not fit a weight of shape {weight.shape} "
             f"in {groups} groups"
         )
-    for size, kernel, p, d in zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True):
-        if kernel < 1 or d * (kernel - 1) >= size + 2 * p:
-            raise ValueError(
-                f"sparse_conv2d: a kernel of {kernel}, dilated by {d}, does not fit an input of {size}, padded by {p}"
-            )
+    check_fits("sparse_conv2d", x, weight.shape, padding, dilation)
     bias = check_sparse("sparse_conv2d", x, weight, bias)
-    geometry = (stride, padding, dilation, groups)
+    settings = (stride, padding, dilation, groups)
     block = block_for(weight.shape[1], weight.shape[2] * weight.shape[3], weight.density)
     prepack = weight.prepack(block) if x.is_cpu and not _by_reference(x, block) else []
     if wants_grad(x, bias) or _by_reference(x, block):
-        return SparseConv2d.apply(x, bias, relu, weight, geometry, block, prepack)
-    return _op(x, weight.mask_bits, weight.values, weight.shape, bias, *geometry, relu, block, prepack)
+        return SparseConv2d.apply(x, bias, relu, weight, settings, block, prepack)
+    return _op(x, weight.mask_bits, weight.values, weight.shape, bias, *settings, relu, block, prepack)

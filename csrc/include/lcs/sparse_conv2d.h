@@ -2,22 +2,11 @@
 #include <cstdint>
 
 #include "lcs/dtype.h"
+#include "lcs/images.h"
 #include "lcs/parallel.h"
 #include "lcs/sparse_pack.h"
 
 namespace lcs {
-
-// Images in memory: `n` of `channels` x `height` x `width`, with the distances between elements. Of the distances
-// between channels and between columns one is 1: NCHW or channels last.
-struct Images {
-  void* data;
-  int64_t n, channels, height, width;
-  int64_t image_stride, channel_stride, row_stride, column_stride;
-};
-
-struct Axis {
-  int64_t stride, padding, dilation, kernel;
-};
 
 // y = x convolved with a sparse weight, plus bias, then ReLU on request; accumulated in float32, rounded once.
 struct SparseConv2dArgs {

@@ -1,0 +1,44 @@
+#pragma once
+#include "binding.h"
+#include "lcs/images.h"
+
+// What the convolutions' bindings share: memory formats and geometry, checked.
+namespace lcs::binding {
+
+// Whether x, which is not contiguous as NCHW, is as channels last.
+inline bool wants_channels_last(const Tensor& x) {
+  const int64_t c = x.size(1), h = x.size(2), w = x.size(3);
+  const auto stride = x.strides();
+  return !x.is_contiguous() && (c == 1 || stride[1] == 1) && (w == 1 || stride[3] == c) &&
+         (h == 1 || stride[2] == w * c) && (x.size(0) == 1 || stride[0] == h * w * c);
+}
+
+inline Tensor empty_images(const std::vector<int64_t>& size, ScalarType type, bool last) {
+  using torch::headeronly::MemoryFormat;
+  return torch::stable::empty(size, type, std::nullopt, std::nullopt, std::nullopt,
+                              last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+inline Images images(const Tensor& t, void* data, bool last) {
+  const int64_t n = t.size(0), c = t.size(1), h = t.size(2), w = t.size(3);
+  if (last) return {data, n, c, h, w, c * h * w, 1, w * c, c};
+  return {data, n, c, h, w, c * h * w, h * w, w, 1};
+}
+
+inline Axis axis(const char* op, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                 const std::vector<int64_t>& dilation, int64_t kernel, size_t d) {
+  STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, op,
+                  ": stride, padding and dilation must hold 2 numbers each");
+  STD_TORCH_CHECK(stride[d] >= 1 && padding[d] >= 0 && dilation[d] >= 1, op, ": stride ", stride[d], ", padding ",
+                  padding[d], " or dilation ", dilation[d], " is out of range");
+  return {stride[d], padding[d], dilation[d], kernel};
+}
+
+inline int64_t output_size(const char* op, const Axis& a, int64_t size) {
+  const int64_t left = size + 2 * a.padding - a.dilation * (a.kernel - 1) - 1;
+  STD_TORCH_CHECK(left >= 0, op, ": the kernel of ", a.kernel, " does not fit the padded input of ",
+                  size + 2 * a.padding);
+  return lcs::output_size(a, size);
+}
+
+}  // namespace lcs::binding

@@ -1,0 +1,43 @@
+"""What the 2-d convolutions share: memory formats, and the checks of their geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """That of the result: x's own, channels last only where x is not contiguous."""
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def output_size(x: Tensor, weight_shape: Sequence[int], stride, padding, dilation) -> list[int]:
+    """Height and width of the result."""
+    return [
+        (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (weight_shape[2 + d] - 1) - 1) // stride[d] + 1
+        for d in range(2)
+    ]
+
+
+def geometry(op: str, stride, padding, dilation) -> tuple[list[int], list[int], list[int]]:
+    """Each as two numbers. Raises ValueError where one is out of range."""
+    return _pair(op, "stride", stride, 1), _pair(op, "padding", padding, 0), _pair(op, "dilation", dilation, 1)
+
+
+def _pair(op: str, name: str, value: int | tuple[int, int], least: int) -> list[int]:
+    pair = [value, value] if isinstance(value, int) else list(value)
+    if len(pair) != 2 or min(pair) < least:
+        raise ValueError(f"{op}: {name} must be one number or two, {least} or more, got {value}")
+    return pair
+
+
+def check_fits(op: str, x: Tensor, weight_shape: Sequence[int], padding: list[int], dilation: list[int]) -> None:
+    """Raises ValueError where the kernel is larger than the padded input."""
+    for size, kernel, p, d in zip(x.shape[2:], weight_shape[2:], padding, dilation, strict=True):
+        if kernel < 1 or d * (kernel - 1) >= size + 2 * p:
+            raise ValueError(
+                f"{op}: a kernel of {kernel}, dilated by {d}, does not fit an input of {size}, padded by {p}"
+            )
