@@ -99,7 +99,7 @@ class EvaluateArguments:
     run: Path
     """run directory to evaluate"""
     densities: tuple[float, ...] = ()
-    """levels, each in [0, 1]; the paper's grid within the run's range if not given"""
+    """levels of an unstructured run, each in [0, 1]; the paper's grid within the run's range if not given"""
     target: tuple[Path, ...] = ()
     """runs of method target, drawn as points"""
     dense: Path | None = None
@@ -129,7 +129,7 @@ class EvaluateArguments:
 
 
 def _eval(argv: list[str]) -> int:
-    """Accuracy, sparsity, bytes and speed of a run over densities: table, JSON, plot."""
+    """Accuracy, sparsity, bytes and speed of a run over its levels: table, JSON, plot."""
     tyro = optional.require("tyro")
     arguments = tyro.cli(EvaluateArguments, prog="lcs eval", args=argv, config=(tyro.conf.PositionalRequiredArgs,))
     if arguments.problem():
@@ -158,7 +158,7 @@ def _eval(argv: list[str]) -> int:
     )
     print_table(evaluation)
     write_atomic(json, evaluation.to_json().encode())
-    plot(evaluation, png, log_density=arguments.x_axis == "log")
+    plot(evaluation, png, log_x=arguments.x_axis == "log")
     print(f"numbers: {json}\nplot: {png}")
     return 0
 

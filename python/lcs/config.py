@@ -25,6 +25,7 @@ Norm = Literal["group", "instance", "batch"]
 
 BASELINES = ("target", "dense")
 SUBSPACES = ("lcs_l", "lcs_p")
+UNITS = {"unstructured": "density"}  # of the levels, by compression
 
 
 class ConfigError(ValueError):
@@ -92,8 +93,9 @@ class TrainConfig(pydantic.BaseModel):
     data_root: Path | None = Field(None, description="folder of cifar10 or imagenet")
     image_size: Count | None = Field(None, description="height and width of the images; the data set's if not given")
     limit: Count | None = Field(None, description="use only this many images of each split")
+    compression: Literal["unstructured"] = Field("unstructured", description="what a level changes")
     method: Literal["lcs_l", "lcs_p", "target", "dense"] = Field(
-        "lcs_l", description="subspace: line or point; or a baseline: one density, or no compression"
+        "lcs_l", description="subspace: line or point; or a baseline: one level, or no compression"
     )
     density: tuple[Fraction, Fraction] = Field((0.025, 1.0), description="range of densities trained (lcs_l, lcs_p)")
     target_density: Fraction | None = Field(None, description="the density of a target run")
@@ -126,6 +128,19 @@ class TrainConfig(pydantic.BaseModel):
     out: Path = Field(Path("runs/train"), description="run directory")
     resume: StrictBool = Field(False, description="go on from the newest checkpoint in the run directory, if any")
     overwrite: StrictBool = Field(False, description="replace the run in the run directory")
+
+    @property
+    def unit(self) -> str:
+        """What the levels are named by."""
+        return UNITS[self.compression]
+
+    def bounds(self) -> tuple[float, float]:
+        """The lowest and highest level trained (lcs_l, lcs_p)."""
+        return getattr(self, self.unit)
+
+    def target_level(self) -> float | None:
+        """The level of a target run."""
+        return getattr(self, f"target_{self.unit}")
 
     def resolved(self) -> TrainConfig:
         """The same run with every option that follows from data, method and preset written out.

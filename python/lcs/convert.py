@@ -1,7 +1,9 @@
 """A model into a subspace, in place, and back."""
 
+from __future__ import annotations
+
 import warnings
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +13,15 @@ from .layers.norms import without_batch_statistics
 from .layers.support import is_batch_norm, layer_type
 from .layers.weights import WEIGHT_LAYERS
 from .planning import Action, Plan, make_plan
+from .recipe import Recipe
 from .select import Patterns
 from .snapshot import make
 from .subspace import Subspace
-from .unstructured import Unstructured
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .levels import Level, Setting
 
 _NORMS = ("group", "instance", "keep")
 _INITS = ("copy", "independent")
@@ -22,17 +29,20 @@ _INITS = ("copy", "independent")
 
 def plan(
     model: nn.Module,
-    recipe: Unstructured,
+    recipe: Recipe,
     *,
     dense: Patterns = (),
     exclude: Patterns = (),
     include: Patterns | None = None,
-    norm: Literal["group", "instance", "keep"] = "group",
+    norm: Literal["group", "instance", "keep"] | None = None,
     init: Literal["copy", "independent"] = "copy",
     perturb: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Plan:
     """What `convert` would do with the same arguments, as a table. Changes nothing, raises what `convert` would."""
+    if not isinstance(model, nn.Module) or not isinstance(recipe, Recipe):
+        raise TypeError(f"expected an nn.Module and a recipe (lcs.Unstructured), got {model!r} and {recipe!r}")
+    norm = norm or recipe.norm
     for name, value, allowed in (("norm", norm, _NORMS), ("init", init, _INITS)):
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
@@ -43,12 +53,12 @@ def plan(
 
 def convert(
     model: nn.Module,
-    recipe: Unstructured,
+    recipe: Recipe,
     *,
     dense: Patterns = (),
     exclude: Patterns = (),
     include: Patterns | None = None,
-    norm: Literal["group", "instance", "keep"] = "group",
+    norm: Literal["group", "instance", "keep"] | None = None,
     init: Literal["copy", "independent"] = "copy",
     perturb: float = 0.0,
     generator: torch.Generator | None = None,
@@ -63,9 +73,10 @@ def convert(
             the last layer (arXiv 2110.04252, section 4).
         exclude: modules to leave alone; stronger than the other two.
         include: the only modules to convert; None is every supported one.
-        norm: what a batch norm becomes, as batch statistics of one level are wrong at another: "group" is GroupNorm
-            with the most groups up to 32 that divide the channels (one group after BatchNorm1d, whose input may have
-            one value per channel), "instance" InstanceNorm, "keep" a batch norm still. Other norms keep their kind.
+        norm: what a batch norm becomes (the recipe's `norm` unless given), as batch statistics of one level are wrong
+            at another: "group" is GroupNorm with the most groups up to 32 that divide the channels (one group after
+            BatchNorm1d, whose input may have one value per channel), "instance" InstanceNorm, "keep" a batch norm
+            still. Other norms keep their kind.
         init: second ends. "copy" of the first; the regulariser's gradient is 0 while they are equal, see `perturb`.
             "independent": weights Kaiming-normal (fan in, ReLU), scales 1, biases 0, then
             `model.reset_second_end(layers, generator)` where the model has it.
@@ -88,9 +99,10 @@ def convert(
         generator=generator,
     ).rows
     modules = dict(model.named_modules())
-    new = {modules[r.name]: _layer(modules[r.name], r.action, norm) for r in rows if r.action != "leave"}
-    for layer in new.values() if recipe.line else ():
-        layer.add_second_end()
+    new = {modules[r.name]: _layer(modules[r.name], r.action, recipe, norm) for r in rows if r.action != "leave"}
+    for layer in new.values():
+        if recipe.has_second_end(layer):
+            layer.add_second_end()
     _replace(model, new)
     subspace = Subspace(model, recipe)
     _draw_second_ends(subspace, init, perturb, generator)
@@ -99,23 +111,25 @@ def convert(
 
 
 @torch.no_grad()
-def unconvert(subspace: Subspace, *, density: float, alpha: float | None = None) -> nn.Module:
-    """Bakes in the weights of one level: the model, in place, is made of plain torch modules again, and returned.
+def unconvert(subspace: Subspace, level: Level | None = None, **setting: Unpack[Setting]) -> nn.Module:
+    """Bakes in the weights of one level, given as to `Subspace.at`: the model, in place, is made of plain torch modules
+    again, and returned.
 
     `subspace` is spent after it. A replaced batch norm stays the norm that replaced it.
     """
     layers = list(subspace._layers().values())
-    tensors = make(layers, subspace._resolve(None, density, alpha), subspace.recipe)
-    _replace(subspace.model, {layer: layer.plain(*pair) for layer, pair in zip(layers, tensors, strict=True)})
+    tensors = make(layers, subspace._resolve(level, setting), subspace.recipe)
+    _replace(subspace.model, {layer: layer.plain(*made[:2]) for layer, made in zip(layers, tensors, strict=True)})
     for hook in subspace._hooks:
         hook.remove()
     return subspace.model
 
 
-def _layer(module: nn.Module, action: Action, norm: str) -> SubspaceLayer:
-    if is_batch_norm(module) and norm != "keep":
-        return without_batch_statistics(module, norm)
-    return layer_type(module).of(module, compressed=action == "compress")
+def _layer(module: nn.Module, action: Action, recipe: Recipe, norm: str | None) -> SubspaceLayer:
+    if is_batch_norm(module) and (norm or recipe.norm) != "keep":
+        plain = without_batch_statistics(module, norm or recipe.norm)
+        return layer_type(plain, recipe.layers).of(plain, was_batch_norm=True)
+    return layer_type(module, recipe.layers).of(module, compressed=action == "compress")
 
 
 def _replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
@@ -150,7 +164,7 @@ def _draw_independent(layer: SubspaceLayer, has_weights: bool, generator: torch.
         layer.bias_1.zero_()
 
 
-def _warn_of_batch_statistics(model: nn.Module, recipe: Unstructured) -> None:
+def _warn_of_batch_statistics(model: nn.Module, recipe: Recipe) -> None:
     names = [name for name, m in model.named_modules() if isinstance(getattr(m, "running_mean", None), Tensor)]
     if names and recipe.target is None:
         warnings.warn(

@@ -57,7 +57,7 @@ def demo(*, quick: bool = False) -> Evaluation:
 
 
 def _check(evaluation: Evaluation) -> None:
-    accuracy = {row.density: row.accuracy for row in evaluation.rows}
+    accuracy = {row.value: row.accuracy for row in evaluation.rows}
     misses = [
         f"{accuracy[density]:.2%} at density {density:g}, wanted {wanted:.0%}"
         for density, wanted in ACCURACY_WANTED.items()

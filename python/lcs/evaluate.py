@@ -1,4 +1,4 @@
-"""`lcs eval`: accuracy, true sparsity and stored bytes of a trained run over densities, with baselines beside it."""
+"""`lcs eval`: accuracy, true sparsity and stored bytes of a trained run over its levels, with baselines beside it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,19 @@ from .network import build, load_data
 from .rundir import RunDirectory, RunError
 from .subspace import Subspace
 
-# The levels that the paper reports.
-GRID = (0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)
+# The levels that the paper reports, by what they are named by.
+GRIDS = {
+    "density": (0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0),
+    "width": (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0),
+    "bits": (2, 3, 4, 5, 6, 7, 8),
+}
 
 
 @dataclass(frozen=True)
 class Row:
     """One level of one run. `accuracy` and `sparsity` in [0, 1]; bytes of the weights as stored at this level."""
 
-    density: float
+    value: float
     alpha: float
     accuracy: float
     loss: float
@@ -40,10 +44,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run's rows, its baselines' rows, and what they were measured on. `speed`: of the rows, in their order."""
+    """A run's rows, its baselines' rows, and what they were measured on. `speed`: of the rows, in their order.
+
+    unit: what the levels are named by: density, bits or width.
+    """
 
     run: str
     method: str
+    unit: str
     step: int
     images: int
     rows: list[Row]
@@ -55,14 +63,14 @@ class Evaluation:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
-def densities_of(config: TrainConfig, *, ends: bool = False) -> list[float]:
+def values_of(config: TrainConfig, *, ends: bool = False) -> list[float]:
     """Where a run is evaluated: the paper's grid within its range and the range's ends (`ends`: only those)."""
     if config.method == "target":
-        return [config.target_density]
+        return [config.target_level()]
     if config.method == "dense":
-        return [1.0]
-    low, high = config.density
-    between = [] if ends else [density for density in GRID if low < density < high]
+        return [GRIDS[config.unit][-1]]
+    low, high = config.bounds()
+    between = [] if ends else [value for value in GRIDS[config.unit] if low < value < high]
     return sorted({low, *between, high})
 
 
@@ -125,7 +133,7 @@ def _device(name: str) -> torch.device:
 
 def evaluate(
     run: str | Path,
-    densities: Sequence[float] | None = None,
+    values: Sequence[float] | None = None,
     *,
     targets: Sequence[str | Path] = (),
     dense: str | Path | None = None,
@@ -133,50 +141,51 @@ def evaluate(
     batch_size: int = 256,
     measure_batch: int | None = None,
 ) -> Evaluation:
-    """Measures `run` on its test images at `densities` (default: `densities_of`), no retraining between them.
+    """Measures `run` on its test images at `values` of its unit (default: `values_of`), no retraining between them.
 
-    targets: runs of method target, each measured at its own density. dense: a run of method dense. measure_batch: also
-    time the frozen network at each density, on so many test images at once (`lcs.measure.measure_speed`).
+    targets: runs of method target, each measured at its own level. dense: a run of method dense. measure_batch: also
+    time the frozen network at each level, on so many test images at once (`lcs.measure.measure_speed`).
 
     Raises RunError if a path holds no such run, the data or model of a baseline differs or there are fewer than
-    `measure_batch` images, CheckpointError for damaged files, ValueError for a density outside [0, 1].
+    `measure_batch` images, CheckpointError for damaged files, ValueError for a level that there is none.
     """
     config, data, subspace, step = load_run(run, device)
-    for density in densities or ():
-        if not 0.0 <= density <= 1.0:
-            raise ValueError(f"densities: must lie in [0, 1], got {density}")
+    for value in values or ():
+        subspace.recipe.level(value)
     if measure_batch is not None and not 1 <= measure_batch <= len(data.test):
         raise RunError(f"measure_batch: must lie in 1 to {len(data.test)}, the test images, got {measure_batch}")
-    rows = _rows(subspace, data, densities or densities_of(config), batch_size)
+    rows = _rows(subspace, data, values or values_of(config), batch_size)
     target_rows = [_baseline(path, "target", config, device, batch_size) for path in targets]
     dense_row = None if dense is None else _baseline(dense, "dense", config, device, batch_size)
     speed = None if measure_batch is None else _speed(subspace, data, rows, measure_batch)
-    return Evaluation(str(run), config.method, step, len(data.test), rows, target_rows, dense_row, speed)
+    found = rows, target_rows, dense_row, speed
+    return Evaluation(str(run), config.method, config.unit, step, len(data.test), *found)
 
 
 def _speed(subspace: Subspace, data: Data, rows: list[Row], batch: int) -> Measurement:
     like = next(subspace.model.parameters())
     images, _ = data.test.batch(range(batch), epoch=0, seed=0, augment=False)
-    levels = [Level(row.alpha, row.density) for row in rows]
+    levels = [subspace.recipe.level(row.value) for row in rows]
     return measure_speed(subspace, images.to(like.device, like.dtype), levels)
 
 
-def _rows(subspace: Subspace, data: Data, densities: Sequence[float], batch_size: int) -> list[Row]:
-    return [_row(subspace, data, subspace.recipe.level(density), batch_size) for density in densities]
+def _rows(subspace: Subspace, data: Data, values: Sequence[float], batch_size: int) -> list[Row]:
+    return [_row(subspace, data, subspace.recipe.level(value), batch_size) for value in values]
 
 
 def _row(subspace: Subspace, data: Data, level: Level, batch_size: int) -> Row:
     correct, loss = (measure(subspace, data.test, level, batch_size=batch_size) / len(data.test)).tolist()
     stored = subspace.statistics(level)
-    return Row(level.density, level.alpha, correct, loss, stored.sparsity, stored.stored_bytes, stored.dense_bytes)
+    value, sizes = subspace.recipe.value(level), (stored.stored_bytes, stored.dense_bytes)
+    return Row(value, level.alpha, correct, loss, stored.sparsity, *sizes)
 
 
 def _baseline(path: str | Path, method: str, beside: TrainConfig, device: str, batch_size: int) -> Row:
     config, data, subspace, _ = load_run(path, device)
     if config.method != method:
         raise RunError(f"{path}: is a {config.method} run, a {method} run is wanted here")
-    for name in ("model", "data", "image_size", "limit"):
+    for name in ("compression", "model", "data", "image_size", "limit"):
         there, here = getattr(config, name), getattr(beside, name)
         if there != here:
             raise RunError(f"{path}: cannot be compared: its {name} is {there}, the evaluated run's is {here}")
-    return _rows(subspace, data, densities_of(config), batch_size)[0]
+    return _rows(subspace, data, values_of(config), batch_size)[0]

@@ -195,7 +195,7 @@ class Frozen:
     def _resolve(self, level: Level | None, density: float | None, alpha: float | None) -> Level:
         if type(density) is float and alpha is None and level is None:
             return self._at_density(density)
-        return self.recipe.resolve(level, density, alpha)
+        return self.recipe.resolve(level, {"density": density, "alpha": alpha})
 
     def _call(self, level: Level, args: tuple, kwargs: dict):
         with _autocast_off(self._device):

@@ -1,25 +1,50 @@
-"""A level: where on the line, and how much is kept there."""
+"""A level: where on the line, and how strongly it is compressed there."""
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypedDict
+
+UNITS = ("density", "width", "bits")
+
+
+class Setting(TypedDict, total=False):
+    """A level as a user gives it: one of the units that the recipe knows, and perhaps alpha; None is not given."""
+
+    density: float | None
+    width: float | None
+    bits: int | None
+    alpha: float | None
 
 
 @dataclass(frozen=True)
 class Level:
-    """The weights prune((1 - alpha) * w0 + alpha * w1, density) of arXiv 2110.04252, section 3.
+    """The weights compress((1 - alpha) * w0 + alpha * w1) of arXiv 2110.04252, section 3.
 
     alpha: position on the line, 0 is the first end; outside [0, 1] the line is extrapolated. A point has alpha 0.
     density: fraction of each compressed layer's weights that is kept, in [0, 1].
+    width: fraction of each compressed layer's output channels that is kept, in (0, 1].
+    bits: of the weights and activations of the compressed layers, 2 to 8; one number, one per layer in the model's
+        order, or None for full precision.
     """
 
     alpha: float
-    density: float
+    density: float = 1.0
+    width: float = 1.0
+    bits: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.alpha):
             raise ValueError(f"Level: alpha must be a finite number, got {self.alpha}")
         if not 0.0 <= self.density <= 1.0:
             raise ValueError(f"Level: density must lie in [0, 1], got {self.density}")
+        if not 0.0 < self.width <= 1.0:
+            raise ValueError(f"Level: width must lie in (0, 1], got {self.width}")
+        widths = self.bits if isinstance(self.bits, tuple) else () if self.bits is None else (self.bits,)
+        for bits in widths:
+            if not isinstance(bits, int) or not 2 <= bits <= 8:
+                raise ValueError(f"Level: bits must be whole numbers from 2 to 8, got {self.bits!r}")
 
     @property
     def sparsity(self) -> float:

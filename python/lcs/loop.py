@@ -61,9 +61,7 @@ class Loop:
         self.optimizer = optimizers.make(config, self.parameters)
         images = len(data.train)
         self.steps_per_epoch = schedule.steps_per_epoch(images, config.batch_size)
-        self.warmup_steps = schedule.density_warmup_steps(
-            config.warmup_fraction, config.epochs, images, config.batch_size
-        )
+        self.warmup_steps = schedule.warmup_steps(config.warmup_fraction, config.epochs, images, config.batch_size)
         self.step = 0
 
     @property
@@ -142,10 +140,10 @@ class Loop:
         return mean_loss, accuracy
 
     def evaluate(self) -> list[tuple[Level, float, float]]:
-        """(level asked for, accuracy, mean loss) on the test images, at the ends of the range or the one density."""
+        """(level asked for, accuracy, mean loss) on the test images, at the ends of the range or the one level."""
         results = []
-        for density in evaluate.densities_of(self.config, ends=True):
-            level = self.subspace.recipe.level(density)
+        for value in evaluate.values_of(self.config, ends=True):
+            level = self.subspace.recipe.level(value)
             sums = evaluate.measure(
                 self.subspace,
                 self.data.test,
@@ -160,7 +158,7 @@ class Loop:
 
     def _shifted(self, level: Level) -> Level:
         """The level whose density is shifted as training's are, where the paper's evaluation does so."""
-        if self.config.warmup_evaluation == "requested" or self.config.method not in ("lcs_l", "target"):
+        if self.config.warmup_evaluation != "shifted" or self.config.method not in ("lcs_l", "target"):
             return level
         return replace(level, density=level.density + (1 - level.density) * (1 - self.warmup_progress))
 

@@ -37,12 +37,13 @@ class MeasureError(ValueError):
 class Speed:
     """Milliseconds of one call, and the bytes of the weights that it reads, as they are held in memory.
 
+    value: of the unit that the levels are named by.
     undisturbed: calls during which no other process took a core; where there are 3 or more, the times are of these.
     speedup: the dense network's median over this one's, above 1 where this one is faster; None where a layer that
     should run sparse cannot. sparse_layers: of `compressed_layers`, how many the cost table runs sparse.
     """
 
-    density: float
+    value: float
     median_ms: float
     p90_ms: float
     undisturbed: int
@@ -159,7 +160,7 @@ def _speed(frozen: Frozen, x: Tensor, level: Level, timing: Timing, plain_ms: fl
     resident += sum(p.nbytes for m in others for p in m.parameters(recurse=False))
     latency, sparse = _latency(timing), sum(row.kernel != "torch" for row in rows)
     speedup = None if frozen.counters.fallbacks else plain_ms / latency[0]
-    return Speed(level.density, *latency, speedup, resident, sparse, len(rows))
+    return Speed(frozen.recipe.value(level), *latency, speedup, resident, sparse, len(rows))
 
 
 @dataclass(frozen=True)

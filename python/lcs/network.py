@@ -8,12 +8,13 @@ from . import data, models
 from .config import TrainConfig
 from .convert import convert
 from .data import Data
+from .recipe import Recipe
 from .schedule import generator
 from .subspace import Subspace
 from .unstructured import Unstructured
 
 
-def recipe(config: TrainConfig) -> Unstructured:
+def recipe(config: TrainConfig) -> Recipe:
     """The levels that `config` trains."""
     common = {"keep_rounding": config.keep_rounding, "density": config.density}
     if config.method == "lcs_l":

@@ -18,7 +18,7 @@ from .layers.base import blend
 from .layers.frozen import FrozenConv2d, FrozenLinear
 from .layers.weights import WEIGHT_LAYERS
 from .levels import Level
-from .snapshot import grouped, prune_arguments
+from .snapshot import grouped
 from .unstructured import Unstructured
 
 Shape = tuple[int, ...]
@@ -119,7 +119,7 @@ def pack(layers: Sequence[SubspaceLayer], level: Level, recipe: Unstructured, sp
     with torch.inference_mode(False), torch.no_grad():
         weights = {}
         for group in grouped(layers):
-            w0s, w1s, keep = prune_arguments(group, level, recipe)
+            w0s, w1s, keep = recipe.prune_arguments(group, level)
             made = interpolate_prune_foreach_masks(
                 w0s, w1s, level.alpha, keep=keep, dtype=w0s[0].dtype, extrapolate=True
             )

@@ -13,11 +13,10 @@ from .layers import SubspaceLayer
 from .layers.norms import without_batch_statistics
 from .layers.support import base_of, is_batch_norm, read_by_parents, refusal
 from .layers.weights import WEIGHT_LAYERS
+from .recipe import Recipe
 from .select import Pattern, Patterns, select
-from .unstructured import Unstructured
 
 Action = Literal["compress", "dense line", "norm", "leave"]
-_OP = "interpolate_prune_foreach"
 
 
 @dataclass(frozen=True)
@@ -37,12 +36,12 @@ class Plan:
     """The rows in the model's order; `print` shows them as a table."""
 
     rows: tuple[Row, ...]
-    backend: str
+    backend: str  # what makes the compressed weights, and by which kernel
 
     def __str__(self) -> str:
         counts = Counter(row.action for row in self.rows)
         total = ", ".join(f"{action}: {counts[action]}" for action in counts)
-        return columns(Row, self.rows, f"{total}; {_OP}: {self.backend}")
+        return columns(Row, self.rows, f"{total}; {self.backend}")
 
 
 def columns(kind: type, rows: Sequence, last: str) -> str:
@@ -68,7 +67,7 @@ class Planner:
     """Decides for each module of `model`."""
 
     model: nn.Module
-    recipe: Unstructured
+    recipe: Recipe
     choice: Choice
     norm: str
     parents: dict[nn.Module, str] = field(default_factory=dict)
@@ -78,7 +77,7 @@ class Planner:
 
     def _row(self, name: str, module: nn.Module) -> Row:
         action, reason = self._decide(module)
-        kernel = _OP if action in ("compress", "dense line") else "torch" if action == "norm" else ""
+        kernel = self.recipe.op if action in ("compress", "dense line") else "torch" if action == "norm" else ""
         return Row(name, type(module).__name__, _weights(module), action, kernel, reason)
 
     def refusal(self, module: nn.Module) -> str | None:
@@ -104,7 +103,7 @@ class Planner:
     def _decide_norm(self, module: nn.Module) -> tuple[Action, str]:
         if is_batch_norm(module) and self.norm != "keep":
             layer = without_batch_statistics(module, self.norm)
-            return "norm", f"becomes {layer.original.__name__}" + (
+            return "norm", f"becomes {type(layer).__name__}" + (
                 f" of {layer.num_groups} groups" if self.norm == "group" else ""
             )
         if not self.recipe.line:
@@ -117,10 +116,10 @@ class Planner:
 
 
 def make_plan(
-    model: nn.Module, recipe: Unstructured, include: Patterns | None, exclude: Patterns, dense: Patterns, norm: str
+    model: nn.Module, recipe: Recipe, include: Patterns | None, exclude: Patterns, dense: Patterns, norm: str
 ) -> Plan:
     """The plan, after every check that needs no change of the model."""
-    _check_model(model, recipe)
+    _check_model(model)
     included = None if include is None else select(model, include, "include")
     densed = select(model, dense, "dense")
     choice = Choice(
@@ -135,7 +134,8 @@ def make_plan(
     if not any(row.action == "compress" for row in rows):
         raise ValueError(f"nothing of {type(model).__name__} would be compressed:\n{Plan(rows, '-')}")
     device = next(model.parameters()).device.type
-    return Plan(rows, lcs_kernels.backends()[_OP].get(device, f"reference on {device}"))
+    backend = lcs_kernels.backends()[recipe.op].get(device, f"reference on {device}")
+    return Plan(rows, f"{recipe.op}: {backend}")
 
 
 def _concerns(module: nn.Module) -> bool:
@@ -152,9 +152,7 @@ def _union(found: list[tuple[Pattern, set[nn.Module]]]) -> set[nn.Module]:
     return set().union(*(modules for _, modules in found))
 
 
-def _check_model(model: nn.Module, recipe: Unstructured) -> None:
-    if not isinstance(model, nn.Module) or not isinstance(recipe, Unstructured):
-        raise TypeError(f"expected an nn.Module and a recipe (lcs.Unstructured), got {model!r} and {recipe!r}")
+def _check_model(model: nn.Module) -> None:
     kind = type(model).__name__
     if any(isinstance(module, SubspaceLayer) for module in model.modules()):
         raise ValueError(f"{kind} is converted already; lcs.unconvert it first")

@@ -1,4 +1,4 @@
-"""Accuracy, and speed where it was measured, over density, as a PNG."""
+"""Accuracy, and speed where it was measured, over the level, as a PNG."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ if TYPE_CHECKING:
     from .evaluate import Evaluation
 
 _NAMES = {"lcs_l": "subspace, line (LCS+L)", "lcs_p": "subspace, point (LCS+P)", "target": "target", "dense": "dense"}
+_LABELS = {
+    "density": "density (weights kept in each compressed layer)",
+    "width": "width (output channels kept in each compressed layer)",
+    "bits": "bits (of each compressed layer's weights and inputs)",
+}
 
 
-def plot(evaluation: Evaluation, path: Path, *, log_density: bool = False) -> None:
+def plot(evaluation: Evaluation, path: Path, *, log_x: bool = False) -> None:
     """Draws `evaluation` to `path`: its rows as a curve, target runs as points, the dense accuracy as a level line.
 
     A measured speed-up is a second curve with an axis of its own, without the rows that have none.
@@ -28,22 +33,23 @@ def plot(evaluation: Evaluation, path: Path, *, log_density: bool = False) -> No
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    rows = sorted(evaluation.rows, key=lambda row: row.density)
+    rows = sorted(evaluation.rows, key=lambda row: row.value)
     _reference_line(axes, evaluation)
     label = _NAMES[evaluation.method]
-    axes.plot([r.density for r in rows], [r.accuracy for r in rows], "o-", color="C0", markersize=5, label=label)
+    axes.plot([r.value for r in rows], [r.accuracy for r in rows], "o-", color="C0", markersize=5, label=label)
     if evaluation.targets:
-        densities, accuracies = zip(*((r.density, r.accuracy) for r in evaluation.targets), strict=True)
-        axes.plot(densities, accuracies, "D", color="C3", markersize=7, label="trained for this density alone")
-    if log_density:
+        values, accuracies = zip(*((r.value, r.accuracy) for r in evaluation.targets), strict=True)
+        axes.plot(values, accuracies, "D", color="C3", markersize=7, label=f"trained for this {evaluation.unit} alone")
+    percent = evaluation.unit != "bits"
+    if log_x:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.5, 5.0)))
-        axes.xaxis.set_major_formatter(lambda density, _: f"{100 * density:g}%")
-    else:
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%" if percent else f"{value:g}")
+    elif percent:
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    axes.set(xlabel="density (weights kept in each compressed layer)", ylabel="test accuracy")
-    axes.set_title(f"One trained model at every density ({evaluation.images:,} test images)", fontsize=11)
+    axes.set(xlabel=_LABELS[evaluation.unit], ylabel="test accuracy")
+    axes.set_title(f"One trained model at every {evaluation.unit} ({evaluation.images:,} test images)", fontsize=11)
     axes.grid(alpha=0.3)
     if evaluation.speed:
         _speed_curve(axes, evaluation)
@@ -56,9 +62,9 @@ def plot(evaluation: Evaluation, path: Path, *, log_density: bool = False) -> No
 
 def _speed_curve(axes, evaluation: Evaluation) -> None:
     right, speed = axes.twinx(), evaluation.speed
-    timed = sorted((s.density, s.speedup) for s in speed.rows if s.speedup is not None)
+    timed = sorted((s.value, s.speedup) for s in speed.rows if s.speedup is not None)
     label = f"speed-up, {speed.batch} image{'s' if speed.batch > 1 else ''} a call, {speed.device} (right)"
-    right.plot([d for d, _ in timed], [s for _, s in timed], "s--", color="C2", markersize=4, label=label)
+    right.plot([value for value, _ in timed], [s for _, s in timed], "s--", color="C2", markersize=4, label=label)
     right.axhline(1.0, color="C2", linewidth=0.8, alpha=0.5)
     right.set(ylabel="measured speed-up over the dense network", ylim=(0, None))
     curves = [axes.get_legend_handles_labels(), right.get_legend_handles_labels()]
@@ -66,8 +72,9 @@ def _speed_curve(axes, evaluation: Evaluation) -> None:
 
 
 def _reference_line(axes, evaluation: Evaluation) -> None:
-    own = [row for row in evaluation.rows if row.density == 1.0]
+    full = 8 if evaluation.unit == "bits" else 1.0
+    own = [row for row in evaluation.rows if row.value == full]
     if evaluation.dense is not None:
         axes.axhline(evaluation.dense.accuracy, color="0.3", linestyle="--", label="trained dense")
     elif own:
-        axes.axhline(own[0].accuracy, color="0.5", linestyle=":", label="the subspace's own density 100%")
+        axes.axhline(own[0].accuracy, color="0.5", linestyle=":", label=f"the subspace's own highest {evaluation.unit}")

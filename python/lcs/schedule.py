@@ -28,7 +28,7 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return -(-images // batch_size)
 
 
-def density_warmup_steps(fraction: float, epochs: int, images: int, batch_size: int) -> int:
+def warmup_steps(fraction: float, epochs: int, images: int, batch_size: int) -> int:
     """T = ceil(fraction * epochs * images / batch_size), `fraction` read as the decimal that it prints as."""
     return math.ceil(Fraction(repr(float(fraction))) * epochs * images / batch_size)
 

@@ -6,29 +6,26 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from lcs_kernels import interpolate_prune_foreach
-
 from .layers import SubspaceLayer
 from .layers.base import blend
 from .layers.weights import WEIGHT_LAYERS
 from .levels import Level
-from .unstructured import Unstructured
+from .recipe import Recipe
 
-Tensors = tuple[Tensor | None, Tensor | None]
+Tensors = tuple[Tensor | None, ...]
 Snapshot = tuple[Tensors, ...]
 
 
-def make(layers: Sequence[SubspaceLayer], level: Level, recipe: Unstructured) -> Snapshot:
-    """(weight, bias) of each layer at `level`, differentiable to the ends: one launch per dtype and device."""
+def make(layers: Sequence[SubspaceLayer], level: Level, recipe: Recipe) -> Snapshot:
+    """Weight, bias and what else the recipe gives of each layer at `level`, differentiable to the ends."""
     weights = {}
     for group in grouped(layers):
-        w0s, w1s, keep = prune_arguments(group, level, recipe)
-        made = interpolate_prune_foreach(w0s, w1s, level.alpha, keep=keep, extrapolate=True)
-        weights.update(zip(group, made, strict=True))
+        weights.update(zip(group, recipe.weights(group, level), strict=True))
     return tuple(
         (
             weights[layer] if layer in weights else blend(*layer.ends("weight"), level.alpha),
             blend(*layer.ends("bias"), level.alpha),
+            *recipe.extras(layer, level),
         )
         for layer in layers
     )
@@ -43,20 +40,10 @@ def grouped(layers: Sequence[SubspaceLayer]) -> list[list[SubspaceLayer]]:
     return list(groups.values())
 
 
-def prune_arguments(
-    layers: list[SubspaceLayer], level: Level, recipe: Unstructured
-) -> tuple[Sequence[Tensor], Sequence[Tensor] | None, list[int]]:
-    """Both ends (the second None on a point) of a group, and how many weights each layer keeps."""
-    w0s, w1s = zip(*(layer.ends("weight") for layer in layers), strict=True)
-    sizes = [w0.numel() for w0 in w0s]
-    keep = [recipe.keep(level.density, n) if layer.compressed else n for layer, n in zip(layers, sizes, strict=True)]
-    return w0s, None if w1s[0] is None else w1s, keep
-
-
 class Slot:
     """The one mutable object that all layers of a subspace share: the level that is set, and the running snapshot."""
 
-    def __init__(self, recipe: Unstructured) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.level: Level | None = None
         self.running: Snapshot | None = None  # of the forward in progress

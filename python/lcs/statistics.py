@@ -7,23 +7,23 @@ from torch import nn
 
 from .layers import SubspaceLayer
 from .levels import Level
+from .recipe import Recipe
 from .snapshot import make
-from .unstructured import Unstructured
 
 
 @dataclass(frozen=True)
 class LevelStatistics:
     """One level, its weights materialised and counted.
 
-    density: the level's.
+    level: which one.
     sparsity: zeros / weights, in [0, 1].
     zeros: exact zeros among the compressed layers' weights.
     weights: all convolution and linear weights of the model, one end of a line.
-    stored_bytes: parameters at this level in float32, each compressed layer as one bit per weight and its kept values.
+    stored_bytes: parameters at this level, each compressed layer's weight as the recipe stores it, all else in float32.
     dense_bytes: the same parameters, all dense.
     """
 
-    density: float
+    level: Level
     sparsity: float
     zeros: int
     weights: int
@@ -32,21 +32,20 @@ class LevelStatistics:
 
 
 @torch.no_grad()
-def level_statistics(model: nn.Module, level: Level, recipe: Unstructured) -> LevelStatistics:
+def level_statistics(model: nn.Module, level: Level, recipe: Recipe) -> LevelStatistics:
     """The statistics of a converted model at `level`."""
     layers = [module for module in model.modules() if isinstance(module, SubspaceLayer)]
     compressed = [layer for layer in layers if layer.compressed]
     sizes = [layer.weight.numel() for layer in compressed]
-    kept = sum(recipe.keep(level.density, n) for n in sizes)
-    zeros = sum(int((weight == 0).sum()) for weight, _ in make(compressed, level, recipe))
+    zeros = sum(int((weight == 0).sum()) for weight, *_ in make(compressed, level, recipe))
     second_ends = sum(p.numel() for layer in layers for name, p in layer.named_parameters() if name.endswith("_1"))
     dense_bytes = 4 * (sum(p.numel() for p in model.parameters()) - second_ends)
     return LevelStatistics(
-        density=level.density,
+        level=level,
         sparsity=zeros / (weights := _weights(model)),
         zeros=zeros,
         weights=weights,
-        stored_bytes=dense_bytes - 4 * (sum(sizes) - kept) + sum((n + 7) // 8 for n in sizes),
+        stored_bytes=dense_bytes + sum(recipe.stored_bytes(n, level) - 4 * n for n in sizes),
         dense_bytes=dense_bytes,
     )
 

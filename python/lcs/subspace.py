@@ -1,6 +1,9 @@
 """A converted model with its recipe: one level is set, and the model runs at it."""
 
+from __future__ import annotations
+
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +12,13 @@ from lcs_kernels import cosine_squared
 
 from .frozen import CACHE_BYTES, Frozen, freeze
 from .layers import SubspaceLayer
-from .layers.weights import WEIGHT_LAYERS
-from .levels import Level
+from .levels import Level, Setting
+from .recipe import Recipe
 from .snapshot import Refresh, Slot
 from .statistics import LevelStatistics, level_statistics
-from .unstructured import Unstructured
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Subspace(nn.Module):
@@ -35,7 +40,7 @@ class Subspace(nn.Module):
     it starts from torch's default seed, the same in every process.
     """
 
-    def __init__(self, model: nn.Module, recipe: Unstructured) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
         self.generator = torch.Generator()
@@ -65,21 +70,20 @@ class Subspace(nn.Module):
         return self._slot.level
 
     def sample(self, generator: torch.Generator | None = None, progress: float = 1.0) -> list[Level]:
-        """The levels to train in one step (`Unstructured.sample`), from `self.generator` unless one is given."""
+        """The levels to train in one step (the recipe's `sample`), from `self.generator` unless one is given."""
         return self.recipe.sample(self.generator if generator is None else generator, progress)
 
-    def at(self, level: Level | None = None, *, density: float | None = None, alpha: float | None = None) -> "AtLevel":
-        """A context in which the model runs at `level`, or at `density` (in [0, 1]; alpha as the recipe maps it).
+    def at(self, level: Level | None = None, **setting: Unpack[Setting]) -> AtLevel:
+        """A context in which the model runs at `level`, or at density=, bits= or width=, whichever the recipe knows,
+        with alpha= as the recipe maps it unless given.
 
         It may be nested and entered again; leaving it sets the level that was set before.
         """
-        return AtLevel(self._slot, self._resolve(level, density, alpha))
+        return AtLevel(self._slot, self._resolve(level, setting))
 
-    def set_level(
-        self, level: Level | None = None, *, density: float | None = None, alpha: float | None = None
-    ) -> Level:
+    def set_level(self, level: Level | None = None, **setting: Unpack[Setting]) -> Level:
         """Sets a level, as `at` takes it, until another one is set; returns it."""
-        level = self._resolve(level, density, alpha)
+        level = self._resolve(level, setting)
         self._slot.level, self._slot.running, self._slot.made = level, None, None
         return level
 
@@ -88,12 +92,13 @@ class Subspace(nn.Module):
         return {name: layer for name, layer in self._layers().items() if layer.line}
 
     def regularizer(self) -> Tensor:
-        """cos^2 of the angle between the ends, all convolution and linear weights taken as one vector; 0 on a point.
+        """cos^2 of the angle between the ends, the weights that the recipe names taken as one vector; 0 on a point.
 
-        (sum <w0, w1>)^2 / (sum |w0|^2 * sum |w1|^2), 0-d, in at least float32, differentiable; norms and biases do not
-        count (arXiv 2110.04252, section 3; added once per step with weight 1).
+        (sum <w0, w1>)^2 / (sum |w0|^2 * sum |w1|^2), 0-d, in at least float32, differentiable. Convolution and linear
+        weights count, norms and biases do not; of `lcs.Structured`, whose norms alone are lines, the norms' scales do
+        (arXiv 2110.04252, section 3; added once per step with weight 1).
         """
-        ends = [layer.ends("weight") for layer in self.lines().values() if isinstance(layer, tuple(WEIGHT_LAYERS))]
+        ends = [layer.ends("weight") for layer in self.lines().values() if self.recipe.is_regularized(layer)]
         if not ends:
             return torch.zeros((), device=next(self.model.parameters()).device)
         w0s, w1s = zip(*ends, strict=True)
@@ -101,11 +106,9 @@ class Subspace(nn.Module):
             w0s, w1s = ([w.float() for w in ws] for ws in (w0s, w1s))
         return cosine_squared(w0s, w1s)
 
-    def statistics(
-        self, level: Level | None = None, *, density: float | None = None, alpha: float | None = None
-    ) -> LevelStatistics:
+    def statistics(self, level: Level | None = None, **setting: Unpack[Setting]) -> LevelStatistics:
         """True sparsity and stored bytes at a level, given as to `at`."""
-        return level_statistics(self.model, self._resolve(level, density, alpha), self.recipe)
+        return level_statistics(self.model, self._resolve(level, setting), self.recipe)
 
     def freeze(self, *, cache_bytes: int = CACHE_BYTES, strict: bool = False) -> Frozen:
         """This subspace as it is now, to serve any level per call, from any thread, its weights packed: see `Frozen`.
@@ -124,9 +127,9 @@ class Subspace(nn.Module):
     def _layers(self) -> dict[str, SubspaceLayer]:
         return {name: module for name, module in self.model.named_modules() if isinstance(module, SubspaceLayer)}
 
-    def _resolve(self, level: Level | None, density: float | None, alpha: float | None) -> Level:
+    def _resolve(self, level: Level | None, setting: Setting) -> Level:
         self._check_converted()
-        return self.recipe.resolve(level, density, alpha)
+        return self.recipe.resolve(level, setting)
 
 
 class AtLevel:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from .evaluate import Evaluation, Row
     from .measure import Measurement, Speed
 
-_STORED = ("density", "alpha", "accuracy", "loss", "sparsity", "KiB", "of dense")
-_MEASURED = ("density", "accuracy", "sparsity", "KiB", "ms", "p90", "speed-up", "resident", "sparse")
+_STORED = ("alpha", "accuracy", "loss", "sparsity", "KiB", "of dense")
+_MEASURED = ("accuracy", "sparsity", "KiB", "ms", "p90", "speed-up", "resident", "sparse")
 
 
 def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
@@ -25,7 +25,7 @@ def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
         padding=(0, 0) if speed else (0, 1),
     )
     table.add_column("run")
-    for name in _MEASURED if speed else _STORED:
+    for name in (evaluation.unit, *(_MEASURED if speed else _STORED)):
         table.add_column(name, justify="right")
     cells = _measured_cells if speed else _cells
     for row, timed in zip(evaluation.rows, speed.rows if speed else evaluation.rows, strict=True):
@@ -41,7 +41,7 @@ def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
 
 def _cells(row: Row, _: object) -> tuple[str, ...]:
     return (
-        f"{row.density:g}",
+        f"{row.value:g}",
         f"{row.alpha:g}",
         f"{row.accuracy:.2%}",
         f"{row.loss:.4f}",
@@ -52,8 +52,8 @@ def _cells(row: Row, _: object) -> tuple[str, ...]:
 
 
 def _measured_cells(row: Row, timed: Speed | None) -> tuple[str, ...]:
-    density, _, accuracy, _, sparsity, stored, _ = _cells(row, None)
-    return density, accuracy, sparsity, stored, *(_speed_cells(timed) if timed else [""] * 5)
+    value, _, accuracy, _, sparsity, stored, _ = _cells(row, None)
+    return value, accuracy, sparsity, stored, *(_speed_cells(timed) if timed else [""] * 5)
 
 
 def _speed_cells(timed: Speed) -> tuple[str, ...]:

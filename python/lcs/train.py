@@ -151,11 +151,10 @@ class Run:
         if not interval or ((epoch + 1) % interval and not last):
             return
         for level, accuracy, loss in self.loop.evaluate():
-            self.display.print(f"epoch {epoch + 1}  density {level.density:g}  test accuracy {accuracy:.2%}")
+            unit, value = self.loop.config.unit, self.loop.subspace.recipe.value(level)
+            self.display.print(f"epoch {epoch + 1}  {unit} {value:g}  test accuracy {accuracy:.2%}")
             if self.metrics is not None:
-                self.metrics.write(
-                    "test", self.loop.step, epoch=epoch, density=level.density, loss=loss, accuracy=accuracy
-                )
+                self.metrics.write("test", self.loop.step, epoch=epoch, **{unit: value}, loss=loss, accuracy=accuracy)
 
     def save(self) -> None:
         """A checkpoint of this step. The metrics up to it are on disk first."""

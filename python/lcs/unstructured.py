@@ -1,17 +1,21 @@
 """The recipe for unstructured sparsity (arXiv 2110.04252, section 4): which levels exist and which are trained."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
-from lcs_kernels import keep_count
+from lcs_kernels import interpolate_prune_foreach, keep_count
 
+from .layers import SubspaceLayer
 from .levels import Level
+from .recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Unstructured:
+class Unstructured(Recipe):
     """Each compressed layer keeps its largest weights by magnitude.
 
     line: a line between two ends (LCS+L, where alpha = density) or one point for all levels (LCS+P).
@@ -20,6 +24,9 @@ class Unstructured:
     endpoint_probability: how often a line's sample is one of the two ends of `density` instead of uniform between them.
     keep_rounding: of density * n weights kept: "half_even", or "truncate", the paper's n - int((1 - density) * n).
     """
+
+    unit: ClassVar[str] = "density"
+    op: ClassVar[str] = "interpolate_prune_foreach"
 
     line: bool = True
     density: tuple[float, float] = (0.025, 1.0)
@@ -53,21 +60,26 @@ class Unstructured:
         _check_unit("alpha", alpha, "; to leave the line, pass lcs.Level(alpha=..., density=...)")
         return Level(float(alpha), float(density))
 
-    def resolve(self, level: Level | None, density: float | None, alpha: float | None) -> Level:
-        """From whichever of `level` and `density` (and perhaps `alpha`) a user gave."""
-        if level is None:
-            if density is None:
-                raise ValueError("give a level: density=..., density=... with alpha=..., or a lcs.Level")
-            return self.level(density, alpha)
-        if not isinstance(level, Level):
-            raise TypeError(f"a level is a lcs.Level, got {level!r}; a density is given as density={level!r}")
-        if density is not None or alpha is not None:
-            raise ValueError(f"give either {level} or density={density}, alpha={alpha}, not both")
-        return level
-
     def keep(self, density: float, n: int) -> int:
         """How many of a layer's `n` weights are kept."""
         return keep_count(density, n) if self.keep_rounding == "half_even" else n - int((1.0 - density) * n)
+
+    def prune_arguments(
+        self, layers: Sequence[SubspaceLayer], level: Level
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor] | None, list[int]]:
+        """Both ends (the second None on a point) of layers with weights, and how many each one keeps."""
+        w0s, w1s = zip(*(layer.ends("weight") for layer in layers), strict=True)
+        sizes = [w0.numel() for w0 in w0s]
+        keep = [self.keep(level.density, n) if layer.compressed else n for layer, n in zip(layers, sizes, strict=True)]
+        return w0s, None if w1s[0] is None else w1s, keep
+
+    def weights(self, layers: Sequence[SubspaceLayer], level: Level) -> Sequence[Tensor]:
+        w0s, w1s, keep = self.prune_arguments(layers, level)
+        return interpolate_prune_foreach(w0s, w1s, level.alpha, keep=keep, extrapolate=True)
+
+    def stored_bytes(self, n: int, level: Level) -> int:
+        """One bit per weight, and the kept values."""
+        return (n + 7) // 8 + 4 * self.keep(level.density, n)
 
     def sample(self, generator: torch.Generator | None, progress: float = 1.0) -> list[Level]:
         """The levels of one training step (here one), drawn from `generator` (on the CPU; two numbers per call).

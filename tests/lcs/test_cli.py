@@ -90,12 +90,12 @@ def test_train_and_eval(tmp_path, monkeypatch, capsys):
     assert f"run: {run}" in capsys.readouterr().out
     arguments = ["--densities", "0.1", "1", "--x-axis", "log", "--json", str(numbers), "--png", str(picture)]
     assert main(["eval", str(run), *arguments]) == 0
-    assert [row["density"] for row in json.loads(numbers.read_text())["rows"]] == [0.1, 1.0]
+    assert [row["value"] for row in json.loads(numbers.read_text())["rows"]] == [0.1, 1.0]
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert main(["eval", str(run), *arguments, "--measure", "--measure-batch", "3"]) == 0
     assert "speed-up" in capsys.readouterr().out
     speed = json.loads(numbers.read_text())["speed"]
-    assert speed["batch"] == 3 and [row["density"] for row in speed["rows"]] == [0.1, 1.0]
+    assert speed["batch"] == 3 and [row["value"] for row in speed["rows"]] == [0.1, 1.0]
     assert main(["eval", str(run), "--measure", "--measure-batch", "21"]) == 1
     assert "measure_batch: must lie in 1 to 20" in capsys.readouterr().err
     assert main(["eval", str(run)]) == 0
@@ -169,7 +169,7 @@ def test_quick_demo(tmp_path, monkeypatch, capsys):
     assert str(tmp_path / "demo" / "evaluation.png") in shown.replace("\n", "")
     found = json.loads((tmp_path / "demo" / "evaluation.json").read_text())
     for rows in (found["rows"], found["speed"]["rows"]):
-        assert [row["density"] for row in rows] == list(demonstration.DENSITIES)
+        assert [row["value"] for row in rows] == list(demonstration.DENSITIES)
     assert "speed-up" in shown
     assert (tmp_path / "demo" / "evaluation.png").exists()
 
@@ -177,7 +177,7 @@ def test_quick_demo(tmp_path, monkeypatch, capsys):
 def test_demo_that_misses_its_accuracy_fails(monkeypatch, tmp_path):
     def evaluated(accuracy):
         rows = [Row(density, density, accuracy[density], 0.1, 0.5, 1, 2) for density in (0.1, 1.0)]
-        return Evaluation("runs/demo", "lcs_l", 1, 100, rows, [], None)
+        return Evaluation("runs/demo", "lcs_l", "density", 1, 100, rows, [], None)
 
     demonstration._check(evaluated({0.1: 0.95, 1.0: 0.97}))
     with pytest.raises(DemoError, match="runs/demo: test accuracy 94.00% at density 0.1, wanted 95%"):

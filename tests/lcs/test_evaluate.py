@@ -32,10 +32,10 @@ def runs(tmp_path_factory):
 
 def test_default_densities_are_the_papers_grid():
     grid = [0.025, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0]
-    assert evaluate.densities_of(TrainConfig()) == grid
-    assert evaluate.densities_of(TrainConfig(density=(0.005, 0.05))) == [0.005, 0.025, 0.05]
-    assert evaluate.densities_of(TrainConfig(method="target", target_density=0.3)) == [0.3]
-    assert evaluate.densities_of(TrainConfig(method="dense")) == [1.0]
+    assert evaluate.values_of(TrainConfig()) == grid
+    assert evaluate.values_of(TrainConfig(density=(0.005, 0.05))) == [0.005, 0.025, 0.05]
+    assert evaluate.values_of(TrainConfig(method="target", target_density=0.3)) == [0.3]
+    assert evaluate.values_of(TrainConfig(method="dense")) == [1.0]
 
 
 def test_measure_counts_as_a_plain_loop_does(tiny):
@@ -58,9 +58,9 @@ def test_measure_counts_as_a_plain_loop_does(tiny):
 
 def test_rows_with_baselines(runs):
     found = evaluate.evaluate(runs["line"], [0.1, 1.0], targets=[runs["target"]], dense=runs["dense"])
-    assert [(row.density, row.alpha) for row in found.rows] == [(0.1, 0.1), (1.0, 1.0)]
-    assert [(row.density, row.alpha) for row in found.targets] == [(0.1, 0.0)]
-    assert found.dense.density == 1.0 and found.dense.sparsity == 0.0
+    assert [(row.value, row.alpha) for row in found.rows] == [(0.1, 0.1), (1.0, 1.0)]
+    assert [(row.value, row.alpha) for row in found.targets] == [(0.1, 0.0)]
+    assert found.dense.value == 1.0 and found.dense.sparsity == 0.0
     assert (found.step, found.images, found.method) == (3, 20, "lcs_l")
     for row in [*found.rows, *found.targets, found.dense]:
         assert row.accuracy * 20 == pytest.approx(round(row.accuracy * 20), abs=1e-12)
@@ -84,22 +84,22 @@ def test_training_reports_the_same_accuracy(tmp_path):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     reported = [(line["density"], line["accuracy"]) for line in lines if line["kind"] == "test"]
     found = evaluate.evaluate(run, [0.025, 1.0])
-    assert reported == [(row.density, row.accuracy) for row in found.rows]
+    assert reported == [(row.value, row.accuracy) for row in found.rows]
 
 
-@pytest.mark.parametrize("log_density", [False, True], ids=["linear", "log"])
+@pytest.mark.parametrize("log_x", [False, True], ids=["linear", "log"])
 @pytest.mark.parametrize("baselines", [False, True], ids=["alone", "with baselines"])
-def test_json_table_and_plot(runs, tmp_path, capsys, log_density, baselines):
+def test_json_table_and_plot(runs, tmp_path, capsys, log_x, baselines):
     beside = {"targets": [runs["target"]], "dense": runs["dense"]} if baselines else {}
     found = evaluate.evaluate(runs["line"], [0.1, 1.0], **beside)
     values = json.loads(found.to_json())
-    assert [row["density"] for row in values["rows"]] == [0.1, 1.0]
+    assert [row["value"] for row in values["rows"]] == [0.1, 1.0]
     assert (values["dense"] is not None) == baselines
     print_table(found)
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("density", "sparsity", "KiB", "lcs_l"))
     assert ("dense" in shown.splitlines()[-2]) == baselines
-    plot(found, tmp_path / "plot.png", log_density=log_density)
+    plot(found, tmp_path / "plot.png", log_x=log_x)
     with Image.open(tmp_path / "plot.png") as image:
         assert image.size == (1050, 660)
         assert len(image.convert("RGB").getcolors(1 << 20)) > 10
@@ -147,7 +147,7 @@ def test_baseline_of_other_data(runs, tmp_path):
 
 @pytest.mark.parametrize("density", [-0.1, 1.1, float("nan")])
 def test_density_out_of_range(runs, density):
-    with pytest.raises(ValueError, match=r"densities: must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"density must lie in \[0, 1\]"):
         evaluate.evaluate(runs["line"], [density])
 
 

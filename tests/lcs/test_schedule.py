@@ -31,11 +31,11 @@ def test_learning_rate_of_the_papers_short_runs(epochs):
 
 
 def test_density_warmup_of_the_paper():
-    assert schedule.density_warmup_steps(0.8, 200, 50_000, 128) == 62_500
+    assert schedule.warmup_steps(0.8, 200, 50_000, 128) == 62_500
 
 
 def test_density_warmup_has_no_float_error():
-    assert schedule.density_warmup_steps(0.8, 3, 1280, 128) == 24  # 0.8 * 3 * 10 is 24.000000000000004 in floats
+    assert schedule.warmup_steps(0.8, 3, 1280, 128) == 24  # 0.8 * 3 * 10 is 24.000000000000004 in floats
 
 
 def test_warmup_progress():

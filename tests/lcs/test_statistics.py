@@ -41,7 +41,7 @@ def test_counts_and_bytes(line):
     statistics = subspace.statistics(density=0.3)
     weights, others = 70 + 21 + 1 + 6, 7 + 14 + 3 + 1 + 2
     assert statistics == lcs.LevelStatistics(
-        density=0.3,
+        level=lcs.Level(0.3 if line else 0.0, 0.3),
         sparsity=49 / weights,
         zeros=49,
         weights=weights,

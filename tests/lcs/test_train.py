@@ -61,7 +61,7 @@ def test_a_run_of_each_method(tiny, changes):
 
 def test_levels_follow_the_warmup(tiny):
     lines = [line for line in read_metrics(train(tiny(evaluation_interval=0))) if line["kind"] == "train"]
-    steps = schedule.density_warmup_steps(0.8, 2, 20, 8)
+    steps = schedule.warmup_steps(0.8, 2, 20, 8)
     for line in lines:
         left = 1 - schedule.warmup_progress(line["step"] - 1, steps)
         a = line["alpha"]

@@ -81,8 +81,8 @@ NORM_LAYERS = BATCH_NORMS | {
 }
 
 
-def without_batch_statistics(module: nn.Module, norm: str) -> SubspaceLayer:
-    """The norm that stands for a batch norm: its scale, shift and hooks, no running statistics.
+def without_batch_statistics(module: nn.Module, norm: str) -> nn.Module:
+    """The plain norm that stands for a batch norm: its scale, shift and hooks, no running statistics.
 
     norm="group": GroupNorm with the most groups up to 32 that divide the channels (arXiv 2110.04252), except for
     BatchNorm1d, which gets one group: its input may be (N, C), where a group of one channel would be constant.
@@ -96,4 +96,4 @@ def without_batch_statistics(module: nn.Module, norm: str) -> SubspaceLayer:
         groups = 1 if base is nn.BatchNorm1d else max(g for g in range(1, 33) if channels % g == 0)
         plain = nn.GroupNorm(groups, channels, **options)
     plain.__dict__ |= {k: v for k, v in module.__dict__.items() if "hook" in k or k in ("_parameters", "training")}
-    return NORM_LAYERS[type(plain)].of(plain, was_batch_norm=True)
+    return plain

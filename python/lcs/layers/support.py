@@ -1,5 +1,7 @@
 """Which modules can become layers of a subspace, and why the others cannot."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -23,9 +25,10 @@ def is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
-def layer_type(module: nn.Module) -> type:
-    """The subspace layer that keeps what `module` computes."""
-    return _LAYERS[base_of(module)]
+def layer_type(module: nn.Module, own: Mapping[type, type]) -> type:
+    """The subspace layer that keeps what `module` computes; `own`: those that a recipe has in place of the usual."""
+    base = base_of(module)
+    return own.get(base, _LAYERS[base])
 
 
 def read_by_parents(model: nn.Module) -> dict[nn.Module, str]:

@@ -1,0 +1,85 @@
+"""What every recipe shares: a level from what a user gives, and a level's tensors from the stored ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .layers import SubspaceLayer
+from .layers.weights import WEIGHT_LAYERS
+from .levels import UNITS, Level, Setting
+
+
+class Recipe:
+    """Base of the recipes: which levels exist, which are trained, and what a level makes of a layer's weight.
+
+    unit: what a level is named by: density, bits or width. op: of lcs_kernels, that makes a compressed weight.
+    norm: what `convert` makes of a batch norm unless told.
+    layers: by type of the plain module, the layer that stands for it where that is not `lcs.layers.support`'s.
+    """
+
+    unit: ClassVar[str]
+    op: ClassVar[str]
+    norm: ClassVar[str] = "group"
+    layers: ClassVar[Mapping[type[nn.Module], type[SubspaceLayer]]] = {}
+
+    line: bool
+    target: float | None
+
+    def level(self, value: float, alpha: float | None = None) -> Level:
+        """The level at `value` of the unit; on a line, alpha follows from it unless given."""
+        raise NotImplementedError
+
+    def sample(self, generator: torch.Generator | None, progress: float = 1.0) -> list[Level]:
+        """The levels of one training step, drawn from `generator`; `progress` in [0, 1] is how much of the warm-up is
+        done."""
+        raise NotImplementedError
+
+    def weights(self, layers: Sequence[SubspaceLayer], level: Level) -> Sequence[Tensor]:
+        """The weights at `level` of layers with a convolution's or a linear weight, all of one dtype and device."""
+        raise NotImplementedError
+
+    def extras(self, layer: SubspaceLayer, level: Level) -> tuple[Tensor, ...]:
+        """What a layer's forward gets besides weight and bias."""
+        return ()
+
+    def stored_bytes(self, n: int, level: Level) -> int:
+        """Bytes of a compressed weight of `n` float32 elements as a file stores it at `level`."""
+        raise NotImplementedError
+
+    def has_second_end(self, layer: SubspaceLayer) -> bool:
+        """Whether a layer becomes a line."""
+        return self.line
+
+    def is_regularized(self, layer: SubspaceLayer) -> bool:
+        """Whether the angle between the ends of a line's weight counts (arXiv 2110.04252, section 3)."""
+        return isinstance(layer, tuple(WEIGHT_LAYERS))
+
+    def resolve(self, level: Level | None, setting: Setting) -> Level:
+        """From a level, or a value of the recipe's unit and perhaps alpha."""
+        given = {name: value for name, value in setting.items() if value is not None}
+        if unknown := set(given) - {*UNITS, "alpha"}:
+            raise TypeError(f"a level has no {min(unknown)}; give {self.unit}=..., and alpha=... on a line")
+        if level is not None:
+            if not isinstance(level, Level):
+                raise TypeError(f"a level is a lcs.Level, got {level!r}; as a {self.unit} it is {self.unit}={level!r}")
+            if given:
+                raise ValueError(f"give either {level} or {_written(given)}, not both")
+            return level
+        alpha = given.pop("alpha", None)
+        if others := set(given) - {self.unit}:
+            raise ValueError(f"lcs.{type(self).__name__} has levels of {self.unit}, not of {min(others)}")
+        if not given:
+            raise ValueError(f"give a level: {self.unit}=..., {self.unit}=... with alpha=..., or a lcs.Level")
+        return self.level(given[self.unit], alpha)
+
+    def value(self, level: Level) -> float:
+        """Of the unit, at `level`."""
+        return getattr(level, self.unit)
+
+
+def _written(setting: Setting) -> str:
+    return ", ".join(f"{name}={value}" for name, value in setting.items())
