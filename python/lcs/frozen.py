@@ -16,23 +16,26 @@ from torch.utils import _pytree as pytree
 
 from .fusing import NotTraceable, fused
 from .layers import SubspaceLayer
-from .layers.frozen import FROZEN_LAYERS
+from .layers.weights import WEIGHT_LAYERS
 from .level_cache import LevelCache
-from .levels import Level
-from .packing import RUNNING, Choices, FrozenSlot, Packed, Shape, Trace, choose, nbytes, pack
+from .levels import UNITS, Level
+from .packing import RUNNING, Choice, Choices, FrozenSlot, Packed, Packer, Shape, Trace, nbytes, pack
 from .planning import columns
+from .recipe import Recipe
+from .sparse_packing import SparsePacker
 from .unstructured import Unstructured
 
 if TYPE_CHECKING:
     from .subspace import Subspace
 
 CACHE_BYTES = 512 << 20
+PACKERS: dict[type[Recipe], type[Packer]] = {Unstructured: SparsePacker}
 _REMEMBERED = 1024  # inputs, and inputs at levels, whose choices are kept
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer at one level: the kernel that it runs, why not a sparse one, weights stored, and bytes held."""
+    """One layer at one level: the kernel that it runs, why torch's, weights stored, and bytes held."""
 
     layer: str
     kernel: str
@@ -49,9 +52,9 @@ class FrozenReport:
     rows: tuple[LayerReport, ...]
 
     def __str__(self) -> str:
-        sparse = sum(row.kernel != "torch" for row in self.rows)
+        packed = sum(row.kernel != "torch" for row in self.rows)
         total = sum(row.bytes for row in self.rows)
-        end = f"density {self.level.density:g}: {sparse} of {len(self.rows)} layers sparse, {total:,} bytes"
+        end = f"{self.level}: {packed} of {len(self.rows)} layers packed, {total:,} bytes"
         return columns(LayerReport, self.rows, end)
 
 
@@ -60,7 +63,7 @@ class Counters:
     """What a frozen network has done so far.
 
     hits, builds, evictions: of levels. levels, nbytes: held now. dense: {"layer: reason": levels built so} of the
-    compressible layers that run dense; fallbacks: those of them that should run sparse and cannot. unfused: why the
+    compressible layers that run dense; fallbacks: those of them that should run packed and cannot. unfused: why the
     model's forward runs as it is written, without steps in place; empty where it does not.
     """
 
@@ -88,58 +91,87 @@ class Frozen:
     model: a private, converted model; its parameters are the ends, which nothing trains.
     cache_bytes: of the levels held besides the ends, with what the kernels derive from them; the least recently used
         are dropped. The level used last is always held.
-    strict: raise where a layer has no sparse kernel for its type, dtype or device, instead of running it dense.
+    strict: raise where a layer has no packed kernel for its type, dtype or device, instead of running it dense.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Unstructured, *, cache_bytes: int = CACHE_BYTES, strict: bool = False
+        self, model: nn.Module, recipe: Recipe, *, cache_bytes: int = CACHE_BYTES, strict: bool = False
     ) -> None:
-        if not isinstance(recipe, Unstructured):
-            raise TypeError(f"only a subspace of lcs.Unstructured can be frozen so far, got {type(recipe).__name__}")
+        if type(recipe) not in PACKERS:
+            known = ", ".join(f"lcs.{kind.__name__}" for kind in PACKERS)
+            raise TypeError(f"a subspace of one of {known} can be frozen, got {type(recipe).__name__}")
         if cache_bytes < 0:
             raise ValueError(f"cache_bytes must be at least 0, got {cache_bytes}")
         self.model, self.recipe, self.strict = model, recipe, strict
         self._named = {name: m for name, m in model.named_modules() if isinstance(m, SubspaceLayer)}
         self._layers = list(self._named.values())
-        slot = FrozenSlot()
+        slot, self._packer = FrozenSlot(), PACKERS[type(recipe)](recipe)
         for index, layer in enumerate(self._layers):
             layer.slot, layer.index = slot, index
-            layer.__class__ = FROZEN_LAYERS.get(type(layer), type(layer))
+            layer.__class__ = self._packer.layers.get(type(layer), type(layer))
         device = self._layers[0].weight.device.type
         self._fused, self._unfused = _fuse(model, device)
         self._forwards: dict[tuple, nn.Module] = {}
         self._device = device if torch.amp.is_autocast_available(device) else None
         self._cache: LevelCache[Packed] = LevelCache(cache_bytes)
         self._shapes: dict[tuple, dict[int, Shape]] = {}
-        self._choices: dict[tuple[float, float, tuple], Choices] = {}
-        self._at_density = functools.lru_cache(_REMEMBERED)(recipe.level)
+        self._choices: dict[tuple[Level, tuple], Choices] = {}
+        self._unit = UNITS.index(recipe.unit)
+        self._level = functools.lru_cache(_REMEMBERED)(recipe.level)
         self._dense: Counter[tuple[str, bool]] = Counter()
         self._counting = threading.Lock()
 
     def __call__(
-        self, *args, level: Level | None = None, density: float | None = None, alpha: float | None = None, **kwargs
+        self,
+        *args,
+        level: Level | None = None,
+        density: float | None = None,
+        width: float | None = None,
+        bits: int | None = None,
+        alpha: float | None = None,
+        **kwargs,
     ):
         """`model(*args, **kwargs)` at a level, given as to `Subspace.at`."""
-        return self._call(self._resolve(level, density, alpha), args, kwargs)
+        return self._call(self._resolve(level, density, width, bits, alpha), args, kwargs)
 
     def at(
-        self, level: Level | None = None, *, density: float | None = None, alpha: float | None = None
+        self,
+        level: Level | None = None,
+        *,
+        density: float | None = None,
+        width: float | None = None,
+        bits: int | None = None,
+        alpha: float | None = None,
     ) -> FrozenLevel:
         """This network at one level, to be called like a module. It costs nothing and shares all that is stored."""
-        return FrozenLevel(self, self._resolve(level, density, alpha))
+        return FrozenLevel(self, self._resolve(level, density, width, bits, alpha))
 
     def prepare(
-        self, *args, level: Level | None = None, density: float | None = None, alpha: float | None = None, **kwargs
+        self,
+        *args,
+        level: Level | None = None,
+        density: float | None = None,
+        width: float | None = None,
+        bits: int | None = None,
+        alpha: float | None = None,
+        **kwargs,
     ) -> None:
         """Makes a level ahead of a call with these arguments, where it is not held."""
-        level = self._resolve(level, density, alpha)
+        level = self._resolve(level, density, width, bits, alpha)
         self._packed(level, self._chosen(level, signature(args, kwargs), args, kwargs))
 
     def report(
-        self, *args, level: Level | None = None, density: float | None = None, alpha: float | None = None, **kwargs
+        self,
+        *args,
+        level: Level | None = None,
+        density: float | None = None,
+        width: float | None = None,
+        bits: int | None = None,
+        alpha: float | None = None,
+        **kwargs,
     ) -> FrozenReport:
         """Which kernel each layer runs at a level on these arguments of the model, and why. Runs the model on them."""
-        level = self._resolve(level, density, alpha)
+        level = self._resolve(level, density, width, bits, alpha)
         self._call(level, args, kwargs)
         inputs = signature(args, kwargs)
         choices = self._chosen(level, inputs, args, kwargs)
@@ -147,8 +179,8 @@ class Frozen:
         return FrozenReport(
             level,
             tuple(
-                LayerReport(name, choice.kernel, choice.why, self._kept(layer, level), nbytes(weight) + nbytes(bias))
-                for (name, layer), choice, (weight, bias) in zip(
+                LayerReport(name, choice.kernel, choice.why, self._stored(layer, level), nbytes(weight) + nbytes(bias))
+                for (name, layer), choice, (weight, bias, *_) in zip(
                     self._named.items(), choices.layers, packed.tensors, strict=True
                 )
             ),
@@ -192,10 +224,13 @@ class Frozen:
     def __repr__(self) -> str:
         return f"Frozen({type(self.model).__name__}, {self.recipe}, {len(self._cache)} levels held)"
 
-    def _resolve(self, level: Level | None, density: float | None, alpha: float | None) -> Level:
-        if type(density) is float and alpha is None and level is None:
-            return self._at_density(density)
-        return self.recipe.resolve(level, {"density": density, "alpha": alpha})
+    def _resolve(self, level: Level | None, density, width, bits, alpha) -> Level:
+        values = density, width, bits
+        if level is None and alpha is None and values.count(None) == 2:
+            value = values[self._unit]
+            if type(value) in (float, int):
+                return self._level(value)
+        return self.recipe.resolve(level, dict(zip(UNITS, values, strict=True)) | {"alpha": alpha})
 
     def _call(self, level: Level, args: tuple, kwargs: dict):
         with _autocast_off(self._device):
@@ -211,29 +246,26 @@ class Frozen:
         return self._cache.get(choices.key, lambda: self._pack(level, choices))
 
     def _pack(self, level: Level, choices: Choices) -> Packed:
-        packed = pack(self._layers, level, self.recipe, [choice.sparse for choice in choices.layers])
+        packed = pack(self._layers, level, self._packer, [choice.packed for choice in choices.layers])
         with self._counting:
             for name, layer, choice in zip(self._named, self._layers, choices.layers, strict=True):
-                if layer.compressed and not choice.sparse:
+                if layer.compressed and not choice.packed:
                     self._dense[f"{name}: {choice.why}", choice.fallback] += 1
         return packed
 
     def _chosen(self, level: Level, inputs: tuple, args: tuple, kwargs: dict) -> Choices:
-        key = level.alpha, level.density, inputs
+        key = level, inputs
         choices = self._choices.get(key)
         if choices is None:
             shapes = self._shapes.get(inputs) or self._trace(level, inputs, args, kwargs)
-            made = (
-                choose(layer, shapes.get(i), self._kept(layer, level) / max(_size(layer), 1))
-                for i, layer in enumerate(self._layers)
-            )
-            choices = Choices.of(level, tuple(made))
+            made = tuple(self._choose(layer, shapes.get(i), level) for i, layer in enumerate(self._layers))
+            choices = Choices.of(level, made)
             self._check(choices)
             _remember(self._choices, key, choices)
         return choices
 
     def _trace(self, level: Level, inputs: tuple, args: tuple, kwargs: dict) -> dict[int, Shape]:
-        trace = Trace(pack(self._layers, level, self.recipe, [False] * len(self._layers)).tensors)
+        trace = Trace(pack(self._layers, level, self._packer, [False] * len(self._layers)).tensors)
         with torch.no_grad():
             expected = _run(self.model, trace, args, kwargs)
             if self._fused is not None:
@@ -253,13 +285,18 @@ class Frozen:
         else:
             self._unfused = "the fused forward gives another result"
 
-    def _kept(self, layer: SubspaceLayer, level: Level) -> int:
-        return self.recipe.keep(level.density, _size(layer)) if layer.compressed else _size(layer)
+    def _stored(self, layer: SubspaceLayer, level: Level) -> int:
+        return self._packer.stored(layer, level) if layer.compressed else _size(layer)
+
+    def _choose(self, layer: SubspaceLayer, x_shape: Shape | None, level: Level) -> Choice:
+        if layer.compressed:
+            return self._packer.choose(layer, x_shape, level)
+        return Choice("torch", "never compressed" if isinstance(layer, tuple(WEIGHT_LAYERS)) else "norm")
 
     def _check(self, choices: Choices) -> None:
         failed = [f"{name}: {c.why}" for name, c in zip(self._named, choices.layers, strict=True) if c.fallback]
         if self.strict and failed:
-            raise RuntimeError(f"strict: {len(failed)} layers cannot run sparse: {'; '.join(failed)}")
+            raise RuntimeError(f"strict: {len(failed)} layers cannot run packed: {'; '.join(failed)}")
 
 
 class FrozenLevel:
@@ -348,5 +385,5 @@ def _autocast_off(device: str | None):
     return contextlib.nullcontext()
 
 
-def _rebuild(model: nn.Module, recipe: Unstructured, cache_bytes: int, strict: bool) -> Frozen:
+def _rebuild(model: nn.Module, recipe: Recipe, cache_bytes: int, strict: bool) -> Frozen:
     return Frozen(model, recipe, cache_bytes=cache_bytes, strict=strict)

@@ -1,60 +1,62 @@
-"""The weights of one level of a frozen network: which layers are stored sparse, and all of them made in one pass."""
+"""The weights of one level of a frozen network: which layers run packed, and all of them made in one pass."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-import lcs_kernels
-from lcs_kernels import costs, interpolate_prune_foreach_masks
 from lcs_kernels.formats import SparseWeight
 
 from .layers import SubspaceLayer
 from .layers.base import blend
-from .layers.frozen import FrozenConv2d, FrozenLinear
-from .layers.weights import WEIGHT_LAYERS
 from .levels import Level
+from .recipe import Recipe
 from .snapshot import grouped
-from .unstructured import Unstructured
 
 Shape = tuple[int, ...]
+Weight = Tensor | SparseWeight
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How one layer runs: the op, and why where it is not a sparse one. A `fallback`: it should, but cannot."""
+    """How one layer runs: the op, and why where it is torch's. A `fallback`: it should run packed, but cannot."""
 
     kernel: str
     why: str = ""
     fallback: bool = False
 
     @property
-    def sparse(self) -> bool:
+    def packed(self) -> bool:
         return self.kernel != "torch"
 
 
-def choose(layer: SubspaceLayer, x_shape: Shape | None, density: float) -> Choice:
-    """For an input of `x_shape` (None: the layer was not reached) and a weight of which `density` is kept."""
-    if not isinstance(layer, tuple(WEIGHT_LAYERS)):
-        return Choice("torch", "norm")
-    if not layer.compressed:
-        return Choice("torch", "never compressed")
-    device, dtype = layer.weight.device.type, str(layer.weight.dtype).removeprefix("torch.")
-    if not isinstance(layer, (FrozenConv2d, FrozenLinear)):
-        return Choice("torch", f"no sparse op for {layer.original.__name__}", fallback=True)
-    if layer.weight.dtype not in (torch.float32, torch.bfloat16):
-        return Choice("torch", f"no sparse kernel for {dtype}", fallback=True)
-    if device != "cpu":
-        backend = lcs_kernels.backends()[layer.sparse_op].get(device, "reference")
-        if backend.startswith("reference"):
-            return Choice("torch", f"{layer.sparse_op} has no kernel on {device}: {backend}", fallback=True)
-    elif x_shape is not None and not costs.pays(layer.sparse_op, x_shape, tuple(layer.weight.shape), density):
-        return Choice("torch", "dense is faster here")
-    return Choice(layer.sparse_op, "not reached by this input" if x_shape is None else "")
+class Packer:
+    """How the compressed layers of one recipe run when frozen: by which kernel, from which form of the weight.
+
+    layers: by type of the subspace's layer, the one that runs such a weight.
+    """
+
+    layers: ClassVar[Mapping[type[SubspaceLayer], type[SubspaceLayer]]] = {}
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def stored(self, layer: SubspaceLayer, level: Level) -> int:
+        """How many of a compressed layer's weights are stored at `level`."""
+        raise NotImplementedError
+
+    def choose(self, layer: SubspaceLayer, x_shape: Shape | None, level: Level) -> Choice:
+        """For a compressed layer's input of `x_shape`; None: the layer was not reached."""
+        raise NotImplementedError
+
+    def weights(self, layers: Sequence[SubspaceLayer], level: Level, packed: Sequence[bool]) -> Iterable[Weight]:
+        """Of layers of one dtype and device at `level`; those that `packed` names in the form that its kernel reads."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -62,19 +64,20 @@ class Choices:
     """One per layer, for one level and the shapes of one input. `key`: of the level's weights when made so."""
 
     layers: tuple[Choice, ...]
-    key: tuple[float, float, int]
+    key: tuple
 
     @classmethod
     def of(cls, level: Level, layers: tuple[Choice, ...]) -> Choices:
-        return cls(layers, (level.alpha, level.density, sum(choice.sparse << i for i, choice in enumerate(layers))))
+        return cls(layers, (*vars(level).values(), sum(choice.packed << i for i, choice in enumerate(layers))))
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """(weight, bias) of each layer at one level; a weight is dense or a `SparseWeight`. Never changed."""
+    """(weight, bias) of each layer at one level, and what else its recipe gives; a weight is dense or in the form that
+    its kernel reads. Never changed."""
 
     level: Level
-    tensors: tuple[tuple[Tensor | SparseWeight | None, Tensor | None], ...]
+    tensors: tuple[tuple[Weight | None, Tensor | None], ...]
     dense_nbytes: int  # of the dense tensors that are not stored ends
     inputs: dict = field(default_factory=dict)  # what it has run on, for which more may have been derived
     shapes: None = None
@@ -82,7 +85,7 @@ class Packed:
     @property
     def nbytes(self) -> int:
         """Bytes held by this level alone, with what has been derived for the kernels so far."""
-        return self.dense_nbytes + sum(nbytes(weight) for weight, _ in self.tensors if isinstance(weight, SparseWeight))
+        return self.dense_nbytes + sum(nbytes(w) for w, *_ in self.tensors if not isinstance(w, Tensor))
 
 
 @dataclass(frozen=True)
@@ -108,30 +111,28 @@ class FrozenSlot:
         return running.tensors[layer.index]
 
 
-def nbytes(weight: Tensor | SparseWeight | None) -> int:
+def nbytes(weight: Weight | None) -> int:
+    """Bytes held, with what has been derived for the kernels so far."""
     if weight is None:
         return 0
-    return weight.nbytes + (weight.prepacked_nbytes if isinstance(weight, SparseWeight) else 0)
+    return weight.nbytes + (0 if isinstance(weight, Tensor) else weight.prepacked_nbytes)
 
 
-def pack(layers: Sequence[SubspaceLayer], level: Level, recipe: Unstructured, sparse: Sequence[bool]) -> Packed:
-    """All layers at `level`, from their stored ends; those that `sparse` names as a `SparseWeight`."""
+def pack(layers: Sequence[SubspaceLayer], level: Level, packer: Packer, packed: Sequence[bool]) -> Packed:
+    """All layers at `level`, from their stored ends; those that `packed` names in the form that their kernel reads."""
     with torch.inference_mode(False), torch.no_grad():
         weights = {}
         for group in grouped(layers):
-            w0s, w1s, keep = recipe.prune_arguments(group, level)
-            made = interpolate_prune_foreach_masks(
-                w0s, w1s, level.alpha, keep=keep, dtype=w0s[0].dtype, extrapolate=True
-            )
-            for layer, w, mask_bits in zip(group, *made, strict=True):
-                weights[layer] = SparseWeight.pack(w, mask_bits) if sparse[layer.index] else w
+            made = packer.weights(group, level, [packed[layer.index] for layer in group])
+            weights.update(zip(group, made, strict=True))
         tensors = tuple(
             (
                 weights[layer] if layer in weights else blend(*layer.ends("weight"), level.alpha),
                 blend(*layer.ends("bias"), level.alpha),
+                *packer.recipe.extras(layer, level),
             )
             for layer in layers
         )
     ends = {id(end) for layer in layers for end in (layer.weight, layer.bias)}
-    own = [t for pair in tensors for t in pair if isinstance(t, Tensor) and id(t) not in ends]
+    own = [t for made in tensors for t in made if isinstance(t, Tensor) and id(t) not in ends]
     return Packed(level, tensors, sum(t.nbytes for t in own))

@@ -1,0 +1,45 @@
+"""Frozen layers of an unstructured subspace: sparse where that is faster, else dense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+import lcs_kernels
+from lcs_kernels import costs, interpolate_prune_foreach_masks
+from lcs_kernels.formats import SparseWeight
+
+from .layers import SubspaceLayer
+from .layers.frozen import FROZEN_LAYERS, FrozenConv2d, FrozenLinear
+from .levels import Level
+from .packing import Choice, Packer, Shape, Weight
+
+
+class SparsePacker(Packer):
+    layers = FROZEN_LAYERS
+
+    def stored(self, layer: SubspaceLayer, level: Level) -> int:
+        return self.recipe.keep(level.density, layer.weight.numel())
+
+    def choose(self, layer: SubspaceLayer, x_shape: Shape | None, level: Level) -> Choice:
+        device, dtype = layer.weight.device.type, str(layer.weight.dtype).removeprefix("torch.")
+        if not isinstance(layer, (FrozenConv2d, FrozenLinear)):
+            return Choice("torch", f"no sparse op for {layer.original.__name__}", fallback=True)
+        if layer.weight.dtype not in (torch.float32, torch.bfloat16):
+            return Choice("torch", f"no sparse kernel for {dtype}", fallback=True)
+        if device != "cpu":
+            backend = lcs_kernels.backends()[layer.sparse_op].get(device, "reference")
+            if backend.startswith("reference"):
+                return Choice("torch", f"{layer.sparse_op} has no kernel on {device}: {backend}", fallback=True)
+        elif x_shape is not None:
+            density = self.stored(layer, level) / max(layer.weight.numel(), 1)
+            if not costs.pays(layer.sparse_op, x_shape, tuple(layer.weight.shape), density):
+                return Choice("torch", "dense is faster here")
+        return Choice(layer.sparse_op, "not reached by this input" if x_shape is None else "")
+
+    def weights(self, layers: Sequence[SubspaceLayer], level: Level, packed: Sequence[bool]) -> Iterator[Weight]:
+        w0s, w1s, keep = self.recipe.prune_arguments(layers, level)
+        made = interpolate_prune_foreach_masks(w0s, w1s, level.alpha, keep=keep, dtype=w0s[0].dtype, extrapolate=True)
+        for w, mask_bits, sparse in zip(*made, packed, strict=True):
+            yield SparseWeight.pack(w, mask_bits) if sparse else w
