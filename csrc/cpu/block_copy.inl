@@ -22,6 +22,11 @@ template <class From, class To>
 void copy_block(const BlockCopy& c) {
   const From* from = static_cast<const From*>(c.from);
   To* to = static_cast<To*>(c.to);
+  if (c.stream) {
+    for (int64_t r = 0; r < c.rows; ++r, from += c.from_stride, to += c.to_stride)
+      for (int64_t i = 0; i < c.columns; i += kLanes) stream(to + i, rounded<To>(load(from + i)));
+    return;
+  }
   if (!c.transposed) {
     for (int64_t r = 0; r < c.rows; ++r)
       copy_row(from + r * c.from_stride, c.from_step, to + r * c.to_stride, c.columns);

@@ -53,4 +53,4 @@ void accumulate(const SparseTile& tile) {
   tile.distance ? accumulate_any<true>(tile, kVectors) : accumulate_any<false>(tile, kVectors);
 }
 
-SparseConv2dKernels table() { return {kLanes, kMaxVectors, accumulate, load_block, store_block}; }
+SparseConv2dKernels table() { return {kLanes, kMaxVectors, accumulate, load_block, store_block, stream_end}; }

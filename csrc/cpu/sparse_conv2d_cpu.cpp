@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kPanelBytes = 512 << 10;  // about a core's second-level cache
 constexpr int64_t kTasks = 8;               // enough to keep the threads even
+constexpr int64_t kStreamed = 8 << 20;      // bytes of a result that the caches would not hold
 constexpr int64_t kTilesToPrepare = 4;      // tiles that pay for looking up all distances first
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -73,6 +74,7 @@ class SparseConv2d {
     plane_ = (band_ + rows_.reach) * pitch_ * lanes_;
     // An odd number of cache lines, so that channels do not fall on the same sets.
     channel_ = (ceil_div(phases() * plane_ + columns_.reach * lanes_, 16) | 1) * 16;
+    stream_ = may_stream();
     offsets();
   }
 
@@ -94,6 +96,15 @@ class SparseConv2d {
     const int64_t n = a_.x.n, positions = a_.y.height * a_.y.width, vectors = ceil_div(n, run_.lanes);
     if (positions == 1) return ceil_div(vectors, ceil_div(vectors, run_.max_vectors)) * run_.lanes;
     return positions < 2 * run_.lanes && 4 * n >= 3 * vectors * run_.lanes ? run_.lanes : 1;
+  }
+
+  // Whether y is large, and its rows are whole vectors at such addresses.
+  bool may_stream() const {
+    const Images& y = a_.y;
+    const int64_t unaligned = y.width | y.row_stride | y.channel_stride | y.image_stride;
+    return lanes_ == 1 && y.channel_stride != 1 && unaligned % run_.lanes == 0 &&
+           reinterpret_cast<uintptr_t>(y.data) % (run_.lanes * size_of(a_.dtype)) == 0 &&
+           y.n * y.channels * y.height * y.width * size_of(a_.dtype) >= kStreamed;
   }
 
   // Zeros right of a row that may serve as those left of the next.
@@ -140,6 +151,7 @@ class SparseConv2d {
         fill(i, 0, a_.x.channels, x);
         multiply(i, 0, a_.y.channels, x, sums);
       }
+      if (stream_) run_.stream_end();
     });
   }
 
@@ -162,6 +174,7 @@ class SparseConv2d {
       for (int64_t i = begin; i < end; ++i)
         multiply(i / shares, i % shares * rows, std::min(a_.y.channels, (i % shares + 1) * rows),
                  x + i / shares * panel_floats(), sums);
+      if (stream_) run_.stream_end();
     });
   }
 
@@ -294,7 +307,7 @@ class SparseConv2d {
 
   void store(const float* from, int64_t from_stride, int64_t rows, int64_t columns, void* to, int64_t to_stride,
              bool transposed) const {
-    run_.store({from, to, from_stride, 1, to_stride, rows, columns, a_.dtype, transposed});
+    run_.store({from, to, from_stride, 1, to_stride, rows, columns, a_.dtype, transposed, stream_});
   }
 
   const SparseConv2dArgs& a_;
@@ -305,6 +318,7 @@ class SparseConv2d {
   int64_t lanes_, pitch_, bands_, band_, plane_, channel_;
   std::vector<int64_t> offset_;
   const int32_t* distance_ = nullptr;
+  bool stream_;
 };
 
 }  // namespace

@@ -28,6 +28,7 @@ struct SparseConv2dKernels {
   void (*accumulate)(const SparseTile& tile);
   void (*load)(const BlockCopy& copy);   // to float32
   void (*store)(const BlockCopy& copy);  // from float32
+  void (*stream_end)();                  // after stores past the caches, before another thread reads them
 };
 
 namespace scalar {

@@ -83,6 +83,18 @@ def test_batches(isa, size, layout):
             assert torch.equal(sparse_conv2d(x[:n], weight, padding=1), expected[:n])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 8, 64, 80), (9, 8, 31, 32), (1, 8, 127, 128)], ids=str)
+def test_results_larger_than_the_caches(isa, shape, dtype):
+    """Of which the aligned ones are written past them."""
+    torch.manual_seed(4)
+    channels = (8 << 20) // (shape[0] * shape[2] * shape[3] * dtype.itemsize) + 1
+    for density in (0.1, 0.9):
+        weight = integer_weight((channels, 8, 1, 3), density)
+        for x in (integers(*shape, dtype=dtype), integers(shape[0] + 1, *shape[1:], dtype=dtype)[1:]):
+            check(x, weight, integers(channels), (x.shape, weight.shape, 1, (0, 1), 1, 1))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 8], indirect=True)
 @pytest.mark.parametrize("name", ["3x3", "groups", "tiny images", "many panels", "one result"])
 def test_blocks_and_threads_change_no_integer(isa, threads, name):
