@@ -22,30 +22,31 @@ LINEAR = [(rows, features) for features in (512, 2048) for rows in (1, 4, 16, 12
 CONV3X3 = [
     (n, c, s) for n in (1, 16) for c, s in ((16, 32), (32, 16), (64, 56), (64, 8), (128, 28), (256, 14), (512, 7))
 ]
+STRIDED = [(n, c, s) for n in (1, 16) for c, s in ((16, 32), (32, 32), (64, 56), (128, 28), (256, 14))]
 CONV1X1 = [(n, c, s) for n in (1, 16) for c, s in ((16, 32), (64, 56), (128, 28), (256, 14), (256, 8))]
 
 
-def cases() -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """op, shape of x, shape of the weight."""
+def cases() -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...], int]]:
+    """op, shape of x, shape of the weight, stride."""
     for rows, features in LINEAR:
-        yield "sparse_linear", (rows, features), (features, features)
-    for kernel, sizes in ((3, CONV3X3), (1, CONV1X1)):
+        yield "sparse_linear", (rows, features), (features, features), 1
+    for kernel, stride, sizes in ((3, 1, CONV3X3), (3, 2, STRIDED), (1, 1, CONV1X1), (1, 2, STRIDED)):
         for n, channels, side in sizes:
-            yield "sparse_conv2d", (n, channels, side, side), (channels, channels, kernel, kernel)
+            yield "sparse_conv2d", (n, channels, side, side), (stride * channels, channels, kernel, kernel), stride
 
 
-def calls(op: str, x: torch.Tensor, w: torch.Tensor) -> dict[str, Callable[[], object]]:
+def calls(op: str, x: torch.Tensor, w: torch.Tensor, stride: int) -> dict[str, Callable[[], object]]:
     """The dense op, and the sparse one at every density, by name."""
-    padding = w.shape[-1] // 2
-    dense = (lambda: F.linear(x, w)) if op == "sparse_linear" else (lambda: F.conv2d(x, w, padding=padding))
+    options = {"padding": w.shape[-1] // 2, "stride": stride} if op == "sparse_conv2d" else {}
+    dense = F.linear if op == "sparse_linear" else F.conv2d
 
     def sparse(density: float) -> Callable[[], object]:
         weight = SparseWeight.pack(w * (torch.rand_like(w) < density))
         if op == "sparse_linear":
             return lambda: sparse_linear(x, weight)
-        return lambda: sparse_conv2d(x, weight, padding=padding)
+        return lambda: sparse_conv2d(x, weight, **options)
 
-    return {"dense": dense, **{str(density): sparse(density) for density in DENSITIES}}
+    return {"dense": lambda: dense(x, w, **options), **{str(density): sparse(density) for density in DENSITIES}}
 
 
 def break_even(dense: float, sparse: dict[float, float]) -> float:
@@ -79,12 +80,14 @@ def calibrate(path: Path, rounds: int, progress: Callable[[str], None]) -> None:
     """Writes the table of the instruction set in use to `path`, and leaves those of others there as they are."""
     torch.manual_seed(0)
     breaks = []
-    for op, x_shape, weight_shape in cases():
-        row = Row(op, "", calls(op, torch.randn(x_shape), torch.randn(weight_shape)), None, 0, lambda: None)
+    for op, x_shape, weight_shape, stride in cases():
+        row = Row(op, "", calls(op, torch.randn(x_shape), torch.randn(weight_shape), stride), None, 0, lambda: None)
         timings = {name: timing.median for name, timing in measure(row, rounds).items()}
         density = break_even(timings.pop("dense"), {float(name): seconds for name, seconds in timings.items()})
-        breaks.append({"op": op, "size": costs.size_of(op, x_shape, weight_shape), "density": round(density, 4)})
-        progress(f"{op} {x_shape} by {weight_shape}: breaks even at density {density:.3f}")
+        breaks.append(
+            {"op": op, "size": costs.size_of(op, x_shape, weight_shape, stride), "density": round(density, 4)}
+        )
+        progress(f"{op} {x_shape} by {weight_shape}, stride {stride}: breaks even at density {density:.3f}")
     tables = _present(path, progress)
     machine = fingerprint()
     tables[isa.max_name()] = {"machine": {key: machine[key] for key in ("cpu", "threads", "torch")}, "breaks": breaks}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from . import _jit, isa
 
+_NUMBERS = {"sparse_linear": 3, "sparse_conv2d": 6}  # that a size has
 SHIPPED = Path(__file__).parent / "costs.json"
 
 
@@ -31,30 +32,30 @@ def calibrated() -> Path:
     return _jit.cache_dir() / "costs.json"
 
 
-def size_of(op: str, x_shape: Sequence[int], weight_shape: Sequence[int]) -> tuple[int, ...]:
+def size_of(op: str, x_shape: Sequence[int], weight_shape: Sequence[int], stride: int = 1) -> tuple[int, ...]:
     """What decides how fast an op is.
 
     sparse_linear: rows of x, in_features, out_features. sparse_conv2d: images, input channels of a group, output
-    channels, input positions of an image, taps.
+    channels, input positions of an image, taps, stride.
     """
     if op == "sparse_linear":
         return math.prod(x_shape[:-1]), weight_shape[1], weight_shape[0]
     if op == "sparse_conv2d":
-        return x_shape[0], weight_shape[1], weight_shape[0], x_shape[2] * x_shape[3], weight_shape[2] * weight_shape[3]
+        return (x_shape[0], *weight_shape[1::-1], math.prod(x_shape[2:]), math.prod(weight_shape[2:]), stride)
     raise ValueError(f"costs: no op {op!r} has a cost table; sparse_linear and sparse_conv2d have")
 
 
-def pays(op: str, x_shape: Sequence[int], weight_shape: Sequence[int], density: float) -> bool:
+def pays(op: str, x_shape: Sequence[int], weight_shape: Sequence[int], density: float, *, stride: int = 1) -> bool:
     """Whether `op` is expected to be faster than its dense counterpart on this machine's CPU."""
-    return density < break_even(op, tuple(x_shape), tuple(weight_shape))
+    return density < break_even(op, tuple(x_shape), tuple(weight_shape), stride)
 
 
-def break_even(op: str, x_shape: Sequence[int], weight_shape: Sequence[int]) -> float:
+def break_even(op: str, x_shape: Sequence[int], weight_shape: Sequence[int], stride: int = 1) -> float:
     """The density below which `op` is expected to win: that of the most similar shape that was measured.
 
     0 on instruction sets without vectors, whose sparse kernels are there for correctness.
     """
-    return _break_even(op, size_of(op, x_shape, weight_shape), isa.max_name())
+    return _break_even(op, size_of(op, x_shape, weight_shape, stride), isa.max_name())
 
 
 def source() -> str:
@@ -99,10 +100,16 @@ def load(path: Path) -> dict[str, list[Break]]:
     try:
         content = json.loads(path.read_text())
         return {
-            name: [Break(b["op"], tuple(b["size"]), float(b["density"])) for b in table["breaks"]]
+            name: [_break(b["op"], tuple(b["size"]), float(b["density"])) for b in table["breaks"]]
             for name, table in content.items()
         }
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"lcs_kernels: {path} is not a cost table ({error!r}); remove it, or write it anew: lcs bench --calibrate"
         ) from None
+
+
+def _break(op: str, size: tuple[int, ...], density: float) -> Break:
+    if len(size) != _NUMBERS[op]:
+        raise ValueError(f"a size of {op} is {_NUMBERS[op]} numbers, got {size}")
+    return Break(op, size, density)

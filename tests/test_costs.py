@@ -47,7 +47,16 @@ def test_leading_dimensions_are_rows(table, vectors):
 
 
 def test_sizes_of_a_convolution():
-    assert costs.size_of("sparse_conv2d", (2, 8, 5, 7), (16, 4, 3, 3)) == (2, 4, 16, 35, 9)
+    assert costs.size_of("sparse_conv2d", (2, 8, 5, 7), (16, 4, 3, 3)) == (2, 4, 16, 35, 9, 1)
+    assert costs.size_of("sparse_conv2d", (2, 8, 5, 7), (16, 4, 3, 3), 2) == (2, 4, 16, 35, 9, 2)
+
+
+def test_a_strided_convolution_is_like_a_strided_one(table, vectors):
+    sizes = {1: [1, 8, 8, 64, 9, 1], 2: [1, 8, 8, 64, 9, 2]}
+    table(avx2=[{"op": "sparse_conv2d", "size": size, "density": 0.1 * stride} for stride, size in sizes.items()])
+    for stride, density in ((1, 0.1), (2, 0.2), (3, 0.2)):
+        assert costs.break_even("sparse_conv2d", (1, 8, 7, 8), (8, 8, 3, 3), stride) == density
+        assert costs.pays("sparse_conv2d", (1, 8, 7, 8), (8, 8, 3, 3), density - 0.01, stride=stride)
 
 
 def test_an_op_that_was_not_measured_runs_dense(table, vectors):
@@ -79,11 +88,14 @@ def test_the_shipped_table_has_every_case():
     for name, breaks in costs.load(costs.SHIPPED).items():
         assert name in isa.NAMES
         measured = {(b.op, b.size) for b in breaks}
-        assert measured == {(op, costs.size_of(op, x, w)) for op, x, w in calibrate.cases()}
+        assert measured == {(op, costs.size_of(op, x, w, stride)) for op, x, w, stride in calibrate.cases()}
         assert all(0 <= b.density <= 1 for b in breaks)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"avx2": {}}', '{"avx2": {"breaks": [{"op": "x"}]}}'], ids=repr)
+OLD = '{"avx2": {"breaks": [{"op": "sparse_conv2d", "size": [1, 8, 8, 64, 9], "density": 0.5}]}}'  # without a stride
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"avx2": {}}', '{"avx2": {"breaks": [{"op": "x"}]}}', OLD], ids=repr)
 def test_a_damaged_table_is_named(tmp_path, content):
     path = tmp_path / "costs.json"
     path.write_text(content)
@@ -94,7 +106,7 @@ def test_a_damaged_table_is_named(tmp_path, content):
 def test_calibration_replaces_a_damaged_table(table, vectors, monkeypatch):
     table()
     costs.calibrated().write_text("{")
-    monkeypatch.setattr(calibrate, "cases", lambda: [("sparse_linear", (2, 8), (8, 8))])
+    monkeypatch.setattr(calibrate, "cases", lambda: [("sparse_linear", (2, 8), (8, 8), 1)])
     said = []
     calibrate.calibrate(costs.calibrated(), 1, said.append)
     assert "is not a cost table" in said[-1] and costs.load(costs.calibrated()).keys() == {"avx2"}
@@ -120,7 +132,7 @@ def test_break_even(sparse, density):
 
 def test_calibration_writes_what_is_read(table, vectors, monkeypatch):
     table(scalar=[linear(1, 4, 0.5)])
-    case = ("sparse_linear", (2, 8), (8, 8))
+    case = ("sparse_linear", (2, 8), (8, 8), 1)
     monkeypatch.setattr(calibrate, "cases", lambda: [case])
     said = []
     calibrate.calibrate(costs.calibrated(), 1, said.append)

@@ -34,7 +34,8 @@ class SparsePacker(Packer):
                 return Choice("torch", f"{layer.sparse_op} has no kernel on {device}: {backend}", fallback=True)
         elif x_shape is not None:
             density = self.stored(layer, level) / max(layer.weight.numel(), 1)
-            if not costs.pays(layer.sparse_op, x_shape, tuple(layer.weight.shape), density):
+            stride = getattr(layer, "stride", (1,))[0]
+            if not costs.pays(layer.sparse_op, x_shape, tuple(layer.weight.shape), density, stride=stride):
                 return Choice("torch", "dense is faster here")
         return Choice(layer.sparse_op, "not reached by this input" if x_shape is None else "")
 
