@@ -20,7 +20,7 @@ X = torch.randn(2, 3, 8, 8)
 
 @pytest.fixture
 def subspace(monkeypatch):
-    monkeypatch.setattr(costs, "pays", lambda op, x_shape, weight_shape, density: density < 0.3)
+    monkeypatch.setattr(costs, "pays", lambda op, x_shape, weight_shape, density, stride: density < 0.3)
     monkeypatch.setattr(measure, "ROUNDS", (3, 3))
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Flatten(), nn.Linear(288, 4))
