@@ -16,6 +16,7 @@ from .ops.interpolate_prune_foreach import interpolate_prune_foreach, interpolat
 from .ops.sparse_conv2d import sparse_conv2d
 from .ops.sparse_linear import sparse_linear
 from .ops.sparse_pack import sparse_pack
+from .ops.width_conv2d import width_conv2d
 
 __all__ = [
     "LcsUnavailableError",
@@ -30,6 +31,7 @@ __all__ = [
     "sparse_conv2d",
     "sparse_linear",
     "sparse_pack",
+    "width_conv2d",
 ]
 
 _load.load_installed()

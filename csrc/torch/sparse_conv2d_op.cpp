@@ -31,7 +31,7 @@ Tensor sparse_conv2d_cpu(Tensor x, Tensor mask_bits, Tensor values, std::vector<
                           x.scalar_type(), last);
   lcs::sparse_conv2d(
       {images(input, const_cast<void*>(input.const_data_ptr()), last), images(y, y.mutable_data_ptr(), last), dtype,
-       vertical, horizontal, groups, weight.prepack, bias_of(kSparseConv2d, bias, out), relu},
+       vertical, horizontal, groups, weight.prepack, vector_of(kSparseConv2d, "bias", bias, out), relu},
       parallel);
   return y;
 }

@@ -21,7 +21,7 @@ Tensor sparse_linear_cpu(Tensor x, Tensor mask_bits, Tensor values, int64_t out_
   int64_t rows = 1;
   for (size_t d = 0; d + 1 < size.size(); ++d) rows *= size[d];
   lcs::sparse_linear({input.const_data_ptr(), y.mutable_data_ptr(), dtype, rows, weight.prepack,
-                      bias_of(kSparseLinear, bias, out_features), relu},
+                      vector_of(kSparseLinear, "bias", bias, out_features), relu},
                      parallel);
   return y;
 }

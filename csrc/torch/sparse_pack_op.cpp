@@ -108,12 +108,12 @@ Prepacked prepacked(const char* op, const Tensor& mask_bits, const Tensor& value
   return made;
 }
 
-const float* bias_of(const char* op, const std::optional<Tensor>& bias, int64_t n) {
-  if (!bias) return nullptr;
-  STD_TORCH_CHECK(bias->is_cpu() && bias->scalar_type() == ScalarType::Float && bias->dim() == 1 &&
-                      bias->size(0) == n && bias->is_contiguous(),
-                  op, ": bias must be a contiguous float32 vector of ", n, ", got shape ", shape_of(*bias));
-  return static_cast<const float*>(bias->const_data_ptr());
+const float* vector_of(const char* op, const char* name, const std::optional<Tensor>& vector, int64_t n) {
+  if (!vector) return nullptr;
+  STD_TORCH_CHECK(vector->is_cpu() && vector->scalar_type() == ScalarType::Float && vector->dim() == 1 &&
+                      vector->size(0) == n && vector->is_contiguous(),
+                  op, ": ", name, " must be a contiguous float32 vector of ", n, ", got shape ", shape_of(*vector));
+  return static_cast<const float*>(vector->const_data_ptr());
 }
 
 DType activation_dtype(const char* op, const Tensor& x) {

@@ -18,7 +18,7 @@ Prepacked prepacked(const char* op, const Tensor& mask_bits, const Tensor& value
                     int64_t block, const std::vector<Tensor>& parts);
 
 // A contiguous float32 vector of `n`, or null.
-const float* bias_of(const char* op, const std::optional<Tensor>& bias, int64_t n);
+const float* vector_of(const char* op, const char* name, const std::optional<Tensor>& vector, int64_t n);
 
 // float32 or bfloat16.
 DType activation_dtype(const char* op, const Tensor& x);

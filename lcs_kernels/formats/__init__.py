@@ -1,5 +1,6 @@
 """How compressed weights are stored: one file a format, each a frozen dataclass of plain tensors and numbers."""
 
 from .sparse_weight import SparseWeight
+from .width_weight import WidthWeight
 
-__all__ = ["SparseWeight"]
+__all__ = ["SparseWeight", "WidthWeight"]

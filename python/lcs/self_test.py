@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import lcs_kernels
-from lcs_kernels.formats import SparseWeight
+from lcs_kernels.formats import SparseWeight, WidthWeight
 
 Case = tuple[list[Tensor], list[Tensor]]
 
@@ -83,6 +83,13 @@ def _sparse_conv2d() -> Case:
     return [lcs_kernels.sparse_conv2d(x, weight, None, *geometry, relu=True)], [expected]
 
 
+def _width_conv2d() -> Case:
+    x, w, bias = _integers(1, 2, 5, 9, 11), _integers(0, 37, 8, 3, 3), _integers(2, 37)
+    geometry = ([2, 2], [1, 1], [1, 1], 1)
+    expected = _reference("width_conv2d")(x, w, 21, None, bias, *geometry, True, None)
+    return [lcs_kernels.width_conv2d(x, WidthWeight.pack(w), 21, bias, *geometry, relu=True)], [expected]
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "cosine_squared": _cosine_squared,
     "interpolate_prune": _interpolate_prune,
@@ -90,4 +97,5 @@ CASES: dict[str, Callable[[], Case]] = {
     "sparse_conv2d": _sparse_conv2d,
     "sparse_linear": _sparse_linear,
     "sparse_pack": _sparse_pack,
+    "width_conv2d": _width_conv2d,
 }

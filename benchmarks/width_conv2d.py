@@ -1,0 +1,81 @@
+"""Rows of `width_conv2d`: convolutions at quarter, half, three quarters and full width, from one packed weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lcs_kernels import width_conv2d
+from lcs_kernels.formats import WidthWeight
+from lcs_kernels.ops.width_conv2d import reference
+
+from .harness import Row, multiply_adds
+
+WIDTHS = (0.25, 0.5, 0.75, 1.0)
+# images, input channels, side, output channels, kernel, stride
+LAYERS = (
+    (1, 256, 14, 256, 3, 1),
+    (1, 64, 56, 64, 3, 1),
+    (16, 256, 14, 256, 3, 1),
+    (16, 64, 56, 64, 3, 1),
+    (16, 64, 56, 128, 3, 2),
+    (16, 64, 56, 128, 1, 2),
+    (128, 64, 32, 16, 1, 1),
+    (128, 16, 32, 16, 3, 1),
+)
+
+
+def prepacked(x: Tensor, w: Tensor, settings: tuple[list[int], list[int]]) -> Callable[[], Tensor]:
+    """torch's convolution with a weight sliced and laid out by oneDNN for this width alone, as when it freezes."""
+    stride, padding = settings
+    ones = [1, 1]
+    packed = torch.ops.mkldnn._reorder_convolution_weight(w.contiguous(), padding, stride, ones, 1, list(x.shape))
+    return lambda: torch.ops.mkldnn._convolution_pointwise(x, packed, None, padding, stride, ones, 1, "none", [], "")
+
+
+def check(x: Tensor, weight: WidthWeight, out: int, settings: tuple[list[int], list[int]]) -> None:
+    arguments = (out, None, None, *settings, [1, 1], 1, False, None)
+    expected = reference(x, weight.weight, *arguments)
+    size = reference(x.double().abs(), weight.weight.double().abs(), *arguments)
+    terms = x.shape[1] * weight.shape[2] * weight.shape[3]
+    if not ((width_conv2d(x, weight, out, None, *settings) - expected).abs() <= 2 * terms * 2**-24 * size).all():
+        raise AssertionError("width_conv2d's result differs from its reference")
+
+
+def row(layer: tuple[int, ...], width: float, last: bool) -> Row:
+    """`last`: channels last, which is oneDNN's best layout; else contiguous."""
+    images, full_in, side, full_out, kernel, stride = layer
+    inputs, out, settings = round(width * full_in), round(width * full_out), ([stride] * 2, [kernel // 2] * 2)
+    x, w = torch.randn(images, inputs, side, side), torch.randn(full_out, full_in, kernel, kernel)
+    x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    weight, view = WidthWeight.pack(w), w[:out, :inputs]
+    y = width_conv2d(x, weight, out, None, *settings)
+    return Row(
+        op="width_conv2d",
+        case=f"{images} x {full_in} x {side} x {side}, {kernel} x {kernel} to {full_out}, stride {stride}, "
+        f"{'channels last' if last else 'contiguous'}, width {width}",
+        candidates={
+            "lcs": lambda: width_conv2d(x, weight, out, None, *settings),
+            "torch, packed for this width": prepacked(x, view, settings),
+            "torch on the sliced weight": lambda: F.conv2d(x, view, None, *settings),
+            "lcs from a tensor": lambda: width_conv2d(x, w, out, None, *settings),
+        },
+        limit=multiply_adds(2 * y.numel() * view[0].numel()),
+        bytes=x.nbytes + y.nbytes + 4 * view.numel(),
+        check=lambda: check(x, weight, out, settings),
+        limited_by="FMA",
+    )
+
+
+def rows() -> Iterator[Row]:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for layer in LAYERS:
+            for width in WIDTHS:
+                yield row(layer, width, last=True)
+        for layer in LAYERS[:4]:
+            for width in WIDTHS:
+                yield row(layer, width, last=False)

@@ -1,0 +1,33 @@
+#include <immintrin.h>
+
+#include <algorithm>
+#include <bit>
+#include <type_traits>
+#include <utility>
+
+#include "keys.h"
+#include "target.h"
+#include "width_conv2d_kernels.h"
+
+LCS_TARGET_BEGIN(LCS_TARGET_AVX2)
+namespace lcs::avx2 {
+namespace {
+namespace single {
+#include "lanes_scalar.inl"
+}
+namespace eight {
+#include "lanes_avx2.inl"
+}
+using namespace eight;
+#include "transpose_avx2.inl"
+constexpr int kMaxVectors = 2;
+constexpr int pixels_of(int vectors) { return 12 / vectors; }
+// After the lanes they are written in.
+#include "block_copy.inl"
+#include "width_conv2d.inl"
+}  // namespace
+
+WidthConv2dKernels width_conv2d_kernels() { return table(); }
+
+}  // namespace lcs::avx2
+LCS_TARGET_END

@@ -1,0 +1,33 @@
+#include <immintrin.h>
+
+#include <algorithm>
+#include <bit>
+#include <type_traits>
+#include <utility>
+
+#include "keys.h"
+#include "target.h"
+#include "width_conv2d_kernels.h"
+
+LCS_TARGET_BEGIN(LCS_TARGET_AVX512)
+namespace lcs::avx512 {
+namespace {
+namespace single {
+#include "lanes_scalar.inl"
+}
+namespace eight {
+#include "lanes_avx2.inl"
+}
+#include "lanes_avx512.inl"
+#include "transpose_avx2.inl"
+constexpr int kMaxVectors = 2;
+constexpr int pixels_of(int vectors) { return vectors == 1 ? 14 : 12; }
+// After the lanes they are written in.
+#include "block_copy.inl"
+#include "width_conv2d.inl"
+}  // namespace
+
+WidthConv2dKernels width_conv2d_kernels() { return table(); }
+
+}  // namespace lcs::avx512
+LCS_TARGET_END

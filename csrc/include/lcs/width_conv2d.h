@@ -1,0 +1,41 @@
+#pragma once
+#include <cstdint>
+
+#include "lcs/dtype.h"
+#include "lcs/images.h"
+#include "lcs/parallel.h"
+
+namespace lcs {
+
+// A packed weight is float32, [block of kWidthBlock output channels][input channel][tap][output channel of the block],
+// zeros past the last output channel: the first channels of either kind are the first of their blocks.
+constexpr int64_t kWidthBlock = 16;
+
+inline int64_t width_blocks(int64_t out_channels) { return (out_channels + kWidthBlock - 1) / kWidthBlock; }
+
+// A weight of out_channels rows of in_channels * taps.
+struct WidthWeight {
+  const void* data;
+  DType dtype;
+  int64_t out_channels, in_channels, taps;
+};
+
+void width_pack(const WidthWeight& weight, float* packed, const Parallel& parallel);
+
+// y = x convolved with the first y.channels by x.channels / groups channels of the weight, times a scale and plus a
+// bias per channel, then ReLU on request; accumulated in float32, rounded once.
+struct WidthConv2dArgs {
+  Images x, y;  // x is only read; both compact
+  DType dtype;  // of both
+  Axis vertical, horizontal;
+  int64_t groups;  // as many as channels of x and of y: depthwise
+  WidthWeight weight;
+  const float* packed;        // the whole weight, at a cache line's start; null: what is used of it is packed here
+  const float *scale, *bias;  // of y.channels; null: none
+  bool relu;
+};
+
+// The order of each sum depends on shapes and instruction set alone.
+void width_conv2d(const WidthConv2dArgs& args, const Parallel& parallel);
+
+}  // namespace lcs

@@ -1,0 +1,77 @@
+#include "lcs/width_conv2d.h"
+
+#include "images_binding.h"
+#include "sparse_weight_binding.h"
+
+namespace {
+
+using namespace lcs::binding;
+constexpr const char* kWidthConv2d = "width_conv2d";
+
+lcs::WidthWeight width_weight(const Tensor& weight) {
+  const ScalarType type = weight.scalar_type();
+  STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 4 && weight.is_contiguous(), kWidthConv2d,
+                  ": weight must be contiguous (out_channels, in_channels / groups, h, w) on the CPU, got shape ",
+                  shape_of(weight));
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, kWidthConv2d,
+                  ": weight must be float32 or bfloat16, got dtype ", int(type));
+  return {weight.const_data_ptr(), dtype_of(type, kWidthConv2d, "weight"), weight.size(0), weight.size(1),
+          weight.size(2) * weight.size(3)};
+}
+
+Tensor width_conv2d_pack_cpu(Tensor weight) {
+  const lcs::WidthWeight w = width_weight(weight);
+  Tensor packed = torch::stable::empty({lcs::width_blocks(w.out_channels), w.in_channels, w.taps, lcs::kWidthBlock},
+                                       ScalarType::Float);
+  lcs::width_pack(w, static_cast<float*>(packed.mutable_data_ptr()), parallel);
+  return packed;
+}
+
+const float* packed_data(const std::optional<Tensor>& packed, const lcs::WidthWeight& w) {
+  if (!packed) return nullptr;
+  const void* const data = packed->const_data_ptr();
+  STD_TORCH_CHECK(
+      packed->is_cpu() && packed->is_contiguous() && packed->scalar_type() == ScalarType::Float && packed->dim() == 4 &&
+          packed->size(0) == lcs::width_blocks(w.out_channels) && packed->size(1) == w.in_channels &&
+          packed->size(2) == w.taps && packed->size(3) == lcs::kWidthBlock,
+      kWidthConv2d, ": packed is not what width_conv2d_pack makes of this weight, got shape ", shape_of(*packed));
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(data) % 64 == 0, kWidthConv2d,
+                  ": packed must begin at a cache line, as what width_conv2d_pack returns does");
+  return static_cast<const float*>(data);
+}
+
+Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::optional<Tensor> scale,
+                        std::optional<Tensor> bias, std::vector<int64_t> stride, std::vector<int64_t> padding,
+                        std::vector<int64_t> dilation, int64_t groups, bool relu, std::optional<Tensor> packed) {
+  const lcs::DType dtype = activation_dtype(kWidthConv2d, x);
+  STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4, kWidthConv2d, ": x and weight must have 4 dimensions, got ",
+                  shape_of(x), " and ", shape_of(weight));
+  const lcs::WidthWeight w = width_weight(weight);
+  const int64_t out = w.out_channels;
+  STD_TORCH_CHECK(out_channels >= 0 && out_channels <= out, kWidthConv2d, ": out_channels ", out_channels,
+                  " of a weight of ", out);
+  STD_TORCH_CHECK(
+      groups >= 1 && x.size(1) % groups == 0 && x.size(1) / groups <= w.in_channels && out_channels % groups == 0,
+      kWidthConv2d, ": ", groups, " groups do not share ", x.size(1), " channels of x and ", out_channels,
+      " of the result, or read more than the weight's ", w.in_channels);
+  const lcs::Axis vertical = axis(kWidthConv2d, stride, padding, dilation, weight.size(2), 0),
+                  horizontal = axis(kWidthConv2d, stride, padding, dilation, weight.size(3), 1);
+  const bool last = wants_channels_last(x);
+  const Tensor input = last ? x : torch::stable::contiguous(x);
+  Tensor y = empty_images({x.size(0), out_channels, output_size(kWidthConv2d, vertical, x.size(2)),
+                           output_size(kWidthConv2d, horizontal, x.size(3))},
+                          x.scalar_type(), last);
+  lcs::width_conv2d(
+      {images(input, const_cast<void*>(input.const_data_ptr()), last), images(y, y.mutable_data_ptr(), last), dtype,
+       vertical, horizontal, groups, w, packed_data(packed, w), vector_of(kWidthConv2d, "scale", scale, out),
+       vector_of(kWidthConv2d, "bias", bias, out), relu},
+      parallel);
+  return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) {
+  m.impl("width_conv2d", TORCH_BOX(&width_conv2d_cpu));
+  m.impl("width_conv2d_pack", TORCH_BOX(&width_conv2d_pack_cpu));
+}

@@ -1,0 +1,262 @@
+"""A 2-d convolution at any width: with the first channels of a full weight, which is neither sliced nor copied."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lcs_kernels._load import ensure_loaded
+
+from ._convolution import check_fits, geometry, memory_format, output_size
+from ._library import define, wants_grad
+
+if TYPE_CHECKING:
+    from lcs_kernels.formats import WidthWeight
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+BLOCK = 16  # output channels that the packed form keeps together
+
+
+def reference(x, weight, out_channels, scale, bias, stride, padding, dilation, groups, relu, packed) -> Tensor:
+    """The convolution with the sliced weight in float32 (float64 for float64), rounded once."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    w = weight[:out_channels, : x.shape[1] // groups].to(wide)
+    y = F.conv2d(x.to(wide), w, None, stride, padding, dilation, groups)
+    if scale is not None:
+        y = y * scale[:out_channels, None, None].to(wide)
+    if bias is not None:
+        y = y + bias[:out_channels, None, None].to(wide)
+    return (y.relu() if relu else y).to(x.dtype).contiguous(memory_format=memory_format(x))
+
+
+def reference_backward(
+    grad, x, weight, scale, y, stride, padding, dilation, groups, wanted
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """By torch's convolutions of the block, on every device; `y`: the result, where ReLU came last.
+
+    Gradients to x, weight, scale and bias, empty where they are not wanted; the last three of full shape, 0 outside of
+    what was used.
+    """
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    grad = (grad if y is None else torch.where(y > 0, grad, 0)).to(wide)
+    wants_x, wants_weight, wants_scale, wants_bias = wanted
+    out = grad.shape[1]
+    block = weight[:out, : x.shape[1] // groups].to(wide)
+
+    def convolved(grad, *wanted):
+        settings = (stride, padding, dilation, False, [0, 0], groups)
+        return torch.ops.aten.convolution_backward(grad, x.to(wide), block, None, *settings, [*wanted, False])[:2]
+
+    grad_x = grad_block = grad_scale = grad.new_empty(0)
+    if scale is None:
+        grad_x, grad_block = convolved(grad, wants_x, wants_weight)
+    else:
+        factor = scale[:out, None, None].to(wide)
+        if wants_x:
+            grad_x = convolved(grad * factor, True, False)[0]
+        if wants_weight or wants_scale:
+            grad_block = convolved(grad, False, True)[1]
+        if wants_scale:  # y is linear in the weight: <grad, y> = <the weight's gradient, the weight>
+            grad_scale = grown((grad_block * block).sum((1, 2, 3)), scale.shape, scale.dtype)
+        if wants_weight:
+            grad_block = grad_block * factor[..., None]
+    return (
+        grad_x.to(x.dtype).contiguous(memory_format=memory_format(x)) if wants_x else grad.new_empty(0, dtype=x.dtype),
+        grown(grad_block, weight.shape, weight.dtype) if wants_weight else grad.new_empty(0, dtype=weight.dtype),
+        grad_scale,
+        grown(grad.sum((0, 2, 3)), weight.shape[:1], wide) if wants_bias else grad.new_empty(0),
+    )
+
+
+def grown(block: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A tensor that begins with `block` in its first one or two dimensions, else 0; each element is written once."""
+    if block.shape == shape:
+        return block.to(dtype).contiguous()
+    full = block.new_empty(shape, dtype=dtype)
+    out = block.shape[0]
+    full[out:].zero_()
+    if block.dim() == 1:
+        full[:out].copy_(block)
+    else:
+        full[:out, block.shape[1] :].zero_()
+        full[:out, : block.shape[1]].copy_(block)
+    return full
+
+
+def reference_pack(weight: Tensor) -> Tensor:
+    out, inputs, height, width = weight.shape
+    padded = F.pad(weight.float().flatten(1), (0, 0, 0, -out % BLOCK))
+    return padded.view(-1, BLOCK, inputs, height * width).permute(0, 2, 3, 1).contiguous()
+
+
+def fake(x, weight, out_channels, scale, bias, stride, padding, dilation, groups, relu, packed):
+    size = output_size(x, weight.shape, stride, padding, dilation)
+    return x.new_empty((x.shape[0], out_channels, *size)).contiguous(memory_format=memory_format(x))
+
+
+def fake_backward(grad, x, weight, scale, y, stride, padding, dilation, groups, wanted):
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    vector = weight.shape[:1], wide
+    like = (x.shape, x.dtype), (weight.shape, weight.dtype), vector, vector
+    grads = [grad.new_empty(s if want else (0,), dtype=t) for want, (s, t) in zip(wanted, like, strict=True)]
+    return grads[0].contiguous(memory_format=memory_format(x)) if wanted[0] else grads[0], *grads[1:]
+
+
+def fake_pack(weight):
+    out, inputs, height, width = weight.shape
+    return weight.new_empty(((out + BLOCK - 1) // BLOCK, inputs, height * width, BLOCK), dtype=torch.float32)
+
+
+_op = define(
+    "width_conv2d(Tensor x, Tensor weight, SymInt out_channels, Tensor? scale, Tensor? bias, SymInt[] stride,"
+    " SymInt[] padding, SymInt[] dilation, SymInt groups, bool relu, Tensor? packed) -> Tensor",
+    reference,
+    fake,
+)
+_op_backward = define(
+    "width_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor? scale, Tensor? y, SymInt[] stride,"
+    " SymInt[] padding, SymInt[] dilation, SymInt groups, bool[] wanted)"
+    " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_scale, Tensor grad_bias)",
+    reference_backward,
+    fake_backward,
+)
+_op_pack = define("width_conv2d_pack(Tensor weight) -> Tensor", reference_pack, fake_pack)
+
+
+class WidthConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, scale, bias, out_channels, geometry, relu, packed):
+        run = reference if x.dtype == torch.float64 else _op
+        y = run(x, weight.contiguous(), out_channels, scale, bias, *geometry, relu, packed)
+        ctx.save_for_backward(x, weight, scale, y if relu else None)
+        ctx.geometry = geometry
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        wanted = list(ctx.needs_input_grad[:4])
+        run = reference_backward if grad.dtype == torch.float64 else _op_backward
+        grads = run(grad, *ctx.saved_tensors, *ctx.geometry, wanted)
+        return *(g if w else None for g, w in zip(grads, wanted, strict=True)), *[None] * 4
+
+
+def width_conv2d_pack(weight: Tensor) -> Tensor:
+    """What the kernels read in place of a weight of (out, in, h, w): see `lcs_kernels.formats.WidthWeight`."""
+    ensure_loaded()
+    return _op_pack(weight)
+
+
+def width_conv2d(
+    x: Tensor,
+    weight: Tensor | WidthWeight,
+    out_channels: int | None = None,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    scale: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.conv2d` with weight[:out_channels, : x.shape[1] / groups], which is not sliced.
+
+    The result is scale * convolution + bias, then ReLU on request: sums in float32, rounded once. With a `WidthWeight`
+    a change of width repacks and allocates nothing; a tensor's block is packed in each call, in memory that is kept.
+    Differentiable once, to x, a weight that is a tensor, scale and bias: gradients of the full shapes, 0 outside of
+    what was used. So all widths of a network share one weight (arXiv 2110.04252).
+
+    A width of a grouped convolution: where each group has one input channel (depthwise) there are as many groups as x
+    has channels, each with weight.shape[0] / groups output channels. Otherwise the groups stay, and share the channels
+    of x and of the result evenly, as `conv2d` with the sliced weight does.
+
+    Args:
+        x: (n, c, h, w), float32 or bfloat16, contiguous or channels_last (other strides are copied); float64 runs the
+            eager reference.
+        weight: of the full width, (channels, in_channels / groups, kernel_h, kernel_w), float32 or bfloat16.
+        out_channels: of the result; by default all, of a depthwise convolution those that belong to x's.
+        bias: (channels,), of which the first are used; float32 (or x's dtype, which is widened).
+        stride, padding, dilation: one number, or one for height and one for width.
+        groups: of the full width.
+        scale: as bias; a norm layer with fixed statistics folds into both.
+        relu: whether to clamp the result at 0.
+
+    Returns:
+        (n, out_channels, h', w') of x's dtype and memory format.
+
+    Raises:
+        ValueError: shapes, devices or settings that do not fit; a width that the groups do not share evenly.
+        TypeError: another dtype.
+        LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
+    """
+    ensure_loaded()
+    packed = None
+    if not isinstance(weight, Tensor):
+        packed = weight.prepack() if x.is_cpu and x.dtype != torch.float64 else None
+        weight = weight.weight
+    stride, padding, dilation = geometry("width_conv2d", stride, padding, dilation)
+    out_channels, groups = _width(x, weight, out_channels, groups)
+    check_fits("width_conv2d", x, weight.shape, padding, dilation)
+    scale, bias = _vector("scale", scale, x, weight), _vector("bias", bias, x, weight)
+    settings = (stride, padding, dilation, groups)
+    if wants_grad(x, weight, scale, bias) or x.dtype == torch.float64:
+        return WidthConv2d.apply(x, weight, scale, bias, out_channels, settings, relu, packed)
+    return _op(x, weight.contiguous(), out_channels, scale, bias, *settings, relu, packed)
+
+
+def _width(x: Tensor, weight: Tensor, out_channels: int | None, groups: int) -> tuple[int, int]:
+    """The output channels and the groups of this call. Raises where x, weight and width do not fit each other."""
+    name = "width_conv2d"
+    for label, tensor in (("x", x), ("weight", weight)):
+        if tensor.dim() != 4:
+            raise ValueError(f"{name}: {label} must have 4 dimensions, got shape {tuple(tensor.shape)}")
+        if tensor.dtype not in DTYPES:
+            raise TypeError(
+                f"{name}: {label} must be float32 or bfloat16 (float64 runs the reference), got {tensor.dtype}"
+            )
+    if (x.dtype == torch.float64) != (weight.dtype == torch.float64):
+        raise TypeError(f"{name}: x is {x.dtype}, the weight {weight.dtype}; float64 takes both")
+    if x.device != weight.device:
+        raise ValueError(f"{name}: x is on {x.device}, the weight on {weight.device}")
+    full, inputs, channels = weight.shape[0], weight.shape[1], x.shape[1]
+    if groups < 1 or full % groups:
+        raise ValueError(f"{name}: a weight of {full} output channels does not have {groups} groups")
+    depthwise = groups > 1 and inputs == 1
+    each = full // groups
+    if out_channels is None:
+        out_channels = each * channels if depthwise else full
+    if channels > inputs * groups or out_channels < 1 or out_channels > full:
+        raise ValueError(
+            f"{name}: x has {channels} channels and out_channels is {out_channels}; a weight of shape "
+            f"{tuple(weight.shape)} in {groups} groups has up to {inputs * groups} and 1 to {full}"
+        )
+    if depthwise:
+        if out_channels != each * channels:
+            raise ValueError(
+                f"{name}: out_channels must be {each * channels} where a depthwise convolution with {each} for each "
+                f"channel of x has {channels}, got {out_channels}"
+            )
+        return out_channels, channels
+    if channels % groups or out_channels % groups:
+        raise ValueError(
+            f"{name}: {channels} channels of x and {out_channels} of the result must both be multiples of the "
+            f"{groups} groups"
+        )
+    return out_channels, groups
+
+
+def _vector(name: str, vector: Tensor | None, x: Tensor, weight: Tensor) -> Tensor | None:
+    if vector is None:
+        return None
+    if tuple(vector.shape) != (weight.shape[0],) or vector.device != x.device:
+        raise ValueError(
+            f"width_conv2d: {name} must be ({weight.shape[0]},) on {x.device}, got {tuple(vector.shape)} on "
+            f"{vector.device}"
+        )
+    if vector.dtype not in (torch.float32, x.dtype):
+        raise TypeError(f"width_conv2d: {name} must be float32 or {x.dtype} like x, got {vector.dtype}")
+    return vector if x.dtype == torch.float64 else vector.float()

@@ -1,0 +1,129 @@
+// Equal to a loop over dense integers, whose float32 sums are exact, on every instruction set and for every way to
+// split the work; a page that faults lies next to each array.
+#include "lcs/width_conv2d.h"
+
+#include "sparse_case.h"
+
+namespace {
+
+using namespace lcs;
+using namespace lcs::test;
+
+// A weight of full_out x full_in channels, of which `out` and the input's are used.
+struct Case {
+  int64_t n, in, height, width, out, groups, full_in, full_out;
+  Axis vertical, horizontal;
+};
+
+constexpr Case kCases[] = {
+    {2, 5, 7, 9, 6, 1, 8, 40, {1, 0, 1, 1}, {1, 0, 1, 1}},      // 1 x 1
+    {1, 3, 9, 11, 37, 1, 5, 50, {1, 1, 1, 3}, {1, 1, 1, 3}},    // 3 x 3
+    {1, 60, 5, 6, 17, 1, 60, 17, {1, 1, 1, 3}, {1, 1, 1, 3}},   // several chunks of terms
+    {1, 2, 17, 15, 3, 1, 2, 3, {2, 3, 1, 7}, {2, 3, 1, 7}},     // 7 x 7, strided
+    {2, 3, 8, 13, 33, 1, 4, 33, {3, 2, 1, 5}, {2, 0, 2, 3}},    // 5 x 3
+    {2, 2, 6, 5, 3, 1, 2, 9, {1, 5, 1, 3}, {3, 4, 1, 3}},       // padding beyond the kernel
+    {2, 2, 7, 8, 3, 1, 2, 9, {3, 4, 1, 1}, {2, 5, 1, 1}},       // 1 x 1, strided and padded
+    {1, 2, 14, 13, 3, 1, 3, 3, {2, 4, 3, 3}, {3, 1, 2, 4}},     // dilated and strided
+    {2, 12, 6, 5, 30, 3, 5, 60, {1, 1, 1, 3}, {1, 1, 1, 3}},    // groups
+    {2, 21, 5, 7, 21, 21, 1, 40, {1, 1, 1, 3}, {2, 1, 1, 3}},   // depthwise
+    {2, 5, 5, 7, 10, 5, 1, 16, {1, 1, 1, 3}, {1, 1, 1, 3}},     // depthwise, two each
+    {9, 4, 1, 1, 5, 1, 4, 5, {1, 1, 1, 3}, {1, 1, 1, 3}},       // one pixel
+    {90, 3, 2, 3, 4, 1, 3, 4, {1, 1, 1, 3}, {1, 1, 1, 3}},      // tiny images
+    {1, 2, 1, 430, 3, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},     // one row
+    {1, 40, 18, 200, 2, 1, 40, 2, {1, 1, 1, 3}, {1, 1, 1, 3}},  // several bands
+    {9, 2, 17, 26, 3, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},     // many panels
+    {0, 2, 7, 6, 3, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},       // no images
+    {2, 0, 7, 6, 3, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},       // no inputs
+    {2, 2, 7, 6, 0, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},       // no outputs
+    {2, 2, 0, 6, 3, 1, 2, 3, {1, 1, 1, 1}, {1, 1, 1, 1}},       // no pixels
+};
+
+Images images(void* data, int64_t n, int64_t c, int64_t h, int64_t w, bool last) {
+  if (last) return {data, n, c, h, w, c * h * w, 1, w * c, c};
+  return {data, n, c, h, w, c * h * w, h * w, w, 1};
+}
+
+int64_t count(const Images& t) { return t.n * t.channels * t.height * t.width; }
+
+int64_t at(const Images& t, int64_t n, int64_t c, int64_t h, int64_t w) {
+  return n * t.image_stride + c * t.channel_stride + h * t.row_stride + w * t.column_stride;
+}
+
+std::vector<float> convolved(const Case& c, const WidthConv2dArgs& a) {
+  const int64_t inputs = c.in / c.groups;
+  std::vector<float> found(count(a.y));
+  for (int64_t n = 0; n < c.n; ++n)
+    for (int64_t o = 0; o < c.out; ++o)
+      for (int64_t row = 0; row < a.y.height; ++row)
+        for (int64_t column = 0; column < a.y.width; ++column) {
+          float sum = 0.0f;
+          int64_t weight = o * c.full_in * a.weight.taps;
+          for (int64_t i = 0; i < inputs; ++i)
+            for (int64_t p = 0; p < c.vertical.kernel; ++p)
+              for (int64_t q = 0; q < c.horizontal.kernel; ++q, ++weight) {
+                const int64_t h = row * c.vertical.stride - c.vertical.padding + p * c.vertical.dilation;
+                const int64_t v = column * c.horizontal.stride - c.horizontal.padding + q * c.horizontal.dilation;
+                if (h < 0 || h >= c.height || v < 0 || v >= c.width) continue;
+                const int64_t channel = o / (c.out / c.groups) * inputs + i;
+                sum += get(a.weight.data, weight, a.weight.dtype) * get(a.x.data, at(a.x, n, channel, h, v), a.dtype);
+              }
+          if (a.scale) sum *= a.scale[o];
+          if (a.bias) sum += a.bias[o];
+          found[at(a.y, n, o, row, column)] = a.relu && sum < 0.0f ? 0.0f : sum;
+        }
+  return found;
+}
+
+// Sums that bfloat16 does not hold are rounded here as there.
+float held(float x, DType dtype) {
+  if (dtype == DType::float32) return x;
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  return std::bit_cast<float>((bits + 0x7fffu + (bits >> 16 & 1)) & 0xffff0000u);
+}
+
+void check(const Case& c, DType dtype, DType weight_dtype, bool last, Guard guard) {
+  const int64_t taps = c.vertical.kernel * c.horizontal.kernel, weights = c.full_out * c.full_in * taps;
+  const int64_t height = output_size(c.vertical, c.height), width = output_size(c.horizontal, c.width);
+  const int64_t inputs = c.n * c.in * c.height * c.width, outputs = c.n * c.out * height * width;
+  const int64_t floats = width_blocks(c.full_out) * c.full_in * taps * kWidthBlock;
+  const Guarded x(inputs * size_of(dtype), guard), y(outputs * size_of(dtype), guard), bias(c.out * 4, guard),
+      weight(weights * size_of(weight_dtype), guard), packed(floats * 4, guard);
+  fill(x, inputs, dtype, uint32_t(inputs));
+  fill(weight, weights, weight_dtype, uint32_t(weights));
+  fill(bias, c.out, DType::float32, 3);
+  WidthConv2dArgs args{images(x.as(), c.n, c.in, c.height, c.width, last),
+                       images(y.as(), c.n, c.out, height, width, last),
+                       dtype,
+                       c.vertical,
+                       c.horizontal,
+                       c.groups,
+                       {weight.as(), weight_dtype, c.full_out, c.full_in, taps},
+                       nullptr,
+                       last ? bias.as<float>() : nullptr,
+                       last ? nullptr : bias.as<float>(),
+                       guard == Guard::behind};
+  const std::vector<float> wanted = convolved(c, args);
+  for (const Isa isa : isas())
+    for (const Parallel& parallel : {Parallel(serial), Parallel(backwards), fork_join(3)})
+      for (const float* from : {static_cast<const float*>(nullptr), static_cast<const float*>(packed.as<float>())}) {
+        set_max_isa(isa);
+        std::memset(packed.as(), 0xff, size_t(floats) * 4);
+        if (from) width_pack(args.weight, packed.as<float>(), parallel);
+        args.packed = from;
+        std::memset(y.as(), 0xff, size_t(outputs * size_of(dtype)));
+        width_conv2d(args, parallel);
+        for (int64_t i = 0; i < outputs; ++i) CHECK(get(y.as(), i, dtype) == held(wanted[i], dtype));
+      }
+}
+
+}  // namespace
+
+int main() {
+  isas();
+  for (const Case& c : kCases)
+    for (const bool last : {false, true})
+      for (const Guard guard : kGuards) {
+        check(c, DType::float32, DType::bfloat16, last, guard);
+        check(c, DType::bfloat16, DType::float32, last, guard);
+      }
+}

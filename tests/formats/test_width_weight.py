@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from lcs_kernels.formats import WidthWeight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_keeps_the_weight_and_packs_it_once(dtype):
+    w = torch.nn.Parameter(torch.randn(37, 5, 3, 2).to(dtype))
+    weight = WidthWeight.pack(w)
+    assert weight.prepacked_nbytes == 0 and weight.nbytes == w.nbytes and weight.shape == w.shape
+    assert weight.unpack().data_ptr() == w.data_ptr() and not weight.unpack().requires_grad
+    packed = weight.prepack()
+    assert packed.shape == (3, 5, 6, 16) and weight.prepack() is packed and weight.prepacked_nbytes == packed.nbytes
+    rows = packed.permute(0, 3, 1, 2).reshape(48, 5, 3, 2)
+    assert torch.equal(rows[:37], w.float()) and not rows[37:].any()
+
+
+def test_other_strides_and_dtypes():
+    w = torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last)
+    weight = WidthWeight.pack(w)
+    assert weight.unpack().is_contiguous() and torch.equal(weight.unpack(), w)
+    assert torch.equal(weight.to(dtype=torch.bfloat16).unpack(), w.bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("weight", "error"),
+    [
+        (torch.ones(3, 4), ValueError),
+        (torch.ones(3, 4, 5, 6).transpose(0, 1), ValueError),
+        (torch.ones(3, 4, 5, 6, requires_grad=True), ValueError),
+        (torch.ones(3, 4, 5, 6).half(), TypeError),
+    ],
+)
+def test_refuses(weight, error):
+    with pytest.raises(error, match="WidthWeight: weight must be"):
+        WidthWeight(weight)
