@@ -2,43 +2,44 @@
 // target region. kMaxVectors is how many vectors of channels a tile may span, pixels_of(vectors) at how many positions
 // their sums, one vector of weights each and one of x fit the registers.
 
-#define LCS_UNROLLED _Pragma("GCC unroll 16")  // else gcc keeps the sums in memory
-
 constexpr int kBlock = 16;
 
+// Without the pragmas gcc keeps the sums in memory.
 template <bool kDepthwise, int kVectors, int kPixels>
 void accumulate_tile(const WidthTile& t, int64_t from) {
-  Float sum[kPixels][kVectors];
+  constexpr int kSums = kPixels * kVectors;  // of position i / kVectors, vector i % kVectors
+  Float sum[kSums];
   const float* x[kPixels];
-  float* const sums = t.sums + from * kVectors * kLanes;
-  LCS_UNROLLED for (int p = 0; p < kPixels; ++p) x[p] = t.x + t.pixel[from + p];
-  LCS_UNROLLED for (int p = 0; p < kPixels; ++p) {
-    LCS_UNROLLED for (int v = 0; v < kVectors; ++v) sum[p][v] =
-        t.first ? set1(0.0f) : load(sums + (p * kVectors + v) * kLanes);
-  }
   const float* weight = t.weight;
+  float* const sums = t.sums + from * t.sums_stride;
+  const int64_t stride = t.sums_stride;
+#pragma GCC unroll 32
+  for (int p = 0; p < kPixels; ++p) x[p] = t.x + t.pixel[from + p];
+#pragma GCC unroll 32
+  for (int i = 0; i < kSums; ++i)
+    sum[i] = t.first ? set1(0.0f) : load(sums + i / kVectors * stride + i % kVectors * kLanes);
   for (int64_t k = 0; k < t.terms; ++k, weight += kBlock) {
     const int64_t offset = t.offset[k];
     Float w[kVectors];
-    LCS_UNROLLED for (int v = 0; v < kVectors; ++v) w[v] =
-        load(weight + v * kLanes / kBlock * t.block_stride + v * kLanes % kBlock);
-    LCS_UNROLLED for (int p = 0; p < kPixels; ++p) {
-      if constexpr (kDepthwise) {
-        LCS_UNROLLED for (int v = 0; v < kVectors; ++v) sum[p][v] =
-            fmadd(load(x[p] + offset + v * kLanes), w[v], sum[p][v]);
-      } else {
-        const Float one = set1(x[p][offset]);
-        LCS_UNROLLED for (int v = 0; v < kVectors; ++v) sum[p][v] = fmadd(one, w[v], sum[p][v]);
-      }
+#pragma GCC unroll 32
+    for (int v = 0; v < kVectors; ++v) w[v] = load(weight + v * kLanes / kBlock * t.block_stride + v * kLanes % kBlock);
+#pragma GCC unroll 32
+    for (int i = 0; i < kSums; ++i) {
+      const float* const at = x[i / kVectors] + offset;
+      const Float value = kDepthwise ? load(at + i % kVectors * kLanes) : set1(*at);
+      sum[i] = fmadd(value, w[i % kVectors], sum[i]);
     }
   }
-  const Float floor = set1(t.relu ? 0.0f : -__builtin_inff());
-  LCS_UNROLLED for (int p = 0; p < kPixels; ++p) {
-    LCS_UNROLLED for (int v = 0; v < kVectors; ++v) {
-      if (t.last) sum[p][v] = raised_to(fmadd(sum[p][v], load(t.scale + v * kLanes), load(t.bias + v * kLanes)), floor);
-      store(sums + (p * kVectors + v) * kLanes, sum[p][v]);
+  if (t.last) {
+    const Float floor = set1(t.relu ? 0.0f : -__builtin_inff());
+#pragma GCC unroll 32
+    for (int i = 0; i < kSums; ++i) {
+      const int channel = i % kVectors * kLanes;
+      sum[i] = raised_to(fmadd(sum[i], load(t.scale + channel), load(t.bias + channel)), floor);
     }
   }
+#pragma GCC unroll 32
+  for (int i = 0; i < kSums; ++i) store(sums + i / kVectors * stride + i % kVectors * kLanes, sum[i]);
 }
 
 template <bool kDepthwise, int kVectors, int... kPixels>

@@ -10,11 +10,11 @@
 namespace lcs {
 namespace {
 
-constexpr int64_t kPanelPixels = 400;       // whose sums leave a tile's weights in the first-level cache
-constexpr int64_t kPanelBytes = 320 << 10;  // of the second-level cache
+constexpr int64_t kPanelPixels = 400;       // whose sums and weights stay in the second-level cache
+constexpr int64_t kPanelBytes = 320 << 10;  // of that cache
 constexpr int64_t kLeastPixels = 48;        // of a panel that is split to keep the threads even
 constexpr int64_t kTasks = 8;               // enough to do so
-constexpr int64_t kTerms = 256;             // whose weights, and what they meet, stay in the first-level cache
+constexpr int64_t kTerms = 640;             // that pay for coming back to their sums
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -94,7 +94,7 @@ class WidthConv2d {
     fill_places(places.reserve(panel_pixels() + chunk_ * taps_));
     fill_affine(affine.reserve(2 * (ceil_div(a_.y.channels, span_) + 1) * span_));
     panels_ = ceil_div(a_.x.n, images_) * bands_;
-    in_place_ || panels_ < kTasks ? run_together() : run_apart();
+    panels_ < kTasks ? run_together() : run_apart();
   }
 
  private:
@@ -150,16 +150,17 @@ class WidthConv2d {
   // Many panels: each is filled and used by one thread.
   void run_apart() const {
     parallel_(panels_, 1, [&](int64_t begin, int64_t end) {
-      static thread_local Scratch<float> strip;
-      float* const x = strip.reserve(strip_floats());
+      static thread_local Scratch<float> scratch;
+      float* const strip = in_place_ ? nullptr : scratch.reserve(strip_floats());
       for (int64_t panel = begin; panel < end; ++panel) {
-        for (int64_t i = 0; i < images_ * rows_.length(band_); ++i) fill(panel, i, x);
+        for (int64_t i = 0; strip && i < images_ * rows_.length(band_); ++i) fill(panel, i, strip);
+        const float* const x = strip ? strip : in_place(panel);
         for (int64_t tile = 0; tile < tiles_ * groups_; ++tile) multiply(panel, tile, x);
       }
     });
   }
 
-  // Few: all threads fill them, then share out the tiles, so that most weights are read by one.
+  // Few: all threads fill them, then share out the tiles, so that each weight is read by few of them.
   void run_together() const {
     static thread_local Scratch<float> strips;
     float* x = nullptr;
@@ -213,33 +214,42 @@ class WidthConv2d {
     const int64_t start = first / kWidthBlock * kWidthBlock + tile % tiles_ * span_;
     if (start >= end) return;  // a group that needs no more tiles than others may
     static thread_local Scratch<float> scratch;
-    float* const sums = scratch.reserve(panel_pixels() * span_);
     const int64_t rows = std::min(band_, a_.y.height - panel % bands_ * band_);
     const int64_t images = std::min(images_, a_.x.n - panel / bands_ * images_);
     const int64_t vectors = std::min<int64_t>(run_.max_vectors, ceil_div(end - start, run_.lanes));
+    // Whole tiles of float32 channels last are summed where they belong.
+    const bool direct =
+        a_.y.channel_stride == 1 && a_.dtype == DType::float32 && start >= first && start + vectors * run_.lanes <= end;
+    const int64_t stride = direct ? a_.y.channels : vectors * run_.lanes;
+    float* const sums = direct ? static_cast<float*>(output(panel, start)) : scratch.reserve(panel_pixels() * stride);
     x += depthwise_ ? start : tile / tiles_ * inputs_;
     const float* const weight = weight_ + start / kWidthBlock * block_stride_;
     for (int64_t c = 0; c == 0 || c < inputs_; c += chunk_)
       run_.accumulate({x + c, pixel_, images * rows * a_.y.width, offset_, std::min(chunk_, inputs_ - c) * taps_,
-                       weight + c * taps_ * kWidthBlock, block_stride_, int(vectors), sums, scale_ + start,
+                       weight + c * taps_ * kWidthBlock, block_stride_, int(vectors), sums, stride, scale_ + start,
                        bias_ + start, c == 0, c + chunk_ >= inputs_, a_.relu, depthwise_});
-    write(panel, rows, images, std::max(start, first), std::min(start + span_, end),
-          sums + std::max(start, first) - start, vectors * run_.lanes);
+    const int64_t begin = std::max(start, first);
+    if (!direct) write(panel, rows, images, begin, std::min(start + span_, end), sums + begin - start, stride);
+  }
+
+  // Where a panel's results of a channel begin.
+  void* output(int64_t panel, int64_t channel) const {
+    const int64_t image = panel / bands_ * images_, row = panel % bands_ * band_;
+    return advance(a_.y.data, image * a_.y.image_stride + row * a_.y.row_stride + channel * a_.y.channel_stride,
+                   a_.dtype);
   }
 
   // Channels [begin, end) of the sums of a panel, `stride` floats a position, to where they belong.
   void write(int64_t panel, int64_t rows, int64_t images, int64_t begin, int64_t end, const float* sums,
              int64_t stride) const {
     const Images& y = a_.y;
-    const int64_t to =
-        panel / bands_ * images_ * y.image_stride + panel % bands_ * band_ * y.row_stride + begin * y.channel_stride;
     const int64_t pixels = rows * y.width;
+    void* const to = output(panel, begin);
     if (y.channel_stride == 1)
-      return run_.store(
-          {sums, advance(y.data, to, a_.dtype), stride, 1, y.channels, images * pixels, end - begin, a_.dtype, false});
+      return run_.store({sums, to, stride, 1, y.channels, images * pixels, end - begin, a_.dtype, false});
     for (int64_t i = 0; i < images; ++i)
-      run_.store({sums + i * pixels * stride, advance(y.data, to + i * y.image_stride, a_.dtype), stride, 1,
-                  y.channel_stride, pixels, end - begin, a_.dtype, true});
+      run_.store({sums + i * pixels * stride, advance(to, i * y.image_stride, a_.dtype), stride, 1, y.channel_stride,
+                  pixels, end - begin, a_.dtype, true});
   }
 
   const WidthConv2dArgs& a_;

@@ -19,6 +19,7 @@ struct WidthTile {
   int64_t block_stride;  // floats from block to block
   int vectors;
   float* sums;
+  int64_t sums_stride;        // floats from position to position
   const float *scale, *bias;  // of each channel; applied in the last call, as is ReLU
   bool first, last, relu, depthwise;
 };
