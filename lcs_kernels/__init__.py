@@ -13,6 +13,8 @@ from .levels import keep_count
 from .ops.cosine_squared import cosine_squared
 from .ops.interpolate_prune import interpolate_prune
 from .ops.interpolate_prune_foreach import interpolate_prune_foreach, interpolate_prune_foreach_masks
+from .ops.interpolate_quantize import interpolate_quantize
+from .ops.quantize import quantize
 from .ops.sparse_conv2d import sparse_conv2d
 from .ops.sparse_linear import sparse_linear
 from .ops.sparse_pack import sparse_pack
@@ -26,8 +28,10 @@ __all__ = [
     "interpolate_prune",
     "interpolate_prune_foreach",
     "interpolate_prune_foreach_masks",
+    "interpolate_quantize",
     "isa",
     "keep_count",
+    "quantize",
     "sparse_conv2d",
     "sparse_linear",
     "sparse_pack",

@@ -12,7 +12,8 @@ import torch
 
 from . import _load
 
-OPS = ("interpolate_prune", "interpolate_prune_foreach")  # each has an <op>_backward beside it
+TRAINED = ("interpolate_prune", "interpolate_prune_foreach", "interpolate_quantize")  # with an <op>_backward beside
+OPS = {op: (op, f"{op}_backward") for op in TRAINED} | {"quantize": ("quantize",)}
 
 _LIBRARY = torch.library.Library("lcs", "IMPL", "CUDA")
 _registered = False
@@ -29,8 +30,8 @@ def register() -> str:
     if reason is not None:
         return reason
     if not _registered:
-        for op in OPS:
-            for name in (op, f"{op}_backward"):
+        for op, names in OPS.items():
+            for name in names:
                 _LIBRARY.impl(name, kernel(op, name))
         _registered = True
     return "triton (not run on a GPU yet)"

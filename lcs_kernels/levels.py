@@ -73,3 +73,26 @@ def keep_tensors(op: str, density, keep, ws: list[Tensor]) -> Tensor:
 def _check_length(op: str, name: str, length: int, ws: list[Tensor]) -> None:
     if length != len(ws):
         raise ValueError(f"{op}: {name} has {length} entries for {len(ws)} layers")
+
+
+def bits_tensor(op: str, bits: int | Tensor, x: Tensor) -> Tensor:
+    """The 0-d int64 width. A tensor's value is not checked: the op clamps it."""
+    if isinstance(bits, Tensor):
+        return _scalar(op, "bits", bits).to(torch.int64)
+    if bits not in range(2, 9):
+        raise ValueError(f"{op}: bits must be a whole number in [2, 8], got {bits}")
+    return torch.full((), bits, dtype=torch.int64, device=x.device)
+
+
+def range_tensors(op: str, low: float | Tensor, high: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The ends of a range, 0-d float32 (float64 for float64 x). Tensors' values are not checked."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if not isinstance(low, Tensor) and not isinstance(high, Tensor) and not low <= high:
+        raise ValueError(f"{op}: low must not lie above high, got low={low}, high={high}")
+    ends = {"low": low, "high": high}
+    return tuple(
+        _scalar(op, name, end).detach().to(dtype)
+        if isinstance(end, Tensor)
+        else torch.full((), end, dtype=dtype, device=x.device)
+        for name, end in ends.items()
+    )

@@ -148,14 +148,15 @@ def prune_kernel(
 
 @triton.jit
 def backward_kernel(
-    table, alpha, share, IN: tl.constexpr, OUT: tl.constexpr, LINE: tl.constexpr, WANTS_ALPHA: tl.constexpr,
-    LAYERS: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+    table, alpha, share, IN: tl.constexpr, OUT: tl.constexpr, LINE: tl.constexpr, PRUNED: tl.constexpr,
+    WANTS_ALPHA: tl.constexpr, LAYERS: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     layer, row = this_layer(table, LAYERS)
     n, tile, offsets, inside = this_tile(row, ALIGNED, BLOCK)
-    word = tl.load(pointer(row, MASK, tl.int32, ALIGNED) + (offsets >> 5), mask=inside, other=0)
     grad = widened(tl.load(pointer(row, GRAD, OUT, ALIGNED) + offsets, mask=inside, other=0.0))
-    grad = tl.where(((word >> (offsets & 31).to(tl.int32)) & 1) != 0, grad, 0.0)
+    if PRUNED:
+        word = tl.load(pointer(row, MASK, tl.int32, ALIGNED) + (offsets >> 5), mask=inside, other=0)
+        grad = tl.where(((word >> (offsets & 31).to(tl.int32)) & 1) != 0, grad, 0.0)
     c1 = tl.load(alpha)
     c0 = 1.0 - c1 if LINE else 1.0
     tl.store(pointer(row, GRAD_W0, IN, ALIGNED) + offsets, rounded(c0 * grad, IN), mask=inside)
@@ -222,17 +223,18 @@ def prune_backward(
     dtype: torch.dtype,
     block: int = BLOCK,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """`w0s` and `w1s` empty: alpha's gradient is not wanted, and has 0 elements. Not a line: no gradients to w1."""
+    """`w0s` and `w1s` empty: alpha's gradient is not wanted, and has 0 elements. Not a line: no gradients to w1.
+    `masks` empty: every weight was kept."""
     like, wants_alpha, none = grads[0] if grads else alpha, bool(w0s), [None] * len(grads)
     _check_gradients(op, like, grads, w0s, w1s, alpha, masks, dtype)
     grads, w0s, w1s, masks = ([t.contiguous() for t in each] for each in (grads, w0s, w1s, masks))
     grad_w0s = [torch.empty(g.shape, dtype=dtype, device=g.device) for g in grads]
     grad_w1s = [torch.empty_like(g) for g in grad_w0s] if line else []
     with torch.cuda.device_of(like):
-        layers = zip(w0s or none, w1s or none, masks, grads, grad_w0s, grad_w1s or none, strict=True)
+        layers = zip(w0s or none, w1s or none, masks or none, grads, grad_w0s, grad_w1s or none, strict=True)
         table = tabulate(layers, [g.numel() for g in grads], like, block)
         share = alpha.new_empty(table.tiles)  # each tile's part of alpha's gradient; summed in one order
-        flags = {"LINE": line, "WANTS_ALPHA": wants_alpha, **table.shape, **OPTIONS}
+        flags = {"LINE": line, "PRUNED": bool(masks), "WANTS_ALPHA": wants_alpha, **table.shape, **OPTIONS}
         backward_kernel[(table.tiles,)](table.rows, alpha, share, IN=TYPES[dtype], OUT=TYPES[like.dtype], **flags)
         grad_alpha = share.sum(dtype=torch.float64).to(alpha.dtype) if wants_alpha else alpha.new_empty(0)
     return grad_w0s, grad_w1s, grad_alpha
@@ -268,7 +270,8 @@ def _check_gradients(
     check(op, "alpha", alpha, like, torch.float32, ())
     for i, grad in enumerate(grads):
         check(op, f"grad of layer {i}", grad, like, like.dtype, grad.shape)
-        check(op, f"mask_bits of layer {i}", masks[i], like, torch.int32, ((grad.numel() + 31) // 32,))
+        if masks:
+            check(op, f"mask_bits of layer {i}", masks[i], like, torch.int32, ((grad.numel() + 31) // 32,))
         for name, ends in ("w0", w0s), ("w1", w1s):
             if ends:
                 check(op, f"{name} of layer {i}", ends[i], like, dtype, grad.shape)

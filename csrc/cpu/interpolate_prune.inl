@@ -1,102 +1,24 @@
-// Compiled once per instruction set, after its lanes_*.inl, in an unnamed namespace inside its target region.
-// Weights go by blocks of 32, one word of mask bits; a tail runs as a block copied to and from the stack.
-constexpr int kVectors = kBlock / kLanes;
-constexpr int kAhead = 512;  // weights fetched ahead: too much is computed on each for the processor to look so far
-
-template <class In, class Out, bool kLine>
-struct Types {
-  using in = In;
-  using out = Out;
-  static constexpr bool line = kLine;
-};
-
-template <class In, class Out, class Body>
-auto with_line(bool line, Body body) {
-  return line ? body(Types<In, Out, true>{}) : body(Types<In, Out, false>{});
-}
-
-template <class In, class Body>
-auto with_out(DType out, bool line, Body body) {
-  if (out == DType::bfloat16) return with_line<In, BFloat16>(line, body);
-  if (out == DType::float16) return with_line<In, Float16>(line, body);
-  return with_line<In, float>(line, body);
-}
-
-// Calls body with the Types of a chunk.
-template <class Body>
-auto with_types(DType in, DType out, bool line, Body body) {
-  if (in == DType::bfloat16) return with_out<BFloat16>(out, line, body);
-  if (in == DType::float16) return with_out<Float16>(out, line, body);
-  return with_out<float>(out, line, body);
-}
-
-// The lines of a block that may lie past the end of an array.
-template <bool kWrite, class E>
-void fetch_block(const E* array, int64_t i) {
-  const uintptr_t block = reinterpret_cast<uintptr_t>(array) + uintptr_t(i) * sizeof(E);
-  for (uintptr_t line = 0; line < kBlock * sizeof(E); line += 64)
-    __builtin_prefetch(reinterpret_cast<const void*>(block + line), kWrite);
-}
-
-// w in registers, rounded to Out.
+// Compiled once per instruction set, after its lanes_*.inl and blend.inl, in an unnamed namespace inside its target
+// region. A block of 32 weights is one word of mask bits.
 template <class T>
-struct Blend {
-  const typename T::in *w0, *w1;
-  Float c0, c1;
-
-  Blend(const InterpolatePruneLayer& chunk, float alpha)
-      : w0(static_cast<const typename T::in*>(chunk.w0)),
-        w1(static_cast<const typename T::in*>(chunk.w1)),
-        c0(set1(1.0f - alpha)),
-        c1(set1(alpha)) {}
-
-  void fetch(int64_t i) const {
-    fetch_block<false>(w0, i);
-    if constexpr (T::line) fetch_block<false>(w1, i);
-  }
-
-  Float at(int64_t i) const {
-    if constexpr (T::line)
-      return rounded<typename T::out>(add(mul(c0, load(w0 + i)), mul(c1, load(w1 + i))));
-    else
-      return rounded<typename T::out>(load(w0 + i));
-  }
-};
-
-template <class E>
-void copy(E* to, const E* from, int64_t n) {
-  __builtin_memcpy(to, from, size_t(n) * sizeof(E));
+Float rounded_at(const Blend<T>& blend, int64_t i) {
+  return rounded<typename T::out>(blend.at(i));
 }
-
-// The last n < 32 weights of a chunk as a whole block, zeros behind them.
-template <class T>
-struct Tail {
-  typename T::in w0[kBlock] = {}, w1[kBlock] = {};
-  typename T::out w[kBlock];
-  uint32_t mask_bits;
-
-  Tail(const InterpolatePruneLayer& chunk, int64_t begin) {
-    copy(w0, static_cast<const typename T::in*>(chunk.w0) + begin, chunk.n - begin);
-    if constexpr (T::line) copy(w1, static_cast<const typename T::in*>(chunk.w1) + begin, chunk.n - begin);
-  }
-
-  InterpolatePruneLayer chunk() { return {w0, T::line ? w1 : nullptr, w, &mask_bits, kBlock}; }
-};
 
 template <class T>
 void keys_block(const Blend<T>& blend, int64_t i, int32_t* keys) {
-  for (int v = 0; v < kVectors; ++v) store_keys(keys + v * kLanes, magnitude(blend.at(i + v * kLanes)));
+  for (int v = 0; v < kVectors; ++v) store_keys(keys + v * kLanes, magnitude(rounded_at(blend, i + v * kLanes)));
 }
 
 template <class T>
 void keys_of(const InterpolatePruneLayer& chunk, float alpha, int32_t* keys) {
   const int64_t whole = chunk.n / kBlock * kBlock;
-  const Blend<T> blend(chunk, alpha);
+  const Blend<T> blend(chunk.w0, chunk.w1, alpha);
   for (int64_t i = 0; i < whole; i += kBlock) keys_block(blend, i, keys + i);
   if (whole == chunk.n) return;
-  Tail<T> tail(chunk, whole);
+  const Tail<T> tail(blend, whole, chunk.n);
   int32_t block[kBlock];
-  keys_block(Blend<T>(tail.chunk(), alpha), 0, block);
+  keys_block(tail.blend(alpha), 0, block);
   copy(keys + whole, block, chunk.n - whole);
 }
 
@@ -110,7 +32,7 @@ struct Classifier {
 
   Classifier(const InterpolatePruneLayer& chunk, float alpha, KeyRange bracket, int32_t from, UndecidedList undecided,
              bool stream)
-      : blend(chunk, alpha),
+      : blend(chunk.w0, chunk.w1, alpha),
         low(set1_key(bracket.low)),
         width(set1_key(bracket.high - bracket.low)),
         middle(set1_key(from)),
@@ -123,7 +45,7 @@ struct Classifier {
     from.fetch(i + kAhead);
     if (!streams) fetch_block<true>(w, kAhead);
     for (int v = 0; v < kVectors; ++v) {
-      const Float x = from.at(i + v * kLanes);
+      const Float x = rounded_at(from, i + v * kLanes);
       const Key key = magnitude(x);
       stays[v] = at_least(key, middle);
       undecided[v] = within(key, low, width);
@@ -153,9 +75,9 @@ Census classify_chunk(const InterpolatePruneLayer& chunk, float alpha, KeyRange 
   if (stream) stream_end();
   run.streams = false;
   if (whole == chunk.n) return run.census;
-  Tail<T> tail(chunk, whole);
+  Tail<T> tail(run.blend, whole, chunk.n);
   const uint32_t valid = (1u << (chunk.n - whole)) - 1;
-  run.block(Blend<T>(tail.chunk(), alpha), 0, valid, tail.w, chunk.mask_bits + whole / kBlock, int(whole));
+  run.block(tail.blend(alpha), 0, valid, tail.w, chunk.mask_bits + whole / kBlock, int(whole));
   copy(w + whole, tail.w, chunk.n - whole);
   return run.census;
 }
@@ -169,7 +91,7 @@ void backward_block(const InterpolatePruneBackwardLayer& chunk, int64_t i, Float
   const auto *w0 = static_cast<const typename T::in*>(chunk.w0), *w1 = static_cast<const typename T::in*>(chunk.w1);
   auto *grad_w0 = static_cast<typename T::in*>(chunk.grad_w0) + i,
        *grad_w1 = static_cast<typename T::in*>(chunk.grad_w1);
-  const uint32_t word = chunk.mask_bits[i / kBlock];
+  const uint32_t word = chunk.mask_bits ? chunk.mask_bits[i / kBlock] : ~0u;
   for (int v = 0, j = 0; v < kVectors; ++v, j += kLanes) {
     const Float g = where(from_bits(word >> j), load(grad + j));
     if constexpr (!T::line) {
@@ -197,8 +119,10 @@ double backward_chunk(const InterpolatePruneBackwardLayer& chunk, float alpha) {
       copy(w0, static_cast<const typename T::in*>(chunk.w0) + whole, rest);
       copy(w1, static_cast<const typename T::in*>(chunk.w1) + whole, rest);
     }
-    const InterpolatePruneBackwardLayer block{
-        grad, chunk.w0 ? w0 : nullptr, w1, chunk.mask_bits + whole / kBlock, grad_w0, grad_w1, kBlock};
+    const InterpolatePruneBackwardLayer block{grad,    chunk.w0 ? w0 : nullptr,
+                                              w1,      chunk.mask_bits ? chunk.mask_bits + whole / kBlock : nullptr,
+                                              grad_w0, grad_w1,
+                                              kBlock};
     backward_block<T>(block, 0, c0, c1, sums);
     copy(static_cast<typename T::in*>(chunk.grad_w0) + whole, grad_w0, rest);
     if constexpr (T::line) copy(static_cast<typename T::in*>(chunk.grad_w1) + whole, grad_w1, rest);

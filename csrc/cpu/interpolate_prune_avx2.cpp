@@ -10,6 +10,8 @@ namespace lcs::avx2 {
 namespace {
 #include "lanes_avx2.inl"
 // After the lanes it is written in.
+#include "blend.inl"
+// And what blends two ends.
 #include "interpolate_prune.inl"
 }  // namespace
 

@@ -10,6 +10,8 @@ namespace lcs::avx512 {
 namespace {
 #include "lanes_avx512.inl"
 // After the lanes it is written in.
+#include "blend.inl"
+// And what blends two ends.
 #include "interpolate_prune.inl"
 }  // namespace
 

@@ -12,7 +12,7 @@ double interpolate_prune_backward(const InterpolatePruneBackwardArgs& args, cons
   for (const auto& layer : args.layers)
     for (int64_t begin = 0; begin < layer.n; begin += kChunk)
       chunks.push_back({advance(layer.grad, begin, args.out), advance(layer.w0, begin, args.in),
-                        advance(layer.w1, begin, args.in), layer.mask_bits + begin / 32,
+                        advance(layer.w1, begin, args.in), layer.mask_bits ? layer.mask_bits + begin / 32 : nullptr,
                         advance(layer.grad_w0, begin, args.in), advance(layer.grad_w1, begin, args.in),
                         std::min(kChunk, layer.n - begin)});
   std::vector<double> share(chunks.size());

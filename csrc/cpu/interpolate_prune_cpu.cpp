@@ -29,9 +29,7 @@ constexpr int64_t kGathered = 128;       // weights gathered at once
 constexpr int64_t kMaxSample = 1 << 16;
 constexpr double kDeviations = 4;  // half the bracket, in standard deviations of a sampled rank
 constexpr int64_t kMargin = 8;     // and at least so many sampled ranks
-constexpr int64_t kLine = 64;
-constexpr int64_t kStreamed = 8 << 20;  // bytes of w that no cache would keep until they are read
-constexpr int64_t kPerListed = 8;       // weights that could be classified in the time that one listed takes
+constexpr int64_t kPerListed = 8;  // weights that could be classified in the time that one listed takes
 
 struct Chunk {
   InterpolatePruneLayer weights;
@@ -146,7 +144,7 @@ class Pruner {
         chunks_.push_back({slice(layers[i], begin, n), int64_t(segments_.size()) - 1, lists});
         lists += list_size(n);
       }
-      stream_ &= reinterpret_cast<uintptr_t>(layers[i].w) % kLine == 0;
+      stream_ &= reinterpret_cast<uintptr_t>(layers[i].w) % kCacheLine == 0;
       segments_.back().n += layers[i].n;
       total_ += layers[i].n;
     }

@@ -1,12 +1,11 @@
 #pragma once
+#include "blocks.h"
 #include "keys.h"
 #include "lcs/interpolate_prune_layer.h"
 
 // What each instruction set implements, on one chunk of a layer.
 namespace lcs {
 
-constexpr int kBlock = 32;                  // weights of a word of mask bits
-constexpr int64_t kChunk = 1 << 14;         // weights of a chunk at most, so that an offset fits 16 bits
 constexpr int64_t kMaxUndecided = 1 << 11;  // offsets a chunk can list at first
 constexpr int64_t kListSlack = 32;          // kernels write whole vectors
 

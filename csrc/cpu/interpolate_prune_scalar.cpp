@@ -8,6 +8,8 @@ namespace lcs::scalar {
 namespace {
 #include "lanes_scalar.inl"
 // After the lanes it is written in.
+#include "blend.inl"
+// And what blends two ends.
 #include "interpolate_prune.inl"
 }  // namespace
 

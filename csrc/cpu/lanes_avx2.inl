@@ -68,7 +68,20 @@ inline float reduce(Float x) {
   sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
   return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
-inline Float raised_to(Float x, Float floor) { return _mm256_max_ps(floor, x); }  // a NaN stays
+inline float reduce_least(Float x) {
+  __m128 least = _mm_min_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  least = _mm_min_ps(least, _mm_movehl_ps(least, least));
+  return _mm_cvtss_f32(_mm_min_ss(least, _mm_movehdup_ps(least)));
+}
+inline float reduce_greatest(Float x) {
+  __m128 greatest = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  greatest = _mm_max_ps(greatest, _mm_movehl_ps(greatest, greatest));
+  return _mm_cvtss_f32(_mm_max_ss(greatest, _mm_movehdup_ps(greatest)));
+}
+inline Float raised_to(Float x, Float floor) { return _mm256_max_ps(floor, x); }       // a NaN stays
+inline Float lowered_to(Float x, Float ceiling) { return _mm256_min_ps(ceiling, x); }  // likewise
+inline Float nearest(Float x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Float floored(Float x) { return _mm256_floor_ps(x); }
 inline Key set1_key(int32_t x) { return _mm256_set1_epi32(x); }
 inline Key magnitude(Float x) {
   return _mm256_min_epi32(_mm256_and_si256(_mm256_castps_si256(x), set1_key(0x7fffffff)), set1_key(kNanKey));

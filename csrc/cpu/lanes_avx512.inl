@@ -56,7 +56,12 @@ inline Float gather(const float* base, const uint16_t* index) {
   return _mm512_i32gather_ps(_mm512_cvtepu16_epi32(load_half(index)), base, 4);
 }
 inline float reduce(Float x) { return _mm512_reduce_add_ps(x); }
-inline Float raised_to(Float x, Float floor) { return _mm512_max_ps(floor, x); }  // a NaN stays
+inline float reduce_least(Float x) { return _mm512_reduce_min_ps(x); }
+inline float reduce_greatest(Float x) { return _mm512_reduce_max_ps(x); }
+inline Float raised_to(Float x, Float floor) { return _mm512_max_ps(floor, x); }       // a NaN stays
+inline Float lowered_to(Float x, Float ceiling) { return _mm512_min_ps(ceiling, x); }  // likewise
+inline Float nearest(Float x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Float floored(Float x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 inline Key set1_key(int32_t x) { return _mm512_set1_epi32(x); }
 inline Key magnitude(Float x) {
   return _mm512_min_epi32(_mm512_and_si512(_mm512_castps_si512(x), set1_key(0x7fffffff)), set1_key(kNanKey));

@@ -62,7 +62,12 @@ inline Float mul(Float a, Float b) { return a * b; }
 inline Float fmadd(Float a, Float b, Float c) { return a * b + c; }
 inline Float gather(const float* base, const uint16_t* index) { return base[*index]; }
 inline float reduce(Float x) { return x; }
-inline Float raised_to(Float x, Float floor) { return x < floor ? floor : x; }  // a NaN stays
+inline float reduce_least(Float x) { return x; }
+inline float reduce_greatest(Float x) { return x; }
+inline Float raised_to(Float x, Float floor) { return x < floor ? floor : x; }         // a NaN stays
+inline Float lowered_to(Float x, Float ceiling) { return x > ceiling ? ceiling : x; }  // likewise
+inline Float nearest(Float x) { return __builtin_nearbyintf(x); }                      // half to even
+inline Float floored(Float x) { return __builtin_floorf(x); }
 inline Key magnitude(Float x) { return std::min(std::bit_cast<int32_t>(x) & 0x7fffffff, kNanKey); }
 inline Key set1_key(int32_t x) { return x; }
 inline Key load_keys(const int32_t* p) { return *p; }

@@ -49,6 +49,22 @@ def _interpolate_prune_foreach() -> Case:
     return lcs_kernels.interpolate_prune_foreach(w0s, w1s, 0.6, keep=keep), expected
 
 
+def _interpolate_quantize() -> Case:
+    w0, w1, bits = _weights(0, 37, 11), _weights(1, 37, 11), torch.tensor(3)
+    reference = _reference("interpolate_quantize")
+    run = lcs_kernels.interpolate_quantize
+    return (
+        [run(w0, w1, 0.3, 3), run(w0, w1, 0.3, 3, group_size=4, nested=True)],
+        [reference(w0, w1, torch.tensor(0.3), bits), reference(w0, w1, torch.tensor(0.3), bits, 4, True)],
+    )
+
+
+def _quantize() -> Case:
+    x = _weights(0, 37, 11)
+    expected = _reference("quantize")(x, torch.tensor(-0.3), torch.tensor(1.0), torch.tensor(4))
+    return [lcs_kernels.quantize(x, -0.3, 1.0, 4)], [expected]
+
+
 def _cosine_squared() -> Case:
     """On small integers, whose sums are exact in any order."""
     w0s, w1s = ([_weights(seed, 7, 11).mul(8).round(), _weights(seed + 1, 23).mul(8).round()] for seed in (0, 2))
@@ -94,6 +110,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "cosine_squared": _cosine_squared,
     "interpolate_prune": _interpolate_prune,
     "interpolate_prune_foreach": _interpolate_prune_foreach,
+    "interpolate_quantize": _interpolate_quantize,
+    "quantize": _quantize,
     "sparse_conv2d": _sparse_conv2d,
     "sparse_linear": _sparse_linear,
     "sparse_pack": _sparse_pack,

@@ -6,7 +6,7 @@ from io import StringIO
 
 import pytest
 import torch
-from lcs_kernels.triton_kernels import _common, interpolate_prune
+from lcs_kernels.triton_kernels import _common, interpolate_prune, interpolate_quantize, quantize
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
@@ -16,7 +16,7 @@ from lcs_kernels.ops._library import pack_bits
 
 INTERPRET = False
 ARCHITECTURES = [80, 90, 100]
-ALPHA = torch.tensor(0.3)
+ALPHA, BITS = torch.tensor(0.3), torch.tensor(4)
 
 
 class NoDevice:
@@ -56,6 +56,37 @@ def backward_of_a_point():
     kernel("interpolate_prune", "interpolate_prune_backward")(*args)
 
 
+def quantized_line():
+    w0, w1 = torch.randn(2, 64, 64).unbind()
+    kernel("interpolate_quantize", "interpolate_quantize")(w0, w1, ALPHA, BITS, 0, False)
+
+
+def nested_groups_of_a_point():
+    w0 = torch.randn(9, 11).bfloat16()
+    kernel("interpolate_quantize", "interpolate_quantize")(w0, None, ALPHA, BITS, 7, True, torch.float16)
+
+
+def quantized_backward():
+    args = (torch.randn(4096).bfloat16(), None, None, ALPHA, torch.float32)
+    kernel("interpolate_quantize", "interpolate_quantize_backward")(*args)
+
+
+def activations():
+    kernel("quantize", "quantize")(torch.randn(4096), ALPHA - 1, ALPHA, BITS)
+
+
+CALLS = (
+    line,
+    odd_layers_together,
+    backward,
+    backward_of_a_point,
+    quantized_line,
+    nested_groups_of_a_point,
+    quantized_backward,
+    activations,
+)
+
+
 def compile_launches(architecture, *calls):
     """[(call, kernel's name, binary)] of all that the calls launch; nothing runs."""
     found, run = [], JITFunction.run
@@ -76,7 +107,7 @@ def launches_and_log(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as log:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("TRITON_DUMP_PTXAS_LOG", "1")
-        found = compile_launches(request.param, line, odd_layers_together, backward, backward_of_a_point)
+        found = compile_launches(request.param, *CALLS)
     return found, log.getvalue()
 
 
@@ -98,11 +129,14 @@ def test_no_kernel_spills(launches_and_log):
 
 
 def test_products_and_sums_round_apart(launches):
-    """The other kernels hold no float arithmetic at all."""
+    """Other kernels of the prune hold no float arithmetic at all."""
     for call, name, binary in launches:
         arithmetic = set(re.findall(r"\b(?:mul|add|sub|fma|mad)\.\S*f(?:32|64)", binary.asm["ptx"]))
-        if name in ("blend_kernel", "backward_kernel") and call != "backward_of_a_point":
-            assert arithmetic == {"mul.rn.f32", "add.rn.f32", "sub.rn.f32"}
+        if name in ("range_kernel", "write_kernel", "quantize_kernel"):
+            assert arithmetic and not any("fma" in a or "mad" in a for a in arithmetic), arithmetic
+        elif name in ("blend_kernel", "backward_kernel") and not call.endswith("of_a_point"):
+            sums = set() if call == "quantized_backward" else {"add.rn.f32"}  # which has no gradient to alpha
+            assert arithmetic == {"mul.rn.f32", "sub.rn.f32"} | sums
             assert has(binary, "FMUL") and has(binary, "FADD") and not has(binary, "FFMA"), name
         else:
             assert not arithmetic, name
@@ -117,7 +151,8 @@ def test_contraction_would_be_seen(monkeypatch, architecture):
 def test_aligned_layers_are_read_16_bytes_at_a_time(launches):
     for call, name, binary in launches:
         if name in ("blend_kernel", "count_kernel", "tie_kernel", "prune_kernel", "backward_kernel"):
-            assert ("ld.global.v4.b32" in binary.asm["ptx"]) == (call in ("line", "backward")), (call, name)
+            aligned = call in ("line", "backward", "quantized_backward")
+            assert ("ld.global.v4.b32" in binary.asm["ptx"]) == aligned, (call, name)
 
 
 def test_a_new_level_or_size_compiles_nothing_new():
@@ -132,5 +167,6 @@ def test_a_new_level_or_size_compiles_nothing_new():
 
 
 def test_every_kernel_is_launched(launches):
-    kernels = {k for module in (_common, interpolate_prune) for k in vars(module) if k.endswith("_kernel")}
+    modules = (_common, interpolate_prune, interpolate_quantize, quantize)
+    kernels = {k for module in modules for k in vars(module) if k.endswith("_kernel")}
     assert kernels == {name for _, name, _ in launches}

@@ -13,7 +13,7 @@ from lcs_kernels import _triton
 print(_triton.register())
 print(_triton.register())
 has = torch._C._dispatch_has_kernel_for_dispatch_key
-print({has(f"lcs::{op}{end}", "CUDA") for op in _triton.OPS for end in ("", "_backward")}, "triton" in sys.modules)
+print({has(f"lcs::{name}", "CUDA") for names in _triton.OPS.values() for name in names}, "triton" in sys.modules)
 """
 
 

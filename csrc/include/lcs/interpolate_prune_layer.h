@@ -18,7 +18,7 @@ struct InterpolatePruneBackwardLayer {
   const void* grad;
   const void* w0;  // w0 and w1 null: no gradient to alpha is wanted
   const void* w1;
-  const uint32_t* mask_bits;
+  const uint32_t* mask_bits;  // null: every weight was kept
   void* grad_w0;
   void* grad_w1;  // null: a point
   int64_t n;
