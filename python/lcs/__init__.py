@@ -7,6 +7,7 @@ from .frozen import Frozen, FrozenLevel
 from .levels import Level
 from .planning import Plan, Row
 from .statistics import LevelStatistics
+from .structured import Structured
 from .subspace import Subspace
 from .unstructured import Unstructured
 
@@ -17,6 +18,7 @@ __all__ = [
     "LevelStatistics",
     "Plan",
     "Row",
+    "Structured",
     "Subspace",
     "Unstructured",
     "convert",

@@ -12,10 +12,10 @@ from .layers import SubspaceLayer
 from .layers.norms import without_batch_statistics
 from .layers.support import is_batch_norm, layer_type
 from .layers.weights import WEIGHT_LAYERS
-from .planning import Action, Plan, make_plan
+from .planning import Action, Plan, arriving, make_plan
 from .recipe import Recipe
 from .select import Patterns
-from .snapshot import make
+from .snapshot import made_weights
 from .subspace import Subspace
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from .levels import Level, Setting
 
-_NORMS = ("group", "instance", "keep")
 _INITS = ("copy", "independent")
 
 
@@ -41,11 +40,14 @@ def plan(
 ) -> Plan:
     """What `convert` would do with the same arguments, as a table. Changes nothing, raises what `convert` would."""
     if not isinstance(model, nn.Module) or not isinstance(recipe, Recipe):
-        raise TypeError(f"expected an nn.Module and a recipe (lcs.Unstructured), got {model!r} and {recipe!r}")
+        raise TypeError(
+            f"expected an nn.Module and a recipe (lcs.Unstructured, lcs.Structured), got {model!r} and {recipe!r}"
+        )
     norm = norm or recipe.norm
-    for name, value, allowed in (("norm", norm, _NORMS), ("init", init, _INITS)):
+    for name, value, allowed in (("norm", norm, recipe.norms), ("init", init, _INITS)):
         if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+            why = ": groups of channels do not divide every width" if (name, value) == ("norm", "group") else ""
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}{why}")
     if perturb < 0 or (perturb > 0 and init == "independent"):
         raise ValueError(f"perturb must be at least 0, and 0 with init='independent'; got {perturb} with {init!r}")
     return make_plan(model, recipe, include, exclude, dense, norm)
@@ -75,17 +77,19 @@ def convert(
         include: the only modules to convert; None is every supported one.
         norm: what a batch norm becomes (the recipe's `norm` unless given), as batch statistics of one level are wrong
             at another: "group" is GroupNorm with the most groups up to 32 that divide the channels (one group after
-            BatchNorm1d, whose input may have one value per channel), "instance" InstanceNorm, "keep" a batch norm
-            still. Other norms keep their kind.
+            BatchNorm1d, whose input may have one value per channel; not with `lcs.Structured`, as groups do not divide
+            every width), "instance" InstanceNorm, "keep" a batch norm still. Other norms keep their kind.
         init: second ends. "copy" of the first; the regulariser's gradient is 0 while they are equal, see `perturb`.
             "independent": weights Kaiming-normal (fan in, ReLU), scales 1, biases 0, then
             `model.reset_second_end(layers, generator)` where the model has it.
-        perturb: with "copy", standard deviation of the noise on the second end's weights, in units of the layer's own.
+        perturb: with "copy", standard deviation of the noise on the second ends that the regulariser counts, in units
+            of the layer's own; of a norm's scales (`lcs.Structured`), of their root mean square.
         generator: for the second ends, on the CPU; None is torch's default one.
 
     Raises:
         ValueError: a pattern that matches nothing or nothing convertible, two modules that share a Parameter, a model
-            that is converted or wrapped already, nothing to compress, or an argument out of range.
+            that is converted or wrapped already, nothing to compress, an argument out of range, or with
+            `lcs.Structured` channels that meet where no width fits (`lcs.channels`), naming the layers.
     """
     rows = plan(
         model,
@@ -99,8 +103,10 @@ def convert(
         generator=generator,
     ).rows
     modules = dict(model.named_modules())
+    inputs = {modules[name]: x for name, x in arriving(model, recipe, rows).items()}
     new = {modules[r.name]: _layer(modules[r.name], r.action, recipe, norm) for r in rows if r.action != "leave"}
-    for layer in new.values():
+    for module, layer in new.items():
+        layer.incoming = inputs.get(module)
         if recipe.has_second_end(layer):
             layer.add_second_end()
     _replace(model, new)
@@ -117,9 +123,9 @@ def unconvert(subspace: Subspace, level: Level | None = None, **setting: Unpack[
 
     `subspace` is spent after it. A replaced batch norm stays the norm that replaced it.
     """
-    layers = list(subspace._layers().values())
-    tensors = make(layers, subspace._resolve(level, setting), subspace.recipe)
-    _replace(subspace.model, {layer: layer.plain(*made[:2]) for layer, made in zip(layers, tensors, strict=True)})
+    layers, level, recipe = list(subspace._layers().values()), subspace._resolve(level, setting), subspace.recipe
+    weights = made_weights(layers, level, recipe)
+    _replace(subspace.model, {layer: recipe.plain(layer, level, weights.get(layer)) for layer in layers})
     for hook in subspace._hooks:
         hook.remove()
     return subspace.model
@@ -146,9 +152,10 @@ def _draw_second_ends(subspace: Subspace, init: str, perturb: float, generator: 
         has_weights = isinstance(layer, tuple(WEIGHT_LAYERS))
         if init == "independent":
             _draw_independent(layer, has_weights, generator)
-        elif perturb > 0 and has_weights:
+        elif perturb > 0 and subspace.recipe.is_regularized(layer):
             noise = torch.empty(layer.weight.shape).normal_(generator=generator)
-            layer.weight_1 += (noise.to(layer.weight) * layer.weight.std(correction=0)).mul_(perturb)
+            unit = layer.weight.std(correction=0) if has_weights else layer.weight.square().mean().sqrt()
+            layer.weight_1 += (noise.to(layer.weight) * unit).mul_(perturb)
     if lines and init == "independent" and hasattr(subspace.model, "reset_second_end"):
         subspace.model.reset_second_end(lines, generator)
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from lcs_kernels.formats import SparseWeight
 
 from .layers import SubspaceLayer
-from .layers.base import blend
 from .levels import Level
 from .recipe import Recipe
 from .snapshot import grouped
@@ -125,14 +124,7 @@ def pack(layers: Sequence[SubspaceLayer], level: Level, packer: Packer, packed: 
         for group in grouped(layers):
             made = packer.weights(group, level, [packed[layer.index] for layer in group])
             weights.update(zip(group, made, strict=True))
-        tensors = tuple(
-            (
-                weights[layer] if layer in weights else blend(*layer.ends("weight"), level.alpha),
-                blend(*layer.ends("bias"), level.alpha),
-                *packer.recipe.extras(layer, level),
-            )
-            for layer in layers
-        )
+        tensors = tuple(packer.recipe.tensors(layer, level, weights.get(layer)) for layer in layers)
     ends = {id(end) for layer in layers for end in (layer.weight, layer.bias)}
     own = [t for made in tensors for t in made if isinstance(t, Tensor) and id(t) not in ends]
     return Packed(level, tensors, sum(t.nbytes for t in own))

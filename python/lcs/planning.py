@@ -1,7 +1,7 @@
 """What a conversion would do to each module of a model, and why."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -9,6 +9,7 @@ from torch import nn
 
 import lcs_kernels
 
+from .channels import Channels
 from .layers import SubspaceLayer
 from .layers.norms import without_batch_statistics
 from .layers.support import base_of, is_batch_norm, read_by_parents, refusal
@@ -16,7 +17,7 @@ from .layers.weights import WEIGHT_LAYERS
 from .recipe import Recipe
 from .select import Pattern, Patterns, select
 
-Action = Literal["compress", "dense line", "norm", "leave"]
+Action = Literal["compress", "dense line", "dense", "norm", "leave"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Planner:
 
     def _row(self, name: str, module: nn.Module) -> Row:
         action, reason = self._decide(module)
-        kernel = self.recipe.op if action in ("compress", "dense line") else "torch" if action == "norm" else ""
+        kernel = "" if action == "leave" else "torch" if action == "norm" else self.recipe.op
         return Row(name, type(module).__name__, _weights(module), action, kernel, reason)
 
     def refusal(self, module: nn.Module) -> str | None:
@@ -98,6 +99,8 @@ class Planner:
     def _decide_weight(self, module: nn.Module) -> tuple[Action, str]:
         if module not in self.choice.dense:
             return "compress", ""
+        if self.recipe.cuts:
+            return "dense", "dense: all of its outputs"
         return ("dense line", "dense") if self.recipe.line else ("leave", "dense: a point keeps it as it is")
 
     def _decide_norm(self, module: nn.Module) -> tuple[Action, str]:
@@ -106,10 +109,12 @@ class Planner:
             return "norm", f"becomes {type(layer).__name__}" + (
                 f" of {layer.num_groups} groups" if self.norm == "group" else ""
             )
-        if not self.recipe.line:
-            return "leave", "a point keeps its norms"
         if base_of(module) is nn.SyncBatchNorm:
             return "leave", "SyncBatchNorm cannot be a line"
+        if self.recipe.cuts:
+            return "norm", "cut to what arrives"
+        if not self.recipe.line:
+            return "leave", "a point keeps its norms"
         if module.weight is None:
             return "leave", "it has no scale to interpolate"
         return "norm", "batch statistics shared by all levels" if is_batch_norm(module) else ""
@@ -133,9 +138,16 @@ def make_plan(
     _check_shared(model, {modules[row.name] for row in rows if row.action != "leave"})
     if not any(row.action == "compress" for row in rows):
         raise ValueError(f"nothing of {type(model).__name__} would be compressed:\n{Plan(rows, '-')}")
+    arriving(model, recipe, rows)
     device = next(model.parameters()).device.type
-    backend = lcs_kernels.backends()[recipe.op].get(device, f"reference on {device}")
-    return Plan(rows, f"{recipe.op}: {backend}")
+    kernels = lcs_kernels.backends().get(recipe.op)
+    backend = f": {kernels.get(device, f'reference on {device}')}" if kernels else " operators"
+    return Plan(rows, recipe.op + backend)
+
+
+def arriving(model: nn.Module, recipe: Recipe, rows: Sequence[Row]) -> Mapping[str, Channels | None]:
+    """The recipe's `incoming` for the layers that `rows` convert."""
+    return recipe.incoming(model, {row.name: row.action == "compress" for row in rows if row.action != "leave"})
 
 
 def _concerns(module: nn.Module) -> bool:

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .layers import SubspaceLayer
+from .layers.base import blend
 from .layers.weights import WEIGHT_LAYERS
 from .levels import UNITS, Level, Setting
+
+if TYPE_CHECKING:
+    from .channels import Channels
+
+Tensors = tuple[Tensor | None, ...]
 
 
 class Recipe:
     """Base of the recipes: which levels exist, which are trained, and what a level makes of a layer's weight.
 
     unit: what a level is named by: density, bits or width. op: of lcs_kernels, that makes a compressed weight.
-    norm: what `convert` makes of a batch norm unless told.
+    norm: what `convert` makes of a batch norm unless told; norms: what it may be told.
+    cuts: whether a level changes how many channels arrive, so that dense layers and norms follow it on a point too.
     layers: by type of the plain module, the layer that stands for it where that is not `lcs.layers.support`'s.
     """
 
     unit: ClassVar[str]
     op: ClassVar[str]
     norm: ClassVar[str] = "group"
+    norms: ClassVar[tuple[str, ...]] = ("group", "instance", "keep")
+    cuts: ClassVar[bool] = False
     layers: ClassVar[Mapping[type[nn.Module], type[SubspaceLayer]]] = {}
 
     line: bool
@@ -41,6 +50,28 @@ class Recipe:
     def weights(self, layers: Sequence[SubspaceLayer], level: Level) -> Sequence[Tensor]:
         """The weights at `level` of layers with a convolution's or a linear weight, all of one dtype and device."""
         raise NotImplementedError
+
+    def incoming(self, model: nn.Module, converted: Mapping[str, bool]) -> Mapping[str, Channels | None]:
+        """What each layer of a plain model will need to know of its inputs, by name; `converted`: layers by name, and
+        whether they are compressed. Raises ValueError where the recipe cannot be applied."""
+        return {}
+
+    def tensors(self, layer: SubspaceLayer, level: Level, weight: Tensor | None) -> Tensors:
+        """What a layer's forward gets at `level`: its weight, as `weights` made it (None: of another layer), bias and
+        extras."""
+        return (
+            blend(*layer.ends("weight"), level.alpha) if weight is None else weight,
+            blend(*layer.ends("bias"), level.alpha),
+            *self.extras(layer, level),
+        )
+
+    def bake(self, layer: SubspaceLayer, level: Level, weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Weight and bias as a plain module holds them at `level`; `weight` as for `tensors`."""
+        return self.tensors(layer, level, weight)[:2]
+
+    def plain(self, layer: SubspaceLayer, level: Level, weight: Tensor | None) -> nn.Module:
+        """`layer` at `level` as a plain module; `weight` as for `tensors`."""
+        return layer.plain(*self.bake(layer, level, weight))
 
     def extras(self, layer: SubspaceLayer, level: Level) -> tuple[Tensor, ...]:
         """What a layer's forward gets besides weight and bias."""

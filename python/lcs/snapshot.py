@@ -7,28 +7,25 @@ import torch
 from torch import Tensor
 
 from .layers import SubspaceLayer
-from .layers.base import blend
 from .layers.weights import WEIGHT_LAYERS
 from .levels import Level
-from .recipe import Recipe
+from .recipe import Recipe, Tensors
 
-Tensors = tuple[Tensor | None, ...]
 Snapshot = tuple[Tensors, ...]
 
 
 def make(layers: Sequence[SubspaceLayer], level: Level, recipe: Recipe) -> Snapshot:
     """Weight, bias and what else the recipe gives of each layer at `level`, differentiable to the ends."""
+    weights = made_weights(layers, level, recipe)
+    return tuple(recipe.tensors(layer, level, weights.get(layer)) for layer in layers)
+
+
+def made_weights(layers: Sequence[SubspaceLayer], level: Level, recipe: Recipe) -> dict[SubspaceLayer, Tensor]:
+    """Of those with a convolution's or a linear weight."""
     weights = {}
     for group in grouped(layers):
         weights.update(zip(group, recipe.weights(group, level), strict=True))
-    return tuple(
-        (
-            weights[layer] if layer in weights else blend(*layer.ends("weight"), level.alpha),
-            blend(*layer.ends("bias"), level.alpha),
-            *recipe.extras(layer, level),
-        )
-        for layer in layers
-    )
+    return weights
 
 
 def grouped(layers: Sequence[SubspaceLayer]) -> list[list[SubspaceLayer]]:

@@ -106,9 +106,12 @@ class Subspace(nn.Module):
             w0s, w1s = ([w.float() for w in ws] for ws in (w0s, w1s))
         return cosine_squared(w0s, w1s)
 
-    def statistics(self, level: Level | None = None, **setting: Unpack[Setting]) -> LevelStatistics:
-        """True sparsity and stored bytes at a level, given as to `at`."""
-        return level_statistics(self.model, self._resolve(level, setting), self.recipe)
+    def statistics(
+        self, level: Level | None = None, *, example: Tensor | None = None, **setting: Unpack[Setting]
+    ) -> LevelStatistics:
+        """True sparsity, parameters and stored bytes at a level, given as to `at`; with an `example` of the model's
+        input, also the multiply-accumulate operations of a forward, which runs once."""
+        return level_statistics(self, self._resolve(level, setting), () if example is None else (example,))
 
     def freeze(self, *, cache_bytes: int = CACHE_BYTES, strict: bool = False) -> Frozen:
         """This subspace as it is now, to serve any level per call, from any thread, its weights packed: see `Frozen`.

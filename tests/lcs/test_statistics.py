@@ -1,8 +1,11 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import lcs
+from lcs.macs import count_macs
 
 # Sparsity in per cent that the paper's accounting gives at each density (arXiv 2110.04252), stem and classifier dense.
 REPORTED = {
@@ -10,6 +13,30 @@ REPORTED = {
     ("resnet18", 1000): {0.025: 93.15, 0.05: 90.76, 0.1: 85.98, 0.5: 47.77},
     ("vgg19", 1000): {0.025: 95.06, 0.05: 92.62, 0.1: 87.75, 0.5: 48.75},
 }
+
+
+# Of lcs.Structured, by width: millions of multiply-accumulates of one image, and per cent of the weights cut away.
+WIDTHS = {
+    ("cpreresnet20", 10, 32): {
+        1.0: (33.75, 0.0),
+        0.875: (25.89, 23.3),
+        0.75: (19.07, 43.5),
+        0.625: (13.29, 60.6),
+        0.5: (8.55, 74.7),
+        0.375: (4.85, 85.6),
+        0.25: (2.20, 93.5),
+    },
+    ("resnet18", 1000, 224): {
+        1.0: (1814.1, 0.0),
+        0.875: (1401.9, 22.9),
+        0.75: (1042.7, 42.9),
+        0.625: (736.4, 59.9),
+        0.5: (483.2, 73.9),
+        0.375: (282.9, 84.9),
+        0.25: (135.6, 92.9),
+    },
+}
+PARAMETERS = {"cpreresnet20": (219_472, 222_192), "resnet18": (11_688_512, 11_698_112)}  # of a point and of a line
 
 
 def reference_model(name, classes, rounding):
@@ -45,6 +72,7 @@ def test_counts_and_bytes(line):
         sparsity=49 / weights,
         zeros=49,
         weights=weights,
+        parameters=weights + others,
         stored_bytes=4 * (21 + 21 + 1 + 6 + others) + 9,
         dense_bytes=4 * (weights + others),
     )
@@ -66,3 +94,36 @@ def test_statistics_leave_the_level_and_the_gradients_alone():
         subspace.statistics(density=0.25)
         y.sum().backward()
         assert subspace.level == level and subspace.model[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("line", [True, False])
+@pytest.mark.parametrize(("name", "classes", "size"), WIDTHS)
+def test_reported_operations_and_sparsity_by_width(name, classes, size, line):
+    model = lcs.models.build(name, classes, seed=0, norm="instance")
+    subspace = lcs.convert(model, lcs.Structured(line=line), dense=[model.classifier_name])
+    assert sum(p.numel() for p in subspace.parameters()) == PARAMETERS[name][line]
+    decimals = 2 if name == "cpreresnet20" else 1
+    for width, (macs, sparsity) in WIDTHS[name, classes, size].items():
+        found = subspace.statistics(width=width, example=torch.zeros(1, 3, size, size) if line else None)
+        assert round(100 * found.sparsity, 1) == sparsity
+        assert found.macs is None if not line else round(found.macs / 1e6, decimals) == macs
+        slim = lcs.unconvert(copy.deepcopy(subspace), width=width)
+        assert found.parameters == sum(p.numel() for p in slim.parameters()) == found.stored_bytes // 4
+
+
+def test_operations_of_every_kind_of_layer():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.AvgPool2d(2),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 5),
+    )
+    subspace = lcs.convert(model, lcs.Structured(line=False), dense=["5"])
+    for width, c in ((1.0, 8), (0.5, 4)):
+        found = subspace.statistics(width=width, example=torch.zeros(2, 3, 8, 8))
+        convolutions, pools = 64 * (27 * c + 9 * c), 4 * 16 * c + 16 * c
+        assert found.macs == 2 * (convolutions + pools + 4 * c * 5)
+        slim = lcs.unconvert(copy.deepcopy(subspace), width=width)
+        assert count_macs(slim, torch.zeros(2, 3, 8, 8)) == found.macs

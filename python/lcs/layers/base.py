@@ -15,6 +15,7 @@ class SubspaceLayer(nn.Module):
     original: type[nn.Module]  # what `plain` makes
     was_batch_norm: bool  # its statistics in a state_dict are then ignored
     compressed: bool  # pruned at a level; else kept whole
+    incoming: object = None  # lcs.channels.Channels, where a level changes how many channels arrive
     slot: object  # lcs.snapshot.Slot
     index: int  # this layer's place in a snapshot
 
@@ -29,7 +30,7 @@ class SubspaceLayer(nn.Module):
     def plain(self, weight: Tensor | None, bias: Tensor | None) -> nn.Module:
         """A module of the original type that holds `weight` and `bias`, in place of the ends."""
         module = self.original.__new__(self.original)
-        own = ("original", "was_batch_norm", "compressed", "slot", "index")
+        own = ("original", "was_batch_norm", "compressed", "incoming", "slot", "index")
         module.__dict__ = {name: value for name, value in self.__dict__.items() if name not in own}
         module._parameters = {"weight": _parameter(weight, self.weight), "bias": _parameter(bias, self.bias)}
         module._buffers = dict(self._buffers)

@@ -18,9 +18,11 @@ class SubspaceLayerNorm(SubspaceLayer, nn.LayerNorm):
 
 class _InstanceNorm(SubspaceLayer):
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
+        return self._normalize(input, *self.tensors(), self.running_mean, self.running_var)
+
+    def _normalize(self, input, weight, bias, mean, var) -> Tensor:
         from_input = self.training or not self.track_running_stats
-        statistics = self.running_mean, self.running_var
-        return F.instance_norm(input, *statistics, *self.tensors(), from_input, self.momentum or 0.0, self.eps)
+        return F.instance_norm(input, mean, var, weight, bias, from_input, self.momentum or 0.0, self.eps)
 
 
 class SubspaceInstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
@@ -39,15 +41,18 @@ class _BatchNorm(SubspaceLayer):
     """Scale and shift are a line; the running statistics are one set, shared by all levels."""
 
     def forward(self, input: Tensor) -> Tensor:
+        return self._normalize(input, *self.tensors(), self.running_mean, self.running_var)
+
+    def _normalize(self, input, weight, bias, mean, var) -> Tensor:
         self._check_input_dim(input)
         momentum = self.momentum
         if self.training and self.track_running_stats:
             self.num_batches_tracked.add_(1)
             momentum = 1.0 / float(self.num_batches_tracked) if momentum is None else momentum
         update = not self.training or self.track_running_stats
-        statistics = (self.running_mean, self.running_var) if update else (None, None)
-        from_batch = self.training or self.running_mean is None
-        return F.batch_norm(input, *statistics, *self.tensors(), from_batch, momentum or 0.0, self.eps)
+        statistics = (mean, var) if update else (None, None)
+        from_batch = self.training or mean is None
+        return F.batch_norm(input, *statistics, weight, bias, from_batch, momentum or 0.0, self.eps)
 
 
 class SubspaceBatchNorm1d(_BatchNorm, nn.BatchNorm1d):

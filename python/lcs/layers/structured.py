@@ -1,0 +1,132 @@
+"""Layers of which the first channels run: a weight cut to the outputs of the level, and to the inputs that arrive."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import SubspaceLayer
+from .norms import (
+    SubspaceBatchNorm1d,
+    SubspaceBatchNorm2d,
+    SubspaceBatchNorm3d,
+    SubspaceGroupNorm,
+    SubspaceInstanceNorm1d,
+    SubspaceInstanceNorm2d,
+    SubspaceInstanceNorm3d,
+    SubspaceLayerNorm,
+)
+from .weights import SubspaceConv1d, SubspaceConv2d, SubspaceLinear
+
+
+class StructuredLinear(SubspaceLinear):
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.tensors()
+        return F.linear(input, weight[:, : input.shape[-1]], bias)
+
+
+class _Convolution(SubspaceLayer):
+    """The outputs of a depthwise one follow its inputs."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = self.tensors()
+        inputs, groups, padding = input.shape[1 - weight.dim()], self.groups, self.padding
+        if groups == 1:
+            weight = weight[:, :inputs]
+        elif groups == self.in_channels:
+            groups = inputs
+        if self.padding_mode != "zeros":
+            input, padding = F.pad(input, self._reversed_padding_repeated_twice, self.padding_mode), 0
+        return self._convolve(input, weight, bias, self.stride, padding, self.dilation, groups)
+
+
+class StructuredConv1d(_Convolution, SubspaceConv1d):
+    _convolve = staticmethod(F.conv1d)
+
+
+class StructuredConv2d(_Convolution, SubspaceConv2d):
+    _convolve = staticmethod(F.conv2d)
+
+
+class StructuredGroupNorm(SubspaceGroupNorm):
+    """Of one group, or of one for each channel."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        groups = 1 if self.num_groups == 1 else input.shape[1]
+        return F.group_norm(input, groups, *self.tensors(), self.eps)
+
+
+class StructuredLayerNorm(SubspaceLayerNorm):
+    """Over the channels, or of an input whose size no width changes."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.layer_norm(input, input.shape[-len(self.normalized_shape) :], *self.tensors(), self.eps)
+
+
+class _InstanceNorm(SubspaceLayer):
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        if input.dim() == self._get_no_batch_dim():
+            return self._normalize(input.unsqueeze(0), *self.tensors()).squeeze(0)
+        return self._normalize(input, *self.tensors())
+
+
+class StructuredInstanceNorm1d(_InstanceNorm, SubspaceInstanceNorm1d):
+    pass
+
+
+class StructuredInstanceNorm2d(_InstanceNorm, SubspaceInstanceNorm2d):
+    pass
+
+
+class StructuredInstanceNorm3d(_InstanceNorm, SubspaceInstanceNorm3d):
+    pass
+
+
+class _BatchNorm(SubspaceLayer):
+    def forward(self, input: Tensor) -> Tensor:
+        return self._normalize(input, *self.tensors())
+
+
+class StructuredBatchNorm1d(_BatchNorm, SubspaceBatchNorm1d):
+    pass
+
+
+class StructuredBatchNorm2d(_BatchNorm, SubspaceBatchNorm2d):
+    pass
+
+
+class StructuredBatchNorm3d(_BatchNorm, SubspaceBatchNorm3d):
+    pass
+
+
+STRUCTURED_LAYERS = {
+    nn.Linear: StructuredLinear,
+    nn.Conv1d: StructuredConv1d,
+    nn.Conv2d: StructuredConv2d,
+    nn.GroupNorm: StructuredGroupNorm,
+    nn.LayerNorm: StructuredLayerNorm,
+    nn.InstanceNorm1d: StructuredInstanceNorm1d,
+    nn.InstanceNorm2d: StructuredInstanceNorm2d,
+    nn.InstanceNorm3d: StructuredInstanceNorm3d,
+    nn.BatchNorm1d: StructuredBatchNorm1d,
+    nn.BatchNorm2d: StructuredBatchNorm2d,
+    nn.BatchNorm3d: StructuredBatchNorm3d,
+}
+
+
+def narrow(module: nn.Module, inputs: int) -> None:
+    """Makes a plain module that holds cut tensors say so; `inputs` channels arrive at it."""
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        module.groups = inputs if module.groups == module.in_channels > 1 else module.groups
+        module.out_channels, module.in_channels = len(module.weight), inputs
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = (*module.normalized_shape[:-1], inputs)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_groups = 1 if module.num_groups == 1 else inputs
+        module.num_channels = inputs
+    else:
+        module.num_features = inputs
+        for name in ("running_mean", "running_var"):
+            if (statistic := module._buffers[name]) is not None:
+                module._buffers[name] = statistic[:inputs].clone()

@@ -1,0 +1,162 @@
+"""The recipe for width (arXiv 2110.04252, section 4): every compressed layer keeps its first channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo import maybe_mark_dynamic
+
+from .channels import Channels, incoming, is_depthwise
+from .layers import SubspaceLayer
+from .layers.base import blend
+from .layers.structured import STRUCTURED_LAYERS, narrow
+from .layers.weights import WEIGHT_LAYERS
+from .levels import Level
+from .recipe import Recipe, Tensors
+
+
+@dataclass(frozen=True)
+class Structured(Recipe):
+    """Each compressed layer keeps its first max(1, round(width * C)) of C output channels (half to even), and takes the
+    input channels that arrive; a `dense` layer keeps all outputs (the classifier). Weights are one tensor for all
+    widths; on a line the norms alone have two ends, cut to the channels that arrive.
+
+    line: the norms are lines (LCS+L, where width = low + (high - low) * alpha), or nothing is (LCS+P).
+    width: lowest and highest width that `sample` draws.
+    samples: widths of one step: both ends and so many less two between them (the sandwich).
+    target: train for this one width only (the fixed baseline); always a point.
+    """
+
+    unit: ClassVar[str] = "width"
+    op: ClassVar[str] = "torch"
+    norm: ClassVar[str] = "instance"
+    norms: ClassVar[tuple[str, ...]] = ("instance", "keep")
+    cuts: ClassVar[bool] = True
+    layers: ClassVar = STRUCTURED_LAYERS
+
+    line: bool = True
+    width: tuple[float, float] = (0.25, 1.0)
+    samples: int = 4
+    target: float | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.width
+        if not 0.0 < low <= high <= 1.0:
+            raise ValueError(f"Structured: width must be (low, high) with 0 < low <= high <= 1, got {self.width}")
+        object.__setattr__(self, "width", (float(low), float(high)))
+        if not isinstance(self.samples, int) or self.samples < 2:
+            raise ValueError(f"Structured: samples must be at least 2, both ends of width, got {self.samples!r}")
+        if self.target is not None:
+            _check_width("target", self.target)
+            object.__setattr__(self, "line", False)
+        if self.line and low == high:
+            raise ValueError(f"Structured: a line needs two widths, got {self.width}; for one, pass line=False")
+
+    def level(self, width: float, alpha: float | None = None) -> Level:
+        """The level at `width` in (0, 1]; on a line, within the recipe's `width`, where alpha follows from it, unless
+        an alpha in [0, 1] is given."""
+        _check_width("width", width)
+        if not self.line:
+            if alpha not in (None, 0):
+                raise ValueError(f"Structured: a point has no alpha, got alpha={alpha}; leave it out")
+            return Level(0.0, width=float(width))
+        low, high = self.width
+        if alpha is None:
+            alpha = (width - low) / (high - low)
+            if not 0.0 <= alpha <= 1.0:
+                raise ValueError(f"Structured: width must lie in {list(self.width)}, got {width}; else give alpha too")
+        elif not 0.0 <= alpha <= 1.0:
+            raise ValueError(
+                f"Structured: alpha must lie in [0, 1], got {alpha}; to leave the line, pass lcs.Level(alpha=..., "
+                "width=...)"
+            )
+        return Level(float(alpha), width=float(width))
+
+    def channels(self, count: int, level: Level) -> int:
+        """How many of a layer's `count` output channels there are at `level`."""
+        return max(1, round(level.width * count))
+
+    def sample(self, generator: torch.Generator | None, progress: float = 1.0) -> list[Level]:
+        """The levels of one training step: the lowest, the highest and uniform ones between, drawn from `generator`
+        (on the CPU). There is no warm-up."""
+        if self.target is not None:
+            return [Level(0.0, width=self.target)]
+        low, high = self.width
+        drawn = torch.rand(self.samples - 2, generator=generator, dtype=torch.float64).tolist()
+        alphas = [0.0, 1.0, *drawn]
+        return [
+            Level(a if self.line else 0.0, width=high if a == 1.0 else min(low + (high - low) * a, high))
+            for a in alphas
+        ]
+
+    def incoming(self, model: nn.Module, converted: dict[str, bool]) -> dict[str, Channels | None]:
+        return incoming(model, converted)
+
+    def weights(self, layers: Sequence[SubspaceLayer], level: Level) -> Sequence[Tensor]:
+        """Views: all inputs of the outputs that are kept."""
+        return [layer.weight[: self.outputs(layer, level)] for layer in layers]
+
+    def outputs(self, layer: SubspaceLayer, level: Level) -> int:
+        """Of a layer with a convolution's or a linear weight."""
+        count = layer.weight.shape[0]
+        if is_depthwise(layer):
+            return count // layer.groups * self.inputs(layer, layer.groups, level)
+        return self.channels(count, level) if layer.compressed else count
+
+    def inputs(self, layer: SubspaceLayer, count: int, level: Level) -> int:
+        """How many of `count` channels arrive at `layer`."""
+        x = layer.incoming
+        return count if x is None else x.times * self.channels(x.count, level)
+
+    def tensors(self, layer: SubspaceLayer, level: Level, weight: Tensor | None) -> Tensors:
+        if weight is None:
+            made = (*self.bake(layer, level, None), *self._statistics(layer, level))
+        else:
+            made = weight, None if layer.bias is None else layer.bias[: len(weight)]
+        for tensor in made:
+            if tensor is not None and (layer.compressed or layer.incoming is not None):
+                maybe_mark_dynamic(tensor, 0)  # else each width would be compiled anew
+        return made
+
+    def _statistics(self, layer: SubspaceLayer, level: Level) -> Tensors:
+        """Of a batch or instance norm: the mean and the variance that run along with training."""
+        names = ("running_mean", "running_var") if hasattr(layer, "track_running_stats") else ()
+        return tuple(self._cut(layer, getattr(layer, name), level) for name in names)
+
+    def bake(self, layer: SubspaceLayer, level: Level, weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if weight is None:
+            ends = (map(lambda end: self._cut(layer, end, level), layer.ends(name)) for name in ("weight", "bias"))
+            return tuple(blend(*cut, level.alpha) for cut in ends)
+        inputs = weight.shape[1] if is_depthwise(layer) else self.inputs(layer, weight.shape[1], level)
+        return weight[:, :inputs], None if layer.bias is None else layer.bias[: len(weight)]
+
+    def plain(self, layer: SubspaceLayer, level: Level, weight: Tensor | None) -> nn.Module:
+        module = super().plain(layer, level, weight)
+        if weight is not None:
+            narrow(module, self.inputs(layer, getattr(layer, "in_channels", 0), level))
+        elif layer.incoming is not None:
+            narrow(module, self.inputs(layer, 0, level))
+        return module
+
+    def _cut(self, layer: SubspaceLayer, end: Tensor | None, level: Level) -> Tensor | None:
+        return None if end is None else end[: self.inputs(layer, len(end), level)]
+
+    def stored_bytes(self, n: int, level: Level) -> int:
+        """What is kept of a weight is stored as it is."""
+        return 4 * n
+
+    def has_second_end(self, layer: SubspaceLayer) -> bool:
+        return self.line and not isinstance(layer, tuple(WEIGHT_LAYERS))
+
+    def is_regularized(self, layer: SubspaceLayer) -> bool:
+        """The norms' scales alone."""
+        return not isinstance(layer, tuple(WEIGHT_LAYERS)) and layer.weight is not None
+
+
+def _check_width(name: str, value: float) -> None:
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"Structured: {name} must lie in (0, 1], got {value}")

@@ -1,0 +1,276 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+from torch.nn import functional as F
+
+import lcs
+
+
+class Net(nn.Module):
+    """A residual block with a shortcut, a depthwise convolution and a flattened image: 3 x 6 x 6 -> 4 logits."""
+
+    def __init__(self, norm=lambda c: nn.InstanceNorm2d(c, affine=True)):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 10, 3, padding=1)
+        self.norm1, self.conv1 = norm(10), nn.Conv2d(10, 18, 3, padding=1, bias=False)
+        self.norm2, self.depthwise = norm(18), nn.Conv2d(18, 18, 3, padding=1, groups=18)
+        self.shortcut = nn.Conv2d(10, 18, 1)
+        self.hidden, self.head = nn.Linear(18 * 9, 14), nn.Linear(14, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.depthwise(self.norm2(self.conv1(self.norm1(x).relu())).relu())
+        y = F.avg_pool2d(y + self.shortcut(x), 2)
+        return self.head(self.hidden(y.flatten(1)).relu())
+
+
+def subspace_of(recipe=None, seed=0, **options):
+    torch.manual_seed(seed)
+    model = Net()
+    for module in model.modules():
+        if isinstance(module, nn.InstanceNorm2d):
+            nn.init.normal_(module.weight), nn.init.normal_(module.bias)
+    return lcs.convert(model, recipe or lcs.Structured(), **{"dense": ["head"], "init": "independent"} | options)
+
+
+def batch(n=4, seed=0):
+    return torch.randn(n, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("count", "width", "kept"), [(10, 0.25, 2), (18, 0.25, 4), (2, 0.25, 1), (6, 0.25, 2), (7, 1, 7)]
+)
+def test_counts_are_rounded_half_to_even_and_at_least_one(count, width, kept):
+    assert lcs.Structured().channels(count, lcs.Level(0.0, width=width)) == kept
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"width": (0.0, 1.0)}, r"0 < low <= high <= 1, got \(0.0, 1.0\)"),
+        ({"width": (0.5, 0.25)}, "0 < low <= high <= 1"),
+        ({"width": (0.5, 0.5)}, "a line needs two widths"),
+        ({"samples": 1}, "samples must be at least 2, .* got 1"),
+        ({"target": 1.5}, r"target must lie in \(0, 1\], got 1.5"),
+    ],
+)
+def test_bad_recipes(options, words):
+    with pytest.raises(ValueError, match=words):
+        lcs.Structured(**options)
+
+
+def test_alpha_follows_from_the_width_on_a_line():
+    recipe = lcs.Structured(width=(0.25, 1.0))
+    assert [recipe.level(w).alpha for w in (0.25, 0.625, 1.0)] == [0.0, 0.5, 1.0]
+    assert recipe.level(0.1, alpha=0.5) == lcs.Level(0.5, width=0.1)
+    for width, alpha, words in (
+        (0.1, None, r"lie in \[0.25, 1.0\], got 0.1"),
+        (0.5, 1.5, "alpha must"),
+        (0, 1, "width"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            recipe.level(width, alpha)
+    point = lcs.Structured(line=False)
+    assert point.level(0.1) == lcs.Level(0.0, width=0.1)
+    with pytest.raises(ValueError, match="a point has no alpha"):
+        point.level(0.5, 0.5)
+
+
+@pytest.mark.parametrize("line", [True, False])
+def test_a_step_trains_both_ends_and_widths_between_them(line):
+    recipe = lcs.Structured(line=line, width=(0.25, 1.0), samples=4)
+    drawn = [recipe.sample(torch.Generator().manual_seed(seed)) for seed in range(50)]
+    for low, high, *between in drawn:
+        assert (low.width, high.width, len(between)) == (0.25, 1.0, 2)
+        assert (low.alpha, high.alpha) == ((0.0, 1.0) if line else (0.0, 0.0))
+        for level in between:
+            assert level == (recipe.level(level.width, level.alpha)) and 0.25 < level.width < 1.0
+            assert level.alpha == (pytest.approx((level.width - 0.25) / 0.75) if line else 0.0)
+    assert len({level for levels in drawn for level in levels}) == 102
+    assert len(lcs.Structured(samples=2).sample(None)) == 2
+    assert lcs.Structured(target=0.5).sample(None, 0.1) == [lcs.Level(0.0, width=0.5)]
+
+
+def test_a_level_is_the_composition_of_the_first_channels():
+    subspace, x = subspace_of().double(), batch().double()
+    p = dict(subspace.model.named_parameters())
+    alpha, width = 0.3, 0.45
+    c10, c18, c14 = 4, 8, 6
+
+    def norm(name, x):
+        scale, shift = (
+            ((1 - alpha) * p[f"{name}.{k}"] + alpha * p[f"{name}.{k}_1"])[: x.shape[1]] for k in ("weight", "bias")
+        )
+        return F.instance_norm(x, weight=scale, bias=shift)
+
+    def forward(x):
+        x = F.conv2d(x, p["stem.weight"][:c10], p["stem.bias"][:c10], padding=1)
+        y = F.conv2d(norm("norm1", x).relu(), p["conv1.weight"][:c18, :c10], padding=1)
+        y = norm("norm2", y).relu()
+        y = F.conv2d(y, p["depthwise.weight"][:c18], p["depthwise.bias"][:c18], padding=1, groups=c18)
+        y = F.avg_pool2d(y + F.conv2d(x, p["shortcut.weight"][:c18, :c10], p["shortcut.bias"][:c18]), 2).flatten(1)
+        y = F.linear(y, p["hidden.weight"][:c14, : 9 * c18], p["hidden.bias"][:c14]).relu()
+        return F.linear(y, p["head.weight"][:, :c14], p["head.bias"])
+
+    with subspace.at(width=width, alpha=alpha):
+        found = subspace(x)
+    assert torch.equal(found, forward(x))
+    names = list(p)
+    grads = (torch.autograd.grad(y.square().sum(), [p[name] for name in names]) for y in (found, forward(x)))
+    for name, ours, by_hand in zip(names, *grads, strict=True):
+        assert torch.equal(ours, by_hand), name
+
+
+def test_only_norms_are_lines_and_only_their_scales_are_regularised():
+    subspace = subspace_of()
+    assert list(subspace.lines()) == ["norm1", "norm2"]
+    subspace.regularizer().backward()
+    reached = {name for name, p in subspace.model.named_parameters() if p.grad is not None}
+    assert reached == {"norm1.weight", "norm1.weight_1", "norm2.weight", "norm2.weight_1"}
+    ends = [
+        torch.cat([getattr(layer, name).detach() for layer in subspace.lines().values()]).double()
+        for name in ("weight", "weight_1")
+    ]
+    expected = torch.cosine_similarity(*ends, dim=0).square()
+    assert abs(subspace.regularizer() - expected) <= 2 * len(ends[0]) * torch.finfo(torch.float32).eps
+    assert not subspace_of(lcs.Structured(line=False)).lines()
+
+
+def test_one_backward_for_each_width_gives_the_gradient_of_the_summed_loss():
+    subspace, x, y = subspace_of().double(), batch(8).double(), torch.arange(8) % 4
+    levels = subspace.sample()
+    losses = []
+    for level in levels:
+        with subspace.at(level):
+            losses.append(F.cross_entropy(subspace(x), y))
+    sum(losses).backward()
+    together = {name: p.grad.clone() for name, p in subspace.named_parameters()}
+    alone = []
+    for level in levels:
+        subspace.zero_grad()
+        with subspace.at(level):
+            F.cross_entropy(subspace(x), y).backward()
+        alone.append({name: p.grad.clone() for name, p in subspace.named_parameters()})
+    subspace.zero_grad()
+    for level in levels:
+        with subspace.at(level):
+            F.cross_entropy(subspace(x), y).backward()
+    for name, p in subspace.named_parameters():  # four terms of each, summed in another order
+        terms = sum(each[name].abs() for each in alone)
+        assert ((p.grad - together[name]).abs() <= len(levels) * torch.finfo(torch.float64).eps * terms).all(), name
+
+
+@pytest.mark.parametrize("recipe", [lcs.Structured(), lcs.Structured(line=False), lcs.Structured(target=0.5)])
+def test_training_lowers_the_loss_at_every_width(recipe):
+    subspace, x, y = subspace_of(recipe), batch(8), torch.arange(8) % 4
+    widths = [recipe.target] if recipe.target else [0.25, 0.6, 1.0]
+
+    def losses():
+        found = []
+        for width in widths:
+            with torch.no_grad(), subspace.at(width=width):
+                found.append(F.cross_entropy(subspace(x), y).item())
+        return found
+
+    before = losses()
+    optimizer = torch.optim.Adam(subspace.parameters(), 0.01)
+    for _ in range(60):
+        for level in subspace.sample():
+            with subspace.at(level):
+                F.cross_entropy(subspace(x), y).backward()
+        subspace.regularizer().backward() if recipe.line else None
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(after < 0.7 * first for after, first in zip(losses(), before, strict=True))
+
+
+@pytest.mark.parametrize("norm", [None, "keep"])
+def test_unconverted_it_is_the_slim_network_in_plain_modules(norm):
+    torch.manual_seed(0)
+    model = Net(nn.BatchNorm2d)
+    model.depthwise.padding_mode = "reflect"
+    with pytest.warns(UserWarning, match="running statistics") if norm else torch.no_grad():
+        subspace = lcs.convert(model, lcs.Structured(), dense=["head"], init="independent", norm=norm)
+    with subspace.at(width=0.6):
+        subspace(batch())
+    expected = lcs.Structured().level(0.45)
+    subspace.eval()
+    with torch.no_grad(), subspace.at(expected):
+        y = subspace(batch())
+    slim = lcs.unconvert(copy.deepcopy(subspace), expected)
+    assert not any(isinstance(m, lcs.layers.SubspaceLayer) for m in slim.modules())
+    with torch.no_grad():
+        assert torch.equal(slim(batch()), y)
+    shapes = {name: tuple(p.shape) for name, p in slim.named_parameters()}
+    assert shapes["conv1.weight"] == (8, 4, 3, 3) and shapes["depthwise.weight"] == (8, 1, 3, 3)
+    assert shapes["norm2.weight"] == (8,) and shapes["hidden.weight"] == (6, 72) and shapes["head.weight"] == (4, 6)
+    assert (slim.depthwise.groups, slim.conv1.in_channels, slim.hidden.in_features) == (8, 4, 72)
+    assert slim.norm2.num_features == 8 and (norm is None or len(slim.norm2.running_mean) == 8)
+    assert all(p.untyped_storage().nbytes() == p.nbytes for p in slim.parameters())
+
+
+@pytest.mark.parametrize("line", [True, False])
+@pytest.mark.parametrize("norm", ["keep", None])
+def test_compiled_any_number_of_widths_is_one_graph_with_gradient_and_one_without(line, norm):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    counter, x = CompileCounter(), batch()
+    with pytest.warns(UserWarning, match="running statistics") if norm else torch.no_grad():
+        subspace = lcs.convert(Net(nn.BatchNorm2d), lcs.Structured(line=line), dense=["head"], norm=norm)
+    subspace.eval()
+    widths = [0.25 + 0.75 * i / 49 for i in range(50)]
+    eager = {}
+    for width in widths[::7]:
+        with subspace.at(width=width):
+            eager[width] = subspace(x)
+    subspace.compile(backend=counter, fullgraph=True)
+    for grad in (True, False):
+        for width in widths[::-1]:
+            with torch.set_grad_enabled(grad), subspace.at(width=width):
+                y = subspace(x)
+            assert width not in eager or torch.equal(y, eager[width])
+            if grad and width in eager:
+                y.sum().backward()
+    assert counter.frame_count == 2
+    torch._dynamo.reset()
+
+
+def test_a_dense_state_dict_loads():
+    dense, subspace = Net(), subspace_of()
+    subspace.load_state_dict(dense.state_dict())
+    with torch.no_grad(), subspace.at(width=1.0):
+        assert torch.equal(subspace(batch()), dense(batch()))
+    assert torch.equal(subspace.model.norm1.weight_1, dense.norm1.weight)
+
+
+def test_perturbed_scales_give_the_regulariser_a_gradient():
+    subspace = subspace_of(init="copy", perturb=0.1)
+    layer = subspace.model.norm2
+    assert 0 < (layer.weight_1 - layer.weight).abs().mean() < 0.3 * layer.weight.square().mean().sqrt()
+    subspace.regularizer().backward()
+    assert layer.weight.grad.any()
+
+
+def test_the_plan_tells_whole_outputs_from_cut_ones():
+    plan = lcs.plan(Net(nn.BatchNorm2d), lcs.Structured(), dense=["head"])
+    assert {row.name: row.action for row in plan.rows} == {
+        "stem": "compress",
+        "norm1": "norm",
+        "conv1": "compress",
+        "norm2": "norm",
+        "depthwise": "compress",
+        "shortcut": "compress",
+        "hidden": "compress",
+        "head": "dense",
+    }
+    assert "becomes InstanceNorm2d" in str(plan)
+
+
+def test_group_norm_is_refused():
+    with pytest.raises(
+        ValueError, match="norm must be one of instance, keep, got 'group': groups of channels do not divide"
+    ):
+        lcs.convert(Net(nn.BatchNorm2d), lcs.Structured(), dense=["head"], norm="group")
