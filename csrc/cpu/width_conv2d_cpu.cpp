@@ -72,8 +72,9 @@ class WidthConv2d {
         tiles_(groups_ == 1 ? ceil_div(outputs_, span_) : (outputs_ + kWidthBlock - 2) / span_ + 1) {
     in_place_ = a_.x.channel_stride == 1 && a_.dtype == DType::float32 && !depthwise_ && rows_.padding == 0 &&
                 columns_.padding == 0;
-    // An odd number of cache lines, so that neighbours do not fall on the same sets.
-    column_ = in_place_ ? columns_.step * a_.x.column_stride : (ceil_div(a_.x.channels, 16) | 1) * 16;
+    // No even number of cache lines, so that neighbours do not fall on the same sets.
+    column_ = a_.x.channels + (a_.x.channels % 32 == 0 ? 16 : 0);
+    if (in_place_) column_ = columns_.step * a_.x.column_stride;
     row_ = in_place_ ? rows_.step * a_.x.row_stride : columns_.length(a_.y.width) * column_;
     choose_panels();
     chunk_ = std::max<int64_t>(ceil_div(inputs_, std::max<int64_t>(ceil_div(inputs_ * taps_, kTerms), 1)), 1);
@@ -151,7 +152,7 @@ class WidthConv2d {
   void run_apart() const {
     parallel_(panels_, 1, [&](int64_t begin, int64_t end) {
       static thread_local Scratch<float> scratch;
-      float* const strip = in_place_ ? nullptr : scratch.reserve(strip_floats());
+      float* const strip = in_place_ ? nullptr : scratch.reserve(strip_floats() + span_);
       for (int64_t panel = begin; panel < end; ++panel) {
         for (int64_t i = 0; strip && i < images_ * rows_.length(band_); ++i) fill(panel, i, strip);
         const float* const x = strip ? strip : in_place(panel);
@@ -165,7 +166,7 @@ class WidthConv2d {
     static thread_local Scratch<float> strips;
     float* x = nullptr;
     if (!in_place_) {
-      x = strips.reserve(panels_ * strip_floats());
+      x = strips.reserve(panels_ * strip_floats() + span_);
       const int64_t rows = images_ * rows_.length(band_);
       parallel_(panels_ * rows, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) fill(i / rows, i % rows, x + i / rows * strip_floats());
@@ -199,7 +200,10 @@ class WidthConv2d {
     const int64_t from = image * x.image_stride + (row * rows_.step - rows_.padding) * x.row_stride +
                          (begin * columns_.step - columns_.padding) * x.column_stride;
     const int64_t step = columns_.step * x.column_stride;
-    if (x.channel_stride == 1)
+    if (x.channel_stride == 1 && step == column_)
+      run_.load({advance(x.data, from, a_.dtype), to + begin * column_, 0, 1, 0, 1, (end - begin) * column_, a_.dtype,
+                 false});
+    else if (x.channel_stride == 1)
       run_.load({advance(x.data, from, a_.dtype), to + begin * column_, step, 1, column_, end - begin, x.channels,
                  a_.dtype, false});
     else
