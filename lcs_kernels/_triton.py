@@ -13,7 +13,7 @@ import torch
 from . import _load
 
 TRAINED = ("interpolate_prune", "interpolate_prune_foreach", "interpolate_quantize")  # with an <op>_backward beside
-OPS = {op: (op, f"{op}_backward") for op in TRAINED} | {"quantize": ("quantize",)}
+OPS = {op: (op, f"{op}_backward") for op in TRAINED} | {op: (op,) for op in ("quantize", "width_conv2d")}
 
 _LIBRARY = torch.library.Library("lcs", "IMPL", "CUDA")
 _registered = False

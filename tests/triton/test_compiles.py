@@ -6,7 +6,7 @@ from io import StringIO
 
 import pytest
 import torch
-from lcs_kernels.triton_kernels import _common, interpolate_prune, interpolate_quantize, quantize
+from lcs_kernels.triton_kernels import _common, interpolate_prune, interpolate_quantize, quantize, width_conv2d
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
@@ -75,6 +75,24 @@ def activations():
     kernel("quantize", "quantize")(torch.randn(4096), ALPHA - 1, ALPHA, BITS)
 
 
+def convolve(inputs, outputs, dtype, groups=1):
+    one, weight = [1, 1], torch.randn(64, 1 if groups > 1 else 64, 3, 3).to(dtype)
+    vector, x = torch.randn(64), torch.randn(2, inputs, 14, 14).to(dtype)
+    kernel("width_conv2d", "width_conv2d")(x, weight, outputs, vector, vector, one, one, one, groups, True)
+
+
+def convolution():
+    convolve(64, 64, torch.float32)
+
+
+def convolution_of_bfloat16():
+    convolve(64, 64, torch.bfloat16)
+
+
+def depthwise_convolution():
+    convolve(64, 64, torch.float32, groups=64)
+
+
 CALLS = (
     line,
     odd_layers_together,
@@ -84,6 +102,9 @@ CALLS = (
     nested_groups_of_a_point,
     quantized_backward,
     activations,
+    convolution,
+    convolution_of_bfloat16,
+    depthwise_convolution,
 )
 
 
@@ -138,7 +159,7 @@ def test_products_and_sums_round_apart(launches):
             sums = set() if call == "quantized_backward" else {"add.rn.f32"}  # which has no gradient to alpha
             assert arithmetic == {"mul.rn.f32", "sub.rn.f32"} | sums
             assert has(binary, "FMUL") and has(binary, "FADD") and not has(binary, "FFMA"), name
-        else:
+        elif name != "convolve_kernel":
             assert not arithmetic, name
 
 
@@ -166,7 +187,24 @@ def test_a_new_level_or_size_compiles_nothing_new():
     assert {id(binary) for _, _, binary in compile_launches(90, other_level)} <= before
 
 
+def test_a_new_width_compiles_nothing_new():
+    before = {id(binary) for _, _, binary in compile_launches(90, convolution, convolution_of_bfloat16)}
+
+    def other_widths():
+        for dtype in (torch.float32, torch.bfloat16):
+            for inputs, outputs in ((1, 1), (16, 48), (33, 7)):
+                convolve(inputs, outputs, dtype)
+
+    assert {id(binary) for _, _, binary in compile_launches(90, other_widths)} <= before
+
+
+def test_bfloat16_is_multiplied_by_the_matrix_units(launches):
+    for call, _, binary in launches:
+        if call == "convolution_of_bfloat16":
+            assert re.search(r"(?:mma|wgmma)\S*tf32|tcgen05", binary.asm["ptx"])
+
+
 def test_every_kernel_is_launched(launches):
-    modules = (_common, interpolate_prune, interpolate_quantize, quantize)
+    modules = (_common, interpolate_prune, interpolate_quantize, quantize, width_conv2d)
     kernels = {k for module in modules for k in vars(module) if k.endswith("_kernel")}
     assert kernels == {name for _, name, _ in launches}

@@ -1,0 +1,57 @@
+"""The Triton kernel in Triton's interpreter, against the reference, on integers whose sums are exact."""
+
+import pytest
+import torch
+from lcs_kernels.triton_kernels import width_conv2d as module
+
+from lcs_kernels._triton import kernel
+from lcs_kernels.ops.width_conv2d import reference
+
+from ..ops.sparse_cases import DTYPES, integers
+from ..ops.test_width_conv2d import FORMATS, GEOMETRIES, call_arguments
+
+INTERPRET = True
+LARGE = {"several bands", "many panels", "7x7 strided", "3x3, several chunks"}
+
+run = kernel("width_conv2d", "width_conv2d")
+
+
+@pytest.mark.parametrize("name", sorted(GEOMETRIES.keys() - LARGE))
+def test_matches_reference(name, monkeypatch):
+    monkeypatch.setattr(module, "TILE", {"POSITIONS": 256, "OUTPUTS": 64, "INPUTS": 32})  # fewer steps to interpret
+    torch.manual_seed(0)
+    geometry = GEOMETRIES[name]
+    out, settings = call_arguments(geometry)
+    vector = integers(geometry[1][0])
+    for layout, dtypes, affine in (
+        (torch.contiguous_format, DTYPES[:1] * 2, (None, None, False)),
+        (torch.channels_last, DTYPES[1:] * 2, (vector, vector.flip(0), True)),
+        (torch.contiguous_format, DTYPES, (None, vector, True)),
+    ):
+        x, w = (integers(*shape, dtype=dtype) for shape, dtype in zip(geometry, dtypes, strict=False))
+        x = x.to(memory_format=layout)
+        y, expected = (f(x, w, out, *affine[:2], *settings, affine[2], None) for f in (run, reference))
+        assert y.dtype == x.dtype and torch.equal(y, expected)
+        assert all(y.is_contiguous(memory_format=f) == expected.is_contiguous(memory_format=f) for f in FORMATS)
+
+
+def test_views_of_x_in_the_tiles_of_a_gpu():
+    x, w, one = integers(2, 9, 6, 7)[:, 2:7, 1:], integers(40, 8, 3, 3), [1, 1]
+    assert torch.equal(*(f(x, w, 33, None, None, one, one, one, 1, False, None) for f in (run, reference)))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"x": torch.ones(1, 4, 6, 6).half()}, TypeError, "x must be float32 or bfloat16"),
+        ({"weight": torch.ones(5, 4, 3, 3).half()}, TypeError, "weight must be float32 or bfloat16"),
+        ({"bias": torch.ones(4)}, ValueError, r"bias must have shape \(5,\)"),
+        ({"scale": torch.ones(5).double()}, TypeError, "scale must be torch.float32"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(change, error, words):
+    arguments = {"x": torch.ones(1, 4, 6, 6), "weight": torch.ones(5, 4, 3, 3), "out_channels": 4, "scale": None}
+    arguments |= {"bias": None, "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "relu": False}
+    with pytest.raises(error, match=f"width_conv2d: {words}"):
+        run(**arguments | change)
