@@ -14,6 +14,8 @@ from .ops.cosine_squared import cosine_squared
 from .ops.interpolate_prune import interpolate_prune
 from .ops.interpolate_prune_foreach import interpolate_prune_foreach, interpolate_prune_foreach_masks
 from .ops.interpolate_quantize import interpolate_quantize
+from .ops.nested_pack import nested_pack
+from .ops.packed_linear import packed_linear
 from .ops.quantize import quantize
 from .ops.sparse_conv2d import sparse_conv2d
 from .ops.sparse_linear import sparse_linear
@@ -31,6 +33,8 @@ __all__ = [
     "interpolate_quantize",
     "isa",
     "keep_count",
+    "nested_pack",
+    "packed_linear",
     "quantize",
     "sparse_conv2d",
     "sparse_linear",

@@ -5,6 +5,11 @@
 #define LCS_STR_(x) #x
 #define LCS_STR(x) LCS_STR_(x)
 #if defined(LCS_TARGET_BEGIN)  // the build emulates the instructions: no target
+#define LCS_OPAQUE(x) (void)(x)
+#else
+#define LCS_OPAQUE(x) asm volatile("" : "+v"(x))  // of a vector whose origin the compiler shall not look into
+#endif
+#if defined(LCS_TARGET_BEGIN)
 #elif defined(__clang__)
 #define LCS_TARGET_BEGIN(t) _Pragma(LCS_STR(clang attribute push(__attribute__((target(t))), apply_to = function)))
 #define LCS_TARGET_END _Pragma("clang attribute pop")
@@ -14,3 +19,4 @@
 #endif
 #define LCS_TARGET_AVX2 "avx2,fma,f16c,bmi,bmi2,popcnt,lzcnt"
 #define LCS_TARGET_AVX512 LCS_TARGET_AVX2 ",avx512f,avx512bw,avx512dq,avx512vl"
+#define LCS_TARGET_VNNI LCS_TARGET_AVX512 ",avx512vnni,avx512vbmi,avx512vbmi2"

@@ -73,17 +73,30 @@ def check_finite_weights(op: str, **weights: Tensor | None) -> None:
             raise ValueError(f"{op}: {name} holds {int((~torch.isfinite(w)).sum())} values that are not finite")
 
 
+def check_packed(op: str, x: Tensor, weight, bits: int, bias: Tensor | None) -> Tensor | None:
+    """Raises where x, a NestedWeight, a width and a bias do not fit; returns the bias as the op takes it."""
+    if not 2 <= bits <= 8:
+        raise ValueError(f"{op}: bits must lie in [2, 8], got {bits}")
+    return _check_activations(op, x, weight.planes, weight.shape, bias)
+
+
 def check_sparse(op: str, x: Tensor, weight, bias: Tensor | None) -> Tensor | None:
     """Raises where x, a SparseWeight and a bias do not fit each other; returns the bias as the op takes it."""
+    return _check_activations(op, x, weight.values, weight.shape, bias)
+
+
+def _check_activations(
+    op: str, x: Tensor, weight: Tensor, weight_shape: tuple[int, ...], bias: Tensor | None
+) -> Tensor | None:
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float64):
         raise TypeError(f"{op}: x must be float32 or bfloat16 (float64 runs the reference), got {x.dtype}")
-    if x.device != weight.values.device:
-        raise ValueError(f"{op}: x is on {x.device}, the weight on {weight.values.device}")
+    if x.device != weight.device:
+        raise ValueError(f"{op}: x is on {x.device}, the weight on {weight.device}")
     if bias is None:
         return None
-    if tuple(bias.shape) != weight.shape[:1] or bias.device != x.device:
+    if tuple(bias.shape) != weight_shape[:1] or bias.device != x.device:
         raise ValueError(
-            f"{op}: bias must be ({weight.shape[0]},) on {x.device}, got {tuple(bias.shape)} on {bias.device}"
+            f"{op}: bias must be ({weight_shape[0]},) on {x.device}, got {tuple(bias.shape)} on {bias.device}"
         )
     if bias.dtype not in (torch.float32, x.dtype):
         raise TypeError(f"{op}: bias must be float32 or {x.dtype} like x, got {bias.dtype}")

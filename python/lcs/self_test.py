@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import lcs_kernels
-from lcs_kernels.formats import SparseWeight, WidthWeight
+from lcs_kernels.formats import NestedWeight, SparseWeight, WidthWeight
 
 Case = tuple[list[Tensor], list[Tensor]]
 
@@ -106,11 +106,25 @@ def _width_conv2d() -> Case:
     return [lcs_kernels.width_conv2d(x, WidthWeight.pack(w), 21, bias, *geometry, relu=True)], [expected]
 
 
+def _nested_pack() -> Case:
+    codes = torch.arange(37 * 11).mul(7).to(torch.uint8)
+    return [lcs_kernels.nested_pack(codes)], [_reference("nested_pack")(codes)]
+
+
+def _packed_linear() -> Case:
+    x, weight = _weights(0, 5, 45), NestedWeight.pack(_weights(1, 37, 45))
+    fields = (weight.planes, weight.scales, weight.zero_points, 37, weight.group)
+    expected = [_reference("packed_linear")(x, *fields, bits, None, True, False, []) for bits in (8, 3)]
+    return [lcs_kernels.packed_linear(x, weight, bits, relu=True) for bits in (8, 3)], expected
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "cosine_squared": _cosine_squared,
     "interpolate_prune": _interpolate_prune,
     "interpolate_prune_foreach": _interpolate_prune_foreach,
     "interpolate_quantize": _interpolate_quantize,
+    "nested_pack": _nested_pack,
+    "packed_linear": _packed_linear,
     "quantize": _quantize,
     "sparse_conv2d": _sparse_conv2d,
     "sparse_linear": _sparse_linear,

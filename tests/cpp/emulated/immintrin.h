@@ -44,6 +44,9 @@ inline simde__m256i halves(simde__m512 x) {
 
 }  // namespace lcs::emulated
 
+#ifndef _MM_FROUND_NO_EXC
+#define _MM_FROUND_NO_EXC SIMDE_MM_FROUND_NO_EXC
+#endif
 #define _tzcnt_u32 lcs::emulated::tzcnt
 #define _blsr_u32 lcs::emulated::blsr
 #define _mm512_stream_ps lcs::emulated::stream

@@ -1,0 +1,62 @@
+#include <immintrin.h>
+
+#include <algorithm>
+#include <bit>
+#include <type_traits>
+#include <utility>
+
+#include "keys.h"
+#include "packed_gemm_kernels.h"
+#include "target.h"
+
+LCS_TARGET_BEGIN(LCS_TARGET_AVX2)
+namespace lcs::avx2 {
+namespace {
+namespace single {
+#include "lanes_scalar.inl"
+}
+namespace eight {
+#include "lanes_avx2.inl"
+}
+using namespace eight;
+
+inline Key larger(Key a, Key b) { return _mm256_max_epi32(a, b); }
+
+using Wide = __m256i;
+constexpr int kMaxRows = 6;
+
+inline Wide wide_zero() { return _mm256_setzero_si256(); }
+inline Wide wide_load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline void wide_store(void* p, Wide x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+inline Wide wide_broadcast(const char* p) {
+  int32_t four;
+  __builtin_memcpy(&four, p, 4);
+  return _mm256_set1_epi32(four);
+}
+inline Wide add_words(Wide a, Wide b) { return _mm256_add_epi16(a, b); }
+inline Wide pairs(Wide w, Wide x) { return _mm256_maddubs_epi16(w, x); }
+inline Wide add_words_of(Wide sum, Wide words) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
+}
+inline Wide dot_words(Wide sum, Wide w, Wide x) { return _mm256_add_epi32(sum, _mm256_madd_epi16(w, x)); }
+inline Wide dot_bytes(Wide sum, Wide w, Wide x) { return add_words_of(sum, pairs(w, x)); }
+inline Wide sums_load(const int32_t* p) { return wide_load(p); }
+inline void sums_store(int32_t* p, Wide x) { wide_store(p, x); }
+inline Float sums_load(const float* p) { return load(p); }
+inline void sums_store(float* p, Float x) { store(p, x); }
+
+// Pairs of products of 8-bit codes with x would not fit 16 bits.
+Panel panel_of(int bits) { return bits == 8 ? Panel::words : Panel::bytes; }
+
+// Steps, of two pairs each, whose sums fit 16 bits: 2 * steps * 2 * 127 * (2^bits - 1) < 2^15. 0: too few of them to
+// pay for a round trip through memory.
+constexpr int64_t chain_of(int bits) { return bits >= 6 ? 0 : 32767 / (4 * 127 * ((1 << bits) - 1)); }
+
+// After the vocabulary it is written in.
+#include "packed_gemm.inl"
+}  // namespace
+
+PackedGemmKernels packed_gemm_kernels() { return table(); }
+
+}  // namespace lcs::avx2
+LCS_TARGET_END

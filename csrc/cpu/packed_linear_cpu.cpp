@@ -1,0 +1,155 @@
+#include "lcs/packed_linear.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "dispatch.h"
+#include "packed_gemm.h"
+#include "scratch.h"
+#include "sparse_conv2d_kernels.h"
+
+namespace lcs {
+namespace {
+
+// Rows of x up to which looking sums up beats unpacking the weight, as measured with AVX2.
+constexpr int64_t look_up_rows(int bits) { return bits >= 7 ? 1 : bits >= 4 ? 2 : 3; }
+
+class PackedLinear {
+ public:
+  PackedLinear(const PackedLinearArgs& args, const Parallel& parallel)
+      : a_(args),
+        parallel_(parallel),
+        layout_(args.weight.layout),
+        gemm_(args.weight, args.bits, args.bias, args.relu, args.exact),
+        copies_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
+        groups_(layout_.groups()),
+        padded_(layout_.steps() * kStepColumns),
+        look_up_(!args.exact && gemm_.kernels().lookup && args.rows <= look_up_rows(args.bits)) {}
+
+  void run() {
+    static thread_local Scratch<char> scratch;
+    const int64_t x_bytes = padded_ * element_bytes(gemm_.panel());
+    const int64_t tables = look_up_ ? layout_.steps() * kTableBytes : 0;
+    // Per row: tables or x, int8 x, corrections, sums, scale, distance. Then the steps' distances.
+    const int64_t largest = std::max(x_bytes, tables) + padded_ + groups_ * 12 + 4 + 8;
+    char* at = scratch.reserve(a_.rows * largest + layout_.steps() * 8 + 7 * 64);
+    const auto take = [&]<class T>(T*& array, int64_t n) {
+      array = reinterpret_cast<T*>(at);
+      at += (n * int64_t(sizeof(T)) + 63) / 64 * 64;
+    };
+    take(tables_, a_.rows * tables);
+    take(x_, look_up_ || gemm_.panel() == Panel::bytes ? 0 : a_.rows * x_bytes);
+    take(bytes_, a_.rows * padded_);
+    take(corrections_, a_.rows * groups_);
+    take(sums_, a_.rows * groups_);
+    take(scale_, a_.rows);
+    take(row_, a_.rows);
+    take(step_, layout_.steps());
+    for (int64_t m = 0; m < a_.rows; ++m) row_[m] = m * x_bytes;
+    for (int64_t s = 0; s < layout_.steps(); ++s) step_[s] = s * kStepColumns * element_bytes(gemm_.panel());
+    parallel_(a_.rows, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t m = begin; m < end; ++m) a_.exact ? widen(m) : quantize(m);
+      for (int64_t m = begin; m < end && look_up_; ++m) tabulate(m);
+    });
+    look_up_ ? run_look_up() : run_multiply();
+  }
+
+ private:
+  const void* x(int64_t row, int64_t column) const { return advance(a_.x, row * layout_.columns + column, a_.dtype); }
+
+  // A row in float32, each segment padded with zeros.
+  void widen(int64_t m) const {
+    float* const to = reinterpret_cast<float*>(x_ + row_[m]);
+    std::memset(to, 0, size_t(padded_) * 4);
+    for_segments([&](int64_t, int64_t column, int64_t n, int64_t offset) {
+      copies_.load({x(m, column), to + offset, 0, 1, 0, 1, n, a_.dtype, false});
+    });
+    scale_[m] = 0.5f;
+  }
+
+  void quantize(int64_t m) const {
+    const Quantization q(gemm_.kernels().largest(x(m, 0), a_.dtype, layout_.columns));
+    int8_t* const to = bytes_ + m * padded_;
+    std::memset(to, 0, size_t(padded_));
+    scale_[m] = q.half_scale;
+    for_segments([&](int64_t group, int64_t column, int64_t n, int64_t offset) {
+      sums_[m * groups_ + group] =
+          q.inverse > 0.0f ? gemm_.kernels().quantize(x(m, column), a_.dtype, n, q.inverse, to + offset) : 0;
+    });
+    if (gemm_.panel() == Panel::words && !look_up_)
+      gemm_.kernels().widen(to, padded_, reinterpret_cast<int16_t*>(x_ + row_[m]));
+  }
+
+  void tabulate(int64_t m) const {
+    const int64_t steps = layout_.segment_steps();
+    for (int64_t g = 0; g < groups_; ++g)
+      corrections_[m * groups_ + g] = gemm_.kernels().tables(bytes_ + m * padded_ + g * steps * kStepColumns, steps,
+                                                             tables_ + (m * layout_.steps() + g * steps) * kTableBytes);
+  }
+
+  template <class Segment>
+  void for_segments(const Segment& segment) const {
+    for (int64_t g = 0; g < groups_; ++g) {
+      const int64_t column = g * layout_.segment();
+      segment(g, column, std::min(layout_.segment(), layout_.columns - column),
+              g * layout_.segment_steps() * kStepColumns);
+    }
+  }
+
+  void store(const float* tile, int64_t block, int64_t row, int64_t rows) const {
+    copies_.store({tile, advance(a_.y, row * layout_.rows + gemm_.first_row(block), a_.dtype), kBlockRows, 1,
+                   layout_.rows, rows, gemm_.rows(block), a_.dtype, false});
+  }
+
+  void run_look_up() const {
+    const int64_t blocks = layout_.blocks();
+    parallel_((blocks + kMaxLookupBlocks - 1) / kMaxLookupBlocks, 1, [&](int64_t begin, int64_t end) {
+      float tile[kMaxLookupBlocks * kBlockRows];
+      for (int64_t i = begin; i < end; ++i)
+        for (int64_t m = 0; m < a_.rows; ++m) {
+          const int64_t block = i * kMaxLookupBlocks, n = std::min(kMaxLookupBlocks, blocks - block);
+          gemm_.look_up(block, n, tables_ + m * layout_.steps() * kTableBytes, corrections_ + m * groups_,
+                        sums_ + m * groups_, scale_[m], tile);
+          for (int64_t b = 0; b < n; ++b) store(tile + b * kBlockRows, block + b, m, 1);
+        }
+    });
+  }
+
+  void run_multiply() const {
+    const int64_t blocks = layout_.blocks(), tiles = (a_.rows + kMaxPackedRows - 1) / kMaxPackedRows;
+    const char* const from = gemm_.panel() == Panel::bytes ? reinterpret_cast<const char*>(bytes_) : x_;
+    parallel_(blocks * tiles, 1, [&](int64_t begin, int64_t end) {
+      alignas(64) float tile[kMaxPackedRows * kBlockRows];
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t block = i % blocks, row = a_.rows * (i / blocks) / tiles,
+                      rows = a_.rows * (i / blocks + 1) / tiles - row;
+        gemm_.multiply(block, {from, row_ + row, step_, rows, sums_ + row * groups_, scale_ + row}, tile);
+        store(tile, block, row, rows);
+      }
+    });
+  }
+
+  const PackedLinearArgs& a_;
+  const Parallel& parallel_;
+  const NestedLayout& layout_;
+  const PackedGemm gemm_;
+  const SparseConv2dKernels copies_;
+  const int64_t groups_, padded_;
+  const bool look_up_;
+  uint8_t* tables_ = nullptr;
+  char* x_ = nullptr;
+  int8_t* bytes_ = nullptr;
+  int64_t* corrections_ = nullptr;
+  int32_t* sums_ = nullptr;
+  float* scale_ = nullptr;
+  int64_t *row_ = nullptr, *step_ = nullptr;
+};
+
+}  // namespace
+
+void packed_linear(const PackedLinearArgs& args, const Parallel& parallel) {
+  if (args.rows > 0 && args.weight.layout.rows > 0) PackedLinear(args, parallel).run();
+}
+
+}  // namespace lcs

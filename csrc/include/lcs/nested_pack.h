@@ -1,0 +1,57 @@
+#pragma once
+#include <cstdint>
+
+#include "lcs/parallel.h"
+
+// 8-bit codes as bit planes, most significant first: bit i % 32 of word i / 32 of plane p is bit 7 - p of code i, and
+// bits past the last code are 0. The top b bits of all codes are the first b planes.
+namespace lcs {
+
+constexpr int kPlanes = 8;
+
+constexpr int64_t plane_words(int64_t n) { return (n + 31) / 32; }
+
+// `planes` holds kPlanes * plane_words(n) words.
+void nested_pack(const uint8_t* codes, int64_t n, uint32_t* planes, const Parallel& parallel);
+
+// codes[i] = the top `bits` bits of code i.
+void nested_codes(const uint32_t* planes, int64_t n, int bits, uint8_t* codes, const Parallel& parallel);
+
+// How the kernels cut a weight of rows x columns. The columns form segments, each padded to whole steps: `group`
+// columns that share a scale, or, where there are several taps, the channels of a tap, column channel * taps + tap. The
+// rows form parts of equal size, each padded to whole blocks.
+struct NestedLayout {
+  static constexpr int64_t kBlock = 32;  // rows
+  static constexpr int64_t kStep = 8;    // columns
+
+  int64_t rows, columns, group, taps, parts;
+
+  int64_t groups() const { return taps > 1 ? 1 : segments(); }  // of scales
+  int64_t segments() const { return taps > 1 ? taps : columns > group ? (columns + group - 1) / group : 1; }
+  int64_t segment() const { return taps > 1 ? columns / taps : group < columns ? group : columns; }
+  int64_t segment_steps() const { return (segment() + kStep - 1) / kStep; }
+  int64_t steps() const { return segments() * segment_steps(); }
+  int64_t part_rows() const { return rows / parts; }
+  int64_t part_blocks() const { return (part_rows() + kBlock - 1) / kBlock; }
+  int64_t blocks() const { return parts * part_blocks(); }
+  int64_t plane_bytes() const { return blocks() * steps() * kBlock; }
+};
+
+// What the kernels read in place of the planes: plane, block, step and row follow each other, a byte each, whose bit i
+// belongs to the step's column i. The first b planes are still all that b bits take. Padding is 0.
+struct NestedPrepack {
+  NestedLayout layout;
+  const uint8_t* planes;
+  const float* scales;         // layout.rows x layout.groups(), or one row for all
+  const uint8_t* zero_points;  // likewise
+  bool per_row;
+};
+
+// w = scale * (code * 2^(8 - bits) + (2^(8 - bits) - 1) / 2 - zero_point), rounded once, from codes of `bits` bits. The
+// layout has one tap; of the prepack only the scales are read.
+void nested_values(const NestedPrepack& weight, const uint8_t* codes, int bits, float* w, const Parallel& parallel);
+
+// Fills `prepack` from all 8 bits.
+void nested_prepack(const NestedLayout& layout, const uint8_t* codes, uint8_t* prepack, const Parallel& parallel);
+
+}  // namespace lcs

@@ -1,0 +1,20 @@
+#pragma once
+#include "binding.h"
+#include "lcs/nested_pack.h"
+
+// The fields of a NestedWeight as the packed ops' schemas take them, checked.
+namespace lcs::binding {
+
+// A prepack and what keeps it alive. `parts` is what nested_prepack returned for this weight; empty: made here.
+struct Nested {
+  NestedPrepack prepack;
+  Tensor planes;
+};
+
+Nested nested(const char* op, const Tensor& planes, const Tensor& scales, const Tensor& zero_points,
+              const NestedLayout& layout, const std::vector<Tensor>& parts);
+
+// From 2 to 8.
+int width_of(const char* op, int64_t bits);
+
+}  // namespace lcs::binding

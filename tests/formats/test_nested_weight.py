@@ -1,0 +1,87 @@
+import math
+
+import pytest
+import torch
+
+from lcs_kernels.formats import NestedWeight
+
+WAYS = [("tensor", None), ("channel", None), ("group", 4), ("group", 100)]
+
+
+@pytest.mark.parametrize(("per", "group"), WAYS)
+@pytest.mark.parametrize("shape", [(6, 9), (5, 3, 3, 3), (7,), (4, 1)])
+def test_every_width_is_as_near_as_its_steps(shape, per, group):
+    torch.manual_seed(0)
+    w = torch.randn(shape)
+    weight = NestedWeight.pack(w, per, group)
+    widest = weight.scales.max()
+    for bits in range(2, 9):
+        unit = 2 ** (8 - bits)
+        error = (weight.unpack(bits) - w).abs().max()
+        assert weight.unpack(bits).shape == w.shape and error <= widest * (0.5 + (unit - 1) / 2) * (1 + 2**-20)
+
+
+def test_all_widths_together_take_8_bits_and_the_scales():
+    weight = NestedWeight.pack(torch.randn(64, 33))
+    assert weight.nbytes == 64 * 33 + 64 * 5 and weight.columns == 33 and weight.numel() == 64 * 33
+    assert [weight.nbytes_at(bits) - 64 * 5 for bits in range(2, 9)] == [64 * 33 * bits // 8 for bits in range(2, 9)]
+    assert weight.prepacked_nbytes == 0
+    (planes,) = weight.prepack()
+    assert weight.prepack()[0] is planes and weight.prepacked_nbytes == planes.nbytes
+
+
+def test_zero_is_exact_at_8_bits():
+    w = torch.randn(5, 40)
+    w[:, ::3] = 0
+    for per, group in WAYS:
+        assert not NestedWeight.pack(w, per, group).unpack()[:, ::3].any()
+    assert not NestedWeight.pack(torch.zeros(3, 4)).unpack(8).any()
+
+
+def test_given_codes():
+    codes = torch.arange(12, dtype=torch.uint8).view(3, 4) * 20
+    weight = NestedWeight.from_codes(codes, torch.tensor(0.5), torch.tensor(7, dtype=torch.uint8))
+    assert torch.equal(weight.unpack(), 0.5 * (codes.float() - 7)) and weight.scales.shape == (1, 1)
+    assert torch.equal(weight.unpack(4), 0.5 * (codes // 16 * 16 + 7.5 - 7).float())
+    again = weight.to("cpu")
+    assert torch.equal(again.unpack(3), weight.unpack(3)) and again.prepacked_nbytes == 0
+
+
+W = torch.ones(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: NestedWeight.pack(W, "row"), "per must be"),
+        (lambda: NestedWeight.pack(W, "group"), "per must be"),
+        (lambda: NestedWeight.pack(W, "channel", 4), "per must be"),
+        (lambda: NestedWeight.pack(W, "group", 0), "group must be 1 or more, got 0"),
+        (lambda: NestedWeight.pack(W.long()), "w must be a float tensor"),
+        (lambda: NestedWeight.pack(W * math.nan), "w holds 12 values that are not finite"),
+        (lambda: NestedWeight.pack(W).unpack(1), r"bits must lie in \[2, 8\], got 1"),
+        (lambda: NestedWeight.pack(W).unpack(9), r"bits must lie in \[2, 8\], got 9"),
+    ],
+)
+def test_refuses(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"planes": torch.zeros(7, 1, dtype=torch.int32)},
+        {"planes": torch.zeros(8, 1, dtype=torch.int64)},
+        {"scales": torch.ones(2, 1)},
+        {"zero_points": torch.zeros(1, 1, dtype=torch.uint8)},
+        {"shape": ()},
+        {"group": 0},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_fields_that_do_not_fit_are_named(change):
+    good = NestedWeight.pack(W)
+    fields = {name: getattr(good, name) for name in ("planes", "scales", "zero_points", "shape", "group")}
+    with pytest.raises(ValueError, match="NestedWeight: "):
+        NestedWeight(**(fields | change))
