@@ -92,7 +92,7 @@ class NestedWeight:
                 f"NestedWeight: w must be a float tensor of one dimension or more, got {w.dtype} {w.dim()}-d"
             )
         check_finite_weights("NestedWeight", w=w)
-        flat = w.detach().float().reshape(w.shape[0], -1) if w.numel() else w.new_zeros(w.shape[0], 0).float()
+        flat = w.detach().float().reshape(w.shape[0], math.prod(w.shape[1:]))
         columns = max(flat.shape[1], 1)
         size = min(group, columns) if group is not None else columns
         if size < 1:
@@ -102,7 +102,8 @@ class NestedWeight:
             blocks = flat.new_zeros(w.shape[0], 1, 1).double()
         low, high = blocks.amin(2).clamp(max=0), blocks.amax(2).clamp(min=0)
         if per == "tensor":
-            low, high = low.amin().view(1, 1), high.amax().view(1, 1)
+            none = low.new_zeros(1, 1)  # for weights without channels
+            low, high = torch.cat([low, none]).amin(0, keepdim=True), torch.cat([high, none]).amax(0, keepdim=True)
         scales = ((high - low) / LEVELS).float()
         inverse = torch.where(scales > 0, 1 / scales.double(), 0)
         zero_points = (-low * inverse).round().clamp(0, LEVELS)

@@ -85,3 +85,10 @@ def test_fields_that_do_not_fit_are_named(change):
     fields = {name: getattr(good, name) for name in ("planes", "scales", "zero_points", "shape", "group")}
     with pytest.raises(ValueError, match="NestedWeight: "):
         NestedWeight(**(fields | change))
+
+
+@pytest.mark.parametrize("per", ["tensor", "channel", "group"])
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0, 3)], ids=str)
+def test_weights_of_nothing(shape, per):
+    weight = NestedWeight.pack(torch.randn(shape), per, 3 if per == "group" else None)
+    assert weight.unpack(4).shape == shape and weight.numel() == 0
