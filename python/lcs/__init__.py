@@ -6,6 +6,7 @@ from .convert import convert, plan, unconvert
 from .frozen import Frozen, FrozenLevel
 from .levels import Level
 from .planning import Plan, Row
+from .quantized import Quantized
 from .statistics import LevelStatistics
 from .structured import Structured
 from .subspace import Subspace
@@ -17,6 +18,7 @@ __all__ = [
     "Level",
     "LevelStatistics",
     "Plan",
+    "Quantized",
     "Row",
     "Structured",
     "Subspace",

@@ -41,7 +41,8 @@ def plan(
     """What `convert` would do with the same arguments, as a table. Changes nothing, raises what `convert` would."""
     if not isinstance(model, nn.Module) or not isinstance(recipe, Recipe):
         raise TypeError(
-            f"expected an nn.Module and a recipe (lcs.Unstructured, lcs.Structured), got {model!r} and {recipe!r}"
+            "expected an nn.Module and a recipe (lcs.Unstructured, lcs.Structured, lcs.Quantized), got "
+            f"{model!r} and {recipe!r}"
         )
     norm = norm or recipe.norm
     for name, value, allowed in (("norm", norm, recipe.norms), ("init", init, _INITS)):
@@ -109,6 +110,7 @@ def convert(
         layer.incoming = inputs.get(module)
         if recipe.has_second_end(layer):
             layer.add_second_end()
+        recipe.prepare(layer)
     _replace(model, new)
     subspace = Subspace(model, recipe)
     _draw_second_ends(subspace, init, perturb, generator)

@@ -25,14 +25,15 @@ class Level:
     alpha: position on the line, 0 is the first end; outside [0, 1] the line is extrapolated. A point has alpha 0.
     density: fraction of each compressed layer's weights that is kept, in [0, 1].
     width: fraction of each compressed layer's output channels that is kept, in (0, 1].
-    bits: of the weights and activations of the compressed layers, 2 to 8; one number, one per layer in the model's
-        order, or None for full precision.
+    bits: of the weights of the compressed layers, 2 to 8, or None for full precision.
+    inputs: whether their inputs are rounded to `bits` too, where training has found their ranges.
     """
 
     alpha: float
     density: float = 1.0
     width: float = 1.0
-    bits: int | tuple[int, ...] | None = None
+    bits: int | None = None
+    inputs: bool = True
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.alpha):
@@ -41,10 +42,8 @@ class Level:
             raise ValueError(f"Level: density must lie in [0, 1], got {self.density}")
         if not 0.0 < self.width <= 1.0:
             raise ValueError(f"Level: width must lie in (0, 1], got {self.width}")
-        widths = self.bits if isinstance(self.bits, tuple) else () if self.bits is None else (self.bits,)
-        for bits in widths:
-            if not isinstance(bits, int) or not 2 <= bits <= 8:
-                raise ValueError(f"Level: bits must be whole numbers from 2 to 8, got {self.bits!r}")
+        if self.bits is not None and (not isinstance(self.bits, int) or not 2 <= self.bits <= 8):
+            raise ValueError(f"Level: bits must be a whole number from 2 to 8, got {self.bits!r}")
 
     @property
     def sparsity(self) -> float:

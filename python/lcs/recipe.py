@@ -77,6 +77,9 @@ class Recipe:
         """What a layer's forward gets besides weight and bias."""
         return ()
 
+    def prepare(self, layer: SubspaceLayer) -> None:
+        """What a new layer needs besides its ends."""
+
     def stored_bytes(self, n: int, level: Level) -> int:
         """Bytes of a compressed weight of `n` float32 elements as a file stores it at `level`."""
         raise NotImplementedError

@@ -90,4 +90,9 @@ class Refresh:
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         if any(p.is_inference() for p in parameters):
             return object()  # torch counts no versions for these
-        return self.slot.needed(), autocast, tuple((id(p), p._version, p.data_ptr()) for p in parameters)
+        return (
+            self.slot.needed(),
+            autocast,
+            self.layers[0].training,
+            tuple((id(p), p._version, p.data_ptr()) for p in parameters),
+        )

@@ -41,9 +41,8 @@ def test_what_is_no_level_is_named(subspace, setting, error, words):
         ({"alpha": float("nan")}, "alpha must be a finite number, got nan"),
         ({"alpha": 0, "density": 1.5}, "density must lie in .*, got 1.5"),
         ({"alpha": 0, "width": 0.0}, "width must lie in .*, got 0.0"),
-        ({"alpha": 0, "bits": 9}, "bits must be whole numbers from 2 to 8, got 9"),
-        ({"alpha": 0, "bits": (8, 1)}, r"bits must be whole numbers from 2 to 8, got \(8, 1\)"),
-        ({"alpha": 0, "bits": 3.0}, "bits must be whole numbers"),
+        ({"alpha": 0, "bits": 9}, "bits must be a whole number from 2 to 8, got 9"),
+        ({"alpha": 0, "bits": 3.0}, "bits must be a whole number"),
     ],
 )
 def test_levels_out_of_range(values, words):

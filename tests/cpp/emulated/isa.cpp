@@ -10,6 +10,6 @@ Isa current = Isa::avx512_vnni;
 
 Isa machine_isa() { return Isa::avx512_vnni; }
 Isa max_isa() { return current; }
-void set_max_isa(Isa isa) { current = isa < Isa::avx512 ? isa : Isa::avx512_vnni; }
+void set_max_isa(Isa isa) { current = isa < Isa::avx512_vnni ? isa : Isa::avx512_vnni; }
 
 }  // namespace lcs

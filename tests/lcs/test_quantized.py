@@ -1,0 +1,217 @@
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+import lcs
+from lcs_kernels import interpolate_quantize, quantize
+
+LINE = lcs.Quantized()
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.body = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+        self.hidden, self.head = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.hidden(self.body(self.stem(x)).mean((2, 3))).relu())
+
+
+def subspace_of(recipe=LINE, seed=0):
+    torch.manual_seed(seed)
+    return lcs.convert(Net(), recipe, dense=["stem", "head"], init="independent")
+
+
+def batch(n=4, seed=0):
+    return torch.randn(n, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def draw(recipe, n, progress=1.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [level for _ in range(n) for level in recipe.sample(generator, progress)]
+
+
+def test_each_width_has_its_place_on_the_line():
+    assert [LINE.level(bits).alpha for bits in range(3, 9)] == [k / 6 for k in range(1, 7)]
+    assert lcs.Quantized(bits=(4, 5)).level(4) == lcs.Level(0.5, bits=4)
+    assert lcs.Quantized(line=False).level(2) == lcs.Level(0.0, bits=2)
+    assert LINE.level(2, alpha=0.25) == lcs.Level(0.25, bits=2) and LINE.level(4.0) == LINE.level(4)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: lcs.Quantized(bits=(8, 3)), r"low <= high, got \(8, 3\)"),
+        (lambda: lcs.Quantized(bits=(1, 8)), "bits must be a whole number from 2 to 8, got 1"),
+        (lambda: lcs.Quantized(target=9), "target must be a whole number from 2 to 8, got 9"),
+        (lambda: LINE.level(3.5), "bits must be a whole number from 2 to 8, got 3.5"),
+        (lambda: LINE.level(2), r"bits must lie in \[3, 8\], got 2; else give alpha too"),
+        (lambda: LINE.level(3, 1.5), r"alpha must lie in \[0, 1\], got 1.5.*lcs\.Level"),
+        (lambda: lcs.Quantized(line=False).level(3, 0.5), "a point has no alpha"),
+        (lambda: subspace_of().at(density=0.5), "lcs.Quantized has levels of bits, not of density"),
+    ],
+)
+def test_bad_levels_are_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_a_line_draws_alpha_and_bits_together_and_rounds_inputs_late():
+    levels = draw(LINE, 600)
+    assert all(level == LINE.level(level.bits) for level in levels)
+    assert all(80 <= sum(level.bits == bits for level in levels) <= 120 for bits in range(3, 9))
+    early = draw(LINE, 600, progress=0.99)
+    assert [level.bits for level in early] == [level.bits for level in levels]
+    assert not any(level.inputs for level in early)
+
+
+def test_a_point_trains_at_its_highest_width_until_inputs_are_rounded():
+    point = lcs.Quantized(line=False, bits=(3, 7))
+    assert set(draw(point, 50, 0.5)) == {lcs.Level(0.0, bits=7, inputs=False)}
+    assert {level.bits for level in draw(point, 200)} == set(range(3, 8))
+    assert draw(lcs.Quantized(target=6), 1, 0.5) == [lcs.Level(0.0, bits=6, inputs=False)]
+    assert draw(lcs.Quantized(target=6), 1) == [lcs.Level(0.0, bits=6)]
+
+
+@pytest.mark.parametrize("options", [{}, {"nested": True}, {"per_channel": True}], ids=str)
+def test_compressed_weights_are_rounded_and_dense_ones_are_not(options):
+    recipe = lcs.Quantized(**options)
+    subspace = subspace_of(recipe).eval()
+    with subspace.at(bits=4) as level, torch.no_grad():
+        conv, stem = subspace.model.body[2], subspace.model.stem
+        weight, bias = conv.tensors()
+        assert torch.equal(weight, interpolate_quantize(conv.weight, conv.weight_1, level.alpha, 4, **options))
+        torch.testing.assert_close(bias, torch.lerp(conv.bias, conv.bias_1, level.alpha))
+        torch.testing.assert_close(stem.tensors()[0], torch.lerp(stem.weight, stem.weight_1, level.alpha))
+        for rows in weight.flatten(1) if options.get("per_channel") else [weight]:
+            assert len(rows.unique()) <= 16
+
+
+def test_the_range_of_the_inputs_is_a_running_average_that_training_alone_moves():
+    subspace = subspace_of()
+    hidden, seen = subspace.model.hidden, []
+    hidden.register_forward_pre_hook(lambda m, args: seen.append(args[0].detach()))
+    for seed in range(3):
+        with subspace.at(bits=3 + seed):
+            subspace(batch(seed=seed))
+    low, high = seen[0].aminmax()
+    for x in seen[1:]:
+        low, high = low + 0.1 * (x.min() - low), high + 0.1 * (x.max() - high)
+    torch.testing.assert_close(hidden.input_low, low)
+    torch.testing.assert_close(hidden.input_high, high)
+    before = copy.deepcopy(subspace.state_dict())
+    with subspace.eval().at(bits=3), torch.no_grad():
+        subspace(100 * batch())
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), subspace.state_dict().values(), strict=True))
+
+
+def test_inputs_are_rounded_once_their_range_is_known():
+    """Before that they are exact: never a range of nothing."""
+    subspace = subspace_of().eval()
+    hidden, x = subspace.model.hidden, torch.randn(4, 8)
+    with torch.no_grad(), subspace.at(bits=3):
+        weight, bias = hidden.tensors()[:2]
+        assert torch.equal(hidden(x), nn.functional.linear(x, weight, bias))
+        subspace.train()(batch())
+        subspace.eval()
+        rounded = quantize(x, hidden.input_low, hidden.input_high, 3)
+        assert torch.equal(hidden(x), nn.functional.linear(rounded, weight, bias))
+    with torch.no_grad(), subspace.at(lcs.Level(0.0, bits=3, inputs=False)):
+        weight, bias = hidden.tensors()
+        assert torch.equal(hidden(x), nn.functional.linear(x, weight, bias))
+
+
+def test_a_level_without_inputs_moves_no_range():
+    subspace = subspace_of()
+    with subspace.at(draw(LINE, 1, progress=0.5)[0]):
+        subspace(batch()).sum().backward()
+    assert not any(layer.input_known for layer in (subspace.model.hidden, subspace.model.body[2]))
+
+
+def test_gradients_go_straight_through():
+    subspace = subspace_of()
+    with subspace.at(bits=3) as level:
+        hidden, x = subspace.model.hidden, torch.randn(4, 8, requires_grad=True)
+        y = hidden(x)
+        grad = torch.randn_like(y)
+        y.backward(grad)
+        weight, rounded = hidden.tensors()[0], quantize(x.detach(), hidden.input_low, hidden.input_high, 3)
+    torch.testing.assert_close(x.grad, grad @ weight)
+    torch.testing.assert_close(hidden.weight.grad, (1 - level.alpha) * (grad.T @ rounded))
+    torch.testing.assert_close(hidden.weight_1.grad, level.alpha * (grad.T @ rounded))
+
+
+def test_ranges_are_saved_and_a_dense_model_has_none():
+    subspace = subspace_of()
+    with subspace.at(bits=8):
+        subspace(batch())
+    file = io.BytesIO()
+    torch.save(subspace.state_dict(), file)
+    file.seek(0)
+    again = subspace_of(seed=1)
+    again.load_state_dict(torch.load(file))
+    with torch.no_grad(), again.eval().at(bits=3), subspace.eval().at(bits=3):
+        assert torch.equal(again(batch()), subspace(batch()))
+    fresh = subspace_of()
+    fresh.load_state_dict({k: v for k, v in Net().state_dict().items() if "running" not in k and "num_b" not in k})
+    assert not fresh.model.hidden.input_known
+
+
+def test_unconverted_layers_hold_rounded_weights_and_nothing_else():
+    subspace = subspace_of()
+    with subspace.at(bits=4), torch.no_grad():
+        weight = subspace.model.hidden.tensors()[0]
+    model = lcs.unconvert(subspace, bits=4)
+    assert type(model.hidden) is nn.Linear and torch.equal(model.hidden.weight, weight)
+    assert not list(model.hidden.buffers())
+
+
+@pytest.mark.parametrize("recipe", [LINE, lcs.Quantized(line=False)])
+def test_compiles_once_for_all_widths(recipe):
+    subspace, counter = subspace_of(recipe), CompileCounter()
+    eager = copy.deepcopy(subspace)
+    subspace.compile(backend=counter, fullgraph=True)
+    for bits in (8, 3, 5, 4, 7, 6):
+        with subspace.at(bits=bits), eager.at(bits=bits):
+            assert torch.equal(subspace(batch()), eager(batch()))
+    assert counter.frame_count == 1
+
+
+def test_training_lowers_the_loss_at_every_width():
+    torch.manual_seed(0)
+    subspace = lcs.convert(Net(), LINE, dense=["stem", "head"], perturb=0.5)
+    x, y = batch(48), torch.arange(48) % 3
+    x[torch.arange(48), 0, 0, 0] += 6.0 * y
+    loss, optimizer = nn.CrossEntropyLoss(), torch.optim.SGD(subspace.parameters(), 0.1, momentum=0.9)
+
+    def losses():
+        found = []
+        for bits in (3, 5, 8):
+            with torch.no_grad(), subspace.eval().at(bits=bits):
+                found.append(loss(subspace(x), y).item())
+        subspace.train()
+        return found
+
+    before = losses()
+    for step in range(90):
+        for level in subspace.sample(progress=step / 60):
+            with subspace.at(level):
+                loss(subspace(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(after < 0.7 * first for after, first in zip(losses(), before, strict=True))
+
+
+def test_stored_bytes():
+    subspace = subspace_of(lcs.Quantized(bits=(2, 8)))
+    compressed = 8 * 8 * 9 + 8 * 6
+    full = subspace.statistics(bits=8)
+    for bits in range(2, 9):
+        found = subspace.statistics(bits=bits)
+        assert found.stored_bytes - 16 == full.dense_bytes - 4 * compressed + compressed * bits // 8
