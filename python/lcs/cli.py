@@ -100,6 +100,8 @@ class EvaluateArguments:
     """run directory to evaluate"""
     densities: tuple[float, ...] = ()
     """levels of an unstructured run, each in [0, 1]; the paper's grid within the run's range if not given"""
+    widths: tuple[float, ...] = ()
+    """levels of a structured run, each in (0, 1]"""
     target: tuple[Path, ...] = ()
     """runs of method target, drawn as points"""
     dense: Path | None = None
@@ -119,11 +121,22 @@ class EvaluateArguments:
     png: Path | None = None
     """where the plot goes; evaluation.png in the run directory if not given"""
 
+    def values(self, unit: str) -> tuple[float, ...]:
+        """The levels given. Raises ValueError where they are of another unit than the run's."""
+        given = {"density": ("densities", self.densities), "width": ("widths", self.widths)}
+        for other, (flag, values) in given.items():
+            if other != unit and values:
+                raise ValueError(f"{flag}: {self.run} has levels of {unit}; give --{given[unit][0]}")
+        return given[unit][1]
+
     def problem(self) -> str | None:
         """What is wrong with a value, naming it."""
         outside = [density for density in self.densities if not 0.0 <= density <= 1.0]
         if outside:
             return f"densities: must lie in [0, 1], got {outside[0]}"
+        outside = [width for width in self.widths if not 0.0 < width <= 1.0]
+        if outside:
+            return f"widths: must lie in (0, 1], got {outside[0]}"
         small = [(n, v) for n, v in (("batch_size", self.batch_size), ("measure_batch", self.measure_batch)) if v < 1]
         return f"{small[0][0]}: must be at least 1, got {small[0][1]}" if small else None
 
@@ -140,7 +153,7 @@ def _eval(argv: list[str]) -> int:
     from .rundir import RunDirectory, RunError
     from .table import print_table
 
-    RunDirectory(arguments.run).config()
+    values = arguments.values(RunDirectory(arguments.run).config().unit)
     json, png = arguments.json or arguments.run / "evaluation.json", arguments.png or arguments.run / "evaluation.png"
     for flag, path in (("json", json), ("png", png)):
         try:
@@ -149,7 +162,7 @@ def _eval(argv: list[str]) -> int:
             raise RunError(f"{path}: cannot be written: {error.strerror}; name another file with --{flag}") from error
     evaluation = evaluate(
         arguments.run,
-        arguments.densities or None,
+        values or None,
         targets=arguments.target,
         dense=arguments.dense,
         device=arguments.device,

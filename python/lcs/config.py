@@ -25,7 +25,8 @@ Norm = Literal["group", "instance", "batch"]
 
 BASELINES = ("target", "dense")
 SUBSPACES = ("lcs_l", "lcs_p")
-UNITS = {"unstructured": "density"}  # of the levels, by compression
+SLIMMABLE = ("us", "ns")  # baselines of width: batch norm, trained at random or at fixed widths
+UNITS = {"unstructured": "density", "structured": "width"}  # of the levels, by compression
 
 
 class ConfigError(ValueError):
@@ -58,12 +59,25 @@ PRESETS = (
         ("lcs_l", "target"),
         "evaluation before the density warm-up ends: at the density asked for, or shifted as training's densities are",
     ),
-    PresetOption("norm", "group", "batch", BASELINES, "norm layers of the target and dense runs"),
+    PresetOption(
+        "norm",
+        "group",
+        "batch",
+        BASELINES,
+        "norm layers of the target and dense runs; of structured ones instance, or batch",
+    ),
+    PresetOption(
+        "running_statistics",
+        "per_width",
+        "shared",
+        ("ns",),
+        "running statistics of the batch norms: of each of the fixed widths, or one set for all of them",
+    ),
     PresetOption(
         "lr_warmup",
         "at_most_half",
         "five",
-        (*SUBSPACES, *BASELINES),
+        (*SUBSPACES, *SLIMMABLE, *BASELINES),
         "epochs in which the learning rate rises: 5, or half of a run shorter than 10 epochs; or always 5",
     ),
 )
@@ -93,16 +107,27 @@ class TrainConfig(pydantic.BaseModel):
     data_root: Path | None = Field(None, description="folder of cifar10 or imagenet")
     image_size: Count | None = Field(None, description="height and width of the images; the data set's if not given")
     limit: Count | None = Field(None, description="use only this many images of each split")
-    compression: Literal["unstructured"] = Field("unstructured", description="what a level changes")
-    method: Literal["lcs_l", "lcs_p", "target", "dense"] = Field(
-        "lcs_l", description="subspace: line or point; or a baseline: one level, or no compression"
+    compression: Literal["unstructured", "structured"] = Field("unstructured", description="what a level changes")
+    method: Literal["lcs_l", "lcs_p", "us", "ns", "target", "dense"] = Field(
+        "lcs_l",
+        description="subspace: line or point; or a baseline: universally slimmable, fixed widths, one level, or none",
     )
     density: tuple[Fraction, Fraction] = Field((0.025, 1.0), description="range of densities trained (lcs_l, lcs_p)")
     target_density: Fraction | None = Field(None, description="the density of a target run")
+    width: tuple[Fraction, Fraction] = Field((0.25, 1.0), description="range of widths trained (lcs_l, lcs_p, us)")
+    samples: Annotated[int, Field(strict=True, ge=2)] = Field(
+        4, description="widths of a step: both ends of the range, and random ones between"
+    )
+    fixed_widths: tuple[Fraction, ...] = Field((1.0, 0.75, 0.5, 0.25), description="widths of each step of an ns run")
+    target_width: Fraction | None = Field(None, description="the width of a target run")
+    running_statistics: Literal["per_width", "shared"] | None = Field(None, description="preset option")
     preset: Literal["default", "paper"] = Field("default", description="what the preset options below default to")
     keep_rounding: Literal["half_even", "truncate"] | None = Field(None, description="preset option")
     warmup_evaluation: Literal["requested", "shifted"] | None = Field(None, description="preset option")
-    norm: Norm | None = Field(None, description="group, but a preset option in target and dense runs")
+    norm: Norm | None = Field(
+        None,
+        description="group, structured instance, us and ns batch; a preset option in target and dense runs",
+    )
     lr_warmup: Literal["at_most_half", "five"] | None = Field(None, description="preset option")
     init: Literal["independent", "copy"] = Field(
         "independent", description="second ends: drawn anew as in the paper, or equal to the first, for short runs"
@@ -135,7 +160,9 @@ class TrainConfig(pydantic.BaseModel):
         return UNITS[self.compression]
 
     def bounds(self) -> tuple[float, float]:
-        """The lowest and highest level trained (lcs_l, lcs_p)."""
+        """The lowest and highest level trained."""
+        if self.method == "ns":
+            return min(self.fixed_widths), max(self.fixed_widths)
         return getattr(self, self.unit)
 
     def target_level(self) -> float | None:
@@ -148,22 +175,46 @@ class TrainConfig(pydantic.BaseModel):
         Raises ConfigError where settings contradict each other.
         """
         self._check_agreement()
-        defaults: dict[str, Any] = {"norm": "group", **vars(DATA_DEFAULTS[self.data])}
+        structured = self.compression == "structured"
+        norm = "batch" if self.method in SLIMMABLE else "instance" if structured else "group"
+        defaults: dict[str, Any] = {"norm": norm, **vars(DATA_DEFAULTS[self.data])}
         for option in PRESETS:
             if option.name not in defaults or self.method in option.methods:
                 defaults[option.name] = getattr(option, self.preset)
+        if structured and defaults["norm"] == "group":
+            defaults["norm"] = "instance"
         return self.model_copy(update={k: v for k, v in defaults.items() if getattr(self, k) is None})
 
     def _check_agreement(self) -> None:
-        low, high = self.density
+        low, high = getattr(self, self.unit)
         if low > high:
-            raise ConfigError(f"density: the lower bound {low} lies above the upper bound {high}")
-        if self.method == "target" and self.target_density is None:
-            raise ConfigError("target_density: method target needs one")
-        if self.method != "target" and self.target_density is not None:
-            raise ConfigError(f"target_density: only method target takes one, the method is {self.method}")
+            raise ConfigError(f"{self.unit}: the lower bound {low} lies above the upper bound {high}")
+        target = f"target_{self.unit}"
+        if self.method == "target" and self.target_level() is None:
+            raise ConfigError(f"{target}: method target needs one")
+        if self.method != "target" and self.target_level() is not None:
+            raise ConfigError(f"{target}: only method target takes one, the method is {self.method}")
+        for unit in set(UNITS.values()) - {self.unit}:
+            if getattr(self, f"target_{unit}") is not None:
+                raise ConfigError(f"target_{unit}: a run of compression {self.compression} takes {target}")
+        if self.compression == "structured":
+            self._check_widths()
+        elif self.method in SLIMMABLE:
+            raise ConfigError(f"method: {self.method} needs compression structured, got {self.compression}")
         if self.resume and self.overwrite:
             raise ConfigError("overwrite: cannot be combined with resume")
+
+    def _check_widths(self) -> None:
+        if self.norm == "group":
+            raise ConfigError("norm: groups of channels do not divide every width; use instance or batch")
+        if not self.fixed_widths:
+            raise ConfigError("fixed_widths: at least one is needed")
+        for name in ("width", "fixed_widths", "target_width"):
+            value = getattr(self, name)
+            if value is not None and min(value if isinstance(value, tuple) else (value,)) <= 0:
+                raise ConfigError(f"{name}: a width lies in (0, 1], got {value}")
+        if self.method == "lcs_l" and self.width[0] == self.width[1]:
+            raise ConfigError(f"width: a line needs two widths, got {self.width}")
 
     def identity(self) -> dict[str, Any]:
         """The settings that the trained weights depend on, as JSON values: what a checkpoint must agree with."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from . import checkpoint
 from .config import TrainConfig
 from .data import Data, Split
+from .frozen import PACKERS
 from .levels import Level
 from .measure import Measurement, measure_speed
 from .network import build, load_data
@@ -31,7 +32,10 @@ GRIDS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One level of one run. `accuracy` and `sparsity` in [0, 1]; bytes of the weights as stored at this level."""
+    """One level of one run. `accuracy` and `sparsity` in [0, 1]; bytes of the weights as stored at this level.
+
+    macs: multiply-accumulate operations for one image, where the level changes them (`lcs.macs.count_macs`).
+    """
 
     value: float
     alpha: float
@@ -40,6 +44,7 @@ class Row:
     sparsity: float
     stored_bytes: int
     dense_bytes: int
+    macs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ def values_of(config: TrainConfig, *, ends: bool = False) -> list[float]:
     if config.method == "dense":
         return [GRIDS[config.unit][-1]]
     low, high = config.bounds()
+    if config.method == "ns" and not ends:
+        return sorted(set(config.fixed_widths))
     between = [] if ends else [value for value in GRIDS[config.unit] if low < value < high]
     return sorted({low, *between, high})
 
@@ -154,6 +161,8 @@ def evaluate(
         subspace.recipe.level(value)
     if measure_batch is not None and not 1 <= measure_batch <= len(data.test):
         raise RunError(f"measure_batch: must lie in 1 to {len(data.test)}, the test images, got {measure_batch}")
+    if measure_batch is not None and type(subspace.recipe) not in PACKERS:
+        raise RunError(f"{run}: a {config.compression} run has no packed form whose speed could be measured")
     rows = _rows(subspace, data, values or values_of(config), batch_size)
     target_rows = [_baseline(path, "target", config, device, batch_size) for path in targets]
     dense_row = None if dense is None else _baseline(dense, "dense", config, device, batch_size)
@@ -169,14 +178,20 @@ def _speed(subspace: Subspace, data: Data, rows: list[Row], batch: int) -> Measu
     return measure_speed(subspace, images.to(like.device, like.dtype), levels)
 
 
+def _image(subspace: Subspace, data: Data) -> Tensor:
+    like = next(subspace.model.parameters())
+    images, _ = data.test.batch([0], epoch=0, seed=0, augment=False)
+    return images.to(like.device, like.dtype)
+
+
 def _rows(subspace: Subspace, data: Data, values: Sequence[float], batch_size: int) -> list[Row]:
     return [_row(subspace, data, subspace.recipe.level(value), batch_size) for value in values]
 
 
 def _row(subspace: Subspace, data: Data, level: Level, batch_size: int) -> Row:
     correct, loss = (measure(subspace, data.test, level, batch_size=batch_size) / len(data.test)).tolist()
-    stored = subspace.statistics(level)
-    value, sizes = subspace.recipe.value(level), (stored.stored_bytes, stored.dense_bytes)
+    stored = subspace.statistics(level, example=_image(subspace, data) if subspace.recipe.cuts else None)
+    value, sizes = subspace.recipe.value(level), (stored.stored_bytes, stored.dense_bytes, stored.macs)
     return Row(value, level.alpha, correct, loss, stored.sparsity, *sizes)
 
 

@@ -10,18 +10,32 @@ from .convert import convert
 from .data import Data
 from .recipe import Recipe
 from .schedule import generator
+from .structured import Structured
 from .subspace import Subspace
 from .unstructured import Unstructured
 
 
 def recipe(config: TrainConfig) -> Recipe:
     """The levels that `config` trains."""
+    if config.compression == "structured":
+        return _structured(config)
     common = {"keep_rounding": config.keep_rounding, "density": config.density}
     if config.method == "lcs_l":
         return Unstructured(line=True, endpoint_probability=config.endpoint_probability, **common)
     if config.method == "lcs_p":
         return Unstructured(line=False, **common)
     return Unstructured(line=False, target=config.target_density if config.method == "target" else 1.0, **common)
+
+
+def _structured(config: TrainConfig) -> Structured:
+    common = {"width": config.width, "samples": config.samples}
+    if config.method == "lcs_l":
+        return Structured(line=True, **common)
+    if config.method in ("lcs_p", "us"):
+        return Structured(line=False, **common)
+    if config.method == "ns":
+        return Structured(line=False, fixed=config.fixed_widths, per_width=config.running_statistics == "per_width")
+    return Structured(line=False, target=config.target_width if config.method == "target" else 1.0)
 
 
 def build(config: TrainConfig, dataset: Data) -> Subspace:
@@ -35,7 +49,7 @@ def build(config: TrainConfig, dataset: Data) -> Subspace:
         subspace = convert(
             model,
             recipe(config),
-            dense=[model.stem_name, model.classifier_name],
+            dense=[model.classifier_name, *([] if config.compression == "structured" else [model.stem_name])],
             norm="keep" if config.norm == "batch" else config.norm,
             init=config.init,
             generator=generator("second end", config.seed),

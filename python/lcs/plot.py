@@ -12,7 +12,14 @@ from .checkpoint import write_atomic
 if TYPE_CHECKING:
     from .evaluate import Evaluation
 
-_NAMES = {"lcs_l": "subspace, line (LCS+L)", "lcs_p": "subspace, point (LCS+P)", "target": "target", "dense": "dense"}
+_NAMES = {
+    "lcs_l": "subspace, line (LCS+L)",
+    "lcs_p": "subspace, point (LCS+P)",
+    "us": "universally slimmable",
+    "ns": "slimmable, fixed widths",
+    "target": "target",
+    "dense": "dense",
+}
 _LABELS = {
     "density": "density (weights kept in each compressed layer)",
     "width": "width (output channels kept in each compressed layer)",

@@ -18,6 +18,8 @@ from .layers.weights import WEIGHT_LAYERS
 from .levels import Level
 from .recipe import Recipe, Tensors
 
+_STATISTICS = ("running_mean", "running_var")
+
 
 @dataclass(frozen=True)
 class Structured(Recipe):
@@ -29,6 +31,9 @@ class Structured(Recipe):
     width: lowest and highest width that `sample` draws.
     samples: widths of one step: both ends and so many less two between them (the sandwich).
     target: train for this one width only (the fixed baseline); always a point.
+    fixed: train all of these widths in each step and no others (slimmable networks, arXiv 1812.08928); a point.
+    per_width: each of the `fixed` widths has running statistics of its own in the batch norms that are kept, and any
+        other width those of all of them; else one set serves all.
     """
 
     unit: ClassVar[str] = "width"
@@ -42,6 +47,8 @@ class Structured(Recipe):
     width: tuple[float, float] = (0.25, 1.0)
     samples: int = 4
     target: float | None = None
+    fixed: tuple[float, ...] | None = None
+    per_width: bool = False
 
     def __post_init__(self) -> None:
         low, high = self.width
@@ -53,6 +60,15 @@ class Structured(Recipe):
         if self.target is not None:
             _check_width("target", self.target)
             object.__setattr__(self, "line", False)
+        if self.fixed is not None:
+            if not self.fixed or self.target is not None:
+                raise ValueError("Structured: fixed is at least one width, and without target")
+            for width in self.fixed:
+                _check_width("fixed", width)
+            object.__setattr__(self, "fixed", tuple(map(float, self.fixed)))
+            object.__setattr__(self, "line", False)
+        elif self.per_width:
+            raise ValueError("Structured: per_width statistics are of the fixed widths; give them")
         if self.line and low == high:
             raise ValueError(f"Structured: a line needs two widths, got {self.width}; for one, pass line=False")
 
@@ -82,7 +98,9 @@ class Structured(Recipe):
 
     def sample(self, generator: torch.Generator | None, progress: float = 1.0) -> list[Level]:
         """The levels of one training step: the lowest, the highest and uniform ones between, drawn from `generator`
-        (on the CPU). There is no warm-up."""
+        (on the CPU), or the `fixed` ones. There is no warm-up."""
+        if self.fixed is not None:
+            return [Level(0.0, width=width) for width in self.fixed]
         if self.target is not None:
             return [Level(0.0, width=self.target)]
         low, high = self.width
@@ -124,8 +142,18 @@ class Structured(Recipe):
 
     def _statistics(self, layer: SubspaceLayer, level: Level) -> Tensors:
         """Of a batch or instance norm: the mean and the variance that run along with training."""
-        names = ("running_mean", "running_var") if hasattr(layer, "track_running_stats") else ()
-        return tuple(self._cut(layer, getattr(layer, name), level) for name in names)
+        if not hasattr(layer, "track_running_stats"):
+            return ()
+        own = self.per_width and level.width in self.fixed and layer.running_mean is not None
+        place = f"_{self.fixed.index(level.width)}" if own else ""
+        return tuple(self._cut(layer, getattr(layer, name + place), level) for name in _STATISTICS)
+
+    def prepare(self, layer: SubspaceLayer) -> None:
+        if self.per_width and isinstance(getattr(layer, "running_mean", None), Tensor):
+            for i, width in enumerate(self.fixed):
+                for name in _STATISTICS:
+                    own = self._cut(layer, getattr(layer, name), Level(0.0, width=width))
+                    layer.register_buffer(f"{name}_{i}", own.clone())
 
     def bake(self, layer: SubspaceLayer, level: Level, weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if weight is None:
@@ -138,8 +166,12 @@ class Structured(Recipe):
         module = super().plain(layer, level, weight)
         if weight is not None:
             narrow(module, self.inputs(layer, getattr(layer, "in_channels", 0), level))
-        elif layer.incoming is not None:
-            narrow(module, self.inputs(layer, 0, level))
+        else:
+            if (statistics := self._statistics(layer, level)) and statistics[0] is not None:
+                module._buffers = dict(zip(_STATISTICS, (t.clone() for t in statistics), strict=True))
+                module._buffers["num_batches_tracked"] = layer.num_batches_tracked
+            if layer.incoming is not None:
+                narrow(module, self.inputs(layer, 0, level))
         return module
 
     def _cut(self, layer: SubspaceLayer, end: Tensor | None, level: Level) -> Tensor | None:

@@ -28,12 +28,15 @@ def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
     for name in (evaluation.unit, *(_MEASURED if speed else _STORED)):
         table.add_column(name, justify="right")
     cells = _measured_cells if speed else _cells
+    operations = evaluation.unit == "width" and not speed
+    if operations:
+        table.add_column("MMACs", justify="right")
     for row, timed in zip(evaluation.rows, speed.rows if speed else evaluation.rows, strict=True):
-        table.add_row(evaluation.method, *cells(row, timed))
+        table.add_row(evaluation.method, *cells(row, timed), *(_operations(row) if operations else ()))
     table.add_section()
     for name, rows in (("target", evaluation.targets), ("dense", [evaluation.dense] if evaluation.dense else [])):
         for row in rows:
-            table.add_row(name, *cells(row, None))
+            table.add_row(name, *cells(row, None), *(_operations(row) if operations else ()))
     if speed:
         table.add_row("plain", "1", "", "", "", *_speed_cells(speed.dense))
     (console or optional.require("rich.console").Console()).print(table)
@@ -49,6 +52,10 @@ def _cells(row: Row, _: object) -> tuple[str, ...]:
         f"{row.stored_bytes / 1024:,.1f}",
         f"{row.stored_bytes / row.dense_bytes:.1%}",
     )
+
+
+def _operations(row: Row) -> tuple[str]:
+    return ("" if row.macs is None else f"{row.macs / 1e6:,.2f}",)
 
 
 def _measured_cells(row: Row, timed: Speed | None) -> tuple[str, ...]:

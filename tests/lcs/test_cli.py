@@ -49,6 +49,7 @@ def test_train_help_tells_the_presets_apart(capsys):
         (["train", "--config", "absent.yaml"], "absent.yaml"),
         (["eval"], "run"),
         (["eval", "run", "--densities", "1.5"], "densities"),
+        (["eval", "run", "--widths", "0"], "widths"),
         (["eval", "run", "--batch-size", "0"], "batch_size"),
         (["eval", "run", "--measure-batch", "0"], "measure_batch"),
         (["doctor", "--yaml"], "--yaml"),
@@ -103,6 +104,16 @@ def test_train_and_eval(tmp_path, monkeypatch, capsys):
     assert (run / "evaluation.png").exists()
     assert main(["train", *TINY, "--out", str(run), "--overwrite"]) == 0
     assert not (run / "evaluation.json").exists()
+
+
+def test_widths_of_a_structured_run(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", *TINY, "--compression", "structured", "--method", "us", "--out", str(run)]) == 0
+    assert main(["eval", str(run), "--widths", "1", "0.3"]) == 0
+    rows = json.loads((run / "evaluation.json").read_text())["rows"]
+    assert [row["value"] for row in rows] == [1.0, 0.3] and rows[1]["macs"] < rows[0]["macs"]
+    assert main(["eval", str(run), "--densities", "0.5"]) == 1
+    assert "has levels of width; give --widths" in capsys.readouterr().err
 
 
 def test_failures_exit_1_with_one_line(tmp_path, capsys):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from lcs import config
-from lcs.config import PRESETS, ConfigError, TrainConfig
+from lcs.config import PRESETS, SLIMMABLE, ConfigError, TrainConfig
 
 
 @pytest.mark.parametrize("option", PRESETS, ids=lambda option: option.name)
@@ -11,7 +11,9 @@ def test_preset_fills_option(option):
     method = option.methods[-1]
     density = 0.1 if method == "target" else None
     for preset in ("default", "paper"):
-        resolved = TrainConfig(method=method, target_density=density, preset=preset).resolved()
+        compression = "structured" if method in SLIMMABLE else "unstructured"
+        given = {"method": method, "compression": compression, "target_density": density, "preset": preset}
+        resolved = TrainConfig(**given).resolved()
         assert getattr(resolved, option.name) == getattr(option, preset)
     assert option.default != option.paper
     assert option.name in config.presets_table() and option.name in config.presets_help()
@@ -100,8 +102,15 @@ def test_yaml_exponent_without_point(tmp_path):
         ({"method": "target"}, "target_density"),
         ({"target_density": 0.1}, "target_density"),
         ({"resume": True, "overwrite": True}, "overwrite"),
+        ({"method": "us"}, "method"),
+        ({"target_width": 0.5, "method": "target", "target_density": 0.5}, "target_width"),
+        ({"compression": "structured", "method": "target"}, "target_width"),
+        ({"compression": "structured", "width": (0.9, 0.5)}, "width"),
+        ({"compression": "structured", "width": (0.0, 0.5)}, "width"),
+        ({"compression": "structured", "width": (0.5, 0.5)}, "width"),
+        ({"compression": "structured", "norm": "group"}, "norm"),
+        ({"compression": "structured", "method": "ns", "fixed_widths": ()}, "fixed_widths"),
     ],
-    ids=["range", "target without density", "density without target", "resume and overwrite"],
 )
 def test_contradictions(settings, key):
     with pytest.raises(ConfigError, match=f"^{key}: "):
@@ -113,3 +122,18 @@ def test_digest_is_of_what_weights_depend_on():
     same = TrainConfig(out=Path("elsewhere"), threads=3, checkpoint_interval=7, keep_rounding="half_even", epochs=30)
     assert base.digest() == same.digest()
     assert base.digest() != TrainConfig(seed=1).digest()
+
+
+@pytest.mark.parametrize(
+    ("method", "default", "paper"),
+    [
+        ("lcs_l", "instance", "instance"),
+        ("lcs_p", "instance", "instance"),
+        ("us", "batch", "batch"),
+        ("ns", "batch", "batch"),
+        ("dense", "instance", "batch"),
+    ],
+)
+def test_norms_of_structured_runs(method, default, paper):
+    for preset, norm in (("default", default), ("paper", paper)):
+        assert TrainConfig(compression="structured", method=method, preset=preset).resolved().norm == norm

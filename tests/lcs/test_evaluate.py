@@ -154,3 +154,26 @@ def test_density_out_of_range(runs, density):
 def test_unknown_device(runs):
     with pytest.raises(RunError, match="device: 'toaster' is not a PyTorch device"):
         evaluate.evaluate(runs["line"], [1.0], device="toaster")
+
+
+STRUCTURED = [{"method": m} for m in ("lcs_l", "lcs_p", "us", "ns", "dense")] + [
+    {"method": "target", "target_width": 0.5}
+]
+
+
+@pytest.mark.parametrize("settings", STRUCTURED, ids=lambda settings: settings["method"])
+def test_structured_runs(tmp_path, capsys, settings):
+    run = make_run(tmp_path / "run", compression="structured", evaluation_interval=1, **settings)
+    found = evaluate.evaluate(run)
+    grid = {"dense": [1.0], "target": [0.5], "ns": [0.25, 0.5, 0.75, 1.0]}
+    widths = grid.get(settings["method"], [0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0])
+    assert found.unit == "width" and [row.value for row in found.rows] == widths
+    assert all(row.macs and row.stored_bytes < row.dense_bytes for row in found.rows if row.value < 1)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    tested = {line["width"]: line["accuracy"] for line in lines if line["kind"] == "test"}
+    assert tested.items() <= {row.value: row.accuracy for row in found.rows}.items() and tested
+    print_table(found)
+    assert "MMACs" in capsys.readouterr().out
+    plot(found, tmp_path / "plot.png")
+    with pytest.raises(RunError, match="a structured run has no packed form"):
+        evaluate.evaluate(run, measure_batch=1)

@@ -274,3 +274,33 @@ def test_group_norm_is_refused():
         ValueError, match="norm must be one of instance, keep, got 'group': groups of channels do not divide"
     ):
         lcs.convert(Net(nn.BatchNorm2d), lcs.Structured(), dense=["head"], norm="group")
+
+
+@pytest.mark.parametrize("per_width", [True, False])
+def test_fixed_widths_train_together_with_statistics_of_their_own_or_one_set(per_width):
+    torch.manual_seed(0)
+    recipe = lcs.Structured(fixed=(1.0, 0.5), per_width=per_width)
+    with pytest.warns(UserWarning, match="running statistics"):
+        subspace = lcs.convert(Net(nn.BatchNorm2d), recipe, dense=["head"], norm="keep")
+    assert not recipe.line and [level.width for level in subspace.sample()] == [1.0, 0.5]
+    norm, means = subspace.model.norm1, []
+    for level in subspace.sample():
+        norm.register_forward_pre_hook(lambda m, args: means.append(args[0].mean((0, 2, 3)).detach()))
+        with subspace.at(level):
+            subspace(batch())
+        norm._forward_pre_hooks.clear()
+    full, half = means
+    if per_width:
+        assert torch.allclose(norm.running_mean_0, 0.1 * full) and torch.allclose(norm.running_mean_1, 0.1 * half)
+        assert not norm.running_mean.any()
+    else:
+        both = 0.1 * full
+        both[:5] = 0.9 * both[:5] + 0.1 * half
+        assert torch.allclose(norm.running_mean, both)
+    subspace.eval()
+    with torch.no_grad(), subspace.at(width=0.5):
+        y = subspace(batch())
+    slim = lcs.unconvert(copy.deepcopy(subspace), width=0.5)
+    with torch.no_grad():
+        assert torch.equal(slim(batch()), y)
+    assert set(slim.norm1.state_dict()) == set(nn.BatchNorm2d(5).state_dict())

@@ -127,6 +127,3 @@ def narrow(module: nn.Module, inputs: int) -> None:
         module.num_channels = inputs
     else:
         module.num_features = inputs
-        for name in ("running_mean", "running_var"):
-            if (statistic := module._buffers[name]) is not None:
-                module._buffers[name] = statistic[:inputs].clone()
