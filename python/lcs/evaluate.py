@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from . import checkpoint
 from .config import TrainConfig
 from .data import Data, Split
-from .frozen import PACKERS
 from .levels import Level
 from .measure import Measurement, measure_speed
 from .network import build, load_data
@@ -161,8 +160,6 @@ def evaluate(
         subspace.recipe.level(value)
     if measure_batch is not None and not 1 <= measure_batch <= len(data.test):
         raise RunError(f"measure_batch: must lie in 1 to {len(data.test)}, the test images, got {measure_batch}")
-    if measure_batch is not None and type(subspace.recipe) not in PACKERS:
-        raise RunError(f"{run}: a {config.compression} run has no packed form whose speed could be measured")
     rows = _rows(subspace, data, values or values_of(config), batch_size)
     target_rows = [_baseline(path, "target", config, device, batch_size) for path in targets]
     dense_row = None if dense is None else _baseline(dense, "dense", config, device, batch_size)

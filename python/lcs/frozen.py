@@ -23,13 +23,15 @@ from .packing import RUNNING, Choice, Choices, FrozenSlot, Packed, Packer, Shape
 from .planning import columns
 from .recipe import Recipe
 from .sparse_packing import SparsePacker
+from .structured import Structured
 from .unstructured import Unstructured
+from .width_packing import WidthPacker
 
 if TYPE_CHECKING:
     from .subspace import Subspace
 
 CACHE_BYTES = 512 << 20
-PACKERS: dict[type[Recipe], type[Packer]] = {Unstructured: SparsePacker}
+PACKERS: dict[type[Recipe], type[Packer]] = {Structured: WidthPacker, Unstructured: SparsePacker}
 _REMEMBERED = 1024  # inputs, and inputs at levels, whose choices are kept
 
 

@@ -20,7 +20,7 @@ from .convert import convert, unconvert
 from .frozen import Frozen
 from .layers import SubspaceLayer
 from .levels import Level
-from .snapshot import make
+from .snapshot import made_weights
 from .subspace import Subspace
 from .unstructured import Unstructured
 
@@ -73,7 +73,7 @@ def measure_speed(
     Raises MeasureError where a layer computes something else than it should.
     """
     frozen = subspace.freeze(cache_bytes=_ALL)
-    dense = unconvert(copy.deepcopy(subspace), density=1.0).requires_grad_(False).eval()
+    dense = unconvert(copy.deepcopy(subspace), subspace.recipe.level(1.0)).requires_grad_(False).eval()
     for level in levels:
         check_layers(frozen, x, level)
     calls = [lambda: dense(x), *(_call(frozen, level, x) for level in levels)]
@@ -118,23 +118,20 @@ def check_layers(frozen: Frozen, x: Tensor, level: Level) -> int:
     for hook in hooks:
         hook.remove()
     sparse = {name: m for name, m in named.items() if kernels[name] != "torch" and m in seen}
-    for (name, layer), pair in zip(sparse.items(), make(list(sparse.values()), level, frozen.recipe), strict=True):
+    weights = made_weights(list(sparse.values()), level, frozen.recipe)
+    for name, layer in sparse.items():
         input, output = seen[layer]
-        weight, bias = (None if t is None else t.double() for t in pair)
-        exact = _apply(layer, input.double(), weight, bias)
-        size = _apply(layer, input.double().abs(), weight.abs(), None if bias is None else bias.abs())
+        plain = frozen.recipe.plain(layer, level, weights[layer]).double()
+        exact, weight = plain(input.double()), plain.weight
+        for parameter in plain.parameters():
+            parameter.abs_()
+        size = plain(input.double().abs())
         terms = (weight[0].numel() + 1) * 2.0**-24
         error = terms / (1 - terms) * size
         error += torch.finfo(output.dtype).eps / 2 * (exact.abs() + error)
         if not ((output.double() - exact).abs() <= error).all():
             raise MeasureError(f"{name} at {level}: its output is wrong by more than rounding explains")
     return len(sparse)
-
-
-def _apply(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if isinstance(layer, nn.Linear):
-        return torch.nn.functional.linear(x, weight, bias)
-    return layer._conv_forward(x, weight, bias)
 
 
 def _call(frozen: Frozen, level: Level, x: Tensor) -> Callable[[], object]:

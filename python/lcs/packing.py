@@ -13,12 +13,13 @@ from torch import Tensor
 from lcs_kernels.formats import SparseWeight
 
 from .layers import SubspaceLayer
+from .layers.frozen_width import WidthView
 from .levels import Level
 from .recipe import Recipe
 from .snapshot import grouped
 
 Shape = tuple[int, ...]
-Weight = Tensor | SparseWeight
+Weight = Tensor | SparseWeight | WidthView
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Packed:
     @property
     def nbytes(self) -> int:
         """Bytes held by this level alone, with what has been derived for the kernels so far."""
-        return self.dense_nbytes + sum(nbytes(w) for w, *_ in self.tensors if not isinstance(w, Tensor))
+        return self.dense_nbytes + sum(nbytes(w) for w, *_ in self.tensors if not isinstance(w, (Tensor, WidthView)))
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,12 @@ def pack(layers: Sequence[SubspaceLayer], level: Level, packer: Packer, packed: 
             made = packer.weights(group, level, [packed[layer.index] for layer in group])
             weights.update(zip(group, made, strict=True))
         tensors = tuple(packer.recipe.tensors(layer, level, weights.get(layer)) for layer in layers)
-    ends = {id(end) for layer in layers for end in (layer.weight, layer.bias)}
-    own = [t for made in tensors for t in made if isinstance(t, Tensor) and id(t) not in ends]
+    stored = {
+        t.untyped_storage()._cdata
+        for layer in layers
+        for t in (*layer._parameters.values(), *layer._buffers.values())
+        if t is not None
+    }
+    made = [t for tensors_of in tensors for t in tensors_of if isinstance(t, Tensor)]
+    own = [t for t in made if t.untyped_storage()._cdata not in stored]
     return Packed(level, tensors, sum(t.nbytes for t in own))

@@ -136,7 +136,7 @@ class Structured(Recipe):
         else:
             made = weight, None if layer.bias is None else layer.bias[: len(weight)]
         for tensor in made:
-            if tensor is not None and (layer.compressed or layer.incoming is not None):
+            if isinstance(tensor, Tensor) and (layer.compressed or layer.incoming is not None):
                 maybe_mark_dynamic(tensor, 0)  # else each width would be compiled anew
         return made
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .measure import Measurement, Speed
 
 _STORED = ("alpha", "accuracy", "loss", "sparsity", "KiB", "of dense")
-_MEASURED = ("accuracy", "sparsity", "KiB", "ms", "p90", "speed-up", "resident", "sparse")
+_MEASURED = ("accuracy", "sparsity", "KiB", "ms", "p90", "speed-up", "resident", "packed")
 
 
 def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
@@ -82,7 +82,7 @@ def _explained(speed: Measurement) -> str:
         )
     )
     return (
-        f"KiB: as stored in a file; resident: KiB of a level in memory; sparse: layers that run a sparse op. "
+        f"KiB: as stored in a file; resident: KiB of a level in memory; packed: layers that run an op of this package. "
         f"Median and p90 ms of a call of {speed.batch} images, {speed.rounds} of each row in turn, on "
         f"{speed.device}, {speed.threads} threads; speed-up over `plain`: torch's own layers, all weights kept."
         + disturbed

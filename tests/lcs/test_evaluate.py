@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from lcs import checkpoint, evaluate
+from lcs import measure as speed
 from lcs.checkpoint import CheckpointError
 from lcs.config import TrainConfig
 from lcs.levels import Level
@@ -175,5 +176,13 @@ def test_structured_runs(tmp_path, capsys, settings):
     print_table(found)
     assert "MMACs" in capsys.readouterr().out
     plot(found, tmp_path / "plot.png")
-    with pytest.raises(RunError, match="a structured run has no packed form"):
-        evaluate.evaluate(run, measure_batch=1)
+
+
+def test_structured_runs_are_timed_from_one_buffer(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(speed, "SECONDS", 0.0)
+    found = evaluate.evaluate(make_run(tmp_path / "run", compression="structured"), [0.25, 1.0], measure_batch=2)
+    low, high = (row.resident_bytes for row in found.speed.rows)
+    assert low < high < 1.01 * low  # the norms' scales and shifts, and the classifier's inputs
+    assert all(row.sparse_layers == row.compressed_layers == 22 and row.speedup for row in found.speed.rows)
+    print_table(found)
+    assert "packed" in capsys.readouterr().out

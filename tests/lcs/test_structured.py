@@ -7,6 +7,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 import lcs
+from lcs.measure import check_layers
 
 
 class Net(nn.Module):
@@ -304,3 +305,25 @@ def test_fixed_widths_train_together_with_statistics_of_their_own_or_one_set(per
     with torch.no_grad():
         assert torch.equal(slim(batch()), y)
     assert set(slim.norm1.state_dict()) == set(nn.BatchNorm2d(5).state_dict())
+
+
+@pytest.mark.parametrize("line", [True, False])
+def test_frozen_every_width_runs_from_one_buffer(line):
+    subspace, x = subspace_of(lcs.Structured(line=line)).eval(), batch()
+    frozen = subspace.freeze(strict=True)
+    views = {}
+    for width in (0.25, 0.45, 0.8, 1.0):
+        report = frozen.report(x, width=width)
+        kernels = {row.layer: row.kernel for row in report.rows}
+        assert all(kernels[name] == "width_conv2d" for name in ("stem", "conv1", "depthwise", "shortcut"))
+        slim = lcs.unconvert(copy.deepcopy(subspace), width=width)
+        assert {row.layer: row.stored for row in report.rows}["conv1"] == slim.conv1.weight.numel()
+        assert check_layers(frozen, x, subspace.recipe.level(width)) == 4
+        with torch.no_grad():
+            torch.testing.assert_close(frozen(x, width=width), slim(x), rtol=1e-4, atol=1e-4)
+        bias = 4 * len(slim.stem.bias)
+        views[width] = {row.layer: row.bytes - bias * (row.layer == "stem") for row in report.rows}
+    assert len({(sizes["conv1"], sizes["stem"]) for sizes in views.values()}) == 1
+    assert len(frozen._packer._packed) == 4
+    norms = 2 * 4 * sum(round(10 * w) + round(18 * w) for w in views) if line else 0
+    assert frozen.counters.nbytes == norms and not frozen.counters.fallbacks

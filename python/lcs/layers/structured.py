@@ -27,7 +27,9 @@ class _Convolution(SubspaceLayer):
     """The outputs of a depthwise one follow its inputs."""
 
     def forward(self, input: Tensor) -> Tensor:
-        weight, bias = self.tensors()
+        return self._run(input, *self.tensors())
+
+    def _run(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         inputs, groups, padding = input.shape[1 - weight.dim()], self.groups, self.padding
         if groups == 1:
             weight = weight[:, :inputs]
