@@ -108,7 +108,6 @@ def convert(
     new = {modules[r.name]: _layer(modules[r.name], r.action, recipe, norm) for r in rows if r.action != "leave"}
     for module, layer in new.items():
         layer.incoming = inputs.get(module)
-        recipe.prepare(layer)
         if recipe.has_second_end(layer):
             layer.add_second_end()
         recipe.prepare(layer)

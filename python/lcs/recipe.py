@@ -56,9 +56,6 @@ class Recipe:
         whether they are compressed. Raises ValueError where the recipe cannot be applied."""
         return {}
 
-    def prepare(self, layer: SubspaceLayer) -> None:
-        """Adds to a new layer what the recipe stores besides the ends."""
-
     def tensors(self, layer: SubspaceLayer, level: Level, weight: Tensor | None) -> Tensors:
         """What a layer's forward gets at `level`: its weight, as `weights` made it (None: of another layer), bias and
         extras."""
