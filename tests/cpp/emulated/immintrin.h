@@ -51,3 +51,6 @@ inline simde__m256i halves(simde__m512 x) {
 #define _blsr_u32 lcs::emulated::blsr
 #define _mm512_stream_ps lcs::emulated::stream
 #define _mm512_cvtps_ph(x, rounding) lcs::emulated::halves(x)
+// SIMDe's macro shifts `how` without parentheses around it.
+#undef _mm512_roundscale_ps
+#define _mm512_roundscale_ps(x, how) simde_mm512_roundscale_ps(x, (how))
