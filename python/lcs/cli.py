@@ -102,6 +102,8 @@ class EvaluateArguments:
     """levels of an unstructured run, each in [0, 1]; the paper's grid within the run's range if not given"""
     widths: tuple[float, ...] = ()
     """levels of a structured run, each in (0, 1]"""
+    bits: tuple[int, ...] = ()
+    """levels of a quantized run, each from 2 to 8"""
     target: tuple[Path, ...] = ()
     """runs of method target, drawn as points"""
     dense: Path | None = None
@@ -123,7 +125,11 @@ class EvaluateArguments:
 
     def values(self, unit: str) -> tuple[float, ...]:
         """The levels given. Raises ValueError where they are of another unit than the run's."""
-        given = {"density": ("densities", self.densities), "width": ("widths", self.widths)}
+        given = {
+            "density": ("densities", self.densities),
+            "width": ("widths", self.widths),
+            "bits": ("bits", self.bits),
+        }
         for other, (flag, values) in given.items():
             if other != unit and values:
                 raise ValueError(f"{flag}: {self.run} has levels of {unit}; give --{given[unit][0]}")
@@ -137,6 +143,9 @@ class EvaluateArguments:
         outside = [width for width in self.widths if not 0.0 < width <= 1.0]
         if outside:
             return f"widths: must lie in (0, 1], got {outside[0]}"
+        outside = [bits for bits in self.bits if not 2 <= bits <= 8]
+        if outside:
+            return f"bits: must lie in 2 to 8, got {outside[0]}"
         small = [(n, v) for n, v in (("batch_size", self.batch_size), ("measure_batch", self.measure_batch)) if v < 1]
         return f"{small[0][0]}: must be at least 1, got {small[0][1]}" if small else None
 

@@ -21,12 +21,13 @@ Count = Annotated[int, Field(strict=True, gt=0)]
 Whole = Annotated[int, Field(strict=True, ge=0)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Bits = Annotated[int, Field(strict=True, ge=2, le=8)]
 Norm = Literal["group", "instance", "batch"]
 
 BASELINES = ("target", "dense")
 SUBSPACES = ("lcs_l", "lcs_p")
 SLIMMABLE = ("us", "ns")  # baselines of width: batch norm, trained at random or at fixed widths
-UNITS = {"unstructured": "density", "structured": "width"}  # of the levels, by compression
+UNITS = {"unstructured": "density", "structured": "width", "quantized": "bits"}  # of the levels, by compression
 
 
 class ConfigError(ValueError):
@@ -107,7 +108,9 @@ class TrainConfig(pydantic.BaseModel):
     data_root: Path | None = Field(None, description="folder of cifar10 or imagenet")
     image_size: Count | None = Field(None, description="height and width of the images; the data set's if not given")
     limit: Count | None = Field(None, description="use only this many images of each split")
-    compression: Literal["unstructured", "structured"] = Field("unstructured", description="what a level changes")
+    compression: Literal["unstructured", "structured", "quantized"] = Field(
+        "unstructured", description="what a level changes"
+    )
     method: Literal["lcs_l", "lcs_p", "us", "ns", "target", "dense"] = Field(
         "lcs_l",
         description="subspace: line or point; or a baseline: universally slimmable, fixed widths, one level, or none",
@@ -120,6 +123,9 @@ class TrainConfig(pydantic.BaseModel):
     )
     fixed_widths: tuple[Fraction, ...] = Field((1.0, 0.75, 0.5, 0.25), description="widths of each step of an ns run")
     target_width: Fraction | None = Field(None, description="the width of a target run")
+    bits: tuple[Bits, Bits] = Field((3, 8), description="range of bit widths trained (lcs_l, lcs_p)")
+    target_bits: Bits | None = Field(None, description="the bit width of a target run")
+    nested: StrictBool = Field(False, description="round so that every bit width is a part of one 8-bit weight")
     running_statistics: Literal["per_width", "shared"] | None = Field(None, description="preset option")
     preset: Literal["default", "paper"] = Field("default", description="what the preset options below default to")
     keep_rounding: Literal["half_even", "truncate"] | None = Field(None, description="preset option")
@@ -134,14 +140,16 @@ class TrainConfig(pydantic.BaseModel):
     )
     epochs: Count | None = Field(None, description="200 for cifar10, 90 imagenet, 30 digits, 2 synthetic")
     batch_size: Count = Field(128, description="images per step, over all processes together")
-    lr: Rate = Field(0.1, description="peak learning rate")
+    lr: Rate | None = Field(None, description="peak learning rate; 0.1, quantized 0.025")
     optimizer: Literal["sgd", "adamw", "muon"] = Field(
         "sgd", description="sgd as in the paper; adamw or muon learn in fewer steps, at a lower lr"
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of sgd and muon; the first beta of adamw")
     weight_decay: Rate | None = Field(None, description="on every parameter; 5e-4, imagenet 5e-5")
     beta: Rate = Field(1.0, description="weight of the squared cosine between the ends of the line")
-    warmup_fraction: Fraction = Field(0.8, description="share of training in which the density warms up")
+    warmup_fraction: Fraction = Field(
+        0.8, description="share of training in which the density warms up, or no input is rounded yet"
+    )
     endpoint_probability: Fraction = Field(0.5, description="how often lcs_l draws an end of the density range")
     seed: Whole = Field(0, description="of weights, data order, augmentation and levels")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
@@ -175,14 +183,17 @@ class TrainConfig(pydantic.BaseModel):
         Raises ConfigError where settings contradict each other.
         """
         self._check_agreement()
-        structured = self.compression == "structured"
+        structured, quantized = self.compression == "structured", self.compression == "quantized"
         norm = "batch" if self.method in SLIMMABLE else "instance" if structured else "group"
-        defaults: dict[str, Any] = {"norm": norm, **vars(DATA_DEFAULTS[self.data])}
+        lr = 0.025 if quantized else 0.1
+        defaults: dict[str, Any] = {"norm": norm, "lr": lr, **vars(DATA_DEFAULTS[self.data])}
         for option in PRESETS:
             if option.name not in defaults or self.method in option.methods:
                 defaults[option.name] = getattr(option, self.preset)
         if structured and defaults["norm"] == "group":
             defaults["norm"] = "instance"
+        if quantized:
+            defaults["norm"] = "group"
         return self.model_copy(update={k: v for k, v in defaults.items() if getattr(self, k) is None})
 
     def _check_agreement(self) -> None:
@@ -201,6 +212,8 @@ class TrainConfig(pydantic.BaseModel):
             self._check_widths()
         elif self.method in SLIMMABLE:
             raise ConfigError(f"method: {self.method} needs compression structured, got {self.compression}")
+        if self.compression == "quantized":
+            self._check_bits()
         if self.resume and self.overwrite:
             raise ConfigError("overwrite: cannot be combined with resume")
 
@@ -215,6 +228,14 @@ class TrainConfig(pydantic.BaseModel):
                 raise ConfigError(f"{name}: a width lies in (0, 1], got {value}")
         if self.method == "lcs_l" and self.width[0] == self.width[1]:
             raise ConfigError(f"width: a line needs two widths, got {self.width}")
+
+    def _check_bits(self) -> None:
+        if self.norm == "batch":
+            raise ConfigError(
+                "norm: a batch norm would have to be folded into the rounded weights; use group or instance"
+            )
+        if self.method == "dense":
+            raise ConfigError("method: a dense run rounds nothing; train it with compression unstructured")
 
     def identity(self) -> dict[str, Any]:
         """The settings that the trained weights depend on, as JSON values: what a checkpoint must agree with."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from . import checkpoint
 from .config import TrainConfig
 from .data import Data, Split
+from .frozen import PACKERS
 from .levels import Level
 from .measure import Measurement, measure_speed
 from .network import build, load_data
@@ -158,6 +159,8 @@ def evaluate(
     config, data, subspace, step = load_run(run, device)
     for value in values or ():
         subspace.recipe.level(value)
+    if measure_batch is not None and type(subspace.recipe) not in PACKERS:
+        raise RunError(f"measure: networks of lcs.{type(subspace.recipe).__name__} cannot be frozen yet; leave it out")
     if measure_batch is not None and not 1 <= measure_batch <= len(data.test):
         raise RunError(f"measure_batch: must lie in 1 to {len(data.test)}, the test images, got {measure_batch}")
     rows = _rows(subspace, data, values or values_of(config), batch_size)
@@ -196,7 +199,8 @@ def _baseline(path: str | Path, method: str, beside: TrainConfig, device: str, b
     config, data, subspace, _ = load_run(path, device)
     if config.method != method:
         raise RunError(f"{path}: is a {config.method} run, a {method} run is wanted here")
-    for name in ("compression", "model", "data", "image_size", "limit"):
+    same = ("model", "data", "image_size", "limit")
+    for name in same if method == "dense" else ("compression", *same):
         there, here = getattr(config, name), getattr(beside, name)
         if there != here:
             raise RunError(f"{path}: cannot be compared: its {name} is {there}, the evaluated run's is {here}")

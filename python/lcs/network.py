@@ -8,6 +8,7 @@ from . import data, models
 from .config import TrainConfig
 from .convert import convert
 from .data import Data
+from .quantized import Quantized
 from .recipe import Recipe
 from .schedule import generator
 from .structured import Structured
@@ -19,6 +20,9 @@ def recipe(config: TrainConfig) -> Recipe:
     """The levels that `config` trains."""
     if config.compression == "structured":
         return _structured(config)
+    if config.compression == "quantized":
+        line, target = config.method == "lcs_l", config.target_bits
+        return Quantized(line=line, bits=config.bits, target=target, nested=config.nested)
     common = {"keep_rounding": config.keep_rounding, "density": config.density}
     if config.method == "lcs_l":
         return Unstructured(line=True, endpoint_probability=config.endpoint_probability, **common)

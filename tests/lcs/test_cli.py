@@ -50,6 +50,7 @@ def test_train_help_tells_the_presets_apart(capsys):
         (["eval"], "run"),
         (["eval", "run", "--densities", "1.5"], "densities"),
         (["eval", "run", "--widths", "0"], "widths"),
+        (["eval", "run", "--bits", "9"], "bits"),
         (["eval", "run", "--batch-size", "0"], "batch_size"),
         (["eval", "run", "--measure-batch", "0"], "measure_batch"),
         (["doctor", "--yaml"], "--yaml"),
@@ -114,6 +115,24 @@ def test_widths_of_a_structured_run(tmp_path, capsys):
     assert [row["value"] for row in rows] == [1.0, 0.3] and rows[1]["macs"] < rows[0]["macs"]
     assert main(["eval", str(run), "--densities", "0.5"]) == 1
     assert "has levels of width; give --widths" in capsys.readouterr().err
+
+
+def test_bits_of_a_quantized_run(tmp_path, capsys):
+    run, target, dense = (tmp_path / name for name in ("run", "target", "dense"))
+    quantized = ["train", *TINY, "--compression", "quantized", "--epochs", "2", "--warmup-fraction", "0.5"]
+    assert main([*quantized, "--bits", "3", "5", "--nested", "--out", str(run)]) == 0
+    assert main([*quantized, "--method", "target", "--target-bits", "4", "--out", str(target)]) == 0
+    assert main(["train", *TINY, "--method", "dense", "--out", str(dense)]) == 0
+    assert main(["eval", str(run), "--target", str(target), "--dense", str(dense)]) == 0
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["unit"] == "bits" and [row["value"] for row in found["rows"]] == [3, 4, 5]
+    stored = [row["stored_bytes"] for row in found["rows"]]
+    assert stored == sorted(stored) and found["targets"][0]["value"] == 4 and found["dense"]["value"] == 1.0
+    assert main(["eval", str(run), "--bits", "5", "3"]) == 0
+    assert main(["eval", str(run), "--bits", "8"]) == 1
+    assert "bits must lie in [3, 5], got 8" in capsys.readouterr().err
+    assert main(["eval", str(run), "--measure"]) == 1
+    assert "cannot be frozen yet" in capsys.readouterr().err
 
 
 def test_failures_exit_1_with_one_line(tmp_path, capsys):

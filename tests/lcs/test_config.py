@@ -110,6 +110,11 @@ def test_yaml_exponent_without_point(tmp_path):
         ({"compression": "structured", "width": (0.5, 0.5)}, "width"),
         ({"compression": "structured", "norm": "group"}, "norm"),
         ({"compression": "structured", "method": "ns", "fixed_widths": ()}, "fixed_widths"),
+        ({"compression": "quantized", "bits": (8, 3)}, "bits"),
+        ({"compression": "quantized", "method": "target"}, "target_bits"),
+        ({"compression": "quantized", "method": "dense"}, "method"),
+        ({"compression": "quantized", "method": "us"}, "method"),
+        ({"compression": "quantized", "norm": "batch"}, "norm"),
     ],
 )
 def test_contradictions(settings, key):
@@ -137,3 +142,12 @@ def test_digest_is_of_what_weights_depend_on():
 def test_norms_of_structured_runs(method, default, paper):
     for preset, norm in (("default", default), ("paper", paper)):
         assert TrainConfig(compression="structured", method=method, preset=preset).resolved().norm == norm
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_quantized_runs_learn_slower_and_keep_group_norm(preset):
+    target = {"method": "target", "target_bits": 4}
+    for given in ({}, target):
+        resolved = TrainConfig(compression="quantized", preset=preset, **given).resolved()
+        assert (resolved.lr, resolved.norm) == (0.025, "group")
+    assert TrainConfig(compression="quantized", lr=0.5).resolved().lr == 0.5
