@@ -27,12 +27,26 @@ CXX_FLAGS = [
     "-DTORCH_TARGET_VERSION=0x020a000000000000",  # the stable ABI of torch 2.10 and later
 ]
 LINK_FLAGS = ["-shared", "-Wl,--as-needed"]
+ARCHITECTURES = ["80", "86", "89", "90a", "100"]  # of NVIDIA's GPUs; what is newer compiles the last one's PTX
+NVCC_FLAGS = [
+    "-O3",
+    "-std=c++20",
+    "--fmad=false",  # as -ffp-contract=off
+    "--threads=0",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    *(f"-gencode=arch=compute_{name},code=sm_{name}" for name in ARCHITECTURES),
+    f"-gencode=arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}",
+]
 SOURCE_SUFFIXES = (".cpp", ".cu")
 HEADER_SUFFIXES = (".h", ".inl", ".cuh")
 
 
 class CompilerNotFoundError(RuntimeError):
     """No C++ compiler on this machine."""
+
+
+class NvccNotFoundError(CompilerNotFoundError):
+    """No CUDA compiler on this machine."""
 
 
 class CompileError(RuntimeError):
@@ -65,9 +79,9 @@ def _libraries(name: str) -> tuple[str, ...]:
     return {"core": ("lcs_core",), "torch": ("_C",)}.get(folder, ("_C", "lcs_core"))
 
 
-def find_binary() -> Path | None:
-    """The ahead-of-time library `lcs_kernels._C`, if this install holds one."""
-    spec = find_spec("lcs_kernels._C")
+def find_binary(library: str = "_C") -> Path | None:
+    """The ahead-of-time library `lcs_kernels._C` or `_C_cuda`, if this install holds one."""
+    spec = find_spec(f"lcs_kernels.{library}")
     return Path(spec.origin) if spec and spec.origin else None
 
 
@@ -78,6 +92,18 @@ def find_compiler() -> list[str]:
         if path := shutil.which(command[0]):
             return [path, *command[1:]]
     raise CompilerNotFoundError(f"no C++ compiler found (tried {', '.join(c[0] for c in wanted)} on PATH)")
+
+
+def find_nvcc() -> list[str]:
+    """The CUDA compiler's command: $NVCC, else nvcc on PATH, else that of $CUDA_HOME or /usr/local/cuda."""
+    if os.environ.get("NVCC"):
+        wanted = [shlex.split(os.environ["NVCC"])]
+    else:
+        wanted = [["nvcc"], [str(Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda") / "bin" / "nvcc")]]
+    for command in wanted:
+        if path := shutil.which(command[0]):
+            return [path, *command[1:]]
+    raise NvccNotFoundError(f"no CUDA compiler found (tried {', '.join(c[0] for c in wanted)})")
 
 
 def torch_dir() -> Path:
@@ -106,13 +132,13 @@ def python_include() -> Path:
     return folder
 
 
-def build_key(csrc: Path) -> str:
+def build_key(csrc: Path, library: str = "_C") -> str:
     """Names a build by all that shapes it: package version, flags, machine, compiler, torch, every file of `csrc`.
 
     The compiler counts by the path, size and time of its executable, so that a warm start runs no compiler.
     """
     files = _contents(csrc, SOURCE_SUFFIXES + HEADER_SUFFIXES)
-    return _digest(_environment(), _included("torch"), *files, *sources(csrc))
+    return _digest(_environment(library == "_C_cuda"), _included("torch"), *files, *sources(csrc, library))
 
 
 def compile_library(
@@ -123,7 +149,7 @@ def compile_library(
     report: Callable[[str], None] = lambda line: None,
     library: str = "_C",
 ) -> None:
-    """Compiles the sources of `library`, "_C" or "lcs_core", in parallel and links them into `output`.
+    """Compiles the sources of `library`, "_C", "_C_cuda" or "lcs_core", in parallel and links them into `output`.
 
     Objects land in `objects`, named by what they were made from, and are used again, also by the other library.
     `deadline` is in seconds of `time.monotonic()`. Raises CompilerNotFoundError or CompileError.
@@ -143,7 +169,18 @@ def compile_library(
 def _link_flags(library: str) -> list[str]:
     if library == "lcs_core":
         return ["-pthread"]  # Python's own symbols come from the process
-    return ["-Wl,--no-undefined", f"-L{torch_dir() / 'lib'}", "-ltorch_cpu"]
+    flags = ["-Wl,--no-undefined", f"-L{torch_dir() / 'lib'}", "-ltorch_cpu"]
+    return [*flags, *_cuda_runtime()] if library == "_C_cuda" else flags
+
+
+def _cuda_runtime() -> list[str]:
+    """Links CUDA's runtime in whole: torch's own copy may be of another version."""
+    home = Path(find_nvcc()[0]).resolve().parents[1]
+    folders = [home / "lib64", home / "lib", home / "targets" / f"{platform.machine()}-linux" / "lib"]
+    found = next((path for folder in folders if (path := folder / "libcudart_static.a").is_file()), None)
+    if found is None:
+        raise CompileError(f"no libcudart_static.a beside {find_nvcc()[0]}", "")
+    return [str(found), "-Wl,--exclude-libs,ALL", "-ldl", "-lrt", "-pthread"]
 
 
 def units_of(csrc: Path, library: str = "_C") -> dict[str, list[str]]:
@@ -160,8 +197,15 @@ def units_of(csrc: Path, library: str = "_C") -> dict[str, list[str]]:
 def compile_object(
     compiler: list[str], csrc: Path, names: list[str], output: Path, deadline: float | None = None
 ) -> None:
-    """Compiles `names`, of one folder, as one unit; only torch/ sees torch's headers, only core/ pybind11's."""
+    """Compiles `names`, of one folder, as one unit; only torch/ sees torch's headers, only core/ pybind11's.
+
+    `compiler` is C++'s, which nvcc calls for cuda/.
+    """
     includes = [f"-I{csrc / 'include'}"]
+    if names[0].startswith("cuda/"):
+        (name,) = names
+        command = [*find_nvcc(), f"-ccbin={compiler[0]}", *NVCC_FLAGS, *includes]
+        return _produce([*command, "-c", str(csrc / name)], output, deadline)
     for folder in _system_includes(names[0].partition("/")[0]):
         includes += ["-isystem", str(folder)]
     unit = "".join(f'#include "{csrc / name}"\n' for name in names)
@@ -217,11 +261,13 @@ def _each(function: Callable, items: list) -> None:
 
 def _object_keys(csrc: Path, units: dict[str, list[str]]) -> dict[str, str]:
     """For each unit, what names its object: the environment, all headers, its own text."""
-    shared = _digest(_environment(), *_contents(csrc, HEADER_SUFFIXES))
-    return {
-        unit: _digest(shared, _included(names[0].partition("/")[0]), *((csrc / name).read_bytes() for name in names))
-        for unit, names in units.items()
-    }
+    headers = _digest(*_contents(csrc, HEADER_SUFFIXES))
+    keys = {}
+    for unit, names in units.items():
+        folder = names[0].partition("/")[0]
+        texts = ((csrc / name).read_bytes() for name in names)
+        keys[unit] = _digest(_environment(folder == "cuda"), headers, _included(folder), *texts)
+    return keys
 
 
 def _included(folder: str) -> str:
@@ -240,12 +286,15 @@ def _contents(csrc: Path, suffixes: tuple[str, ...]) -> Iterator[str | bytes]:
             yield path.read_bytes()
 
 
-def _environment() -> str:
-    compiler = find_compiler()
+def _environment(cuda: bool = False) -> str:
+    flags = [VERSION, CXX_FLAGS, LINK_FLAGS, platform.machine(), _identity(find_compiler())]
+    return repr([*flags, NVCC_FLAGS, _identity(find_nvcc())] if cuda else flags)
+
+
+def _identity(compiler: list[str]) -> list[str]:
     executable = Path(compiler[0]).resolve()
     stat = executable.stat()
-    identity = [*compiler, executable, stat.st_size, stat.st_mtime_ns]
-    return repr([VERSION, CXX_FLAGS, LINK_FLAGS, platform.machine(), list(map(str, identity))])
+    return [*compiler, str(executable), str(stat.st_size), str(stat.st_mtime_ns)]
 
 
 def _digest(*parts: str | bytes) -> str:

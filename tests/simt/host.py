@@ -1,0 +1,104 @@
+"""Builds CUDA kernels as C++ against simt.h, as they are or with words of their source replaced, and calls them."""
+
+import ctypes
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lcs_kernels import _build
+
+HERE = Path(__file__).parent
+CUDA = _build.csrc_dir() / "cuda"
+KERNELS = ("interpolate_prune_cuda.cu", "interpolate_prune_backward_cuda.cu")
+FLAGS = ["-O1", "-std=c++20", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]  # in the order of lcs::DType
+
+Edit = tuple[str, str, str]  # file of csrc/cuda, words in it, what takes their place
+NO_CHANGE: Sequence[Edit] = ()
+
+
+def compile_unit(source: Path, output: Path, cuda: Path, *flags: str) -> Path:
+    includes = [f"-I{folder}" for folder in (_build.csrc_dir() / "include", HERE, cuda)]
+    command = [*_build.find_compiler(), *FLAGS, "-Wno-unknown-pragmas", *includes, *flags, "-c", "-x", "c++"]
+    subprocess.run([*command, str(source), "-o", str(output)], check=True)
+    return output
+
+
+def build(folder: Path, edits: Sequence[Edit] = NO_CHANGE) -> ctypes.CDLL:
+    """The kernels, edited; every other object is one that an earlier build left in the folder above."""
+    folder.mkdir(exist_ok=True)
+    for path in CUDA.iterdir():
+        text = path.read_text()
+        for _, words, others in (edit for edit in edits if edit[0] == path.name):
+            assert text.count(words) == 1, f"{path.name} holds {words!r} {text.count(words)} times"
+            text = text.replace(words, others)
+        (folder / path.name).write_text(text)
+    host = folder.parent / "host.o"
+    if not host.exists():
+        compile_unit(HERE / "interpolate_prune_host.cpp", host, CUDA)
+    objects = [host]
+    for name in KERNELS:
+        kept = folder.parent / f"{name}.o"
+        if edits and kept.exists() and all(edit[0] in KERNELS and edit[0] != name for edit in edits):
+            objects.append(kept)
+            continue
+        target = folder / f"{name}.o" if edits else kept
+        objects.append(compile_unit(folder / name, target, folder, "-fsanitize=thread"))
+    output = folder / "kernels.so"
+    link = [*_build.find_compiler(), "-shared", "-Wl,--no-undefined", *map(str, objects), "-o", str(output)]
+    subprocess.run(link, check=True)
+    library = ctypes.CDLL(str(output))
+    library.prune.restype = library.prune_backward.restype = ctypes.c_char_p
+    return library
+
+
+class SimtError(AssertionError):
+    """A race, a deadlock, or another misuse of the device."""
+
+
+def _array(kind, values) -> ctypes.Array:
+    values = list(values)
+    return (kind * max(len(values), 1))(*values)
+
+
+def _pointers(tensors) -> ctypes.Array:
+    return _array(ctypes.c_void_p, (None if t is None else t.data_ptr() for t in tensors))
+
+
+def _sizes(tensors: Sequence[Tensor]) -> ctypes.Array:
+    return _array(ctypes.c_int64, (t.numel() for t in tensors))
+
+
+def _checked(report: bytes) -> None:
+    if report:
+        raise SimtError(report.decode())
+
+
+def prune(library, w0s, w1s, alpha, keep, dtype=None, *, seed=0, resident=3) -> tuple[list[Tensor], list[Tensor]]:
+    """As the op lcs::interpolate_prune_foreach, in the order of threads and blocks that `seed` gives."""
+    dtype = dtype or w0s[0].dtype
+    ws = [torch.empty(w.shape, dtype=dtype) for w in w0s]
+    masks = [torch.empty((w.numel() + 31) // 32, dtype=torch.int32) for w in w0s]
+    arguments = [_pointers(ts) for ts in (w0s, w1s or [None] * len(w0s), ws, masks)]
+    counts = _array(ctypes.c_int64, keep.reshape(-1).tolist())
+    types = [DTYPES.index(t) for t in (w0s[0].dtype, dtype)]
+    level = (counts, int(keep.dim() == 0), ctypes.c_float(float(alpha)))
+    _checked(library.prune(len(w0s), _sizes(w0s), *arguments, *level, *types, ctypes.c_uint64(seed), resident))
+    return ws, masks
+
+
+def prune_backward(library, grads, w0s, w1s, alpha, masks, line, dtype, *, seed=0):
+    """As the op lcs::interpolate_prune_foreach_backward."""
+    none = [None] * len(grads)
+    grad_w0s = [torch.empty(g.shape, dtype=dtype) for g in grads]
+    grad_w1s = [torch.empty_like(g) for g in grad_w0s] if line else []
+    grad_alpha = torch.empty(()) if w0s else torch.empty(0)
+    arguments = [_pointers(ts) for ts in (grads, w0s or none, w1s or none, masks, grad_w0s, grad_w1s or none)]
+    to_alpha = ctypes.c_void_p(grad_alpha.data_ptr() if w0s else None)
+    types = [DTYPES.index(t) for t in (dtype, grads[0].dtype)]
+    level = (to_alpha, ctypes.c_float(float(alpha)))
+    _checked(library.prune_backward(len(grads), _sizes(grads), *arguments, *level, *types, ctypes.c_uint64(seed)))
+    return grad_w0s, grad_w1s, grad_alpha
