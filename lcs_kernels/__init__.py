@@ -6,7 +6,7 @@ from pathlib import Path
 if not (Path(__file__).parent / "benchmarks").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
 
-from . import _load, _triton, formats, isa
+from . import _cuda, _load, _triton, formats, isa
 from ._backends import backends
 from .errors import LcsUnavailableError
 from .levels import keep_count
@@ -43,4 +43,5 @@ __all__ = [
 ]
 
 _load.load_installed()
+_cuda.load()
 _triton.register()

@@ -2,12 +2,12 @@
 
 import torch
 
-from . import _load, _triton, isa, ops
+from . import _cuda, _load, _triton, isa, ops
 
 
 def backends() -> dict[str, dict[str, str]]:
     """{op: {device: implementation}}, as the dispatcher would choose now. Builds nothing."""
-    return {op: {"cpu": _cpu(f"lcs::{op}"), "cuda": _cuda(f"lcs::{op}")} for op in ops.names()}
+    return {op: {"cpu": _cpu(f"lcs::{op}"), "cuda": _on_cuda(op)} for op in ops.names()}
 
 
 def _cpu(op: str) -> str:
@@ -16,6 +16,8 @@ def _cpu(op: str) -> str:
     return f"reference ({_load.status()})"
 
 
-def _cuda(op: str) -> str:
+def _on_cuda(op: str) -> str:
+    if _cuda.has(op):
+        return "c++ (not yet run on a GPU)"
     chosen = _triton.register()
-    return chosen if torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA") else f"reference ({chosen})"
+    return chosen if torch._C._dispatch_has_kernel_for_dispatch_key(f"lcs::{op}", "CUDA") else f"reference ({chosen})"

@@ -3,14 +3,13 @@
 They have not run on a GPU yet: so far they are tested in Triton's interpreter and compiled for sm_80, sm_90 and sm_100.
 """
 
-import os
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 
 import torch
 
-from . import _load
+from . import _cuda, _load
 
 TRAINED = ("interpolate_prune", "interpolate_prune_foreach", "interpolate_quantize")  # with an <op>_backward beside
 OPS = {op: (op, f"{op}_backward") for op in TRAINED} | {op: (op,) for op in ("quantize", "width_conv2d")}
@@ -22,7 +21,7 @@ _registered = False
 def register() -> str:
     """Once torch sees a GPU and triton is installed, gives CUDA tensors the Triton kernels; says so, or why not.
 
-    `LCS_CUDA_BACKEND` unset or "triton" allows it, anything else does not. Call it after `_load.load_installed()`.
+    The ops that `_C_cuda` has registered stay with it. Call it after `_load.load_installed()` and `_cuda.load()`.
     Imports no triton, which the first CUDA op does, and starts no CUDA context. Never raises.
     """
     global _registered
@@ -31,7 +30,7 @@ def register() -> str:
         return reason
     if not _registered:
         for op, names in OPS.items():
-            for name in names:
+            for name in names if not _cuda.has(op) else ():
                 _LIBRARY.impl(name, kernel(op, name))
         _registered = True
     return "triton (not run on a GPU yet)"
@@ -47,9 +46,6 @@ def kernel(op: str, name: str) -> Callable:
 
 
 def _obstacle() -> str | None:
-    backend = os.environ.get("LCS_CUDA_BACKEND") or "triton"
-    if backend != "triton":
-        return f"LCS_CUDA_BACKEND is {backend!r}"
     if _load.status().backend == "reference":
         return str(_load.status())
     if torch.cuda.device_count() == 0:  # unlike is_available(), asks the driver without starting it: fork stays safe

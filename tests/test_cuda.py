@@ -1,12 +1,14 @@
 """Every CUDA source compiles for every GPU that the library is built for, and no kernel keeps registers in memory."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from lcs_kernels import _build
+from lcs_kernels import _build, _cuda
 
 CSRC = _build.csrc_dir()
 SOURCES = [name for name in _build.sources(CSRC, "_C_cuda") if name.startswith("cuda/")]
@@ -33,3 +35,55 @@ def test_no_kernel_spills(name, tmp_path):
 def test_every_cuda_source_is_tested():
     assert sorted(CSRC / name for name in SOURCES) == sorted(CSRC.rglob("*.cu"))
     assert all(Path(name).stem.endswith(("_cuda", "_sm90")) for name in SOURCES)
+
+
+def imported(choice: str, gpus: int = 1, binary: str = "None") -> subprocess.CompletedProcess:
+    """An import of the package with so many GPUs, which shows what `_C_cuda` it loads and who runs two of the ops."""
+    code = f"""
+import torch
+torch.cuda.device_count = lambda: {gpus}
+load, loaded = torch.ops.load_library, []
+torch.ops.load_library = lambda path: loaded.append(path) if "_C_cuda" in str(path) else load(path)
+import importlib.util
+find = importlib.util.find_spec
+class Spec:
+    origin = {binary}
+importlib.util.find_spec = lambda name, *a: Spec if name == "lcs_kernels._C_cuda" else find(name, *a)
+import lcs_kernels
+found = lcs_kernels.backends()
+print(loaded, found["interpolate_prune_foreach"]["cuda"], found["quantize"]["cuda"], sep=";")
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "LCS_REFERENCE"} | {"LCS_CUDA_BACKEND": choice}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+
+def test_the_choice_of_a_back_end():
+    triton = "triton (not run on a GPU yet)"
+    assert imported("cuda", binary="'a/_C_cuda.so'").stdout == (
+        f"[PosixPath('a/_C_cuda.so')];c++ (not yet run on a GPU);{triton}\n"
+    )
+    assert imported("", binary="'a/_C_cuda.so'").stdout == f"[];{triton};{triton}\n"
+    none = "reference (torch sees no GPU)"
+    assert imported("cuda", gpus=0, binary="'a/_C_cuda.so'").stdout == f"[];{none};{none}\n"
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("cdua", "ValueError: LCS_CUDA_BACKEND: 'cdua' is not a back end; use cuda or triton"),
+        ("cuda", "holds no _C_cuda: build it with `python .*_build.py cuda`.* or set LCS_CUDA_BACKEND=triton"),
+    ],
+)
+def test_a_choice_that_cannot_be_met_is_named(choice, message):
+    done = imported(choice)
+    assert done.returncode == 1 and re.search(message, done.stderr), done.stderr
+
+
+def test_a_missing_nvcc_is_named(monkeypatch):
+    monkeypatch.setenv("NVCC", "no-such-nvcc")
+    with pytest.raises(_build.NvccNotFoundError, match=r"no CUDA compiler found \(tried no-such-nvcc\)"):
+        _build.find_nvcc()
+
+
+def test_nothing_is_loaded_here_without_being_asked_for():
+    assert not _cuda.has("interpolate_prune")
