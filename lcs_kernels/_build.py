@@ -163,24 +163,22 @@ def compile_library(
     stale = [unit for unit, target in targets.items() if not target.exists()]
     report(f"compiling {len(stale)} of {len(targets)} units")
     _each(lambda unit: compile_object(compiler, csrc, units[unit], targets[unit], deadline), stale)
-    _produce([*compiler, *map(str, targets.values()), *LINK_FLAGS, *_link_flags(library)], output, deadline)
+    built = list(map(str, targets.values()))
+    if library == "_C_cuda":
+        return _produce([*_cuda_linker(compiler), *built], output, deadline)
+    _produce([*compiler, *built, *LINK_FLAGS, *_link_flags(library)], output, deadline)
 
 
 def _link_flags(library: str) -> list[str]:
     if library == "lcs_core":
         return ["-pthread"]  # Python's own symbols come from the process
-    flags = ["-Wl,--no-undefined", f"-L{torch_dir() / 'lib'}", "-ltorch_cpu"]
-    return [*flags, *_cuda_runtime()] if library == "_C_cuda" else flags
+    return ["-Wl,--no-undefined", f"-L{torch_dir() / 'lib'}", "-ltorch_cpu"]
 
 
-def _cuda_runtime() -> list[str]:
-    """Links CUDA's runtime in whole: torch's own copy may be of another version."""
-    home = Path(find_nvcc()[0]).resolve().parents[1]
-    folders = [home / "lib64", home / "lib", home / "targets" / f"{platform.machine()}-linux" / "lib"]
-    found = next((path for folder in folders if (path := folder / "libcudart_static.a").is_file()), None)
-    if found is None:
-        raise CompileError(f"no libcudart_static.a beside {find_nvcc()[0]}", "")
-    return [str(found), "-Wl,--exclude-libs,ALL", "-ldl", "-lrt", "-pthread"]
+def _cuda_linker(compiler: list[str]) -> list[str]:
+    """CUDA's runtime is linked in whole: torch's own copy may be of another version."""
+    flags = ["-shared", "-cudart=static", "-Xlinker=--as-needed,--no-undefined,--exclude-libs=ALL"]
+    return [*find_nvcc(), f"-ccbin={compiler[0]}", *flags, f"-L{torch_dir() / 'lib'}", "-ltorch_cpu", "-ldl"]
 
 
 def units_of(csrc: Path, library: str = "_C") -> dict[str, list[str]]:
