@@ -21,6 +21,7 @@ VARIANTS = {
         (SOURCE, "kSample = 4096", "kSample = 64"),
         (SOURCE, "return {low, high - low, 0, 0};", "return {high, high - low, 0, 0};"),
     ],
+    "long_list": [(SOURCE, "kSample = 4096", "kSample = 64"), (SOURCE, "kPerListed = 8", "kPerListed = 1")],
     "short_list": [(SOURCE, "kSample = 4096", "kSample = 64"), (SOURCE, "kPerListed = 8", "kPerListed = 200")],
 }
 
