@@ -481,7 +481,6 @@ int run(const std::function<void()>& kernel, int blocks, int threads, bool coope
 }
 
 }  // namespace simt
-
 // What an instrumented kernel calls.
 #define SIMT_ACCESS(size)                                                                       \
   extern "C" void __tsan_read##size(void* at) { simt::note(at, size, false, false); }           \
