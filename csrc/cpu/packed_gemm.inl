@@ -1,5 +1,10 @@
 // Compiled once per instruction set with vectors of 256 bits or more, after its lanes_*.inl and the vocabulary of its
 // file (Wide and what multiplies it, kMaxRows), in an unnamed namespace inside its target region.
+inline Wide sums_load(const int32_t* p) { return wide_load(p); }
+inline void sums_store(int32_t* p, Wide x) { wide_store(p, x); }
+inline Float sums_load(const float* p) { return load(p); }
+inline void sums_store(float* p, Float x) { store(p, x); }
+
 inline __m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline void store_bytes(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
 inline __m256i every(int bits) { return _mm256_set1_epi8(char(bits)); }

@@ -20,38 +20,8 @@ namespace eight {
 }
 #include "lanes_avx512.inl"
 
-inline Key larger(Key a, Key b) { return _mm512_max_epi32(a, b); }
-
-using Wide = __m512i;
-constexpr int kMaxRows = 12;
-
-inline Wide wide_zero() { return _mm512_setzero_si512(); }
-inline Wide wide_load(const void* p) { return _mm512_loadu_si512(p); }
-inline void wide_store(void* p, Wide x) { _mm512_storeu_si512(p, x); }
-inline Wide wide_broadcast(const char* p) {
-  int32_t four;
-  __builtin_memcpy(&four, p, 4);
-  return _mm512_set1_epi32(four);
-}
-inline Wide add_words(Wide a, Wide b) { return _mm512_add_epi16(a, b); }
-inline Wide pairs(Wide w, Wide x) { return _mm512_maddubs_epi16(w, x); }
-inline Wide add_words_of(Wide sum, Wide words) {
-  return _mm512_add_epi32(sum, _mm512_madd_epi16(words, _mm512_set1_epi16(1)));
-}
-inline Wide dot_words(Wide sum, Wide w, Wide x) { return _mm512_add_epi32(sum, _mm512_madd_epi16(w, x)); }
-inline Wide dot_bytes(Wide sum, Wide w, Wide x) { return add_words_of(sum, pairs(w, x)); }
-inline Wide sums_load(const int32_t* p) { return wide_load(p); }
-inline void sums_store(int32_t* p, Wide x) { wide_store(p, x); }
-inline Float sums_load(const float* p) { return load(p); }
-inline void sums_store(float* p, Float x) { store(p, x); }
-
-// Pairs of products of 8-bit codes with x would not fit 16 bits.
-Panel panel_of(int bits) { return bits == 8 ? Panel::words : Panel::bytes; }
-
-// Steps, of two pairs each, whose sums fit 16 bits: 2 * steps * 2 * 127 * (2^bits - 1) < 2^15. 0: too few of them to
-// pay for a round trip through memory.
-constexpr int64_t chain_of(int bits) { return bits >= 6 ? 0 : 32767 / (4 * 127 * ((1 << bits) - 1)); }
-
+#include "packed_gemm_512.inl"
+#include "packed_gemm_words.inl"
 // After the vocabulary it is written in.
 #include "packed_gemm.inl"
 }  // namespace

@@ -12,7 +12,7 @@
 namespace lcs {
 namespace {
 
-// Rows of x up to which looking sums up beats unpacking the weight, as measured with AVX2.
+// Rows of x up to which sums are looked up, at a price for each; an unpacked weight serves any number of them.
 constexpr int64_t look_up_rows(int bits) { return bits >= 7 ? 1 : bits >= 4 ? 2 : 3; }
 
 class PackedLinear {

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lcs_kernels._load import ensure_loaded
 
 from ._library import check_packed, define, wants_grad
+from ._linear import backward, check_fits
 from .nested_pack import codes_of, reference_unpack
 
 if TYPE_CHECKING:
@@ -77,14 +78,7 @@ class PackedLinear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        for y in ctx.saved_tensors:
-            grad = torch.where(y > 0, grad, 0)
-        wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (wide @ ctx.weight.unpack(ctx.bits).to(wide.dtype)).to(grad.dtype)
-        grad_bias = wide.sum_to_size(wide.shape[-1]) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_bias, None, None, None, None, None
+        return *backward(ctx, grad, lambda: ctx.weight.unpack(ctx.bits)), None, None, None, None, None
 
 
 def _by_reference(x: Tensor, weight: NestedWeight, exact: bool) -> bool:
@@ -122,12 +116,7 @@ def packed_linear(
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
     ensure_loaded()
-    if len(weight.shape) != 2:
-        raise ValueError(f"packed_linear: weight must be (out_features, in_features), got shape {weight.shape}")
-    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"packed_linear: x has shape {tuple(x.shape)}, but the weight takes {weight.shape[1]} features"
-        )
+    check_fits("packed_linear", x, weight.shape)
     bias = check_packed("packed_linear", x, weight, bits, bias)
     by_reference = _by_reference(x, weight, exact)
     prepack = weight.prepack() if x.is_cpu and not by_reference else []

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lcs_kernels._load import ensure_loaded
 
 from ._library import check_sparse, define, wants_grad
+from ._linear import backward, check_fits
 from .sparse_pack import reference_unpack
 
 if TYPE_CHECKING:
@@ -51,12 +52,7 @@ class SparseLinear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        for y in ctx.saved_tensors:
-            grad = torch.where(y > 0, grad, 0)
-        wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
-        grad_x = (wide @ ctx.weight.unpack().to(wide.dtype)).to(grad.dtype) if ctx.needs_input_grad[0] else None
-        grad_bias = wide.sum_to_size(wide.shape[-1]) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_bias, None, None, None, None
+        return *backward(ctx, grad, ctx.weight.unpack), None, None, None, None
 
 
 def block_for(rows: int, columns: int, density: float) -> int:
@@ -90,12 +86,7 @@ def sparse_linear(x: Tensor, weight: SparseWeight, bias: Tensor | None = None, *
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
     ensure_loaded()
-    if len(weight.shape) != 2:
-        raise ValueError(f"sparse_linear: weight must be (out_features, in_features), got shape {weight.shape}")
-    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"sparse_linear: x has shape {tuple(x.shape)}, but the weight takes {weight.shape[1]} features"
-        )
+    check_fits("sparse_linear", x, weight.shape)
     bias = check_sparse("sparse_linear", x, weight, bias)
     rows = x.numel() // max(x.shape[-1], 1)
     block = block_for(rows, weight.shape[1], weight.density)

@@ -18,7 +18,7 @@ from .fusing import NotTraceable, fused
 from .layers import SubspaceLayer
 from .layers.weights import WEIGHT_LAYERS
 from .level_cache import LevelCache
-from .levels import UNITS, Level
+from .levels import UNITS, Level, Setting
 from .packing import RUNNING, Choice, Choices, FrozenSlot, Packed, Packer, Shape, Trace, nbytes, pack
 from .planning import columns
 from .recipe import Recipe
@@ -28,6 +28,8 @@ from .unstructured import Unstructured
 from .width_packing import WidthPacker
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from .subspace import Subspace
 
 CACHE_BYTES = 512 << 20
@@ -118,62 +120,29 @@ class Frozen:
         self._cache: LevelCache[Packed] = LevelCache(cache_bytes)
         self._shapes: dict[tuple, dict[int, Shape]] = {}
         self._choices: dict[tuple[Level, tuple], Choices] = {}
-        self._unit = UNITS.index(recipe.unit)
         self._level = functools.lru_cache(_REMEMBERED)(recipe.level)
         self._dense: Counter[tuple[str, bool]] = Counter()
         self._counting = threading.Lock()
 
-    def __call__(
-        self,
-        *args,
-        level: Level | None = None,
-        density: float | None = None,
-        width: float | None = None,
-        bits: int | None = None,
-        alpha: float | None = None,
-        **kwargs,
-    ):
-        """`model(*args, **kwargs)` at a level, given as to `Subspace.at`."""
-        return self._call(self._resolve(level, density, width, bits, alpha), args, kwargs)
+    def __call__(self, *args, level: Level | None = None, **kwargs):
+        """`model(*args, **kwargs)` at a level, given as to `Subspace.at`.
 
-    def at(
-        self,
-        level: Level | None = None,
-        *,
-        density: float | None = None,
-        width: float | None = None,
-        bits: int | None = None,
-        alpha: float | None = None,
-    ) -> FrozenLevel:
+        density=, width=, bits= and alpha= are the level's and do not reach the model.
+        """
+        return self._call(self._resolve(level, _setting(kwargs)), args, kwargs)
+
+    def at(self, level: Level | None = None, **setting: Unpack[Setting]) -> FrozenLevel:
         """This network at one level, to be called like a module. It costs nothing and shares all that is stored."""
-        return FrozenLevel(self, self._resolve(level, density, width, bits, alpha))
+        return FrozenLevel(self, self._resolve(level, setting))
 
-    def prepare(
-        self,
-        *args,
-        level: Level | None = None,
-        density: float | None = None,
-        width: float | None = None,
-        bits: int | None = None,
-        alpha: float | None = None,
-        **kwargs,
-    ) -> None:
+    def prepare(self, *args, level: Level | None = None, **kwargs) -> None:
         """Makes a level ahead of a call with these arguments, where it is not held."""
-        level = self._resolve(level, density, width, bits, alpha)
+        level = self._resolve(level, _setting(kwargs))
         self._packed(level, self._chosen(level, signature(args, kwargs), args, kwargs))
 
-    def report(
-        self,
-        *args,
-        level: Level | None = None,
-        density: float | None = None,
-        width: float | None = None,
-        bits: int | None = None,
-        alpha: float | None = None,
-        **kwargs,
-    ) -> FrozenReport:
+    def report(self, *args, level: Level | None = None, **kwargs) -> FrozenReport:
         """Which kernel each layer runs at a level on these arguments of the model, and why. Runs the model on them."""
-        level = self._resolve(level, density, width, bits, alpha)
+        level = self._resolve(level, _setting(kwargs))
         self._call(level, args, kwargs)
         inputs = signature(args, kwargs)
         choices = self._chosen(level, inputs, args, kwargs)
@@ -226,13 +195,12 @@ class Frozen:
     def __repr__(self) -> str:
         return f"Frozen({type(self.model).__name__}, {self.recipe}, {len(self._cache)} levels held)"
 
-    def _resolve(self, level: Level | None, density, width, bits, alpha) -> Level:
-        values = density, width, bits
-        if level is None and alpha is None and values.count(None) == 2:
-            value = values[self._unit]
+    def _resolve(self, level: Level | None, setting: Setting) -> Level:
+        if level is None and len(setting) == 1:
+            value = setting.get(self.recipe.unit)
             if type(value) in (float, int):
                 return self._level(value)
-        return self.recipe.resolve(level, dict(zip(UNITS, values, strict=True)) | {"alpha": alpha})
+        return self.recipe.resolve(level, setting)
 
     def _call(self, level: Level, args: tuple, kwargs: dict):
         with _autocast_off(self._device):
@@ -369,6 +337,11 @@ def _shape_of(value):
     if isinstance(value, dict):
         return tuple((key, _shape_of(item)) for key, item in value.items())
     return type(value)
+
+
+def _setting(kwargs: dict) -> Setting:
+    """Takes what names a level out of the keywords of a call."""
+    return {name: kwargs.pop(name) for name in (*UNITS, "alpha") if name in kwargs}
 
 
 def _size(layer: SubspaceLayer) -> int:

@@ -40,7 +40,7 @@ class Speed:
     value: of the unit that the levels are named by.
     undisturbed: calls during which no other process took a core; where there are 3 or more, the times are of these.
     speedup: the dense network's median over this one's, above 1 where this one is faster; None where a layer that
-    should run sparse cannot. sparse_layers: of `compressed_layers`, how many the cost table runs sparse.
+    should run packed cannot. packed_layers: of `compressed_layers`, how many run an op of this package.
     """
 
     value: float
@@ -49,7 +49,7 @@ class Speed:
     undisturbed: int
     speedup: float | None
     resident_bytes: int
-    sparse_layers: int
+    packed_layers: int
     compressed_layers: int
 
 

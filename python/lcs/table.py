@@ -69,7 +69,7 @@ def _speed_cells(timed: Speed) -> tuple[str, ...]:
         f"{timed.p90_ms:.2f}",
         "fell back" if timed.speedup is None else f"{'' if timed.undisturbed >= 3 else '~'}{timed.speedup:.2f}x",
         f"{timed.resident_bytes / 1024:,.1f}",
-        f"{timed.sparse_layers}/{timed.compressed_layers}",
+        f"{timed.packed_layers}/{timed.compressed_layers}",
     )
 
 

@@ -183,6 +183,6 @@ def test_structured_runs_are_timed_from_one_buffer(tmp_path, capsys, monkeypatch
     found = evaluate.evaluate(make_run(tmp_path / "run", compression="structured"), [0.25, 1.0], measure_batch=2)
     low, high = (row.resident_bytes for row in found.speed.rows)
     assert low < high < 1.01 * low  # the norms' scales and shifts, and the classifier's inputs
-    assert all(row.sparse_layers == row.compressed_layers == 22 and row.speedup for row in found.speed.rows)
+    assert all(row.packed_layers == row.compressed_layers == 22 and row.speedup for row in found.speed.rows)
     print_table(found)
     assert "packed" in capsys.readouterr().out

@@ -34,7 +34,7 @@ def levels(subspace, *densities):
 def test_every_level_is_timed_next_to_the_dense_network(subspace):
     found = measure_speed(subspace, X, levels(subspace, 0.1, 1.0), seconds=0)
     assert (found.device, found.threads, found.batch, found.rounds) == ("cpu", 1, 2, 3)
-    assert [(row.value, row.sparse_layers, row.compressed_layers) for row in found.rows] == [(0.1, 2, 2), (1, 0, 2)]
+    assert [(row.value, row.packed_layers, row.compressed_layers) for row in found.rows] == [(0.1, 2, 2), (1, 0, 2)]
     weights = 3 * 8 * 9 + 8 + 8 + 8 + 288 * 4 + 4
     assert found.dense.resident_bytes == found.rows[1].resident_bytes == 4 * weights
     assert found.rows[0].resident_bytes < 2 * weights

@@ -5,7 +5,7 @@ from .host import build
 
 @pytest.fixture(scope="session")
 def objects(tmp_path_factory):
-    """The folder of all builds of the session."""
+    """The folder that all builds share."""
     return tmp_path_factory.mktemp("simt")
 
 

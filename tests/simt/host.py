@@ -16,7 +16,7 @@ KERNELS = ("interpolate_prune_cuda.cu", "interpolate_prune_backward_cuda.cu")
 FLAGS = ["-O1", "-std=c++20", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]  # in the order of lcs::DType
 
-Edit = tuple[str, str, str]  # file of csrc/cuda, words in it, what takes their place
+Edit = tuple[str, str]  # words that csrc/cuda holds once, and what takes their place
 NO_CHANGE: Sequence[Edit] = ()
 
 
@@ -30,19 +30,17 @@ def compile_unit(source: Path, output: Path, cuda: Path, *flags: str) -> Path:
 def build(folder: Path, edits: Sequence[Edit] = NO_CHANGE) -> ctypes.CDLL:
     """The kernels, edited; every other object is one that an earlier build left in the folder above."""
     folder.mkdir(exist_ok=True)
-    for path in CUDA.iterdir():
-        text = path.read_text()
-        for _, words, others in (edit for edit in edits if edit[0] == path.name):
-            assert text.count(words) == 1, f"{path.name} holds {words!r} {text.count(words)} times"
-            text = text.replace(words, others)
-        (folder / path.name).write_text(text)
+    texts = {path.name: path.read_text() for path in CUDA.iterdir()}
+    edited = {_edit(texts, *edit) for edit in edits}
+    for name, text in texts.items():
+        (folder / name).write_text(text)
     host = folder.parent / "host.o"
     if not host.exists():
         compile_unit(HERE / "interpolate_prune_host.cpp", host, CUDA)
     objects = [host]
     for name in KERNELS:
         kept = folder.parent / f"{name}.o"
-        if edits and kept.exists() and all(edit[0] in KERNELS and edit[0] != name for edit in edits):
+        if edits and kept.exists() and not any(file == name or f'"{file}"' in texts[name] for file in edited):
             objects.append(kept)
             continue
         target = folder / f"{name}.o" if edits else kept
@@ -53,6 +51,15 @@ def build(folder: Path, edits: Sequence[Edit] = NO_CHANGE) -> ctypes.CDLL:
     library = ctypes.CDLL(str(output))
     library.prune.restype = library.prune_backward.restype = ctypes.c_char_p
     return library
+
+
+def _edit(texts: dict[str, str], words: str, others: str) -> str:
+    """Replaces `words` in the one file that holds them, once; returns its name."""
+    counts = {name: text.count(words) for name, text in texts.items() if words in text}
+    assert list(counts.values()) == [1], f"csrc/cuda holds {words!r} so often: {counts}"
+    (name,) = counts
+    texts[name] = texts[name].replace(words, others)
+    return name
 
 
 class SimtError(AssertionError):

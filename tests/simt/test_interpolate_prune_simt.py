@@ -12,17 +12,16 @@ from .host import DTYPES, build, prune, prune_backward
 
 SHAPES = [(0,), (16, 3, 3, 3), (1,), (7, 33), (81, 57), (0, 3)]
 SIZES = [torch.Size(shape).numel() for shape in SHAPES]
-SOURCE = "interpolate_prune_cuda.cu"
 # At small sizes a sample is the whole of a layer: so that brackets are guessed, miss and overflow as in large layers.
 VARIANTS = {
     "as_they_are": [],
-    "small_sample": [(SOURCE, "kSample = 4096", "kSample = 64")],
+    "small_sample": [("kSample = 4096", "kSample = 64")],
     "wrong_guess": [
-        (SOURCE, "kSample = 4096", "kSample = 64"),
-        (SOURCE, "return {low, high - low, 0, 0};", "return {high, high - low, 0, 0};"),
+        ("kSample = 4096", "kSample = 64"),
+        ("return {low, high - low, 0, 0};", "return {high, high - low, 0, 0};"),
     ],
-    "long_list": [(SOURCE, "kSample = 4096", "kSample = 64"), (SOURCE, "kPerListed = 8", "kPerListed = 1")],
-    "short_list": [(SOURCE, "kSample = 4096", "kSample = 64"), (SOURCE, "kPerListed = 8", "kPerListed = 200")],
+    "long_list": [("kSample = 4096", "kSample = 64"), ("kPerListed = 8", "kPerListed = 1")],
+    "short_list": [("kSample = 4096", "kSample = 64"), ("kPerListed = 8", "kPerListed = 200")],
 }
 
 

@@ -7,23 +7,23 @@ import pytest
 import torch
 
 from .host import SimtError, build
-from .test_interpolate_prune_simt import SHAPES, SIZES, SOURCE, check, layers
+from .test_interpolate_prune_simt import SHAPES, SIZES, check, layers
 
-SMALL_SAMPLE = (SOURCE, "kSample = 4096", "kSample = 64")
-LONG_LIST = (SOURCE, "kPerListed = 8", "kPerListed = 1")
+SMALL_SAMPLE = ("kSample = 4096", "kSample = 64")
+LONG_LIST = ("kPerListed = 8", "kPerListed = 1")
 LISTED = ("listed_ties", "mask_bit")  # seen only where all of a bracket is listed
 BLEND = "__fadd_rn(__fmul_rn(__fsub_rn(1.0f, alpha), w0), __fmul_rn(alpha, w1))"
 FLAWS = {
-    "rank": (SOURCE, "rank > count; count =", "rank >= count; count ="),
-    "rank_of_the_bracket": (SOURCE, "interval.rank = segment.keep - int64", "interval.rank = segment.keep + 1 - int64"),
-    "listed_ties": (SOURCE, "before[r] >= state.drop", "before[r] > state.drop"),
-    "dense_ties": (SOURCE, "rank++ >= drop", "rank++ > drop"),
-    "shared_ties": (SOURCE, "left = surplus - gone - before[r]", "left = surplus - gone - before[r] - 1"),
-    "mask_bit": (SOURCE, "1u << i % 32", "1u << (i + 1) % 32"),
-    "last_tile": ("layers.cuh", "(n + kTile - 1) / kTile", "n / kTile"),
-    "last_vector": ("layers.cuh", "if (i + j < n) put_bits", "if (i + j + 1 < n) put_bits"),
-    "last_word": (SOURCE, "% 8 == 0 && i < tile.row.n", "% 8 == 0 && i + 32 < tile.row.n"),
-    "contraction": (SOURCE, BLEND, "fmaf(alpha, w1, __fmul_rn(__fsub_rn(1.0f, alpha), w0))"),
+    "rank": ("rank > count; count =", "rank >= count; count ="),
+    "rank_of_the_bracket": ("interval.rank = segment.keep - int64", "interval.rank = segment.keep + 1 - int64"),
+    "listed_ties": ("before[r] >= state.drop", "before[r] > state.drop"),
+    "dense_ties": ("rank++ >= drop", "rank++ > drop"),
+    "shared_ties": ("left = surplus - gone - before[r]", "left = surplus - gone - before[r] - 1"),
+    "mask_bit": ("1u << i % 32", "1u << (i + 1) % 32"),
+    "last_tile": ("(n + kTile - 1) / kTile", "n / kTile"),
+    "last_vector": ("if (i + j < n) put_bits", "if (i + j + 1 < n) put_bits"),
+    "last_word": ("% 8 == 0 && i < tile.row.n", "% 8 == 0 && i + 32 < tile.row.n"),
+    "contraction": (BLEND, "fmaf(alpha, w1, __fmul_rn(__fsub_rn(1.0f, alpha), w0))"),
 }
 # What stands before a barrier, up to the barrier that is removed.
 BARRIERS = {
@@ -75,12 +75,12 @@ def test_a_flaw_is_caught(objects, flaw):
 def test_a_missing_barrier_is_caught(objects, barrier):
     words = BARRIERS[barrier]
     without = words[: words.rindex("\n")]
-    assert is_caught(build(objects / barrier, [(SOURCE, words, without), SMALL_SAMPLE]))
+    assert is_caught(build(objects / barrier, [(words, without), SMALL_SAMPLE]))
 
 
 def test_a_race_is_named(objects):
     words = BARRIERS["after_the_bins_are_cleared"]
-    library = build(objects / "named", [(SOURCE, words, words[: words.rindex("\n")])])
+    library = build(objects / "named", [(words, words[: words.rindex("\n")])])
     with pytest.raises(SimtError, match="race: thread .* shared memory, which thread"):
         for seed in range(3):
             check(library, [torch.randn(SHAPES[4])], [], 0.0, torch.tensor([7]), seed=seed)

@@ -1,0 +1,20 @@
+// The vocabulary of packed_gemm.inl in vectors of 512 bits but for `dot_bytes`, after lanes_avx512.inl.
+inline Key larger(Key a, Key b) { return _mm512_max_epi32(a, b); }
+
+using Wide = __m512i;
+constexpr int kMaxRows = 12;
+
+inline Wide wide_zero() { return _mm512_setzero_si512(); }
+inline Wide wide_load(const void* p) { return _mm512_loadu_si512(p); }
+inline void wide_store(void* p, Wide x) { _mm512_storeu_si512(p, x); }
+inline Wide wide_broadcast(const char* p) {
+  int32_t four;
+  __builtin_memcpy(&four, p, 4);
+  return _mm512_set1_epi32(four);
+}
+inline Wide add_words(Wide a, Wide b) { return _mm512_add_epi16(a, b); }
+inline Wide pairs(Wide w, Wide x) { return _mm512_maddubs_epi16(w, x); }
+inline Wide add_words_of(Wide sum, Wide words) {
+  return _mm512_add_epi32(sum, _mm512_madd_epi16(words, _mm512_set1_epi16(1)));
+}
+inline Wide dot_words(Wide sum, Wide w, Wide x) { return _mm512_add_epi32(sum, _mm512_madd_epi16(w, x)); }
