@@ -156,19 +156,15 @@ def _eval(argv: list[str]) -> int:
     arguments = tyro.cli(EvaluateArguments, prog="lcs eval", args=argv, config=(tyro.conf.PositionalRequiredArgs,))
     if arguments.problem():
         return _fail("eval", arguments.problem(), code=2)
-    from .checkpoint import check_writable, write_atomic
+    from .checkpoint import write_atomic
     from .evaluate import evaluate
     from .plot import plot
-    from .rundir import RunDirectory, RunError
+    from .rundir import RunDirectory
     from .table import print_table
 
     values = arguments.values(RunDirectory(arguments.run).config().unit)
     json, png = arguments.json or arguments.run / "evaluation.json", arguments.png or arguments.run / "evaluation.png"
-    for flag, path in (("json", json), ("png", png)):
-        try:
-            check_writable(path)
-        except OSError as error:
-            raise RunError(f"{path}: cannot be written: {error.strerror}; name another file with --{flag}") from error
+    _check_outputs(json, png)
     evaluation = evaluate(
         arguments.run,
         values or None,
@@ -183,6 +179,54 @@ def _eval(argv: list[str]) -> int:
     plot(evaluation, png, log_x=arguments.x_axis == "log")
     print(f"numbers: {json}\nplot: {png}")
     return 0
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    runs: tuple[Path, ...]
+    """run directories on the same data, in the order of the table's columns"""
+    over: Literal["level", "macs", "bytes"] = "level"
+    """what the plot shows accuracy over"""
+    x_axis: Literal["linear", "log"] = "linear"
+    """of the plot"""
+    device: str = "auto"
+    """cpu, cuda or auto, for runs without an evaluation of their newest checkpoint"""
+    batch_size: int = 256
+    """images at a time, likewise"""
+    json: Path = Path("report.json")
+    """where the numbers go"""
+    png: Path = Path("report.png")
+    """where the plot goes"""
+
+
+def _report(argv: list[str]) -> int:
+    """Accuracy of several runs side by side over their levels: table, JSON, plot."""
+    tyro = optional.require("tyro")
+    arguments = tyro.cli(ReportArguments, prog="lcs report", args=argv, config=(tyro.conf.PositionalRequiredArgs,))
+    if arguments.batch_size < 1:
+        return _fail("report", f"batch_size: must be at least 1, got {arguments.batch_size}", code=2)
+    from .checkpoint import write_atomic
+    from .report import plot_report, print_report, report
+
+    _check_outputs(arguments.json, arguments.png)
+    found = report(arguments.runs, device=arguments.device, batch_size=arguments.batch_size)
+    print_report(found)
+    write_atomic(arguments.json, found.to_json().encode())
+    plot_report(found, arguments.png, over=arguments.over, log_x=arguments.x_axis == "log")
+    print(f"numbers: {arguments.json}\nplot: {arguments.png}")
+    return 0
+
+
+def _check_outputs(json: Path, png: Path) -> None:
+    """Before long work: raises RunError naming the flag of a file that cannot be written."""
+    from .checkpoint import check_writable
+    from .rundir import RunError
+
+    for flag, path in (("json", json), ("png", png)):
+        try:
+            check_writable(path)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written: {error.strerror}; name another file with --{flag}") from error
 
 
 def _doctor(argv: list[str]) -> int:
@@ -216,6 +260,7 @@ def _demo(argv: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "eval": _eval,
+    "report": _report,
     "bench": _bench,
     "doctor": _doctor,
     "demo": _demo,

@@ -20,7 +20,7 @@ _NAMES = {
     "target": "target",
     "dense": "dense",
 }
-_LABELS = {
+LABELS = {
     "density": "density (weights kept in each compressed layer)",
     "width": "width (output channels kept in each compressed layer)",
     "bits": "bits (of each compressed layer's weights and inputs)",
@@ -35,7 +35,7 @@ def plot(evaluation: Evaluation, path: Path, *, log_x: bool = False) -> None:
     optional.require("matplotlib")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, PercentFormatter
+    from matplotlib.ticker import PercentFormatter
 
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -47,15 +47,9 @@ def plot(evaluation: Evaluation, path: Path, *, log_x: bool = False) -> None:
     if evaluation.targets:
         values, accuracies = zip(*((r.value, r.accuracy) for r in evaluation.targets), strict=True)
         axes.plot(values, accuracies, "D", color="C3", markersize=7, label=f"trained for this {evaluation.unit} alone")
-    percent = evaluation.unit != "bits"
-    if log_x:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.5, 5.0)))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%" if percent else f"{value:g}")
-    elif percent:
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    level_axis(axes, evaluation.unit, log_x=log_x)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    axes.set(xlabel=_LABELS[evaluation.unit], ylabel="test accuracy")
+    axes.set(xlabel=LABELS[evaluation.unit], ylabel="test accuracy")
     axes.set_title(f"One trained model at every {evaluation.unit} ({evaluation.images:,} test images)", fontsize=11)
     axes.grid(alpha=0.3)
     if evaluation.speed:
@@ -65,6 +59,19 @@ def plot(evaluation: Evaluation, path: Path, *, log_x: bool = False) -> None:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     write_atomic(path, picture.getvalue())
+
+
+def level_axis(axes, unit: str, *, log_x: bool) -> None:
+    """Ticks of the x axis for levels of `unit`."""
+    from matplotlib.ticker import LogLocator, PercentFormatter
+
+    percent = unit != "bits"
+    if log_x:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.5, 5.0)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%" if percent else f"{value:g}")
+    elif percent:
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
 def _speed_curve(axes, evaluation: Evaluation) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lcs import models
-from lcs.cli import COMMANDS, EvaluateArguments, parse_train
+from lcs.cli import COMMANDS, EvaluateArguments, ReportArguments, parse_train
 from lcs.config import presets_table
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -61,6 +61,11 @@ def test_a_command_line_is_understood(line, tmp_path, monkeypatch):
 
         parsed = tyro.cli(EvaluateArguments, args=arguments, config=(tyro.conf.PositionalRequiredArgs,))
         assert parsed.run.parent == Path("runs") and parsed.problem() is None
+    elif command == "report":
+        import tyro
+
+        parsed = tyro.cli(ReportArguments, args=arguments, config=(tyro.conf.PositionalRequiredArgs,))
+        assert {run.parent for run in parsed.runs} == {Path("runs")}
     elif command == "bench":
         from lcs_kernels.benchmarks.__main__ import parse
         from lcs_kernels.benchmarks.peer_worker import ENGINES
