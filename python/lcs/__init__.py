@@ -7,6 +7,7 @@ from .frozen import Frozen, FrozenLevel
 from .levels import Level
 from .planning import Plan, Row
 from .quantized import Quantized
+from .slimming import Slimmed, slim
 from .statistics import LevelStatistics
 from .structured import Structured
 from .subspace import Subspace
@@ -20,11 +21,13 @@ __all__ = [
     "Plan",
     "Quantized",
     "Row",
+    "Slimmed",
     "Structured",
     "Subspace",
     "Unstructured",
     "convert",
     "plan",
+    "slim",
     "unconvert",
 ]
 

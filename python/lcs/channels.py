@@ -78,7 +78,7 @@ def incoming(model: nn.Module, converted: Mapping[str, bool]) -> dict[str, Chann
     Modules that the forward does not call are left out. Raises ValueError naming the layers and the step where widths
     cannot be applied.
     """
-    graph = _trace(model, converted)
+    graph = trace(model, converted, "lcs.Structured")
     walk = _Walk(dict(model.named_modules()), converted)
     values: dict[fx.Node, Value | None] = {}
     for node in graph.nodes:
@@ -87,15 +87,16 @@ def incoming(model: nn.Module, converted: Mapping[str, bool]) -> dict[str, Chann
     return walk.found
 
 
-def _trace(model: nn.Module, converted: Mapping[str, bool]) -> fx.Graph:
-    layers = {model.get_submodule(name) for name in converted}
+def trace(model: nn.Module, layers: Iterable[str], caller: str) -> fx.Graph:
+    """The forward of `model`, in which the modules named `layers` stay whole. Raises ValueError naming `caller`."""
+    whole = {model.get_submodule(name) for name in layers}
     parameters = inspect.signature(model.forward).parameters.items()
     defaults = {name: p.default for name, p in parameters if p.default is not inspect.Parameter.empty}
     try:
-        return _Tracer(layers).trace(model, concrete_args=defaults)
+        return _Tracer(whole).trace(model, concrete_args=defaults)
     except Exception as error:  # a forward is any Python, and may fail on a proxy in any way
         raise ValueError(
-            f"lcs.Structured: the forward of {type(model).__name__} cannot be traced, so it is not known which "
+            f"{caller}: the forward of {type(model).__name__} cannot be traced, so it is not known which "
             f"channels meet where: {type(error).__name__}: {error}"
         ) from error
 

@@ -26,7 +26,8 @@ Norm = Literal["group", "instance", "batch"]
 
 BASELINES = ("target", "dense")
 SUBSPACES = ("lcs_l", "lcs_p")
-SLIMMABLE = ("us", "ns")  # baselines of width: batch norm, trained at random or at fixed widths
+# Baselines of width, with batch norms: trained at random widths, at fixed ones, or slimmed after training.
+SLIMMABLE = ("us", "ns", "lec")
 UNITS = {"unstructured": "density", "structured": "width", "quantized": "bits"}  # of the levels, by compression
 
 
@@ -75,6 +76,14 @@ PRESETS = (
         "running statistics of the batch norms: of each of the fixed widths, or one set for all of them",
     ),
     PresetOption(
+        "slimming",
+        "exact",
+        "strict",
+        ("lec",),
+        "norm channels chosen of n: width * n rounded half to even; or those of a scale strictly above the one at "
+        "place int((1 - width) * n), so that one goes even at width 1",
+    ),
+    PresetOption(
         "lr_warmup",
         "at_most_half",
         "five",
@@ -111,9 +120,10 @@ class TrainConfig(pydantic.BaseModel):
     compression: Literal["unstructured", "structured", "quantized"] = Field(
         "unstructured", description="what a level changes"
     )
-    method: Literal["lcs_l", "lcs_p", "us", "ns", "target", "dense"] = Field(
+    method: Literal["lcs_l", "lcs_p", "us", "ns", "lec", "target", "dense"] = Field(
         "lcs_l",
-        description="subspace: line or point; or a baseline: universally slimmable, fixed widths, one level, or none",
+        description="subspace: line or point; or a baseline: universally slimmable, fixed widths, slimmed after "
+        "training, one level, or none",
     )
     density: tuple[Fraction, Fraction] = Field((0.025, 1.0), description="range of densities trained (lcs_l, lcs_p)")
     target_density: Fraction | None = Field(None, description="the density of a target run")
@@ -127,12 +137,14 @@ class TrainConfig(pydantic.BaseModel):
     target_bits: Bits | None = Field(None, description="the bit width of a target run")
     nested: StrictBool = Field(False, description="round so that every bit width is a part of one 8-bit weight")
     running_statistics: Literal["per_width", "shared"] | None = Field(None, description="preset option")
+    scale_l1: Rate | None = Field(None, description="of the norms' scales in the loss of a lec run; 1e-5")
+    slimming: Literal["exact", "strict"] | None = Field(None, description="preset option")
     preset: Literal["default", "paper"] = Field("default", description="what the preset options below default to")
     keep_rounding: Literal["half_even", "truncate"] | None = Field(None, description="preset option")
     warmup_evaluation: Literal["requested", "shifted"] | None = Field(None, description="preset option")
     norm: Norm | None = Field(
         None,
-        description="group, structured instance, us and ns batch; a preset option in target and dense runs",
+        description="group, structured instance, us, ns and lec batch; a preset option in target and dense runs",
     )
     lr_warmup: Literal["at_most_half", "five"] | None = Field(None, description="preset option")
     init: Literal["independent", "copy"] = Field(
@@ -187,6 +199,8 @@ class TrainConfig(pydantic.BaseModel):
         norm = "batch" if self.method in SLIMMABLE else "instance" if structured else "group"
         lr = 0.025 if quantized else 0.1
         defaults: dict[str, Any] = {"norm": norm, "lr": lr, **vars(DATA_DEFAULTS[self.data])}
+        if self.method == "lec":
+            defaults["scale_l1"] = 1e-5
         for option in PRESETS:
             if option.name not in defaults or self.method in option.methods:
                 defaults[option.name] = getattr(option, self.preset)
@@ -214,10 +228,14 @@ class TrainConfig(pydantic.BaseModel):
             raise ConfigError(f"method: {self.method} needs compression structured, got {self.compression}")
         if self.compression == "quantized":
             self._check_bits()
+        if self.scale_l1 is not None and self.method != "lec":
+            raise ConfigError(f"scale_l1: only method lec takes one, the method is {self.method}")
         if self.resume and self.overwrite:
             raise ConfigError("overwrite: cannot be combined with resume")
 
     def _check_widths(self) -> None:
+        if self.method == "lec" and self.norm not in (None, "batch"):
+            raise ConfigError(f"norm: lec slims by the scales of batch norms, got {self.norm}; leave it out")
         if self.norm == "group":
             raise ConfigError("norm: groups of channels do not divide every width; use instance or batch")
         if not self.fixed_widths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Sequence
@@ -9,17 +10,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import checkpoint
 from .config import TrainConfig
+from .convert import unconvert
 from .data import Data, Split
 from .frozen import PACKERS
 from .levels import Level
-from .measure import Measurement, measure_speed
+from .macs import count_macs
+from .measure import Measurement, measure_networks, measure_speed
 from .network import build, load_data
 from .rundir import RunDirectory, RunError
+from .slimming import slim
+from .statistics import count_weights
 from .subspace import Subspace
 
 # The levels that the paper reports, by what they are named by.
@@ -28,6 +33,7 @@ GRIDS = {
     "width": (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0),
     "bits": (2, 3, 4, 5, 6, 7, 8),
 }
+SLIMMING_GRID = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0)  # of the channels of a lec run
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Row:
     """One level of one run. `accuracy` and `sparsity` in [0, 1]; bytes of the weights as stored at this level.
 
     macs: multiply-accumulate operations for one image, where the level changes them (`lcs.macs.count_macs`).
+    parameters: that are left at the level, zeros among them; of a line, those of one end.
     """
 
     value: float
@@ -45,6 +52,7 @@ class Row:
     stored_bytes: int
     dense_bytes: int
     macs: int | None = None
+    parameters: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,8 @@ def values_of(config: TrainConfig, *, ends: bool = False) -> list[float]:
         return [config.target_level()]
     if config.method == "dense":
         return [GRIDS[config.unit][-1]]
+    if config.method == "lec":
+        return list(SLIMMING_GRID[-1:] if ends else SLIMMING_GRID)
     low, high = config.bounds()
     if config.method == "ns" and not ends:
         return sorted(set(config.fixed_widths))
@@ -86,20 +96,26 @@ def measure(
     subspace: Subspace, split: Split, level: Level, *, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> Tensor:
     """(correct, summed loss) float64 over the images of `split` that fall to process `rank`."""
-    parameter = next(subspace.model.parameters())
-    training, sums = subspace.model.training, torch.zeros(2, dtype=torch.float64, device=parameter.device)
-    mine = range(rank, len(split), world_size)
-    wide = torch.promote_types(parameter.dtype, torch.float32)
+    training, mine = subspace.model.training, range(rank, len(split), world_size)
     subspace.model.eval()
     with subspace.at(level):
-        for begin in range(0, len(mine), batch_size):
-            indices = list(mine[begin : begin + batch_size])
-            images, labels = split.batch(indices, epoch=0, seed=0, augment=False)
-            labels = labels.to(parameter.device)
-            logits = subspace.model(images.to(parameter.device, parameter.dtype))
-            sums[0] += (logits.argmax(1) == labels).sum()
-            sums[1] += F.cross_entropy(logits.to(wide), labels, reduction="sum")
+        sums = _sums(subspace.model, split, mine, batch_size)
     subspace.model.train(training)
+    return sums
+
+
+def _sums(model: nn.Module, split: Split, mine: Sequence[int], batch_size: int) -> Tensor:
+    """(correct, summed loss) float64 of `model`, in evaluation mode, over the images `mine`."""
+    parameter = next(model.parameters())
+    sums = torch.zeros(2, dtype=torch.float64, device=parameter.device)
+    wide = torch.promote_types(parameter.dtype, torch.float32)
+    for begin in range(0, len(mine), batch_size):
+        indices = list(mine[begin : begin + batch_size])
+        images, labels = split.batch(indices, epoch=0, seed=0, augment=False)
+        labels = labels.to(parameter.device)
+        logits = model(images.to(parameter.device, parameter.dtype))
+        sums[0] += (logits.argmax(1) == labels).sum()
+        sums[1] += F.cross_entropy(logits.to(wide), labels, reduction="sum")
     return sums
 
 
@@ -150,6 +166,8 @@ def evaluate(
 ) -> Evaluation:
     """Measures `run` on its test images at `values` of its unit (default: `values_of`), no retraining between them.
 
+    A lec run is rebuilt for each value: that share of its norms' channels, ranked together (`lcs.slim`).
+
     targets: runs of method target, each measured at its own level. dense: a run of method dense. measure_batch: also
     time the frozen network at each level, on so many test images at once (`lcs.measure.measure_speed`).
 
@@ -163,25 +181,52 @@ def evaluate(
         raise RunError(f"measure: networks of lcs.{type(subspace.recipe).__name__} cannot be frozen yet; leave it out")
     if measure_batch is not None and not 1 <= measure_batch <= len(data.test):
         raise RunError(f"measure_batch: must lie in 1 to {len(data.test)}, the test images, got {measure_batch}")
-    rows = _rows(subspace, data, values or values_of(config), batch_size)
+    values = values or values_of(config)
+    slimmed = Slimming(config, subspace, values) if config.method == "lec" else None
+    rows = slimmed.rows(data, batch_size) if slimmed else _rows(subspace, data, values, batch_size)
     target_rows = [_baseline(path, "target", config, device, batch_size) for path in targets]
     dense_row = None if dense is None else _baseline(dense, "dense", config, device, batch_size)
-    speed = None if measure_batch is None else _speed(subspace, data, rows, measure_batch)
+    speed = None if measure_batch is None else _speed(subspace, data, rows, measure_batch, slimmed)
     found = rows, target_rows, dense_row, speed
     return Evaluation(str(run), config.method, config.unit, step, len(data.test), *found)
 
 
-def _speed(subspace: Subspace, data: Data, rows: list[Row], batch: int) -> Measurement:
-    like = next(subspace.model.parameters())
-    images, _ = data.test.batch(range(batch), epoch=0, seed=0, augment=False)
-    levels = [subspace.recipe.level(row.value) for row in rows]
-    return measure_speed(subspace, images.to(like.device, like.dtype), levels)
+def _speed(subspace: Subspace, data: Data, rows: list[Row], batch: int, slimmed: Slimming | None) -> Measurement:
+    images = _images(subspace.model, data, batch)
+    if slimmed:
+        return measure_networks(slimmed.full, {width: s.model for width, s in slimmed.found.items()}, images)
+    return measure_speed(subspace, images, [subspace.recipe.level(row.value) for row in rows])
 
 
-def _image(subspace: Subspace, data: Data) -> Tensor:
-    like = next(subspace.model.parameters())
-    images, _ = data.test.batch([0], epoch=0, seed=0, augment=False)
+def _images(model: nn.Module, data: Data, count: int = 1) -> Tensor:
+    like = next(model.parameters())
+    images, _ = data.test.batch(range(count), epoch=0, seed=0, augment=False)
     return images.to(like.device, like.dtype)
+
+
+class Slimming:
+    """The network of a lec run, and what is left of it at each width."""
+
+    def __init__(self, config: TrainConfig, subspace: Subspace, widths: Sequence[float]) -> None:
+        self.full = unconvert(copy.deepcopy(subspace), width=1.0).eval()
+        self.found = {width: slim(self.full, width, selection=config.slimming) for width in widths}
+
+    @torch.no_grad()
+    def rows(self, data: Data, batch_size: int) -> list[Row]:
+        """As of a subspace; stored are the parameters, and a bit for each channel that a selection chooses among."""
+        dense, rows = _parameters(self.full), []
+        for width, slimmed in self.found.items():
+            model, left = slimmed.model, _parameters(slimmed.model)
+            sums = _sums(model, data.test, range(len(data.test)), batch_size) / len(data.test)
+            cut = count_weights(self.full) - count_weights(model)
+            stored, macs = 4 * left + slimmed.selection_bytes, count_macs(model, _images(model, data))
+            sparsity = cut / count_weights(self.full)
+            rows.append(Row(width, 0.0, *sums.tolist(), sparsity, stored, 4 * dense, macs, left))
+        return rows
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def _rows(subspace: Subspace, data: Data, values: Sequence[float], batch_size: int) -> list[Row]:
@@ -190,9 +235,9 @@ def _rows(subspace: Subspace, data: Data, values: Sequence[float], batch_size: i
 
 def _row(subspace: Subspace, data: Data, level: Level, batch_size: int) -> Row:
     correct, loss = (measure(subspace, data.test, level, batch_size=batch_size) / len(data.test)).tolist()
-    stored = subspace.statistics(level, example=_image(subspace, data) if subspace.recipe.cuts else None)
-    value, sizes = subspace.recipe.value(level), (stored.stored_bytes, stored.dense_bytes, stored.macs)
-    return Row(value, level.alpha, correct, loss, stored.sparsity, *sizes)
+    stored = subspace.statistics(level, example=_images(subspace.model, data) if subspace.recipe.cuts else None)
+    counts = stored.sparsity, stored.stored_bytes, stored.dense_bytes, stored.macs, stored.parameters
+    return Row(subspace.recipe.value(level), level.alpha, correct, loss, *counts)
 
 
 def _baseline(path: str | Path, method: str, beside: TrainConfig, device: str, batch_size: int) -> Row:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from . import checkpoint, evaluate, optimizers, schedule
 from .config import TrainConfig
+from .layers.support import is_batch_norm
 from .levels import Level
 from .rundir import RunError
 
@@ -58,6 +59,9 @@ class Loop:
         self.parameters = {k: p for k, p in subspace.model.named_parameters() if p.requires_grad}
         for parameter in self.parameters.values():
             parameter.grad = torch.zeros_like(parameter)  # decayed even in a step that does not reach it
+        # L1 on these, through the gradient (arXiv 1708.06519).
+        norms = (m for m in subspace.model.modules() if config.scale_l1 and is_batch_norm(m))
+        self.scales = [norm.weight for norm in norms]
         self.optimizer = optimizers.make(config, self.parameters)
         images = len(data.train)
         self.steps_per_epoch = schedule.steps_per_epoch(images, config.batch_size)
@@ -107,6 +111,8 @@ class Loop:
         levels = self.subspace.sample(generator, self.warmup_progress)
         self.model.train()
         loss, accuracy = self.backward(batch, levels)
+        for scale in self.scales:
+            scale.grad.add_(scale.detach().sign(), alpha=config.scale_l1)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters.values()]).item()
         for name, value in (("loss", loss), ("norm of the gradient", norm)):
             if not math.isfinite(value):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,13 +76,38 @@ def measure_speed(
     dense = unconvert(copy.deepcopy(subspace), subspace.recipe.level(1.0)).requires_grad_(False).eval()
     for level in levels:
         check_layers(frozen, x, level)
-    calls = [lambda: dense(x), *(_call(frozen, level, x) for level in levels)]
-    with torch.inference_mode():
-        times = interleave([_finished(call, x.device) for call in calls], SECONDS if seconds is None else seconds)
+    times = _times([lambda: dense(x), *(_call(frozen, level, x) for level in levels)], x.device, seconds)
     plain = _latency(times[0])
-    full = Speed(1.0, *plain, 1.0, sum(p.nbytes for p in dense.parameters()), 0, 0)
+    full = Speed(1.0, *plain, 1.0, _parameter_bytes(dense), 0, 0)
     rows = [_speed(frozen, x, level, row, plain[0]) for level, row in zip(levels, times[1:], strict=True)]
     return Measurement(str(x.device), torch.get_num_threads(), len(x), len(times[0].every), full, rows)
+
+
+def measure_networks(
+    full: nn.Module, networks: Mapping[float, nn.Module], x: Tensor, *, seconds: float | None = None
+) -> Measurement:
+    """Times plain networks in evaluation mode on `x`, by the values of their levels, in turn with the `full` one."""
+    times = _times([functools.partial(network, x) for network in (full, *networks.values())], x.device, seconds)
+    plain, *others = map(_latency, times)
+    rows = [
+        Speed(value, *latency, plain[0] / latency[0], _parameter_bytes(network), 0, _convolutions(network))
+        for (value, network), latency in zip(networks.items(), others, strict=True)
+    ]
+    first = Speed(1.0, *plain, 1.0, _parameter_bytes(full), 0, 0)
+    return Measurement(str(x.device), torch.get_num_threads(), len(x), len(times[0].every), first, rows)
+
+
+def _times(calls: Sequence[Callable[[], object]], device: torch.device, seconds: float | None) -> list[Timing]:
+    with torch.inference_mode():
+        return interleave([_finished(call, device) for call in calls], SECONDS if seconds is None else seconds)
+
+
+def _parameter_bytes(model: nn.Module) -> int:
+    return sum(p.nbytes for p in model.parameters())
+
+
+def _convolutions(model: nn.Module) -> int:
+    return sum(isinstance(m, (nn.Conv1d, nn.Conv2d)) for m in model.modules())
 
 
 def interleave(calls: Sequence[Callable[[], object]], seconds: float) -> list[Timing]:

@@ -17,6 +17,7 @@ _NAMES = {
     "lcs_p": "subspace, point (LCS+P)",
     "us": "universally slimmable",
     "ns": "slimmable, fixed widths",
+    "lec": "slimmed after training (LEC)",
     "target": "target",
     "dense": "dense",
 }

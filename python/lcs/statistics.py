@@ -60,7 +60,7 @@ def level_statistics(subspace: Subspace, level: Level, args: Sequence) -> LevelS
         model.train(training)
     return LevelStatistics(
         level=level,
-        sparsity=zeros / (weights := _weights(model)),
+        sparsity=zeros / (weights := count_weights(model)),
         zeros=zeros,
         weights=weights,
         parameters=parameters - cut,
@@ -85,7 +85,7 @@ def _left(layers: Sequence[SubspaceLayer], level: Level, recipe: Recipe) -> tupl
     return zeros, cut, saved
 
 
-def _weights(model: nn.Module) -> int:
-    """Counts a tensor that several modules share once."""
+def count_weights(model: nn.Module) -> int:
+    """All convolution and linear weights; a tensor that several modules share counts once."""
     kinds = (nn.modules.conv._ConvNd, nn.Linear)
     return sum({id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, kinds)}.values())

@@ -13,30 +13,28 @@ if TYPE_CHECKING:
     from .measure import Measurement, Speed
 
 _STORED = ("alpha", "accuracy", "loss", "sparsity", "KiB", "of dense")
+_CUT = ("alpha", "accuracy", "loss", "sparsity", "KiB", "parameters", "MMACs")
 _MEASURED = ("accuracy", "sparsity", "KiB", "ms", "p90", "speed-up", "resident", "packed")
 
 
 def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
     """Prints the run's rows, then its baselines'. With a measurement its columns take the place of some."""
-    speed = evaluation.speed
+    speed, cut = evaluation.speed, evaluation.unit == "width"
     table = optional.require("rich.table").Table(
         title=f"{evaluation.run}: {evaluation.method}, step {evaluation.step:,}, {evaluation.images:,} test images",
         caption=_explained(speed) if speed else None,
-        padding=(0, 0) if speed else (0, 1),
+        padding=(0, 0) if speed or cut else (0, 1),
     )
     table.add_column("run")
-    for name in (evaluation.unit, *(_MEASURED if speed else _STORED)):
+    names, cells = (_MEASURED, _measured_cells) if speed else (_CUT, _cut_cells) if cut else (_STORED, _cells)
+    for name in (evaluation.unit, *names):
         table.add_column(name, justify="right")
-    cells = _measured_cells if speed else _cells
-    operations = evaluation.unit == "width" and not speed
-    if operations:
-        table.add_column("MMACs", justify="right")
     for row, timed in zip(evaluation.rows, speed.rows if speed else evaluation.rows, strict=True):
-        table.add_row(evaluation.method, *cells(row, timed), *(_operations(row) if operations else ()))
+        table.add_row(evaluation.method, *cells(row, timed))
     table.add_section()
     for name, rows in (("target", evaluation.targets), ("dense", [evaluation.dense] if evaluation.dense else [])):
         for row in rows:
-            table.add_row(name, *cells(row, None), *(_operations(row) if operations else ()))
+            table.add_row(name, *cells(row, None))
     if speed:
         table.add_row("plain", "1", "", "", "", *_speed_cells(speed.dense))
     (console or optional.require("rich.console").Console()).print(table)
@@ -54,8 +52,9 @@ def _cells(row: Row, _: object) -> tuple[str, ...]:
     )
 
 
-def _operations(row: Row) -> tuple[str]:
-    return ("" if row.macs is None else f"{row.macs / 1e6:,.2f}",)
+def _cut_cells(row: Row, _: object) -> tuple[str, ...]:
+    macs = "" if row.macs is None else f"{row.macs / 1e6:,.2f}"
+    return *_cells(row, None)[:-1], f"{row.parameters:,}", macs
 
 
 def _measured_cells(row: Row, timed: Speed | None) -> tuple[str, ...]:

@@ -110,6 +110,9 @@ def test_yaml_exponent_without_point(tmp_path):
         ({"compression": "structured", "width": (0.5, 0.5)}, "width"),
         ({"compression": "structured", "norm": "group"}, "norm"),
         ({"compression": "structured", "method": "ns", "fixed_widths": ()}, "fixed_widths"),
+        ({"compression": "structured", "method": "lec", "norm": "instance"}, "norm"),
+        ({"compression": "structured", "method": "us", "scale_l1": 1e-5}, "scale_l1"),
+        ({"method": "lec"}, "method"),
         ({"compression": "quantized", "bits": (8, 3)}, "bits"),
         ({"compression": "quantized", "method": "target"}, "target_bits"),
         ({"compression": "quantized", "method": "dense"}, "method"),
@@ -136,12 +139,18 @@ def test_digest_is_of_what_weights_depend_on():
         ("lcs_p", "instance", "instance"),
         ("us", "batch", "batch"),
         ("ns", "batch", "batch"),
+        ("lec", "batch", "batch"),
         ("dense", "instance", "batch"),
     ],
 )
 def test_norms_of_structured_runs(method, default, paper):
     for preset, norm in (("default", default), ("paper", paper)):
         assert TrainConfig(compression="structured", method=method, preset=preset).resolved().norm == norm
+
+
+def test_only_lec_runs_have_an_l1_norm_of_the_scales():
+    assert TrainConfig(compression="structured", method="lec").resolved().scale_l1 == 1e-5
+    assert TrainConfig(compression="structured", method="us").resolved().scale_l1 is None
 
 
 @pytest.mark.parametrize("preset", ["default", "paper"])
