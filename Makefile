@@ -16,7 +16,7 @@ hash = $(shell { echo '$(1)'; cat $(2); } | sha256sum | cut -c1-16)
 INSTALLED := $(VENV)/.installed-$(call hash,$(TORCH) $(PYTHON),$(DEPENDENCY_FILES))
 BUILT := $(VENV)/.built-$(call hash,$(TORCH) $(PYTHON) $(CXX),$(DEPENDENCY_FILES) $(BUILD_FILES))
 
-.PHONY: build test ctest sanitize emulate demo bench lint format clean
+.PHONY: build test ctest sanitize emulate demo bench gpu-check lint format clean
 .DELETE_ON_ERROR:
 
 build: $(BUILT)
@@ -49,6 +49,9 @@ demo: build
 
 bench: build
 	$(PY) -m lcs_kernels.benchmarks $(ARGS)
+
+gpu-check: # on the card of this machine, without a network: the Python of .venv if there is one, else $(PYTHON)
+	$(or $(wildcard $(PY)),$(PYTHON)) benchmarks/gpu_check.py $(ARGS)
 
 CXX_FILES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 lint: $(INSTALLED)

@@ -306,6 +306,6 @@ def _digest(*parts: str | bytes) -> str:
 if __name__ == "__main__" and sys.argv[1:] == ["flags"]:
     print(";".join(CXX_FLAGS))
 
-if __name__ == "__main__" and sys.argv[1:] == ["cuda"]:
-    here = Path(__file__).resolve().parent
-    compile_library(here / "_C_cuda.so", here.parent / "build" / "objects", report=print, library="_C_cuda")
+if __name__ == "__main__" and sys.argv[1:] in (["cpu"], ["cuda"]):
+    here, name = Path(__file__).resolve().parent, "_C_cuda" if sys.argv[1] == "cuda" else "_C"
+    compile_library(here / f"{name}.so", here.parent / "build" / "objects", report=print, library=name)

@@ -45,6 +45,10 @@ def load() -> None:
 
 def has(op: str) -> bool:
     """Whether `_C_cuda` is loaded and holds a kernel of this op."""
-    return _loaded and f"torch/{op.removesuffix('_foreach')}_cuda_op.cpp" in _build.sources(
-        _build.csrc_dir(), "_C_cuda"
-    )
+    return _loaded and is_written(op)
+
+
+def is_written(op: str) -> bool:
+    """Whether `_C_cuda` holds a kernel of this op, where it is built."""
+    source = f"torch/{op.removesuffix('_foreach')}_cuda_op.cpp"
+    return source in _build.sources(_build.csrc_dir(), "_C_cuda")

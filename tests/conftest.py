@@ -2,7 +2,10 @@ import pytest
 import torch
 
 import lcs_kernels
+from lcs_kernels import _triton
 from lcs_kernels import isa as instruction_sets
+
+from .on_device import OF_TORCH, OnDevice, triton_on
 
 
 def machine_isas() -> list[str]:
@@ -11,9 +14,37 @@ def machine_isas() -> list[str]:
     return list(instruction_sets.NAMES[: instruction_sets.NAMES.index(best) + 1])
 
 
+def pytest_addoption(parser):
+    parser.addoption("--device", help="run every call of an op on copies of its arguments there")
+    parser.addoption("--twins", action="store_true", help="with --device cpu: in Triton's interpreter, where it can")
+
+
+def pytest_configure(config):
+    device = config.getoption("--device")
+    config.on_device = OnDevice(device, config.getoption("--twins")) if device else None
+    if device:
+        _triton.kernel = triton_on(device)
+
+
 def pytest_generate_tests(metafunc):
     if "isa" in metafunc.fixturenames:
-        metafunc.parametrize("isa", machine_isas(), indirect=True)
+        isas = machine_isas()
+        metafunc.parametrize("isa", isas[-1:] if metafunc.config.on_device else isas, indirect=True)
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.on_device:
+        kept = [item for item in items if not OF_TORCH & set(item.function.__code__.co_names)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    if pyfuncitem.config.on_device is None:
+        return (yield)
+    with pyfuncitem.config.on_device:
+        return (yield)
 
 
 @pytest.fixture

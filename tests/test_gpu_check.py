@@ -1,0 +1,149 @@
+"""What `make gpu-check` does on a card, as far as a machine without one can show it."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from lcs_kernels.benchmarks import gpu_check
+from lcs_kernels.benchmarks.gpu import correctness, graphs, report, stages
+from lcs_kernels.benchmarks.gpu.stages import Stage
+
+from lcs_kernels import ops
+
+ROOT = Path(__file__).parents[1]
+NOTE = "from lcs_kernels.benchmarks.gpu.stages import note; note(a=1.5); "
+MACHINE = "from lcs_kernels.benchmarks.gpu.stages import note; note(gpu='NVIDIA H200', torch='2.11.0')"
+
+
+def stage(code, seconds=60.0, name="planted"):
+    return Stage(name, ["-c", code], seconds)
+
+
+def soon(seconds=60.0):
+    return time.monotonic() + seconds
+
+
+def test_without_a_card(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "gpu_check.py", "--out", tmp_path]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "LCS_CUDA_BACKEND": "cuda"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.startswith("gpu-check: nothing was checked: torch ") and "sees no GPU" in done.stderr
+    assert not done.stdout and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "output"),
+    [
+        (NOTE, "ok", None),
+        (NOTE + "print('x is not y'); raise SystemExit(1)", "failed", "x is not y"),
+        (NOTE + "raise ValueError('an illegal address')", "failed", "ValueError: an illegal address"),
+        (NOTE + "print('no tool'); raise SystemExit(3)", "could not run", "no tool"),
+        (NOTE + "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed (SIGSEGV)", None),
+        (NOTE + "print('last words'); import time; time.sleep(100)", "timed out", "last words"),
+    ],
+    ids=["ok", "fails", "raises", "cannot", "crashes", "hangs"],
+)
+def test_a_stage_is_lost_alone(code, status, output):
+    begin = time.monotonic()
+    found = stages.run(stage(code, 6 if status == "timed out" else 60), soon())
+    assert (found["stage"], found["status"], found["rows"]) == ("planted", status, [{"a": 1.5}])
+    assert time.monotonic() - begin < 60
+    assert output is None or found["output"][-1] == output
+    assert ("output" in found) == (status != "ok")
+
+
+def test_what_a_stage_started_ends_with_it(tmp_path):
+    mark = tmp_path / "alive"
+    code = f"import subprocess, time; subprocess.Popen(['sh', '-c', 'sleep 3; touch {mark}']); time.sleep(100)"
+    assert stages.run(stage(code, 1), soon())["status"] == "timed out"
+    time.sleep(3)
+    assert not mark.exists()
+
+
+def test_stages_end_with_the_budget():
+    found = stages.run_together([stage("import time; time.sleep(100)"), stage("")], soon(2), at_once=1)
+    assert [f["status"] for f in found] == ["timed out", "no time left"]
+
+
+def test_every_op_is_checked_on_each_of_its_back_ends():
+    names = [s.name for together in gpu_check.plan() for s in together]
+    for op in ops.names():
+        assert any(name.startswith(f"{op}: ") for name in names), op
+        assert all(Path(path).is_file() for b in gpu_check.backends_of(op) for path in correctness.test_files(op, b))
+    for op in ("interpolate_prune", "interpolate_prune_foreach"):
+        assert f"{op}: cuda" in names and f"{op}: triton" in names
+    assert "quantize: triton" in names and "sparse_pack: reference" in names
+
+
+def checked(*options):
+    code = "import sys; from lcs_kernels.benchmarks.gpu import correctness; sys.exit(correctness.main(*sys.argv[1:]))"
+    return stages.run(Stage("ops", ["-c", options[0] + code, *options[1:]], 200), soon(200))
+
+
+@pytest.mark.parametrize(
+    ("op", "options"),
+    [("quantize", ["-k", "stride", "--twins"]), ("interpolate_prune", ["-k", "stride or half_weights"])],
+    ids=["twins", "kernels"],
+)
+def test_an_ops_tests_run_on_a_device(op, options, monkeypatch):
+    """On the CPU, with Triton's interpreter or without."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    found = checked("", op, "cuda", "cpu", *options)
+    assert found["status"] == "ok", found
+    counts = found["rows"][-1]
+    assert counts["passed"] >= 3 and counts["failed"] == 0 and counts["calls_on_the_device"] >= counts["passed"]
+
+
+def test_a_wrong_result_on_the_device_is_found():
+    plant = """
+import tests.on_device as module, torch
+right = module.run_on
+def wrong(*args):
+    found = right(*args)
+    found[0].view(torch.int32).flatten()[-1:].bitwise_xor_(1)
+    return found
+module.run_on = wrong
+"""
+    found = checked(plant, "interpolate_prune", "cuda", "cpu", "-k", "half_weights or stride")
+    assert found["status"] == "failed"
+    assert "values differ" in found["rows"][1]["failure"] and found["rows"][-1]["failed"] >= 3
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_levels_between_replays(together, monkeypatch):
+    shapes = [(7,), (0,), (130, 33)]
+    assert graphs.check("cpu", together, shapes) == []
+    reference = graphs.op.reference
+    monkeypatch.setattr(graphs.op, "reference", lambda w0s, w1s, alpha, keep: reference(w0s, w1s, alpha, keep + 1))
+    wrong = graphs.check("cpu", together, shapes)
+    assert len(wrong) >= 3 and "tensors differ" in wrong[0]
+
+
+def run_check(monkeypatch, tmp_path, *plan):
+    monkeypatch.setattr(gpu_check, "module", lambda name, *_: ["-c", MACHINE] if name == "card" else [])
+    monkeypatch.setattr(gpu_check, "plan", lambda: plan)
+    return gpu_check.main(["--out", str(tmp_path), "--budget", "30"])
+
+
+def test_all_that_was_found_is_kept(monkeypatch, tmp_path, capsys):
+    hangs = stage(NOTE + "import time; time.sleep(100)", 4, "hangs")
+    no_tool = stage("print('no compute-sanitizer'); raise SystemExit(3)", name="memcheck")
+    fails = stage("print('1 of 2 differ'); raise SystemExit(1)", name="prune")
+    assert run_check(monkeypatch, tmp_path, [hangs, no_tool], [fails]) == 1
+    text = (tmp_path / "h200.txt").read_text()
+    assert text in capsys.readouterr().out
+    lines = text.splitlines()
+    assert lines[0].endswith("gpu NVIDIA H200, torch 2.11.0") and lines[1] == "NOT ok"
+    for words in ("hangs: timed out (4 s)", "  a 1.5", "memcheck: could not run", "  | no compute-sanitizer"):
+        assert any(line.startswith(words) for line in lines), words
+    assert lines[-1] == "  | 1 of 2 differ"
+    assert (tmp_path / "h200.json").exists()
+
+
+def test_a_missing_tool_is_no_failure(monkeypatch, tmp_path):
+    assert run_check(monkeypatch, tmp_path, [stage("raise SystemExit(3)")], [stage("")]) == 0
+    assert report.file_name("NVIDIA H100 80GB HBM3") == "h100-80gb-hbm3"
