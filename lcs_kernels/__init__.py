@@ -15,6 +15,7 @@ from .ops.interpolate_prune import interpolate_prune
 from .ops.interpolate_prune_foreach import interpolate_prune_foreach, interpolate_prune_foreach_masks
 from .ops.interpolate_quantize import interpolate_quantize
 from .ops.nested_pack import nested_pack
+from .ops.packed_conv2d import packed_conv2d
 from .ops.packed_linear import packed_linear
 from .ops.quantize import quantize
 from .ops.sparse_conv2d import sparse_conv2d
@@ -34,6 +35,7 @@ __all__ = [
     "isa",
     "keep_count",
     "nested_pack",
+    "packed_conv2d",
     "packed_linear",
     "quantize",
     "sparse_conv2d",

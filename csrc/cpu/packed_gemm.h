@@ -37,6 +37,17 @@ class PackedGemm {
   int64_t first_row(int64_t block) const;
   int64_t rows(int64_t block) const;
 
+  // What a doubled code of each place of a block counts for, and from where.
+  struct Factors {
+    float scale[kBlockRows];
+    int32_t center[kBlockRows];
+  };
+  Factors factors(int64_t block, int64_t group) const;
+  int shift() const { return 9 - bits_; }  // of a code, to be doubled
+
+  // The codes of a block from its step `step` on, unpacked: panel_bytes(panel()) each step.
+  void expand(int64_t block, int64_t step, int64_t steps, const Factors& factors, void* panel) const;
+
   // tile[m][row] = the finished result, for at most kMaxPackedRows rows of x.
   void multiply(int64_t block, const PackedRows& x, float* tile) const;
 
@@ -45,12 +56,6 @@ class PackedGemm {
                float scale, float* tile) const;
 
  private:
-  struct Factors {
-    float scale[kBlockRows];
-    int32_t center[kBlockRows];
-  };
-
-  Factors factors(int64_t block, int64_t group) const;
   void finish(int64_t block, int64_t rows, const float* scale, float* tile) const;
   const uint8_t* planes(int64_t block, int64_t step) const {
     return w_.planes + (block * w_.layout.steps() + step) * kBlockRows;

@@ -61,6 +61,10 @@ PackedGemm::Factors PackedGemm::factors(int64_t block, int64_t group) const {
   return f;
 }
 
+void PackedGemm::expand(int64_t block, int64_t step, int64_t steps, const Factors& factors, void* panel) const {
+  run_.expand({planes(block, step), w_.layout.plane_bytes(), steps, bits_, panel, factors.center}, panel_);
+}
+
 void PackedGemm::multiply(int64_t block, const PackedRows& x, float* tile) const {
   static thread_local Scratch<char> scratch;
   char* const acc = scratch.reserve(kMaxPackedRows * kBlockRows * 4 + kPanelBytes);
@@ -72,10 +76,10 @@ void PackedGemm::multiply(int64_t block, const PackedRows& x, float* tile) const
     std::memset(acc, 0, size_t(x.n * kBlockRows * 4));
     for (int64_t step = group * steps; step < (group + 1) * steps; step += at_once) {
       const int64_t n = std::min(at_once, (group + 1) * steps - step);
-      run_.expand({planes(block, step), l.plane_bytes(), n, bits_, panel, f.center}, panel_);
+      expand(block, step, n, f, panel);
       run_.multiply({panel, n, bits_, x.x, x.row, x.step + step, x.n, acc}, panel_);
     }
-    run_.scale({acc, exact_ ? nullptr : x.sums + group, groups, x.n, 9 - bits_, f.center, f.scale, group == 0, tile});
+    run_.scale({acc, exact_ ? nullptr : x.sums + group, groups, x.n, shift(), f.center, f.scale, group == 0, tile});
   }
   finish(block, x.n, x.scale, tile);
 }
@@ -94,7 +98,7 @@ void PackedGemm::look_up(int64_t block, int64_t blocks, const uint8_t* tables, c
     }
     for (int64_t b = 0; b < blocks; ++b) {
       const Factors f = factors(block + b, group);
-      run_.scale({acc + b * kBlockRows, sums + group, groups, 1, 9 - bits_, f.center, f.scale, group == 0,
+      run_.scale({acc + b * kBlockRows, sums + group, groups, 1, shift(), f.center, f.scale, group == 0,
                   tile + b * kBlockRows});
     }
   }

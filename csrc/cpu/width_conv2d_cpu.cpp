@@ -5,6 +5,7 @@
 
 #include "dispatch.h"
 #include "scratch.h"
+#include "walk.h"
 #include "width_conv2d_kernels.h"
 
 namespace lcs {
@@ -15,8 +16,6 @@ constexpr int64_t kPanelBytes = 320 << 10;  // of that cache
 constexpr int64_t kLeastPixels = 48;        // of a panel that is split to keep the threads even
 constexpr int64_t kTasks = 8;               // enough to do so
 constexpr int64_t kTerms = 640;             // that pay for coming back to their sums
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 WidthConv2dKernels kernels() {
   return best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels);
@@ -35,23 +34,6 @@ void pack(const WidthWeight& w, int64_t out, int64_t in, float* packed, const Pa
     }
   });
 }
-
-// An axis as the kernel walks it: strip coordinate s is input coordinate s * step - padding, and output o and tap k
-// meet at o * stride + k * dilation. A single tap leaves out what lies between its strides.
-struct Walk {
-  int64_t step, stride, dilation, padding, kernel;
-
-  explicit Walk(const Axis& a)
-      : step(a.kernel == 1 ? a.stride : 1),
-        stride(a.kernel == 1 ? 1 : a.stride),
-        dilation(a.dilation),
-        padding(a.padding),
-        kernel(a.kernel) {}
-
-  int64_t length(int64_t outputs) const { return (outputs - 1) * stride + (kernel - 1) * dilation + 1; }
-  int64_t first() const { return ceil_div(padding, step); }  // coordinate inside the input, and the one past its last
-  int64_t last(int64_t size) const { return ceil_div(size + padding, step); }
-};
 
 // Panels are bands of rows of an image, or several small images. The input of a panel is a strip, channels last with
 // its padding, in which each tap of each output position is at a fixed distance: a copy, or x where it is one already.

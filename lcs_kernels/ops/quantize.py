@@ -11,25 +11,30 @@ from lcs_kernels.levels import bits_tensor, range_tensors
 from ._library import FLOATS, check_finite_weights, define, wants_grad
 
 
-def on_grid(x: Tensor, low: Tensor, high: Tensor, bits: Tensor, nested: bool = False) -> Tensor:
-    """x, quantised and back in its own dtype, float32 or float64; low and high broadcast over it.
-
-    The scale is computed in float64, where 0 gets a code of its own. `nested` reads the leading bits of an unsigned
-    8-bit code at the middle of what they leave open. Elements take one product, and one product back, each rounded.
-    """
+def grid(low: Tensor, high: Tensor, bits: Tensor, dtype: torch.dtype, nested: bool = False) -> tuple[Tensor, ...]:
+    """scale, 1 / scale, zero point, lowest and highest code, in `dtype`; in float64 on the way, 0 getting a code."""
     finite = low.isfinite() & high.isfinite()
     low, high, bits = low.double().clamp(max=0), high.double().clamp(min=0), bits.clamp(2, 8)
     coded = torch.full_like(bits, 8) if nested else bits
     lowest = torch.zeros_like(bits) if nested else -(1 << (bits - 1))
     highest = lowest + (1 << coded) - 1
     scale = torch.where(finite, (high - low) / (highest - lowest), torch.nan)
-    scale = torch.where(scale < torch.finfo(x.dtype).tiny, 0, scale)
+    scale = torch.where(scale < torch.finfo(dtype).tiny, 0, scale)
     inverse = torch.where(scale == 0, 0, 1 / scale)
     zero = torch.where(scale == 0, 0, (lowest - low / scale).round().clamp(lowest, highest))
-    scale, inverse, zero = (t.to(x.dtype) for t in (scale, inverse, zero))
-    code = ((x * inverse).round() + zero).clamp(lowest.to(x.dtype), highest.to(x.dtype))
+    return tuple(t.to(dtype) for t in (scale, inverse, zero, lowest, highest))
+
+
+def on_grid(x: Tensor, low: Tensor, high: Tensor, bits: Tensor, nested: bool = False) -> Tensor:
+    """x, quantised and back in its own dtype, float32 or float64; low and high broadcast over it.
+
+    `nested` reads the leading bits of an unsigned 8-bit code at the middle of what they leave open. Elements take one
+    product, and one product back, each rounded.
+    """
+    scale, inverse, zero, lowest, highest = grid(low, high, bits, x.dtype, nested)
+    code = ((x * inverse).round() + zero).clamp(lowest, highest)
     if nested:
-        step = (1 << (8 - bits)).to(x.dtype)
+        step = (1 << (8 - bits.clamp(2, 8))).to(x.dtype)
         code = (code / step).floor() * step + (step - 1) / 2
     return (code - zero) * scale
 

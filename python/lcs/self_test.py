@@ -111,6 +111,21 @@ def _nested_pack() -> Case:
     return [lcs_kernels.nested_pack(codes)], [_reference("nested_pack")(codes)]
 
 
+def _packed_conv2d() -> Case:
+    x, weight = _weights(0, 2, 5, 9, 8), NestedWeight.pack(_weights(1, 37, 5, 3, 3))
+    fields, ones = (weight.planes, weight.scales, weight.zero_points, weight.shape), [1, 1]
+    ranges = [(None, None), (torch.tensor(-1.0), torch.tensor(0.5))]
+    expected = [
+        _reference("packed_conv2d")(x, *fields, 3, None, ones, ones, ones, 1, *ends, 8, True, False, [])
+        for ends in ranges
+    ]
+    found = [
+        lcs_kernels.packed_conv2d(x, weight, 3, padding=1, x_range=ends if ends[0] is not None else None, relu=True)
+        for ends in ranges
+    ]
+    return found, expected
+
+
 def _packed_linear() -> Case:
     x, weight = _weights(0, 5, 45), NestedWeight.pack(_weights(1, 37, 45))
     fields = (weight.planes, weight.scales, weight.zero_points, 37, weight.group)
@@ -124,6 +139,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "interpolate_prune_foreach": _interpolate_prune_foreach,
     "interpolate_quantize": _interpolate_quantize,
     "nested_pack": _nested_pack,
+    "packed_conv2d": _packed_conv2d,
     "packed_linear": _packed_linear,
     "quantize": _quantize,
     "sparse_conv2d": _sparse_conv2d,

@@ -1,0 +1,96 @@
+"""Rows of `packed_conv2d`: ResNet-18's 3 x 3 convolutions at batch 16 and 1 and several widths, against oneDNN int8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lcs_kernels import packed_conv2d
+from lcs_kernels.formats import NestedWeight
+from lcs_kernels.ops.packed_conv2d import reference
+
+from .harness import Row, multiply_adds
+
+LAYERS = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels, side
+BATCHES = (16, 1)
+WIDTHS = (8, 4, 3, 2)
+LOW, HIGH = -4.0, 4.0
+
+
+def onednn(x: Tensor, w: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """oneDNN's int8 convolution to float32, its weight laid out for it: of x in int8, and with x quantised first."""
+    scale, zero, ones = (HIGH - LOW) / 255, 128, [1, 1]
+    scales = w.abs().amax((1, 2, 3)) / 127
+    codes = (w / scales[:, None, None, None]).round().to(torch.int8)
+    packed = torch.ops.onednn.qconv_prepack(codes, scales, scale, zero, ones, ones, ones, 1, list(x.shape))
+    weight = packed, scales, torch.zeros(len(w), dtype=torch.int8), None
+
+    def quantized() -> Tensor:
+        return torch.ops.quantized_decomposed.quantize_per_tensor(x, scale, zero, 0, 255, torch.uint8)
+
+    def convolved(q: Tensor) -> Tensor:
+        output = 1.0, 0, torch.float32, "none", [], ""
+        return torch.ops.onednn.qconv_pointwise(q, scale, zero, *weight, ones, ones, ones, 1, *output)
+
+    codes_of_x = quantized()
+    quantize = torch.compile(quantized)
+    return {
+        "oneDNN int8, x quantised": lambda: convolved(quantize()),
+        "oneDNN int8, x in int8": lambda: convolved(codes_of_x),
+    }
+
+
+def prepacked(x: Tensor, w: Tensor) -> Callable[[], Tensor]:
+    """torch's float32 convolution with a weight laid out by oneDNN, as when it freezes."""
+    ones = [1, 1]
+    packed = torch.ops.mkldnn._reorder_convolution_weight(w, ones, ones, ones, 1, list(x.shape))
+    return lambda: torch.ops.mkldnn._convolution_pointwise(x, packed, None, ones, ones, ones, 1, "none", [], "")
+
+
+def check(x: Tensor, weight: NestedWeight, bits: int) -> None:
+    fields, ones = (weight.planes, weight.scales, weight.zero_points, weight.shape), [1, 1]
+    settings = bits, None, ones, ones, ones, 1
+    for ends in ((None, None), (torch.tensor(LOW), torch.tensor(HIGH))):
+        expected = reference(x, *fields, *settings, *ends, 8, False, False, [])
+        found = packed_conv2d(x, weight, bits, padding=1, x_range=None if ends[0] is None else ends)
+        if not torch.equal(found, expected):
+            raise AssertionError("packed_conv2d's result differs from its reference")
+
+
+def row(x: Tensor, weight: NestedWeight, bits: int, peers: dict[str, Callable[[], Tensor]]) -> Row:
+    images, channels, side, _ = x.shape
+    ends, plain = (torch.tensor(LOW), torch.tensor(HIGH)), x.contiguous()
+    return Row(
+        op="packed_conv2d",
+        case=f"{images} x {channels} x {side} x {side}, 3 x 3, {bits} bits",
+        candidates={
+            "lcs": lambda: packed_conv2d(x, weight, bits, padding=1, x_range=ends),
+            "lcs, ranges of the images": lambda: packed_conv2d(x, weight, bits, padding=1),
+            "lcs, contiguous": lambda: packed_conv2d(plain, weight, bits, padding=1, x_range=ends),
+            **peers,
+        },
+        limit=multiply_adds(2 * x.numel() * weight.columns),
+        bytes=2 * x.nbytes + weight.nbytes_at(bits),
+        check=lambda: check(x, weight, bits),
+        limited_by="FMA",
+    )
+
+
+def rows() -> Iterator[Row]:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for n in BATCHES:
+            for channels, side in LAYERS:
+                x, w = torch.randn(n, channels, side, side), torch.randn(channels, channels, 3, 3) / 16
+                x = x.contiguous(memory_format=torch.channels_last)
+                weight = NestedWeight.pack(w)
+                peers = {
+                    **onednn(x, w),
+                    "torch float32": prepacked(x, w),
+                    "F.conv2d": lambda x=x, w=w: F.conv2d(x, w, None, 1, 1),
+                }
+                for bits in WIDTHS:
+                    yield row(x, weight, bits, peers)

@@ -1,0 +1,183 @@
+#include <immintrin.h>
+
+#include <algorithm>
+#include <bit>
+#include <type_traits>
+
+#include "keys.h"
+#include "packed_conv2d_kernels.h"
+#include "packed_gemm_kernels.h"
+#include "target.h"
+
+LCS_TARGET_BEGIN(LCS_TARGET_AVX2)
+namespace lcs::avx2 {
+namespace {
+namespace eight {
+#include "lanes_avx2.inl"
+}
+// After the lanes it is written in.
+#include "transpose_avx2.inl"
+
+// Codes as 32-bit integers, less their zero point.
+class Coder {
+ public:
+  explicit Coder(const PackedCodes& c)
+      : inverse_(_mm256_set1_ps(c.inverse)),
+        lowest_(_mm256_set1_ps(float(c.lowest - c.zero))),
+        highest_(_mm256_set1_ps(float(c.highest - c.zero))),
+        zero_(_mm256_set1_epi16(int16_t(c.zero))),
+        nan_(_mm256_setzero_ps()) {}
+
+  __m256i operator()(__m256 x) {
+    nan_ = _mm256_or_ps(nan_, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const __m256 value = _mm256_max_ps(_mm256_mul_ps(x, inverse_), lowest_);  // a NaN is taken for the lowest
+    return _mm256_cvtps_epi32(_mm256_min_ps(value, highest_));
+  }
+  // Per 128 bits four of a, b, c and d each, as bytes.
+  __m256i bytes(__m256i a, __m256i b, __m256i c, __m256i d) const {
+    return _mm256_packs_epi16(_mm256_add_epi16(_mm256_packs_epi32(a, b), zero_),
+                              _mm256_add_epi16(_mm256_packs_epi32(c, d), zero_));
+  }
+  bool nan() const { return _mm256_movemask_ps(nan_) != 0; }
+
+ private:
+  __m256 inverse_, lowest_, highest_;
+  __m256i zero_;
+  __m256 nan_;
+};
+
+inline void store_low(int8_t* to, __m128i x, int64_t n) {
+  if (n > 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), x);
+  else
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(to), x);
+}
+
+// Bytes [0, n) of 16.
+inline __m128i first_bytes(__m128i x, int64_t n) {
+  const __m128i at = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return _mm_and_si128(x, _mm_cmpgt_epi8(_mm_set1_epi8(char(n)), at));
+}
+
+// 8 pixels of up to 16 channels.
+template <class T>
+void quantize_planes(const PackedPixels& p, Coder& coder, int64_t c0, int64_t i0) {
+  const int64_t channels = std::min<int64_t>(16, p.channels - c0), pixels = std::min<int64_t>(8, p.pixels - i0);
+  const T* const x = static_cast<const T*>(p.x) + c0 * p.channel_stride + i0 * p.pixel_stride;
+  const __m256i turn = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  __m256i fours[4];  // pixels 0 to 3 and 4 to 7, four channels of each
+  for (int64_t k = 0; k < 4; ++k) {
+    __m256i codes[4];
+    for (int64_t j = 0; j < 4; ++j)
+      codes[j] = 4 * k + j < channels ? coder(load_apart(x + (4 * k + j) * p.channel_stride, pixels, p.pixel_stride))
+                                      : _mm256_setzero_si256();
+    fours[k] = _mm256_shuffle_epi8(coder.bytes(codes[0], codes[1], codes[2], codes[3]), turn);
+  }
+  const __m256i a = _mm256_unpacklo_epi32(fours[0], fours[1]), b = _mm256_unpackhi_epi32(fours[0], fours[1]),
+                c = _mm256_unpacklo_epi32(fours[2], fours[3]), d = _mm256_unpackhi_epi32(fours[2], fours[3]);
+  const __m256i all[4] = {_mm256_unpacklo_epi64(a, c), _mm256_unpackhi_epi64(a, c), _mm256_unpacklo_epi64(b, d),
+                          _mm256_unpackhi_epi64(b, d)};
+  for (int64_t i = 0; i < pixels; ++i) {
+    __m128i bytes = i < 4 ? _mm256_castsi256_si128(all[i % 4]) : _mm256_extracti128_si256(all[i % 4], 1);
+    if (channels < 16) bytes = first_bytes(bytes, channels);
+    store_low(p.to + (i0 + i) * p.to_stride + c0, bytes, channels);
+  }
+}
+
+// All channels of a pixel, which lie next to each other.
+template <class T>
+void quantize_pixel(const T* x, int64_t channels, Coder& coder, int8_t* to) {
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  for (int64_t c = 0; c < channels; c += 32) {
+    __m256i codes[4];
+    for (int64_t j = 0; j < 4; ++j) {
+      const int64_t left = channels - c - 8 * j;
+      codes[j] = left > 0 ? coder(load_first(x + c + 8 * j, std::min<int64_t>(left, 8))) : _mm256_setzero_si256();
+    }
+    const __m256i bytes = _mm256_permutevar8x32_epi32(coder.bytes(codes[0], codes[1], codes[2], codes[3]), order);
+    for (int64_t half = 0; half < 2 && c + 16 * half < channels; ++half) {
+      const int64_t n = std::min<int64_t>(16, channels - c - 16 * half);
+      __m128i part = half ? _mm256_extracti128_si256(bytes, 1) : _mm256_castsi256_si128(bytes);
+      if (n < 16) part = first_bytes(part, n);
+      store_low(to + c + 16 * half, part, n);
+    }
+  }
+}
+
+template <class T>
+bool quantize_of(const PackedPixels& p) {
+  Coder coder(p.codes);
+  if (p.channel_stride == 1) {
+    for (int64_t i = 0; i < p.pixels; ++i)
+      quantize_pixel(static_cast<const T*>(p.x) + i * p.pixel_stride, p.channels, coder, p.to + i * p.to_stride);
+  } else {
+    for (int64_t c = 0; c < p.channels; c += 16)
+      for (int64_t i = 0; i < p.pixels; i += 8) quantize_planes<T>(p, coder, c, i);
+  }
+  return coder.nan();
+}
+
+bool quantize(const PackedPixels& pixels) {
+  return pixels.dtype == DType::bfloat16 ? quantize_of<BFloat16>(pixels) : quantize_of<float>(pixels);
+}
+
+int32_t sum(const int8_t* x, int64_t n) {
+  const __m256i ones = _mm256_set1_epi8(1), pairs = _mm256_set1_epi16(1);
+  const auto fours = [&](__m256i bytes) { return _mm256_madd_epi16(_mm256_maddubs_epi16(ones, bytes), pairs); };
+  __m256i sums = _mm256_setzero_si256();
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32)
+    sums = _mm256_add_epi32(sums, fours(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i))));
+  for (; i < n; i += 8)
+    sums =
+        _mm256_add_epi32(sums, fours(_mm256_zextsi128_si256(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x + i)))));
+  const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  const __m128i two = _mm_add_epi32(half, _mm_unpackhi_epi64(half, half));
+  return _mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 1);
+}
+
+inline __m256i load_ints(const void* p, int i) { return _mm256_loadu_si256(static_cast<const __m256i*>(p) + i); }
+
+template <bool kInts>
+void output_of(const PackedOutput& o) {
+  const __m256 floor = _mm256_set1_ps(o.relu ? 0.0f : -__builtin_inff());
+  const __m128i shift = _mm_cvtsi32_si128(o.shift);
+  __m256 scale[4], bias[4];
+  __m256i center[4];
+  for (int v = 0; v < 4; ++v) {
+    scale[v] = _mm256_loadu_ps(o.scale + 8 * v);
+    bias[v] = o.bias ? _mm256_loadu_ps(o.bias + 8 * v) : _mm256_set1_ps(-0.0f);  // which changes nothing
+    center[v] = load_ints(o.center, v);
+  }
+  for (int64_t m = 0; m < o.rows; ++m) {
+    const __m256 row_scale = _mm256_set1_ps(o.row_scale[m]);
+    const void* const acc = static_cast<const int32_t*>(o.acc) + m * kBlockRows;
+    __m256 value[4];
+    for (int v = 0; v < 4; ++v) {
+      __m256 sum;
+      if constexpr (kInts) {
+        const __m256i moved = _mm256_mullo_epi32(center[v], _mm256_set1_epi32(o.sums[m]));
+        sum = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_sll_epi32(load_ints(acc, v), shift), moved));
+      } else {
+        sum = _mm256_loadu_ps(static_cast<const float*>(acc) + 8 * v);
+      }
+      value[v] = _mm256_mul_ps(_mm256_mul_ps(sum, scale[v]), row_scale);
+    }
+    // From the order of places to that of rows.
+    const __m256 rows[4] = {
+        _mm256_permute2f128_ps(value[0], value[1], 0x20), _mm256_permute2f128_ps(value[2], value[3], 0x20),
+        _mm256_permute2f128_ps(value[0], value[1], 0x31), _mm256_permute2f128_ps(value[2], value[3], 0x31)};
+    for (int v = 0; v < 4; ++v)
+      _mm256_storeu_ps(o.y + m * o.stride + 8 * v,
+                       _mm256_max_ps(floor, _mm256_add_ps(rows[v], bias[v])));  // a NaN stays
+  }
+}
+
+void output(const PackedOutput& o) { o.sums ? output_of<true>(o) : output_of<false>(o); }
+
+}  // namespace
+
+PackedConv2dKernels packed_conv2d_kernels() { return {quantize, sum, output}; }
+
+}  // namespace lcs::avx2
+LCS_TARGET_END

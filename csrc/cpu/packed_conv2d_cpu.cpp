@@ -1,0 +1,309 @@
+#include "lcs/packed_conv2d.h"
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "dispatch.h"
+#include "packed_conv2d_kernels.h"
+#include "packed_gemm.h"
+#include "quantize_grid.h"
+#include "scratch.h"
+#include "sparse_conv2d_kernels.h"
+#include "walk.h"
+
+namespace lcs {
+namespace {
+
+constexpr int64_t kStripBytes = 2 << 20;    // of the images that are quantised before they are multiplied
+constexpr int64_t kRangeBytes = 384 << 10;  // of that, what stays in the second-level cache from block to block
+constexpr int64_t kTasks = 8;               // enough to keep the threads even
+constexpr int64_t kLeastPixels = 96;        // that pay for unpacking a block of the weight
+constexpr int64_t kPiece = 1 << 14;         // elements of which the largest is looked for
+constexpr int64_t kChunkBytes = 16 << 10;   // of a panel: half of the first-level cache
+constexpr int64_t kTile = 120;              // positions at once: whole rows of every instruction set's registers
+
+// The input becomes a strip: int8 (or what the panel takes), channels last, each group's channels padded to whole
+// steps, with the padding of the convolution, so that each tap of each output position is at a fixed distance. Then
+// each block of the weight is unpacked, and meets the strip of many output positions.
+class PackedConv2d {
+ public:
+  PackedConv2d(const PackedConv2dArgs& args, const Parallel& parallel)
+      : a_(args),
+        parallel_(parallel),
+        layout_(args.weight.layout),
+        gemm_(args.weight, args.bits, nullptr, false, args.exact),
+        run_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx2::packed_conv2d_kernels)),
+        copies_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
+        rows_(args.vertical),
+        columns_(args.horizontal),
+        groups_(layout_.parts),
+        inputs_(args.x.channels / groups_),
+        segment_(layout_.segment_steps() * kStepColumns),
+        element_(element_bytes(gemm_.panel())),
+        column_(groups_ * segment_),
+        row_(columns_.length(args.y.width) * column_),
+        image_(rows_.length(args.y.height) * row_),
+        pixels_(args.y.height * args.y.width) {
+    images_ = std::clamp<int64_t>(kStripBytes / std::max<int64_t>(image_ * element_, 1), 1, a_.x.n);
+    images_ = ceil_div(a_.x.n, ceil_div(a_.x.n, images_));
+    if (a_.range) {
+      const QuantizeGrid grid = quantize_grid({a_.range->low, a_.range->high}, quantize_codes(a_.range->bits, false));
+      codes_ = {grid.inverse, int(grid.zero), int(grid.lowest), int(grid.highest)};
+      half_scale_ = grid.scale * 0.5f;
+    }
+  }
+
+  void run() {
+    static thread_local Scratch<char> scratch;
+    const int64_t strip_pixels = images_ * (column_ ? image_ / column_ : 0);
+    const int64_t sums = a_.exact ? 0 : groups_ * (strip_pixels + images_ * pixels_);
+    const int64_t strip = (images_ * image_ * element_ + 63) / 64 * 64;
+    char* const at = scratch.reserve(strip + sums * 4);
+    strip_ = at;
+    strip_sums_ = reinterpret_cast<int32_t*>(at + strip);
+    sums_ = strip_sums_ + (a_.exact ? 0 : groups_ * strip_pixels);
+    fill_distances();
+    find_scales();
+    choose_ranges();
+    for (first_ = 0; first_ < a_.x.n; first_ += images_) run_images(std::min(images_, a_.x.n - first_));
+  }
+
+ private:
+  void fill_distances() {
+    const int64_t steps = layout_.segment_steps();
+    for (int64_t s = 0; s < layout_.steps(); ++s) {
+      const int64_t tap = s / steps;
+      step_.push_back(element_ * (tap / columns_.kernel * rows_.dilation * row_ +
+                                  tap % columns_.kernel * columns_.dilation * column_ + s % steps * kStepColumns));
+    }
+    for (int64_t row = 0; row < a_.y.height; ++row)
+      for (int64_t column = 0; column < a_.y.width; ++column)
+        pixel_.push_back(element_ * (row * rows_.stride * row_ + column * columns_.stride * column_));
+  }
+
+  // Of every image: how it is quantised, and what half of a unit is worth.
+  void find_scales() {
+    inverse_.assign(size_t(a_.x.n), codes_.inverse);
+    scale_.assign(size_t(a_.x.n), a_.exact ? 0.5f : half_scale_);
+    if (a_.exact || a_.range) return;
+    const int64_t n = a_.x.channels * a_.x.height * a_.x.width, pieces = ceil_div(n, kPiece);
+    std::vector<float> largest(size_t(a_.x.n * pieces));
+    parallel_(a_.x.n * pieces, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t from = i % pieces * kPiece;
+        largest[size_t(i)] = gemm_.kernels().largest(
+            advance(a_.x.data, i / pieces * a_.x.image_stride + from, a_.dtype), a_.dtype, std::min(kPiece, n - from));
+      }
+    });
+    for (int64_t image = 0; image < a_.x.n; ++image) {
+      int32_t most = 0;  // as bits, among which NaN comes last
+      for (int64_t i = 0; i < pieces; ++i)
+        most = std::max(most, std::bit_cast<int32_t>(largest[size_t(image * pieces + i)]));
+      const Quantization q(std::bit_cast<float>(most));
+      inverse_[size_t(image)] = q.inverse;
+      scale_[size_t(image)] = q.half_scale;
+    }
+  }
+
+  void choose_ranges() {
+    const int64_t pixels = images_ * pixels_, blocks = layout_.blocks();
+    ranges_ = std::clamp<int64_t>(images_ * image_ * element_ / kRangeBytes, 1, ceil_div(pixels, kLeastPixels));
+    while (ranges_ * blocks < kTasks && ceil_div(pixels, 2 * ranges_) >= kLeastPixels) ranges_ *= 2;
+  }
+
+  void run_images(int64_t images) {
+    const int64_t rows = rows_.length(a_.y.height);
+    parallel_(images * rows, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) a_.exact ? copy(i / rows, i % rows) : quantize(i / rows, i % rows);
+    });
+    if (!a_.exact)
+      parallel_(images * a_.y.height, 4, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) add_sums(i / a_.y.height, i % a_.y.height);
+      });
+    const int64_t blocks = layout_.blocks(), pixels = images * pixels_;
+    parallel_(blocks * ranges_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        multiply(i % blocks, pixels * (i / blocks) / ranges_, pixels * (i / blocks + 1) / ranges_);
+    });
+  }
+
+  // The strip's columns of a row that lie inside the image; none where the row does not.
+  struct Inside {
+    int64_t begin, end, from;  // `from`: of the first one's element of x
+  };
+  Inside inside(int64_t image, int64_t row) const {
+    const int64_t columns = columns_.length(a_.y.width), begin = std::min(columns_.first(), columns);
+    if (row < rows_.first() || row >= rows_.last(a_.x.height)) return {0, 0, 0};
+    const int64_t end = std::clamp(columns_.last(a_.x.width), begin, columns);
+    const Images& x = a_.x;
+    return {begin, end,
+            (first_ + image) * x.image_stride + (row * rows_.step - rows_.padding) * x.row_stride +
+                (begin * columns_.step - columns_.padding) * x.column_stride};
+  }
+
+  // A row of the strip in float32.
+  void copy(int64_t image, int64_t row) const {
+    float* const to = reinterpret_cast<float*>(strip_) + image * image_ + row * row_;
+    const Inside in = inside(image, row);
+    const Images& x = a_.x;
+    std::memset(to, 0, size_t(row_) * 4);
+    if (in.begin == in.end) return;
+    for (int64_t group = 0; group < groups_; ++group) {
+      const void* const from = advance(x.data, in.from + group * inputs_ * x.channel_stride, a_.dtype);
+      float* const first = to + in.begin * column_ + group * segment_;
+      const int64_t step = columns_.step * x.column_stride, n = in.end - in.begin;
+      if (x.channel_stride == 1)
+        copies_.load({from, first, step, 1, column_, n, inputs_, a_.dtype, false});
+      else
+        copies_.load({from, first, x.channel_stride, step, column_, inputs_, n, a_.dtype, true});
+    }
+  }
+
+  // A row of the strip in integers, and the sums of each column's channels.
+  void quantize(int64_t image, int64_t row) {
+    static thread_local Scratch<int8_t> scratch;
+    const bool bytes = gemm_.panel() == Panel::bytes;
+    char* const strip = strip_ + (image * image_ + row * row_) * element_;
+    int8_t* const to = bytes ? reinterpret_cast<int8_t*>(strip) : scratch.reserve(row_);
+    const Inside in = inside(image, row);
+    const Images& x = a_.x;
+    const int64_t columns = columns_.length(a_.y.width);
+    std::memset(to, codes_.zero, size_t(in.begin * column_));
+    std::memset(to + in.end * column_, codes_.zero, size_t((columns - in.end) * column_));
+    PackedCodes codes = codes_;
+    codes.inverse = inverse_[size_t(first_ + image)];
+    for (int64_t group = 0; group < groups_; ++group) {
+      int8_t* const first = to + group * segment_;
+      if (in.begin < in.end && run_.quantize({advance(x.data, in.from + group * inputs_ * x.channel_stride, a_.dtype),
+                                              a_.dtype, x.channel_stride, columns_.step * x.column_stride,
+                                              in.end - in.begin, inputs_, first + in.begin * column_, column_, codes}))
+        std::atomic_ref(scale_[size_t(first_ + image)])
+            .store(std::numeric_limits<float>::quiet_NaN(), std::memory_order_relaxed);
+      int32_t* const sums = strip_sums_ + ((group * images_ + image) * rows_.length(a_.y.height) + row) * columns;
+      std::fill(sums, sums + columns, int32_t(codes_.zero * inputs_));
+      for (int64_t i = in.begin; i < in.end; ++i) sums[i] = run_.sum(first + i * column_, segment_);
+    }
+    if (!bytes) gemm_.kernels().widen(to, row_, reinterpret_cast<int16_t*>(strip));
+  }
+
+  // The sums of x, less its zero point, over the windows of a row of the output.
+  void add_sums(int64_t image, int64_t row) const {
+    const int64_t rows = rows_.length(a_.y.height), columns = columns_.length(a_.y.width), width = a_.y.width;
+    for (int64_t group = 0; group < groups_; ++group) {
+      int32_t* const to = sums_ + (group * images_ + image) * pixels_ + row * width;
+      const int32_t* const from = strip_sums_ + ((group * images_ + image) * rows + row * rows_.stride) * columns;
+      std::fill(to, to + width, int32_t(-codes_.zero * layout_.columns));
+      for (int64_t i = 0; i < rows_.kernel; ++i)
+        for (int64_t j = 0; j < columns_.kernel; ++j) {
+          const int32_t* const tap = from + i * rows_.dilation * columns + j * columns_.dilation;
+          if (columns_.stride == 1)
+            for (int64_t column = 0; column < width; ++column) to[column] += tap[column];
+          else
+            for (int64_t column = 0; column < width; ++column) to[column] += tap[column * columns_.stride];
+        }
+    }
+  }
+
+  // Of a block's rows: minus the zero point of x times the sum of their codes.
+  void correct(const char* panel, int32_t* to) const {
+    int32_t sums[kBlockRows] = {};
+    if (codes_.zero != 0) {
+      const int8_t bytes[kStepColumns] = {1, 1, 1, 1, 1, 1, 1, 1};
+      const int16_t words[kStepColumns] = {1, 1, 1, 1, 1, 1, 1, 1};
+      const char* const ones =
+          gemm_.panel() == Panel::bytes ? reinterpret_cast<const char*>(bytes) : reinterpret_cast<const char*>(words);
+      const int64_t row = 0;
+      const std::vector<int64_t> same(size_t(layout_.steps()));
+      gemm_.kernels().multiply({panel, layout_.steps(), a_.bits, ones, &row, same.data(), 1, sums}, gemm_.panel());
+    }
+    for (int i = 0; i < kBlockRows; ++i) to[i] = -codes_.zero * sums[i];
+  }
+
+  // A block of the weight times the output positions [begin, end) of the strip's images.
+  void multiply(int64_t block, int64_t begin, int64_t end) const {
+    static thread_local Scratch<char> scratch;
+    const int64_t panel_size = layout_.steps() * panel_bytes(gemm_.panel()), tile_size = kTile * kBlockRows;
+    char* const panel = scratch.reserve(panel_size + 2 * tile_size * 4);
+    int32_t* const acc = reinterpret_cast<int32_t*>(panel + panel_size);
+    float* const tile = reinterpret_cast<float*>(acc + tile_size);
+    const PackedGemm::Factors factors = gemm_.factors(block, 0);
+    gemm_.expand(block, 0, layout_.steps(), factors, panel);
+    int32_t start[kBlockRows] = {};
+    if (!a_.exact) correct(panel, start);
+    const int64_t tiles = ceil_div(end - begin, kTile);
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t first = begin + (end - begin) * i / tiles, last = begin + (end - begin) * (i + 1) / tiles;
+      for (int64_t m = 0; m < last - first; ++m) std::memcpy(acc + m * kBlockRows, start, sizeof start);
+      multiply_tile(block, first, last - first, panel, acc);
+      finish(block, first, last - first, factors, acc, tile);
+    }
+  }
+
+  void multiply_tile(int64_t block, int64_t first, int64_t n, const char* panel, int32_t* acc) const {
+    int64_t row[kTile];
+    for (int64_t m = 0; m < n; ++m)
+      row[m] = (first + m) / pixels_ * image_ * element_ + pixel_[size_t((first + m) % pixels_)];
+    const int64_t step_bytes = panel_bytes(gemm_.panel()), at_once = kChunkBytes / step_bytes;
+    const char* const x = strip_ + block / layout_.part_blocks() * segment_ * element_;
+    for (int64_t step = 0; step < layout_.steps(); step += at_once)
+      gemm_.kernels().multiply({panel + step * step_bytes, std::min(at_once, layout_.steps() - step), a_.bits, x, row,
+                                step_.data() + step, n, acc},
+                               gemm_.panel());
+  }
+
+  void finish(int64_t block, int64_t first, int64_t n, const PackedGemm::Factors& factors, const int32_t* acc,
+              float* tile) const {
+    const int64_t channel = gemm_.first_row(block), channels = gemm_.rows(block), group = block / layout_.part_blocks();
+    const Images& y = a_.y;
+    float row_scale[kTile], bias[kBlockRows] = {};
+    for (int64_t m = 0; m < n; ++m) row_scale[m] = scale_[size_t(first_ + (first + m) / pixels_)];
+    if (a_.bias) std::copy_n(a_.bias + channel, channels, bias);
+    const bool last = y.channel_stride == 1, direct = last && a_.dtype == DType::float32 && channels == kBlockRows;
+    const int64_t start = first_ * pixels_ + first;                            // position among those of all images
+    void* const to = advance(y.data, start * y.channels + channel, a_.dtype);  // channels last
+    run_.output({acc, a_.exact ? nullptr : sums_ + group * images_ * pixels_ + first, n, gemm_.shift(), factors.center,
+                 factors.scale, row_scale, a_.bias ? bias : nullptr, a_.relu, direct ? static_cast<float*>(to) : tile,
+                 direct ? y.channels : kBlockRows});
+    if (direct) return;
+    if (last) return copies_.store({tile, to, kBlockRows, 1, y.channels, n, channels, a_.dtype, false});
+    for (int64_t m = 0; m < n;) {
+      const int64_t image = (start + m) / pixels_, at = (start + m) % pixels_, run = std::min(n - m, pixels_ - at);
+      copies_.store({tile + m * kBlockRows,
+                     advance(y.data, image * y.image_stride + channel * y.channel_stride + at, a_.dtype), kBlockRows, 1,
+                     y.channel_stride, run, channels, a_.dtype, true});
+      m += run;
+    }
+  }
+
+  const PackedConv2dArgs& a_;
+  const Parallel& parallel_;
+  const NestedLayout& layout_;
+  const PackedGemm gemm_;
+  const PackedConv2dKernels run_;
+  const SparseConv2dKernels copies_;
+  const Walk rows_, columns_;
+  const int64_t groups_, inputs_, segment_;      // channels of a group, and with their padding
+  const int64_t element_;                        // bytes
+  const int64_t column_, row_, image_, pixels_;  // elements of the strip; positions of an image of y
+  PackedCodes codes_{0.0f, 0, -127, 127};
+  float half_scale_ = 0.0f;
+  int64_t images_, ranges_, first_;  // images of the strip, parts of their positions, the first of the images
+  std::vector<int64_t> step_, pixel_;
+  std::vector<float> inverse_, scale_;  // of each image
+  char* strip_;
+  int32_t *strip_sums_, *sums_;
+};
+
+}  // namespace
+
+void packed_conv2d(const PackedConv2dArgs& args, const Parallel& parallel) {
+  const Images& y = args.y;
+  if (y.n * y.channels * y.height * y.width != 0) PackedConv2d(args, parallel).run();
+}
+
+}  // namespace lcs

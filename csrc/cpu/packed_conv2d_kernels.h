@@ -1,0 +1,56 @@
+#pragma once
+#include <cstdint>
+
+#include "lcs/dtype.h"
+
+// What each instruction set implements of the packed convolution beside the product itself (packed_gemm_kernels.h).
+namespace lcs {
+
+// Codes are clamp(nearest(x * inverse) + zero, lowest, highest), within int8.
+struct PackedCodes {
+  float inverse;
+  int zero, lowest, highest;
+};
+
+// The codes of a run of pixels: to[i * to_stride + c] of x[c * channel_stride + i * pixel_stride]. One of the strides
+// of x is 1, unless the pixels are `step` apart. Behind the channels, to the next multiple of 8, come zeros.
+struct PackedPixels {
+  const void* x;
+  DType dtype;
+  int64_t channel_stride, pixel_stride;
+  int64_t pixels, channels;
+  int8_t* to;
+  int64_t to_stride;
+  PackedCodes codes;
+};
+
+// y[row][place's row] = ((acc * 2^shift + center[place] * sums[row]) * scale[place]) * row_scale[row] + bias, then ReLU
+// on request.
+struct PackedOutput {
+  const void* acc;      // rows x 32
+  const int32_t* sums;  // null: acc is float32, and scaled alone
+  int64_t rows;
+  int shift;
+  const int32_t* center;
+  const float* scale;
+  const float* row_scale;
+  const float* bias;  // 32, in the order of rows; null: none
+  bool relu;
+  float* y;
+  int64_t stride;
+};
+
+struct PackedConv2dKernels {
+  bool (*quantize)(const PackedPixels& pixels);  // whether a NaN was among them
+  int32_t (*sum)(const int8_t* x, int64_t n);    // n is a multiple of 8
+  void (*output)(const PackedOutput& output);
+};
+
+namespace scalar {
+PackedConv2dKernels packed_conv2d_kernels();
+}
+namespace avx2 {
+PackedConv2dKernels packed_conv2d_kernels();
+}
+
+}  // namespace lcs

@@ -1,0 +1,38 @@
+#pragma once
+#include <cstdint>
+
+#include "lcs/dtype.h"
+#include "lcs/images.h"
+#include "lcs/nested_pack.h"
+#include "lcs/parallel.h"
+
+namespace lcs {
+
+// Values as quantize() rounds them to 2^bits codes over a range that is given.
+struct ActivationRange {
+  float low, high;
+  int bits;
+};
+
+// y = the convolution of x with the weight at `bits` bits, plus bias, then ReLU on request. x is first rounded to int8:
+// over `range`, or each image symmetrically, its largest magnitude to 127; sums are exact. An image that holds NaN (or,
+// without a range, infinity) becomes NaN. `exact`: x stays float32, and so are the sums.
+struct PackedConv2dArgs {
+  Images x, y;
+  DType dtype;  // of both
+  Axis vertical, horizontal;
+  NestedPrepack weight;  // its taps are the kernel's, its parts the groups; one scale for all columns of a row
+  int bits;
+  const float* bias;             // of each row; null: none
+  const ActivationRange* range;  // null: of each image its own
+  bool relu, exact;
+};
+
+// Not `exact`: the same bits on every instruction set. `exact`: the order of each sum depends on shapes and instruction
+// set alone.
+void packed_conv2d(const PackedConv2dArgs& args, const Parallel& parallel);
+
+// Twice a sum of so many products, with its offsets, fits 32 bits: of values of 7 bits and a sign, or of any 8 bits.
+constexpr int64_t kMaxPackedTerms = 32768, kMaxRangedTerms = 16384;
+
+}  // namespace lcs

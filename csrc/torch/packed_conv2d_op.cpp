@@ -1,0 +1,53 @@
+#include "lcs/packed_conv2d.h"
+
+#include "images_binding.h"
+#include "nested_weight_binding.h"
+#include "sparse_weight_binding.h"
+
+namespace {
+
+using namespace lcs::binding;
+constexpr const char* kPackedConv2d = "packed_conv2d";
+
+Tensor packed_conv2d_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_points, std::vector<int64_t> weight_shape,
+                         int64_t bits, std::optional<Tensor> bias, std::vector<int64_t> stride,
+                         std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
+                         std::optional<Tensor> low, std::optional<Tensor> high, int64_t x_bits, bool relu, bool exact,
+                         std::vector<Tensor> prepack) {
+  STD_TORCH_CHECK(x.dim() == 4 && weight_shape.size() == 4, kPackedConv2d, ": x must be (n, c, h, w), got shape ",
+                  shape_of(x));
+  const int64_t out = weight_shape[0], taps = weight_shape[2] * weight_shape[3], columns = weight_shape[1] * taps;
+  STD_TORCH_CHECK(groups >= 1 && x.size(1) == groups * weight_shape[1] && out % groups == 0, kPackedConv2d, ": x has ",
+                  x.size(1), " channels, a weight of ", out, " x ", weight_shape[1], " in ", groups, " groups takes ",
+                  groups * weight_shape[1]);
+  STD_TORCH_CHECK(weight_shape[2] >= 1 && weight_shape[3] >= 1, kPackedConv2d, ": a kernel of ", weight_shape[2], " x ",
+                  weight_shape[3], " has no taps");
+  STD_TORCH_CHECK(low.has_value() == high.has_value(), kPackedConv2d, ": give both ends of x's range, or none");
+  const int64_t most = low ? lcs::kMaxRangedTerms : lcs::kMaxPackedTerms;
+  STD_TORCH_CHECK(exact || columns <= most, kPackedConv2d, ": sums of ", columns,
+                  " products run by the reference, above ", most);
+  const Nested weight = nested(kPackedConv2d, planes, scales, zero_points,
+                               {out, columns, std::max<int64_t>(columns, 1), taps, groups}, prepack);
+  const lcs::DType dtype = activation_dtype(kPackedConv2d, x);
+  const lcs::Axis vertical = axis(kPackedConv2d, stride, padding, dilation, weight_shape[2], 0),
+                  horizontal = axis(kPackedConv2d, stride, padding, dilation, weight_shape[3], 1);
+  const bool last = wants_channels_last(x);
+  const Tensor input = last ? x : torch::stable::contiguous(x);
+  Tensor y = empty_images({x.size(0), out, output_size(kPackedConv2d, vertical, x.size(2)),
+                           output_size(kPackedConv2d, horizontal, x.size(3))},
+                          x.scalar_type(), last);
+  lcs::ActivationRange range{};
+  if (low)
+    range = {scalar_of<float>(*low, ScalarType::Float, kPackedConv2d, "low"),
+             scalar_of<float>(*high, ScalarType::Float, kPackedConv2d, "high"), width_of(kPackedConv2d, x_bits)};
+  lcs::packed_conv2d(
+      {images(input, const_cast<void*>(input.const_data_ptr()), last), images(y, y.mutable_data_ptr(), last), dtype,
+       vertical, horizontal, weight.prepack, width_of(kPackedConv2d, bits), vector_of(kPackedConv2d, "bias", bias, out),
+       low ? &range : nullptr, relu, exact},
+      parallel);
+  return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) { m.impl("packed_conv2d", TORCH_BOX(&packed_conv2d_cpu)); }

@@ -1,0 +1,162 @@
+// Equal to a loop over integers on every instruction set, at every width and for every way to split the work; a page
+// that faults lies next to each array. Scales are powers of two, and images hold 127 or a range has whole steps, so
+// that no step rounds.
+#include "lcs/packed_conv2d.h"
+
+#include "sparse_case.h"
+
+namespace {
+
+using namespace lcs;
+using namespace lcs::test;
+
+struct Case {
+  int64_t n, in, height, width, out, groups;
+  Axis vertical, horizontal;
+};
+
+constexpr Case kCases[] = {
+    {2, 5, 7, 9, 6, 1, {1, 0, 1, 1}, {1, 0, 1, 1}},      // 1 x 1
+    {2, 9, 7, 9, 6, 1, {2, 0, 1, 1}, {2, 0, 1, 1}},      // 1 x 1, strided
+    {2, 4, 7, 8, 3, 1, {3, 4, 1, 1}, {2, 5, 1, 1}},      // and padded
+    {1, 17, 9, 11, 37, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},   // 3 x 3
+    {1, 2, 17, 15, 3, 1, {2, 3, 1, 7}, {2, 3, 1, 7}},    // 7 x 7, strided
+    {2, 3, 8, 13, 33, 1, {3, 2, 1, 5}, {2, 0, 2, 3}},    // 5 x 3
+    {2, 2, 6, 5, 3, 1, {1, 5, 1, 3}, {3, 4, 1, 3}},      // padding beyond the kernel
+    {1, 2, 14, 13, 3, 1, {2, 4, 3, 3}, {3, 1, 2, 4}},    // dilated and strided
+    {2, 12, 6, 5, 30, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},    // groups
+    {2, 5, 5, 7, 10, 5, {1, 1, 1, 3}, {1, 1, 1, 3}},     // depthwise, two each
+    {9, 24, 1, 1, 5, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},     // one pixel
+    {90, 3, 2, 3, 4, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},     // tiny images
+    {3, 65, 80, 150, 2, 1, {4, 1, 1, 3}, {4, 1, 1, 3}},  // more than are quantised at once
+    {0, 2, 7, 6, 3, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},      // no images
+    {2, 0, 7, 6, 3, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},      // no inputs
+    {2, 2, 7, 6, 0, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},      // no outputs
+    {2, 2, 0, 6, 3, 1, {1, 1, 1, 1}, {1, 1, 1, 1}},      // no pixels
+};
+
+// What x becomes: itself; or, over this range, at half a unit a step, at most the range's ends.
+constexpr ActivationRange kRange{-60.0f, 67.5f, 8};
+
+Images images(void* data, int64_t n, int64_t c, int64_t h, int64_t w, bool last) {
+  if (last) return {data, n, c, h, w, c * h * w, 1, w * c, c};
+  return {data, n, c, h, w, c * h * w, h * w, w, 1};
+}
+
+int64_t count(const Images& t) { return t.n * t.channels * t.height * t.width; }
+
+int64_t at(const Images& t, int64_t n, int64_t c, int64_t h, int64_t w) {
+  return n * t.image_stride + c * t.channel_stride + h * t.row_stride + w * t.column_stride;
+}
+
+std::vector<Isa> all_isas() {
+  std::vector<Isa> found = isas();
+  static const Isa best = max_isa();
+  if (best >= Isa::avx512_vnni) found.push_back(Isa::avx512_vnni);
+  return found;
+}
+
+// Weights at every width, in units of a quarter.
+struct Dense {
+  const Case& c;
+  NestedLayout layout;
+  Guarded codes, planes, scales, zero_points;
+
+  Dense(const Case& c, bool per_row, Guard guard)
+      : c(c),
+        layout{c.out, c.in / c.groups * taps(), std::max<int64_t>(c.in / c.groups * taps(), 1), taps(), c.groups},
+        codes(c.out * layout.columns, guard),
+        planes(kPlanes * layout.plane_bytes(), guard),
+        scales((per_row ? c.out : 1) * 4, guard),
+        zero_points(per_row ? c.out : 1, guard) {
+    std::mt19937 random(uint32_t(c.in * 31 + c.out));
+    for (int64_t i = 0; i < c.out * layout.columns; ++i) codes.as<uint8_t>()[i] = uint8_t(i % 7 ? random() : 255);
+    for (int64_t i = 0; i < (per_row ? c.out : 1); ++i) {
+      scales.as<float>()[i] = 1.0f / float(1 << random() % 2);
+      zero_points.as<uint8_t>()[i] = uint8_t(random());
+    }
+    nested_prepack(layout, codes.as<uint8_t>(), planes.as<uint8_t>(), backwards);
+  }
+  int64_t taps() const { return c.vertical.kernel * c.horizontal.kernel; }
+
+  float value(int64_t row, int64_t column, int bits, bool per_row) const {
+    const int code = codes.as<uint8_t>()[row * layout.columns + column] >> (8 - bits) << (8 - bits);
+    const int doubled = 2 * code + (1 << (8 - bits)) - 1 - 2 * zero_points.as<uint8_t>()[per_row ? row : 0];
+    return float(doubled) * 0.5f * scales.as<float>()[per_row ? row : 0];
+  }
+};
+
+// In double, which holds the sums.
+std::vector<float> convolved(const Dense& w, const PackedConv2dArgs& a) {
+  const Case& c = w.c;
+  const int64_t inputs = c.in / c.groups;
+  std::vector<float> weights, found(size_t(count(a.y)));
+  for (int64_t o = 0; o < c.out; ++o)
+    for (int64_t k = 0; k < w.layout.columns; ++k) weights.push_back(w.value(o, k, a.bits, a.weight.per_row));
+  for (int64_t n = 0; n < c.n; ++n)
+    for (int64_t o = 0; o < c.out; ++o)
+      for (int64_t row = 0; row < a.y.height; ++row)
+        for (int64_t column = 0; column < a.y.width; ++column) {
+          double sum = 0.0;
+          int64_t weight = o * w.layout.columns;
+          for (int64_t i = 0; i < inputs; ++i)
+            for (int64_t p = 0; p < c.vertical.kernel; ++p)
+              for (int64_t q = 0; q < c.horizontal.kernel; ++q, ++weight) {
+                const int64_t h = row * c.vertical.stride - c.vertical.padding + p * c.vertical.dilation;
+                const int64_t v = column * c.horizontal.stride - c.horizontal.padding + q * c.horizontal.dilation;
+                if (h < 0 || h >= c.height || v < 0 || v >= c.width) continue;
+                float x = get(a.x.data, at(a.x, n, o / (c.out / c.groups) * inputs + i, h, v), a.dtype);
+                if (a.range) x = std::clamp(x, kRange.low, kRange.high);
+                sum += double(weights[size_t(weight)]) * x;
+              }
+          const float y = float(sum) + (a.bias ? a.bias[o] : 0.0f);
+          found[size_t(at(a.y, n, o, row, column))] = a.relu && y < 0.0f ? 0.0f : y;
+        }
+  return found;
+}
+
+void check(const Case& c, bool last, Guard guard) {
+  const bool per_row = guard == Guard::behind;
+  const Dense w(c, per_row, guard);
+  const int64_t height = output_size(c.vertical, c.height), width = output_size(c.horizontal, c.width);
+  const int64_t inputs = c.n * c.in * c.height * c.width, outputs = c.n * c.out * height * width;
+  const Guarded x(size_t(inputs * 4), guard), y(size_t(outputs * 4), guard), bias(size_t(c.out * 4), guard);
+  std::mt19937 random{uint32_t(inputs)};
+  for (int64_t i = 0; i < inputs; ++i)
+    x.as<float>()[i] = i % (c.in * c.height * c.width) == 0 ? 127.0f : float(int(random() % 255) - 127);
+  fill(bias, c.out, DType::float32, 3);
+  for (int bits = 2; bits <= 8; ++bits)
+    for (const ActivationRange* range : {static_cast<const ActivationRange*>(nullptr), &kRange}) {
+      PackedConv2dArgs args{
+          images(x.as(), c.n, c.in, c.height, c.width, last),
+          images(y.as(), c.n, c.out, height, width, last),
+          DType::float32,
+          c.vertical,
+          c.horizontal,
+          {w.layout, w.planes.as<uint8_t>(), w.scales.as<float>(), w.zero_points.as<uint8_t>(), per_row},
+          bits,
+          last ? bias.as<float>() : nullptr,
+          range,
+          !last,
+          false};
+      const std::vector<float> wanted = convolved(w, args);
+      for (const Isa isa : all_isas())
+        for (const bool exact : {false, true}) {
+          if (exact && range) continue;
+          set_max_isa(isa);
+          args.exact = exact;
+          std::memset(y.as(), 0xff, size_t(outputs * 4));
+          packed_conv2d(args, bits % 2 ? Parallel(fork_join(3)) : Parallel(backwards));
+          for (int64_t i = 0; i < outputs; ++i) CHECK(y.as<float>()[i] == wanted[size_t(i)]);
+        }
+    }
+}
+
+}  // namespace
+
+int main() {
+  all_isas();
+  for (const Case& c : kCases)
+    for (const bool last : {false, true})
+      for (const Guard guard : kGuards) check(c, last, guard);
+}

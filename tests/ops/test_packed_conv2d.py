@@ -1,0 +1,368 @@
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.library import opcheck
+from torch.nn import functional as F
+
+from lcs_kernels import packed_conv2d, quantize
+from lcs_kernels.formats import NestedWeight
+from lcs_kernels.ops.packed_conv2d import MAX_RANGED_TERMS, MAX_TERMS, reference
+
+from .packed_cases import DTYPES, WIDTHS, assert_within_roundings, fields, nested_weight
+from .test_sparse_conv2d import FORMATS, GEOMETRIES, copies_of, settings
+
+OP = torch.ops.lcs.packed_conv2d.default
+NONE = (None, None, 8)
+RANGES = [NONE, (-1.3, 2.2, 8), (-0.5, 1.0, 5), (0.0, 3.0, 2)]  # low, high, x_bits
+
+
+def ends(x_range, like):
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return [None if end is None else torch.tensor(end, dtype=dtype) for end in x_range[:2]]
+
+
+def call(x, weight, bits, bias, geometry, x_range=NONE, **options):
+    options |= {} if x_range[0] is None else {"x_range": x_range[:2], "x_bits": x_range[2]}
+    return packed_conv2d(x, weight, bits, bias, *geometry[2:], **options)
+
+
+def check(x, weight, bits, bias, geometry, x_range=NONE, relu=False):
+    y = call(x, weight, bits, bias, geometry, x_range, relu=relu)
+    arguments = (*settings(geometry), *ends(x_range, x), x_range[2], relu, False, [], weight.group)
+    expected = reference(x, *fields(weight), weight.shape, bits, bias, *arguments)
+    assert y.dtype == x.dtype and torch.equal(y, expected)
+    for layout in FORMATS:
+        assert y.is_contiguous(memory_format=layout) == expected.is_contiguous(memory_format=layout)
+    return y
+
+
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_equals_the_reference(isa, name, layout):
+    torch.manual_seed(0)
+    geometry = GEOMETRIES[name]
+    bias = torch.randn(geometry[1][0])
+    for i, bits in enumerate(WIDTHS):
+        x = torch.randn(geometry[0]).to(DTYPES[i % 2]).to(memory_format=layout)
+        weight = nested_weight(geometry[1], ("channel", "tensor")[i % 3 == 0])
+        check(x, weight, bits, None, geometry, RANGES[i % 4])
+        check(x, weight, bits, bias, geometry, RANGES[(i + 1) % 4], relu=True)
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("channels", [1, 7, 8, 9, 16, 33, 70])
+def test_widths_and_channels(isa, channels, bits):
+    torch.manual_seed(1)
+    geometry = ((2, channels, 11, 9), (2 * channels, channels, 3, 3), (1, 2), 1, 1, 1)
+    weight = nested_weight(geometry[1])
+    for layout in FORMATS:
+        x = torch.randn(geometry[0]).to(memory_format=layout)
+        for x_range in RANGES:
+            check(x, weight, bits, None, geometry, x_range)
+
+
+@pytest.mark.parametrize("bits", [2, 7, 8])
+@pytest.mark.parametrize("x_range", [NONE, (0.0, 255.0, 8), (-255.0, 0.0, 8)], ids=str)
+def test_the_largest_sums_fit(isa, x_range, bits):
+    """Every code and every value as large as it can be, of one sign or of the other, in as many terms as allowed."""
+    terms = (MAX_TERMS if x_range[0] is None else MAX_RANGED_TERMS) // 4
+    geometry = (1, terms, 2, 2), (3, terms, 2, 2), 1, 0, 1, 1
+    for sign in (1, -1):
+        for code, zero in ((255, 0), (0, 255)):
+            codes = torch.full(geometry[1], code, dtype=torch.uint8)
+            weight = NestedWeight.from_codes(codes, torch.ones(3), torch.full((3,), zero, dtype=torch.uint8))
+            check(torch.full(geometry[0], 255.0 * sign), weight, bits, None, geometry, x_range)
+
+
+@pytest.mark.parametrize("terms", [MAX_RANGED_TERMS + 1, MAX_TERMS + 1])
+def test_more_terms_than_32_bits_hold(terms):
+    torch.manual_seed(2)
+    geometry = (2, terms, 1, 2), (2, terms, 1, 1), 1, 0, 1, 1
+    for x_range in RANGES[:2]:
+        check(torch.randn(geometry[0]), nested_weight(geometry[1]), 8, None, geometry, x_range)
+
+
+def test_several_scales_in_a_channel():
+    torch.manual_seed(3)
+    for name in ("3x3", "groups", "1x1"):
+        geometry = GEOMETRIES[name]
+        for x_range in RANGES[:2]:
+            check(torch.randn(geometry[0]), nested_weight(geometry[1], "group", 7), 5, None, geometry, x_range)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8], indirect=True)
+@pytest.mark.parametrize("name", ["3x3", "groups", "tiny images", "several bands", "many panels"])
+def test_threads_change_nothing(isa, threads, name):
+    torch.manual_seed(4)
+    geometry = GEOMETRIES[name]
+    check(torch.randn(geometry[0]), nested_weight(geometry[1]), 6, None, geometry, RANGES[1])
+
+
+def test_more_images_than_are_quantised_at_once(isa):
+    torch.manual_seed(5)
+    geometry = (5, 64, 110, 90), (5, 64, 3, 3), 2, 1, 1, 1
+    for layout, x_range in zip(FORMATS, RANGES, strict=False):
+        check(torch.randn(geometry[0]).to(memory_format=layout), nested_weight(geometry[1]), 4, None, geometry, x_range)
+
+
+@pytest.mark.parametrize("x_range", RANGES[:2], ids=str)
+def test_an_image_is_worth_the_same_in_any_batch(isa, x_range):
+    torch.manual_seed(6)
+    geometry = (17, 9, 5, 7), (11, 9, 3, 3), 1, 1, 1, 1
+    weight, x = nested_weight(geometry[1]), torch.randn(geometry[0]) * torch.rand(17, 1, 1, 1)
+    whole = call(x, weight, 6, None, geometry, x_range)
+    for n in (1, 2, 3, 16):
+        assert torch.equal(call(x[:n], weight, 6, None, geometry, x_range), whole[:n])
+
+
+def test_without_outputs_channels_or_pixels(isa):
+    assert packed_conv2d(torch.randn(2, 3, 5, 5), nested_weight((0, 3, 3, 3)), 4).shape == (2, 0, 3, 3)
+    for x, kernel in [(torch.ones(2, 3, 0, 4), (5, 3, 1, 1)), (torch.ones(2, 0, 2, 6), (5, 0, 3, 3))]:
+        weight = NestedWeight.pack(torch.ones(kernel))
+        for x_range in (None, (-1.0, 2.0)):
+            y = packed_conv2d(x, weight, 5, torch.arange(5.0), padding=1, x_range=x_range)
+            assert y.shape == (2, 5, 2, 6) and torch.equal(y, torch.arange(5.0)[:, None, None].expand_as(y))
+
+
+def test_no_layout_is_copied_but_those_of_other_strides():
+    x, weight = torch.randn(2, 3, 8, 9), nested_weight((4, 3, 3, 3))
+    run = lambda x: packed_conv2d(x, weight, 4)  # noqa: E731
+    run(x)
+    strided, last = x.transpose(2, 3), x.to(memory_format=torch.channels_last)
+    assert not copies_of(lambda: run(x)) and not copies_of(lambda: run(last))
+    assert copies_of(lambda: run(strided))
+    assert torch.equal(run(strided), run(strided.contiguous()))
+
+
+@pytest.mark.parametrize("x_range", RANGES[:3], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+def test_what_is_not_finite(isa, layout, value, x_range):
+    """It spoils its image alone; over a given range infinity is clipped."""
+    torch.manual_seed(7)
+    geometry = (5, 12, 9, 8), (9, 4, 3, 3), 1, 1, 1, 3
+    x, weight = torch.randn(geometry[0]).to(memory_format=layout), nested_weight(geometry[1])
+    clean = call(x, weight, 4, None, geometry, x_range)
+    x[2, 7, 4, 5] = value
+    for relu in (False, True):
+        y = check_nan(x, weight, geometry, x_range, relu)
+        spoilt = x_range[0] is None or value != value
+        assert y[2].isnan().all() == spoilt and (spoilt or y[2].isfinite().all())
+        others = torch.arange(5) != 2
+        assert torch.equal(y[others], (clean.relu() if relu else clean)[others])
+
+
+def check_nan(x, weight, geometry, x_range, relu):
+    y = call(x, weight, 4, None, geometry, x_range, relu=relu)
+    arguments = (*settings(geometry), *ends(x_range, x), x_range[2], relu, False, [])
+    expected = reference(x, *fields(weight), weight.shape, 4, None, *arguments)
+    assert torch.equal(y.nan_to_num(123.0), expected.nan_to_num(123.0))
+    return y
+
+
+@pytest.mark.parametrize(
+    "x_range", [(0.0, 0.0, 8), (-1e-45, 1e-44, 4), (-float("inf"), 1.0, 8), (1.0, 2.0, 8)], ids=str
+)
+def test_ranges_without_a_step_or_an_end(isa, x_range):
+    torch.manual_seed(8)
+    geometry = GEOMETRIES["3x3"]
+    check_nan(torch.randn(geometry[0]), nested_weight(geometry[1]), geometry, x_range, False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["3x3", "7x7 strided", "tiny images", "groups", "several bands", "1x1 strided"])
+def test_exact_sums_round_as_often_as_they_must(isa, name, dtype):
+    torch.manual_seed(9)
+    geometry = GEOMETRIES[name]
+    weight, bias = nested_weight(geometry[1]), torch.randn(geometry[1][0])
+    for layout in FORMATS:
+        x = torch.randn(geometry[0]).to(dtype).to(memory_format=layout)
+        for bits in (2, 5, 8):
+            w, wide = weight.unpack(bits).double(), x.double()
+            exact = F.conv2d(wide, w, bias.double(), *geometry[2:])
+            magnitude = F.conv2d(wide.abs(), w.abs(), bias.double().abs(), *geometry[2:])
+            y = call(x, weight, bits, bias, geometry, exact=True)
+            assert y.dtype == dtype
+            assert_within_roundings(y, exact, magnitude, weight.columns)
+            assert torch.equal(call(x, weight, bits, bias, geometry, exact=True, relu=True), y.relu())
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_rounding_x_moves_the_result_by_what_it_may(bits, record_property):
+    """A value moves by at most half a step, and a step is the image's largest magnitude / 127."""
+    torch.manual_seed(10)
+    weight, x = NestedWeight.pack(torch.randn(32, 64, 3, 3)), torch.randn(3, 64, 10, 10)
+    w, wide = weight.unpack(bits).double(), x.double()
+    exact = F.conv2d(wide, w, padding=1)
+    error = (packed_conv2d(x, weight, bits, padding=1).double() - exact).abs()
+    half_step = wide.abs().amax((1, 2, 3), keepdim=True) / 254
+    moved = F.conv2d(torch.ones_like(wide), w.abs(), padding=1) * half_step
+    roundings = 8 * 2.0**-24 * F.conv2d(wide.abs(), w.abs(), padding=1)
+    assert (error <= moved + roundings).all()
+    record_property("error relative to the exact result", (error.norm() / exact.norm()).item())
+    assert (error.norm() / exact.norm()).item() > 0  # x was rounded
+
+
+@pytest.mark.parametrize("x_range", RANGES[1:], ids=str)
+def test_a_given_range_rounds_x_as_quantize_does(isa, x_range):
+    """The same values as a float64 convolution of what `quantize` returns, but for the roundings of the scales."""
+    torch.manual_seed(11)
+    geometry = GEOMETRIES["3x3"]
+    x, weight = torch.randn(geometry[0]), nested_weight(geometry[1])
+    rounded, w = quantize(x, *x_range).double(), weight.unpack(4).double()
+    exact, size = (F.conv2d(a, b, padding=1) for a, b in ((rounded, w), (rounded.abs(), w.abs())))
+    assert ((call(x, weight, 4, None, geometry, x_range) - exact).abs() <= 8 * 2.0**-24 * size).all()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["3x3", "groups", "dilated and strided"])
+def test_gradients_equal_the_dense_convolutions(name, dtype, relu, exact):
+    """On integers, of which each image's largest is 127: rounding to int8 then changes nothing."""
+    torch.manual_seed(12)
+    geometry = GEOMETRIES[name]
+    out = geometry[1][0]
+    codes, zero_points = torch.randint(0, 256, geometry[1], dtype=torch.uint8), torch.full((out,), 128).byte()
+    weight = NestedWeight.from_codes(codes, torch.ones(out), zero_points)
+    x = torch.randint(-3, 4, geometry[0]).to(dtype)
+    x[:, 0, 0, 0] = 127
+    leaves = [[x.clone().requires_grad_(), torch.ones(out, requires_grad=True)] for _ in range(2)]
+    y = call(leaves[0][0], weight, 6, leaves[0][1], geometry, relu=relu, exact=exact)
+    grad = torch.randint(-3, 4, y.shape).to(dtype)
+    y.backward(grad)
+    plain = F.conv2d(leaves[1][0].float(), weight.unpack(6), leaves[1][1], *geometry[2:])
+    (plain.relu() if relu else plain).to(dtype).backward(grad)
+    for packed, dense in zip(*leaves, strict=True):
+        assert packed.grad.dtype == dense.grad.dtype and torch.equal(packed.grad, dense.grad)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_gradcheck(relu):
+    torch.manual_seed(13)
+    x, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 2, 3, 2), (2,)))
+    weight = nested_weight((2, 1, 3, 2))
+    run = lambda x, b: packed_conv2d(x, weight, 3, b, (1, 2), (2, 1), 1, 2, relu=relu, exact=True)  # noqa: E731
+    assert torch.autograd.gradcheck(run, (x, bias))
+
+
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_opcheck(dtype, layout):
+    x, weight = torch.randn(2, 4, 6, 5).to(dtype).to(memory_format=layout), nested_weight((6, 2, 3, 2))
+    given, low, high = (*fields(weight), weight.shape), torch.tensor(-1.0), torch.tensor(1.0)
+    opcheck(OP, (x, *given, 3, None, [1, 2], [2, 1], [1, 1], 2, None, None, 8, False, False, []))
+    opcheck(OP, (x, *given, 8, torch.randn(6), [1, 1], [0, 0], [1, 1], 2, None, None, 8, True, True, []))
+    one = [1, 1]
+    opcheck(OP, (x, *given, 8, torch.randn(6), one, one, one, 2, low, high, 4, True, False, weight.prepack(6, 2)))
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_compiles_once_for_all_widths(grad, warm):
+    torch.manual_seed(14)
+    graphs = CompileCounterWithBackend("aot_eager")
+    weight, bias, ends = nested_weight((50, 9, 3, 3)), torch.randn(50), (torch.tensor(-1.0), torch.tensor(2.0))
+    settings = {"padding": 1, "relu": True, "x_range": ends}
+    if warm:
+        packed_conv2d(torch.randn(2, 9, 7, 6), weight, 8, bias, padding=1)
+    run = torch.compile(
+        lambda x, bits: packed_conv2d(x, weight, bits, bias, x_bits=bits, **settings), fullgraph=True, backend=graphs
+    )
+    for bits in (8, 3, 4, 2, 7, 6, 5):
+        x = torch.randn(2, 9, 7, 6).requires_grad_(grad)
+        y = run(x, bits)
+        with torch.no_grad():
+            assert torch.equal(y, packed_conv2d(x, weight, bits, bias, x_bits=bits, **settings))
+        if grad:
+            y.sum().backward()
+            expected = torch.nn.grad.conv2d_input(x.shape, weight.unpack(bits), (y > 0).float(), padding=1)
+            assert torch.allclose(x.grad, expected, rtol=1e-5, atol=1e-5)
+    assert graphs.frame_count <= 2
+
+
+def test_a_width_changes_nothing_that_is_stored():
+    weight, x = nested_weight((40, 9, 3, 3)), torch.randn(3, 9, 8, 8)
+    packed_conv2d(x, weight, 8)
+    (prepack,) = weight.prepack(9)
+    for bits in WIDTHS:
+        packed_conv2d(x, weight, bits)
+    assert weight.prepack(9)[0] is prepack and weight.prepacked_nbytes == prepack.nbytes
+
+
+def test_meta_tensors_give_shapes():
+    x = torch.ones(2, 4, 8, 9, device="meta").to(memory_format=torch.channels_last)
+    y = packed_conv2d(x, nested_weight((5, 4, 3, 3)).to("meta"), 4, stride=2)
+    assert y.is_meta and y.shape == (2, 5, 3, 4) and y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"x": torch.ones(2, 5, 6, 6)}, ValueError, r"x has shape \(2, 5, 6, 6\), which does not fit .* in 1 groups"),
+        ({"x": torch.ones(4, 6, 6)}, ValueError, r"x has shape \(4, 6, 6\)"),
+        ({"x": torch.ones(2, 4, 6, 6).half()}, TypeError, "x must be float32 or bfloat16 .*float16"),
+        ({"x": torch.ones(2, 4, 6, 6, device="meta")}, ValueError, "x is on meta, the weight on cpu"),
+        ({"groups": 0}, ValueError, "in 0 groups"),
+        ({"weight": nested_weight((5, 4))}, ValueError, r"weight must be .*got shape \(5, 4\)"),
+        ({"bits": 1}, ValueError, r"bits must lie in \[2, 8\], got 1"),
+        ({"bits": 9}, ValueError, r"bits must lie in \[2, 8\], got 9"),
+        ({"x_bits": 4}, ValueError, r"x_bits must lie in \[2, 8\], and be 8 without x_range, got 4"),
+        ({"x_bits": 9, "x_range": (0, 1)}, ValueError, r"x_bits must lie in \[2, 8\].*got 9"),
+        ({"x_range": (2, 1)}, ValueError, "low must not lie above high"),
+        ({"x_range": (0, 1), "exact": True}, ValueError, "x_range rounds x, which `exact` rules out"),
+        ({"bias": torch.ones(4)}, ValueError, r"bias must be \(5,\) on cpu, got \(4,\) on cpu"),
+        ({"bias": torch.ones(5).double()}, TypeError, "bias must be float32"),
+        ({"stride": 0}, ValueError, "stride must be one number or two, 1 or more, got 0"),
+        ({"dilation": (1, 3)}, ValueError, "a kernel of 3, dilated by 3, does not fit an input of 6, padded by 0"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(change, error, words):
+    arguments = {"x": torch.ones(2, 4, 6, 6), "weight": nested_weight((5, 4, 3, 3)), "bits": 4} | change
+    with pytest.raises(error, match=f"packed_conv2d: .*{words}"):
+        packed_conv2d(**arguments)
+
+
+WEIGHT = nested_weight((5, 4, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"x": torch.ones(4, 6, 6)}, r"x must be \(n, c, h, w\), got shape \(4, 6, 6\)"),
+        ({"x": torch.ones(1, 4, 6, 6).half()}, "x must be float32 or bfloat16"),
+        ({"x": torch.ones(1, 3, 6, 6)}, "x has 3 channels, a weight of 5 x 4 in 1 groups takes 4"),
+        ({"weight_shape": [5, 4, 0, 3]}, "a kernel of 0 x 3 has no taps"),
+        ({"weight_shape": [5, 4, 3, 5]}, "planes must be 8 x 10 contiguous int32 words"),
+        ({"scales": torch.ones(4, 1)}, "scales .* must both be 1 or 5 x 1 and contiguous"),
+        ({"bits": 9}, r"bits must lie in \[2, 8\], got 9"),
+        ({"low": torch.tensor(0.0)}, "give both ends of x's range, or none"),
+        ({"low": torch.tensor(0.0), "high": torch.ones(1)}, "high must be a 0-d CPU tensor"),
+        ({"low": torch.tensor(0.0), "high": torch.tensor(1.0), "x_bits": 1}, r"bits must lie in \[2, 8\], got 1"),
+        ({"stride": [1]}, "stride, padding and dilation must hold 2 numbers each"),
+        ({"padding": [-1, 0]}, "padding -1"),
+        ({"dilation": [3, 1]}, "the kernel of 3 does not fit the padded input of 6"),
+        ({"groups": 0}, "in 0 groups"),
+        ({"bias": torch.ones(4)}, r"bias must be a contiguous float32 vector of 5, got shape \(4\)"),
+        ({"prepack": WEIGHT.prepack()}, "prepack is not what nested_prepack makes of this weight"),
+    ],
+    ids=str,
+)
+def test_the_op_refuses(change, words):
+    given = {"x": torch.ones(1, 4, 6, 6), "planes": WEIGHT.planes, "scales": WEIGHT.scales}
+    given |= {"zero_points": WEIGHT.zero_points, "weight_shape": list(WEIGHT.shape), "bits": 4, "bias": None}
+    given |= {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "low": None, "high": None}
+    given |= {"x_bits": 8, "relu": False, "exact": False, "prepack": []}
+    with pytest.raises(RuntimeError, match=f"packed_conv2d: .*{words}"):
+        OP(*(given | change).values())
+
+
+@pytest.mark.parametrize("ranged", [False, True])
+def test_the_op_refuses_sums_that_do_not_fit(ranged):
+    terms = (MAX_RANGED_TERMS if ranged else MAX_TERMS) + 1
+    weight, x, one = nested_weight((1, terms, 1, 1)), torch.ones(1, terms, 1, 1), [1, 1]
+    low, high = (torch.tensor(0.0), torch.tensor(1.0)) if ranged else (None, None)
+    given = (x, *fields(weight), weight.shape, 8, None, one, [0, 0], one, 1, low, high, 8)
+    with pytest.raises(RuntimeError, match=f"sums of {terms} products run by the reference, above {terms - 1}"):
+        OP(*given, False, False, [])
