@@ -1,4 +1,4 @@
-"""Rows of a training step: LCS+L, the plain dense model with the same norms, and a sort a layer in eager PyTorch."""
+"""Rows of a training step: LCS+L of density and width, the plain dense model, and a sort a layer in eager PyTorch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from .harness import Row
 from .interpolate_prune import eager_sort
 
 CLASSES = 10
+SANDWICH = (0.25, 1.0, 0.5, 0.75)  # both ends, and two between them
 NAMES = {"cpreresnet20": "cPreResNet20", "resnet18": "ResNet-18"}
 
 
@@ -34,8 +35,8 @@ def step_of(parameters, loss: Callable[[], Tensor]) -> Callable[[], float]:
     return step
 
 
-def model_of(name: str) -> nn.Module:
-    return build(name, CLASSES, in_channels=3, seed=0, norm="group")
+def model_of(name: str, norm: str = "group") -> nn.Module:
+    return build(name, CLASSES, in_channels=3, seed=0, norm=norm)
 
 
 def subspace_step(name: str, x: Tensor, y: Tensor) -> Callable[[], float]:
@@ -51,8 +52,32 @@ def subspace_step(name: str, x: Tensor, y: Tensor) -> Callable[[], float]:
     return step_of(subspace.parameters(), loss)
 
 
-def dense_step(name: str, x: Tensor, y: Tensor) -> Callable[[], float]:
-    model = model_of(name)
+def structured_of(name: str) -> lcs.Subspace:
+    model = model_of(name, "instance")
+    return lcs.convert(model, lcs.Structured(), dense=[model.classifier_name], init="independent")
+
+
+def sandwich_step(name: str, x: Tensor, y: Tensor) -> Callable[[], float]:
+    subspace = structured_of(name)
+
+    def loss():
+        for width in SANDWICH:
+            with subspace.at(width=width):
+                F.cross_entropy(subspace(x), y).backward()
+        return subspace.regularizer()
+
+    return step_of(subspace.parameters(), loss)
+
+
+def sandwich_work(name: str, x: Tensor) -> float:
+    """Operations of all widths of a sandwich over those of the full one."""
+    subspace = structured_of(name)
+    counts = {width: subspace.statistics(width=width, example=x).macs for width in SANDWICH}
+    return sum(counts.values()) / counts[1.0]
+
+
+def dense_step(name: str, x: Tensor, y: Tensor, norm: str = "group") -> Callable[[], float]:
+    model = model_of(name, norm)
     return step_of(model.parameters(), lambda: F.cross_entropy(model(x), y))
 
 
@@ -78,18 +103,15 @@ def sorting_step(name: str, x: Tensor, y: Tensor) -> Callable[[], float]:
     return step_of([*firsts.values(), *others.values()], loss)
 
 
-def row(name: str, batch: int, size: int) -> Row:
-    x, y = torch.randn(batch, 3, size, size), torch.randint(CLASSES, (batch,))
-    steps = {"lcs": subspace_step, "plain dense step": dense_step, "a sort a layer": sorting_step}
-    candidates = {label: step(name, x, y) for label, step in steps.items()}
-
+def row(name: str, x: Tensor, what: str, candidates: dict[str, Callable[[], float]]) -> Row:
     def check():
         if not all(math.isfinite(step()) for step in candidates.values()):
             raise AssertionError(f"training_step: a loss of {name} is not finite")
 
+    batch, _, *size = x.shape
     return Row(
         op="training_step",
-        case=f"{NAMES[name]}, batch {batch}, {size}x{size} images",
+        case=f"{NAMES[name]}, batch {batch}, {size[0]}x{size[1]} images{what}",
         candidates=candidates,
         limit=None,
         bytes=0,
@@ -97,7 +119,25 @@ def row(name: str, batch: int, size: int) -> Row:
     )
 
 
+def density_row(name: str, batch: int, size: int) -> Row:
+    x, y = torch.randn(batch, 3, size, size), torch.randint(CLASSES, (batch,))
+    steps = {"lcs": subspace_step, "plain dense step": dense_step, "a sort a layer": sorting_step}
+    return row(name, x, "", {label: step(name, x, y) for label, step in steps.items()})
+
+
+def width_row(name: str, batch: int, size: int) -> Row:
+    x, y = torch.randn(batch, 3, size, size), torch.randint(CLASSES, (batch,))
+    candidates = {
+        "lcs": sandwich_step(name, x, y),
+        "plain dense step": dense_step(name, x, y, "instance"),
+        "plain dense step, batch norm": dense_step(name, x, y, "batch"),
+    }
+    work = sandwich_work(name, x[:1])
+    return row(name, x, f", widths {', '.join(map(str, SANDWICH))}: {work:.2f} times the operations", candidates)
+
+
 def rows() -> Iterator[Row]:
     torch.manual_seed(0)
-    yield row("cpreresnet20", 128, 32)
-    yield row("resnet18", 16, 64)
+    yield density_row("cpreresnet20", 128, 32)
+    yield density_row("resnet18", 16, 64)
+    yield width_row("cpreresnet20", 128, 32)

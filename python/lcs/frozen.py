@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 512 << 20
 PACKERS: dict[type[Recipe], type[Packer]] = {Structured: WidthPacker, Unstructured: SparsePacker}
+LEVELS = 128  # that are held at most
 _REMEMBERED = 1024  # inputs, and inputs at levels, whose choices are kept
 
 
@@ -90,11 +91,13 @@ class Frozen:
     weight; the first call with a new input shape runs two more forwards, dense, to learn the layers' shapes and to
     see that the fused forward (`lcs.fusing`) gives the model's own result.
 
+    A level of widths holds no convolution's weight: all of them read one packed copy, the first channels of it.
+
     Calls run in the dtype of the weights, whatever autocast says, and in evaluation mode. Gradients reach x alone.
 
     model: a private, converted model; its parameters are the ends, which nothing trains.
     cache_bytes: of the levels held besides the ends, with what the kernels derive from them; the least recently used
-        are dropped. The level used last is always held.
+        are dropped, as of more than 128. The level used last is always held.
     strict: raise where a layer has no packed kernel for its type, dtype or device, instead of running it dense.
     """
 
@@ -117,13 +120,14 @@ class Frozen:
         self._fused, self._unfused = _fuse(model, device)
         self._forwards: dict[tuple, nn.Module] = {}
         self._device = device if torch.amp.is_autocast_available(device) else None
-        self._cache: LevelCache[Packed] = LevelCache(cache_bytes)
+        self._cache: LevelCache[Packed] = LevelCache(cache_bytes, LEVELS)
         self._shapes: dict[tuple, dict[int, Shape]] = {}
-        self._choices: dict[tuple[Level, tuple], Choices] = {}
-        self._level = functools.lru_cache(_REMEMBERED)(recipe.level)
+        self._choices: dict[tuple[Level | None, tuple], Choices] = {}
+        self._level = functools.lru_cache(LEVELS)(recipe.level)
         self._dense: Counter[tuple[str, bool]] = Counter()
         self._counting = threading.Lock()
 
+    @torch.compiler.disable
     def __call__(self, *args, level: Level | None = None, **kwargs):
         """`model(*args, **kwargs)` at a level, given as to `Subspace.at`.
 
@@ -135,6 +139,7 @@ class Frozen:
         """This network at one level, to be called like a module. It costs nothing and shares all that is stored."""
         return FrozenLevel(self, self._resolve(level, setting))
 
+    @torch.compiler.disable
     def prepare(self, *args, level: Level | None = None, **kwargs) -> None:
         """Makes a level ahead of a call with these arguments, where it is not held."""
         level = self._resolve(level, _setting(kwargs))
@@ -213,7 +218,7 @@ class Frozen:
         return output
 
     def _packed(self, level: Level, choices: Choices) -> Packed:
-        return self._cache.get(choices.key, lambda: self._pack(level, choices))
+        return self._cache.get(choices.key(level), lambda: self._pack(level, choices))
 
     def _pack(self, level: Level, choices: Choices) -> Packed:
         packed = pack(self._layers, level, self._packer, [choice.packed for choice in choices.layers])
@@ -224,12 +229,12 @@ class Frozen:
         return packed
 
     def _chosen(self, level: Level, inputs: tuple, args: tuple, kwargs: dict) -> Choices:
-        key = level, inputs
+        key = level if self._packer.by_level else None, inputs
         choices = self._choices.get(key)
         if choices is None:
             shapes = self._shapes.get(inputs) or self._trace(level, inputs, args, kwargs)
             made = tuple(self._choose(layer, shapes.get(i), level) for i, layer in enumerate(self._layers))
-            choices = Choices.of(level, made)
+            choices = Choices.of(made)
             self._check(choices)
             _remember(self._choices, key, choices)
         return choices
@@ -275,6 +280,7 @@ class FrozenLevel:
     def __init__(self, frozen: Frozen, level: Level) -> None:
         self.frozen, self.level = frozen, level
 
+    @torch.compiler.disable
     def __call__(self, *args, **kwargs):
         """`model(*args, **kwargs)` at this level."""
         return self.frozen._call(self.level, args, kwargs)

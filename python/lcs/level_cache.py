@@ -16,14 +16,14 @@ Value = TypeVar("Value", bound=Sized)
 
 
 class LevelCache(Generic[Value]):
-    """Immutable values by key, at most `limit` bytes of them, but always the one used last.
+    """Immutable values by key, at most `most` and `limit` bytes of them, but always the one used last.
 
     A value that is dropped lives on for as long as a call still holds it. Thread safe: a value is built outside the
     lock, by the first thread that wants it, and others that want it meanwhile wait for that build alone.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, limit: int, most: int) -> None:
+        self.limit, self.most = limit, most
         self.hits = self.builds = self.evictions = 0
         self._warned = False
         self._lock = threading.Lock()
@@ -63,12 +63,12 @@ class LevelCache(Generic[Value]):
         return value
 
     def settle(self) -> None:
-        """Drops what is over the limit. Called again when a value has grown (by what is derived on first use)."""
+        """Drops what is over the limits. Called again when a value has grown (by what is derived on first use)."""
         with self._lock:
             sizes = [value.nbytes for value in self._values.values()]
             total, alone = sum(sizes), len(sizes) == 1
             for size in sizes[:-1]:
-                if total <= self.limit:
+                if total <= self.limit and len(self._values) <= self.most:
                     break
                 self._values.popitem(last=False)
                 self.evictions += 1

@@ -39,8 +39,10 @@ class Packer:
     """How the compressed layers of one recipe run when frozen: by which kernel, from which form of the weight.
 
     layers: by type of the subspace's layer, the one that runs such a weight.
+    by_level: whether the choice depends on the level, beside the layer and its input.
     """
 
+    by_level: ClassVar[bool] = True
     layers: ClassVar[Mapping[type[SubspaceLayer], type[SubspaceLayer]]] = {}
 
     def __init__(self, recipe: Recipe) -> None:
@@ -61,14 +63,18 @@ class Packer:
 
 @dataclass(frozen=True)
 class Choices:
-    """One per layer, for one level and the shapes of one input. `key`: of the level's weights when made so."""
+    """One per layer, for the shapes of one input, at one level or any. `packed`: a bit for each, whether it is."""
 
     layers: tuple[Choice, ...]
-    key: tuple
+    packed: int
 
     @classmethod
-    def of(cls, level: Level, layers: tuple[Choice, ...]) -> Choices:
-        return cls(layers, (*vars(level).values(), sum(choice.packed << i for i, choice in enumerate(layers))))
+    def of(cls, layers: tuple[Choice, ...]) -> Choices:
+        return cls(layers, sum(choice.packed << i for i, choice in enumerate(layers)))
+
+    def key(self, level: Level) -> tuple:
+        """Of the level's weights when made so."""
+        return *vars(level).values(), self.packed
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,13 +85,14 @@ class Packed:
     level: Level
     tensors: tuple[tuple[Weight | None, Tensor | None], ...]
     dense_nbytes: int  # of the dense tensors that are not stored ends
+    own: tuple[SparseWeight, ...]  # weights of this level alone
     inputs: dict = field(default_factory=dict)  # what it has run on, for which more may have been derived
     shapes: None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes held by this level alone, with what has been derived for the kernels so far."""
-        return self.dense_nbytes + sum(nbytes(w) for w, *_ in self.tensors if not isinstance(w, (Tensor, WidthView)))
+        return self.dense_nbytes + sum(map(nbytes, self.own))
 
 
 @dataclass(frozen=True)
@@ -133,5 +140,5 @@ def pack(layers: Sequence[SubspaceLayer], level: Level, packer: Packer, packed: 
         if t is not None
     }
     made = [t for tensors_of in tensors for t in tensors_of if isinstance(t, Tensor)]
-    own = [t for t in made if t.untyped_storage()._cdata not in stored]
-    return Packed(level, tensors, sum(t.nbytes for t in own))
+    dense = sum(t.nbytes for t in made if t.untyped_storage()._cdata not in stored)
+    return Packed(level, tensors, dense, tuple(w for w, *_ in tensors if isinstance(w, SparseWeight)))

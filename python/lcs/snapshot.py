@@ -5,6 +5,7 @@ from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
+from torch._dynamo import maybe_mark_dynamic
 
 from .layers import SubspaceLayer
 from .layers.weights import WEIGHT_LAYERS
@@ -17,7 +18,13 @@ Snapshot = tuple[Tensors, ...]
 def make(layers: Sequence[SubspaceLayer], level: Level, recipe: Recipe) -> Snapshot:
     """Weight, bias and what else the recipe gives of each layer at `level`, differentiable to the ends."""
     weights = made_weights(layers, level, recipe)
-    return tuple(recipe.tensors(layer, level, weights.get(layer)) for layer in layers)
+    snapshot = tuple(recipe.tensors(layer, level, weights.get(layer)) for layer in layers)
+    for layer, tensors in zip(layers, snapshot, strict=True):
+        if recipe.cuts and (layer.compressed or layer.incoming is not None):
+            for tensor in tensors:
+                if isinstance(tensor, Tensor):
+                    maybe_mark_dynamic(tensor, 0)  # else each width would be compiled anew
+    return snapshot
 
 
 def made_weights(layers: Sequence[SubspaceLayer], level: Level, recipe: Recipe) -> dict[SubspaceLayer, Tensor]:

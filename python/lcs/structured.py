@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import maybe_mark_dynamic
 
 from .channels import Channels, incoming, is_depthwise
 from .layers import SubspaceLayer
@@ -132,13 +131,8 @@ class Structured(Recipe):
 
     def tensors(self, layer: SubspaceLayer, level: Level, weight: Tensor | None) -> Tensors:
         if weight is None:
-            made = (*self.bake(layer, level, None), *self._statistics(layer, level))
-        else:
-            made = weight, None if layer.bias is None else layer.bias[: len(weight)]
-        for tensor in made:
-            if isinstance(tensor, Tensor) and (layer.compressed or layer.incoming is not None):
-                maybe_mark_dynamic(tensor, 0)  # else each width would be compiled anew
-        return made
+            return *self.bake(layer, level, None), *self._statistics(layer, level)
+        return weight, None if layer.bias is None else layer.bias[: len(weight)]
 
     def _statistics(self, layer: SubspaceLayer, level: Level) -> Tensors:
         """Of a batch or instance norm: the mean and the variance that run along with training."""

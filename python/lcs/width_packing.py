@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -21,12 +22,17 @@ from .recipe import Recipe
 class WidthPacker(Packer):
     """Every width reads the same packed weights, which are made once; a level is only how many channels it uses."""
 
+    by_level = False
     layers = {StructuredConv2d: FrozenWidthConv2d}
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self._packed: dict[SubspaceLayer, WidthWeight] = {}
         self._packing = threading.Lock()
+
+    @functools.cached_property
+    def _backends(self) -> dict[str, str]:
+        return lcs_kernels.backends()["width_conv2d"]
 
     def stored(self, layer: SubspaceLayer, level: Level) -> int:
         weight, _ = self.recipe.bake(layer, level, self.recipe.weights([layer], level)[0])
@@ -40,7 +46,7 @@ class WidthPacker(Packer):
             )
         if layer.weight.dtype not in (torch.float32, torch.bfloat16):
             return Choice("torch", f"no width kernel for {dtype}", fallback=True)
-        backend = lcs_kernels.backends()["width_conv2d"].get(device, "reference")
+        backend = self._backends.get(device, "reference")
         if backend.startswith("reference"):
             return Choice("torch", f"width_conv2d has no kernel on {device}: {backend}", fallback=True)
         return Choice("width_conv2d", "not reached by this input" if x_shape is None else "")

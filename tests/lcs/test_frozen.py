@@ -314,7 +314,7 @@ class Box:
 
 
 def test_a_level_is_built_once_however_many_want_it():
-    cache, builds, started = LevelCache(10), [], threading.Barrier(8)
+    cache, builds, started = LevelCache(10, 9), [], threading.Barrier(8)
 
     def build():
         builds.append(threading.get_ident())
@@ -333,13 +333,13 @@ def test_a_level_is_built_once_however_many_want_it():
 
 
 def test_other_levels_are_served_during_a_build():
-    cache = LevelCache(10)
+    cache = LevelCache(10, 9)
     assert cache.get("slow", lambda: (cache.get("fast", Box), Box(2))[1]).nbytes == 2
     assert len(cache) == 2
 
 
 def test_a_build_that_fails_is_tried_by_those_who_wait():
-    cache, failing = LevelCache(10), threading.Event()
+    cache, failing = LevelCache(10, 9), threading.Event()
 
     def fail():
         failing.set()
@@ -358,7 +358,7 @@ def test_a_build_that_fails_is_tried_by_those_who_wait():
 
 
 def test_what_has_grown_is_counted_when_it_settles():
-    cache, grown = LevelCache(10), Box(4)
+    cache, grown = LevelCache(10, 9), Box(4)
     cache.get(1, lambda: grown)
     cache.get(2, lambda: Box(4))
     grown.nbytes = 7
@@ -366,7 +366,7 @@ def test_what_has_grown_is_counted_when_it_settles():
     assert (len(cache), cache.nbytes, cache.evictions) == (1, 4, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        LevelCache(0).get(1, Box)
+        LevelCache(0, 9).get(1, Box)
 
 
 def test_threads_get_their_own_level_whole(pays):

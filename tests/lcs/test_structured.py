@@ -1,12 +1,18 @@
 import copy
+import ctypes
+import gc
+import random
+import sys
 
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lcs
+from lcs.frozen import LEVELS
 from lcs.measure import check_layers
 
 
@@ -327,3 +333,83 @@ def test_frozen_every_width_runs_from_one_buffer(line):
     assert len(frozen._packer._packed) == 4
     norms = 2 * 4 * sum(round(10 * w) + round(18 * w) for w in views) if line else 0
     assert frozen.counters.nbytes == norms and not frozen.counters.fallbacks
+
+
+class Ops(TorchDispatchMode):
+    """The ops that ran, by name, and all that they made that is no view."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.made = set(), []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        result = op(*args, **(kwargs or {}))
+        self.names.add(op.name())
+        given = {t.untyped_storage().data_ptr() for t in args if isinstance(t, torch.Tensor)}
+        if isinstance(result, torch.Tensor) and result.untyped_storage().data_ptr() not in given:
+            self.made.append(tuple(result.shape))
+        return result
+
+
+@pytest.mark.parametrize("line", [True, False])
+def test_a_thousand_new_widths_copy_no_weight(line):
+    """A point's level makes no tensor at all; a line's makes scalars and its norms' scales and shifts."""
+    frozen, x = subspace_of(lcs.Structured(line=line)).eval().freeze(strict=True), batch()
+    frozen(x, width=1.0)
+    packed = [whole.prepack() for whole in frozen._packer._packed.values()]
+    held = frozen._packer, sum(whole.prepacked_nbytes for whole in frozen._packer._packed.values())
+    with Ops() as ops:
+        for i in range(1000):
+            frozen.prepare(x, width=0.25 + 0.75 * (i + 0.5) / 1000)
+    assert not any("pack" in name for name in ops.names)
+    assert {len(shape) for shape in ops.made} <= ({0, 1} if line else set())
+    assert max((shape[0] for shape in ops.made if shape), default=0) <= 18
+    assert all(whole.prepack() is before for whole, before in zip(held[0]._packed.values(), packed, strict=True))
+    assert sum(whole.prepacked_nbytes for whole in held[0]._packed.values()) == held[1]
+    assert frozen.counters.builds == 1001 and frozen.counters.levels == LEVELS
+    assert frozen.counters.nbytes <= (LEVELS * 2 * 4 * (10 + 18) if line else 0)
+
+
+def bytes_in_use():
+    """Of all that malloc has given out."""
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    kind = type("Mallinfo2", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in names.split()]})
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = kind
+    found = mallinfo2()
+    return found.uordblks + found.hblkhd
+
+
+@pytest.mark.parametrize("line", [True, False])
+def test_a_thousand_calls_at_new_widths_keep_no_memory(line):
+    """After as many as are held: of each call less than one float of malloc's, and less than one Python object."""
+    frozen, x, generator = subspace_of(lcs.Structured(line=line)).eval().freeze(strict=True), batch(), random.Random(0)
+
+    def call(count):
+        for _ in range(count):
+            frozen(x, width=generator.uniform(0.25, 1.0))
+        gc.collect()
+        return bytes_in_use(), sys.getallocatedblocks()
+
+    with torch.no_grad():
+        frozen(x, width=1.0)
+        memory, objects = call(2 * LEVELS)
+        later_memory, later_objects = call(1000)
+    assert later_memory - memory < 4 * 1000 and later_objects - objects < 1000
+
+
+def test_a_thousand_widths_compile_nothing_anew():
+    torch._dynamo.reset()
+    frozen, x, counter = subspace_of().eval().freeze(strict=True), batch(), CompileCounter()
+    fast = torch.compile(lambda x, width: frozen(x * 2, width=width) + 1, backend=counter)
+    widths = [0.25 + 0.75 * (i + 0.5) / 1000 for i in range(1000)]
+    random.Random(0).shuffle(widths)
+    with torch.no_grad():
+        for width in (1.0, 0.5, 0.25):
+            fast(x, width)
+        before = counter.frame_count
+        assert before >= 2  # what comes before the frozen network, and what comes after
+        for width in widths:
+            assert torch.equal(fast(x, width), frozen(x * 2, width=width) + 1)
+    assert counter.frame_count == before
+    torch._dynamo.reset()

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+_SECOND = {"weight": "weight_1", "bias": "bias_1"}
 _BATCH_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -48,7 +49,7 @@ class SubspaceLayer(nn.Module):
 
     def ends(self, name: str) -> tuple[Tensor | None, Tensor | None]:
         """Both ends of "weight" or "bias"; the second is None on a point, both are None where the layer has none."""
-        return getattr(self, name), getattr(self, f"{name}_1", None)
+        return getattr(self, name), getattr(self, _SECOND[name], None)
 
     def tensors(self) -> tuple[Tensor | None, Tensor | None]:
         """weight and bias at the level that is set."""

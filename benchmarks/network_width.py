@@ -1,0 +1,69 @@
+"""Rows of a whole network at a width: frozen ResNet-18, one packed weight for all, against networks built for each.
+
+The peers have one width: their weights are sliced, laid out and compiled for it. Ours has instance norm, as
+subspaces of widths are trained with it; so have torch's rows, but that of batch norm, which it folds into the weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+import lcs
+from lcs.measure import check_layers
+from lcs.models import build
+
+from .harness import Row
+from .network import SIZE, compiled
+from .peers import Model
+
+WIDTHS = (1.0, 0.5, 0.25)
+
+
+def subspace_of(norm: str) -> lcs.Subspace:
+    model = build("resnet18", 1000, in_channels=3, seed=0, norm=norm)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as after training: not the identity
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    line = norm == "instance"
+    options = {"init": "independent"} if line else {"norm": "keep"}
+    return lcs.convert(model, lcs.Structured(line=line), dense=[model.classifier_name], **options)
+
+
+def alone(subspace: lcs.Subspace, width: float) -> nn.Module:
+    """The plain network of this width."""
+    return lcs.unconvert(copy.deepcopy(subspace), width=width).requires_grad_(False).eval()
+
+
+def row(frozen: lcs.Frozen, instance: nn.Module, batch: nn.Module, x: Tensor, width: float) -> Row:
+    level = frozen.at(width=width)
+    candidates = {
+        "lcs": lambda: level(x),
+        "torch eager": lambda: instance(x),
+        "torch.compile": compiled(instance, x),
+        "torch.compile, batch norm": compiled(batch, x),
+    }
+    return Row(
+        op="network_width",
+        case=f"ResNet-18, {len(x)} x 3 x {SIZE} x {SIZE}, width {width:g}",
+        candidates={name: torch.no_grad()(call) for name, call in candidates.items()},
+        limit=None,
+        bytes=0,
+        check=lambda: check_layers(frozen, x, level.level),
+        model=Model(batch, x),
+    )
+
+
+def rows() -> Iterator[Row]:
+    torch.manual_seed(0)
+    instance, batch = subspace_of("instance"), subspace_of("batch")
+    frozen = instance.freeze()
+    for images in (1, 16):
+        x = torch.randn(images, 3, SIZE, SIZE)
+        for width in WIDTHS:
+            torch._dynamo.reset()  # it compiles the forward of one class a limited number of times
+            yield row(frozen, alone(instance, width), alone(batch, width), x, width)
