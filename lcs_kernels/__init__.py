@@ -14,6 +14,7 @@ from .ops.cosine_squared import cosine_squared
 from .ops.interpolate_prune import interpolate_prune
 from .ops.interpolate_prune_foreach import interpolate_prune_foreach, interpolate_prune_foreach_masks
 from .ops.interpolate_quantize import interpolate_quantize
+from .ops.line_norm import line_norm
 from .ops.nested_pack import nested_pack
 from .ops.packed_conv2d import packed_conv2d
 from .ops.packed_linear import packed_linear
@@ -34,6 +35,7 @@ __all__ = [
     "interpolate_quantize",
     "isa",
     "keep_count",
+    "line_norm",
     "nested_pack",
     "packed_conv2d",
     "packed_linear",

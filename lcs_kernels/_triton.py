@@ -11,7 +11,8 @@ import torch
 
 from . import _cuda, _load
 
-TRAINED = ("interpolate_prune", "interpolate_prune_foreach", "interpolate_quantize")  # with an <op>_backward beside
+# With an <op>_backward beside.
+TRAINED = ("interpolate_prune", "interpolate_prune_foreach", "interpolate_quantize", "line_norm")
 OPS = {op: (op, f"{op}_backward") for op in TRAINED} | {op: (op,) for op in ("quantize", "width_conv2d")}
 
 _LIBRARY = torch.library.Library("lcs", "IMPL", "CUDA")

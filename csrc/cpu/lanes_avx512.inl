@@ -74,6 +74,7 @@ inline Mask within(Key a, Key low, Key width) { return _mm512_cmple_epu32_mask(_
 inline uint32_t word_of(const Mask* m) { return uint32_t(m[1]) << 16 | uint32_t(m[0]); }
 inline Mask from_bits(uint32_t bits) { return Mask(bits); }
 inline Float where(Mask m, Float x) { return _mm512_maskz_mov_ps(m, x); }
+inline Mask positive(Float x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NLE_UQ); }  // or NaN
 
 inline int append(uint16_t* list, uint32_t inside, int base) {
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);

@@ -106,6 +106,27 @@ def _width_conv2d() -> Case:
     return [lcs_kernels.width_conv2d(x, WidthWeight.pack(w), 21, bias, *geometry, relu=True)], [expected]
 
 
+def _line_norm() -> Case:
+    """Of +1 and -1 in turns, whose moments are exact; also with given statistics."""
+    x = torch.tensor([1.0, -1.0]).repeat(3 * 10 * 24).view(3, 10, 6, 8) + 5
+    ends, alpha, given = (
+        [_integers(seed, 12) for seed in range(4)],
+        torch.tensor(0.25),
+        (_integers(4, 10), torch.ones(10)),
+    )
+    reference = _reference("line_norm")
+    return (
+        [
+            lcs_kernels.line_norm(x, *ends, 0.25, 5, 0.0, relu=True),
+            lcs_kernels.line_norm(x, *ends, 0.25, 1, 0.0, mean=given[0], var=given[1], residual=x),
+        ],
+        [
+            reference(x, *ends, alpha, None, None, None, 5, 0.0, True)[0],
+            reference(x, *ends, alpha, *given, x, 1, 0.0, False)[0],
+        ],
+    )
+
+
 def _nested_pack() -> Case:
     codes = torch.arange(37 * 11).mul(7).to(torch.uint8)
     return [lcs_kernels.nested_pack(codes)], [_reference("nested_pack")(codes)]
@@ -138,6 +159,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "interpolate_prune": _interpolate_prune,
     "interpolate_prune_foreach": _interpolate_prune_foreach,
     "interpolate_quantize": _interpolate_quantize,
+    "line_norm": _line_norm,
     "nested_pack": _nested_pack,
     "packed_conv2d": _packed_conv2d,
     "packed_linear": _packed_linear,

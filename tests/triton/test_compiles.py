@@ -6,7 +6,14 @@ from io import StringIO
 
 import pytest
 import torch
-from lcs_kernels.triton_kernels import _common, interpolate_prune, interpolate_quantize, quantize, width_conv2d
+from lcs_kernels.triton_kernels import (
+    _common,
+    interpolate_prune,
+    interpolate_quantize,
+    line_norm,
+    quantize,
+    width_conv2d,
+)
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
@@ -93,6 +100,27 @@ def depthwise_convolution():
     convolve(64, 64, torch.float32, groups=64)
 
 
+def norm(channels, groups, dtype, layout=torch.contiguous_format):
+    x = torch.randn(2, channels, 14, 14).to(dtype).contiguous(memory_format=layout)
+    ends, statistics = torch.randn(4, 64).unbind(), torch.ones(2, 2, groups)
+    kernel("line_norm", "line_norm")(x, *ends, ALPHA, None, None, x, groups, 1e-5, True)
+    kernel("line_norm", "line_norm_backward")(x, x, *ends, ALPHA, None, None, statistics, groups, 1e-5, True)
+
+
+def group_norm():
+    norm(64, 32, torch.float32)
+
+
+def group_norm_of_channels_last():
+    norm(64, 32, torch.bfloat16, torch.channels_last)
+
+
+def batch_norm():
+    x, one = torch.randn(2, 64, 14, 14), torch.ones(64)
+    kernel("line_norm", "line_norm")(x, one, None, one, None, None, one, one, None, 1, 1e-5, False)
+    kernel("line_norm", "line_norm_backward")(x, x, one, None, one, None, None, one, one, ALPHA, 1, 1e-5, False)
+
+
 CALLS = (
     line,
     odd_layers_together,
@@ -105,6 +133,9 @@ CALLS = (
     convolution,
     convolution_of_bfloat16,
     depthwise_convolution,
+    group_norm,
+    group_norm_of_channels_last,
+    batch_norm,
 )
 
 
@@ -159,6 +190,8 @@ def test_products_and_sums_round_apart(launches):
             sums = set() if call == "quantized_backward" else {"add.rn.f32"}  # which has no gradient to alpha
             assert arithmetic == {"mul.rn.f32", "sub.rn.f32"} | sums
             assert has(binary, "FMUL") and has(binary, "FADD") and not has(binary, "FFMA"), name
+        elif name.startswith("norm_"):
+            assert arithmetic and not any("fma" in a or "mad" in a for a in arithmetic), arithmetic
         elif name != "convolve_kernel":
             assert not arithmetic, name
 
@@ -198,6 +231,17 @@ def test_a_new_width_compiles_nothing_new():
     assert {id(binary) for _, _, binary in compile_launches(90, other_widths)} <= before
 
 
+def test_other_channels_and_groups_compile_nothing_new():
+    before = {id(binary) for _, _, binary in compile_launches(90, group_norm, group_norm_of_channels_last)}
+
+    def other_widths():
+        for channels, groups in ((16, 16), (1, 1), (33, 11)):
+            norm(channels, groups, torch.float32)
+            norm(channels, groups, torch.bfloat16, torch.channels_last)
+
+    assert {id(binary) for _, _, binary in compile_launches(90, other_widths)} <= before
+
+
 def test_bfloat16_is_multiplied_by_the_matrix_units(launches):
     for call, _, binary in launches:
         if call == "convolution_of_bfloat16":
@@ -205,6 +249,6 @@ def test_bfloat16_is_multiplied_by_the_matrix_units(launches):
 
 
 def test_every_kernel_is_launched(launches):
-    modules = (_common, interpolate_prune, interpolate_quantize, quantize, width_conv2d)
+    modules = (_common, interpolate_prune, interpolate_quantize, line_norm, quantize, width_conv2d)
     kernels = {k for module in modules for k in vars(module) if k.endswith("_kernel")}
     assert kernels == {name for _, name, _ in launches}

@@ -1,0 +1,434 @@
+// Compiled once per instruction set, after its lanes_*.inl and blend.inl, in an unnamed namespace inside its target
+// region. All is computed on rows of 16 elements, and summed in up to four rows, so that every instruction set rounds
+// alike.
+constexpr int kRow = int(kNormRow), kWide = kRow / kLanes, kSums = 4;
+#define LCS_INLINE __attribute__((always_inline))
+
+struct Row {
+  Float part[kWide];
+};
+
+template <class Step>
+LCS_INLINE inline Row each(Step step) {
+  Row row;
+  for (int v = 0; v < kWide; ++v) row.part[v] = step(v);
+  return row;
+}
+LCS_INLINE inline Row all(float x) {
+  return each([&](int) LCS_INLINE { return set1(x); });
+}
+LCS_INLINE inline Row operator+(const Row& a, const Row& b) {
+  return each([&](int v) LCS_INLINE { return add(a.part[v], b.part[v]); });
+}
+LCS_INLINE inline Row operator-(const Row& a, const Row& b) {
+  return each([&](int v) LCS_INLINE { return sub(a.part[v], b.part[v]); });
+}
+LCS_INLINE inline Row operator*(const Row& a, const Row& b) {
+  return each([&](int v) LCS_INLINE { return mul(a.part[v], b.part[v]); });
+}
+// a, and 0 where `by` is not positive.
+LCS_INLINE inline Row where_positive(const Row& by, const Row& a) {
+  return each([&](int v) LCS_INLINE { return where(positive(by.part[v]), a.part[v]); });
+}
+LCS_INLINE inline Row clamped(const Row& a) {
+  return each([&](int v) LCS_INLINE { return raised_to(a.part[v], set1(0.0f)); });
+}
+template <class E>
+LCS_INLINE inline Row row_at(const E* p) {
+  return each([&](int v) LCS_INLINE { return load(p + v * kLanes); });
+}
+template <class E>
+LCS_INLINE inline Row rounded_row(const Row& a) {
+  return each([&](int v) LCS_INLINE { return rounded<E>(a.part[v]); });
+}
+template <class E>
+LCS_INLINE inline void put(E* p, const Row& a) {
+  for (int v = 0; v < kWide; ++v) store(p + v * kLanes, a.part[v]);
+}
+
+// In a tree, by halves.
+inline float total(Row a) {
+  for (int n = kWide / 2; n >= 1; n /= 2)
+    for (int v = 0; v < n; ++v) a.part[v] = add(a.part[v], a.part[v + n]);
+  return reduce(a.part[0]);
+}
+
+struct Sums {
+  Row part[kSums];
+
+  Sums() {
+    for (Row& row : part) row = all(0.0f);
+  }
+  Row row() const { return (part[0] + part[2]) + (part[1] + part[3]); }
+};
+
+// Which elements of a row count.
+struct Whole {
+  LCS_INLINE Row operator()(const Row& a) const { return a; }
+};
+struct Part {
+  uint32_t bits;
+  LCS_INLINE Row operator()(const Row& a) const {
+    return each([&](int v) LCS_INLINE { return where(from_bits(bits >> (v * kLanes)), a.part[v]); });
+  }
+};
+
+// `n` elements, of which a row can be read even where they are fewer.
+template <class E>
+class Readable {
+ public:
+  Readable(const E* p, int64_t n) : p_(n < kRow ? few_ : p) {
+    if (n < kRow) copy(few_, p, n);
+  }
+  Readable(const Readable&) = delete;
+  operator const E*() const { return p_; }
+
+ private:
+  E few_[kRow] = {};
+  const E* p_;
+};
+
+// Calls step(sum, i, counts) for rows from i on that cover n elements, each counted once. What is left of a whole
+// number of rows counts at the end of the last 16 elements, or at the start of fewer.
+template <class Step>
+LCS_INLINE inline void scan(int64_t n, Step step) {
+  int64_t i = 0;
+  for (; i + kSums * kRow <= n; i += kSums * kRow)
+    for (int k = 0; k < kSums; ++k) step(k, i + k * kRow, Whole{});
+  for (; i + kRow <= n; i += kRow) step(0, i, Whole{});
+  const uint32_t ones = (1u << (n - i)) - 1;
+  if (n >= kRow && i < n) step(0, n - kRow, Part{ones << (kRow - (n - i))});
+  if (n < kRow) step(0, 0, Part{ones});
+}
+
+// Sums of x - near and of its square.
+template <class E>
+NormMoments chunk_moments(const E* x, int64_t n, float near) {
+  const Row middle = all(near);
+  Sums deviation, square;
+  scan(n, [&](int k, int64_t i, auto counts) LCS_INLINE {
+    const Row d = counts(row_at(x + i) - middle);
+    deviation.part[k] = deviation.part[k] + d;
+    square.part[k] = square.part[k] + d * d;
+  });
+  const double left = total(deviation.row()), share = left / double(n);
+  return {near + share, total(square.row()) - left * share};
+}
+
+template <class E>
+float mean_of(const E* x, int64_t n) {
+  Sums sum;
+  scan(n, [&](int k, int64_t i, auto counts) LCS_INLINE { sum.part[k] = sum.part[k] + counts(row_at(x + i)); });
+  return float(double(total(sum.row())) / double(n));
+}
+
+// In one pass. Each chunk's deviations are from what is known of the mean until then, first from the mean of an eighth
+// of a chunk. n times the square of the distance to the true mean is then at most 8 of the first chunk's sum of
+// squares, and for the others together at most 2 of the whole one: so little can cancel. The chunks are put together as
+// by Chan, Golub and LeVeque (1979).
+template <class E>
+NormMoments moments_of(const E* x, int64_t n) {
+  constexpr int64_t kChunkSize = 1 << 12;
+  if (n < kRow) {
+    const Readable<E> few(x, n);
+    return chunk_moments<E>(few, n, mean_of<E>(few, n));
+  }
+  NormMoments moments{mean_of(x, n < kChunkSize / 8 ? n : kChunkSize / 8), 0};
+  for (int64_t begin = 0; begin < n; begin += kChunkSize) {
+    const int64_t count = n - begin < kChunkSize ? n - begin : kChunkSize;
+    const Readable<E> values(x + begin, count);
+    const NormMoments chunk = chunk_moments<E>(values, count, float(moments.mean));
+    const double step = begin ? chunk.mean - moments.mean : 0, share = double(count) / double(begin + count);
+    moments.mean = begin ? moments.mean + step * share : chunk.mean;
+    moments.squares += chunk.squares + step * step * share * double(begin);
+  }
+  return moments;
+}
+
+// 16 columns of a matrix, or all where there are fewer; each column is computed for itself, so that the last 16 may
+// overlap those before.
+template <class E>
+struct Strip {
+  const E* x;
+  int64_t columns;
+
+  LCS_INLINE Row row(int64_t r) const {
+    if (columns >= kRow) return row_at(x + r * columns);
+    return row_at<E>(Readable<E>(x + r * columns, columns));
+  }
+};
+
+// Calls body(column, slot) for strips of 16 columns. The last may overlap the one before, so that what is summed of
+// strips goes to slots of 16 of their own.
+template <class Body>
+LCS_INLINE inline void for_strips(int64_t columns, Body body) {
+  for (int64_t c = 0; c < columns; c += kRow) body(c + kRow <= columns || columns < kRow ? c : columns - kRow, c);
+}
+
+// Moves what is in slots to where its columns are.
+inline void close_slots(int64_t columns, float* vector) {
+  if (const int64_t rest = columns % kRow; rest && columns > kRow)
+    put(vector + columns - kRow, row_at(vector + columns - rest));
+}
+
+// The same for each block of rows, which lie close together: body(first row, row behind the last, column, slot).
+template <class Body>
+LCS_INLINE inline void for_blocks(int64_t rows, int64_t columns, Body body) {
+  constexpr int64_t kTogether = 8;
+  for (int64_t r = 0; r < rows; r += kTogether) {
+    const int64_t end = r + kTogether < rows ? r + kTogether : rows;
+    for_strips(columns, [&](int64_t c, int64_t slot) LCS_INLINE { body(r, end, c, slot); });
+  }
+}
+
+template <class E>
+void column_moments_of(const E* x, int64_t rows, int64_t columns, const NormColumns& to) {
+  const int64_t first = (rows + 7) / 8;
+  const Row share = all(1.0f / float(first));
+  for_strips(columns, [&](int64_t c, int64_t slot) LCS_INLINE {
+    const Strip<E> strip{x + c, columns};
+    Row sum = all(0.0f);
+    for (int64_t r = 0; r < first; ++r) sum = sum + strip.row(r);
+    put(to.near + slot, sum * share);
+    put(to.deviation + slot, all(0.0f));
+    put(to.square + slot, all(0.0f));
+  });
+  for_blocks(rows, columns, [&](int64_t r, int64_t end, int64_t c, int64_t slot) LCS_INLINE {
+    const Strip<E> strip{x + c, columns};
+    const Row near = row_at(to.near + slot);
+    Row deviation = row_at(to.deviation + slot), square = row_at(to.square + slot);
+    for (; r < end; ++r) {
+      const Row d = strip.row(r) - near;
+      deviation = deviation + d;
+      square = square + d * d;
+    }
+    put(to.deviation + slot, deviation);
+    put(to.square + slot, square);
+  });
+  for (float* const vector : {to.near, to.deviation, to.square}) close_slots(columns, vector);
+}
+
+// One line for a whole row.
+struct OneLine {
+  Row mean, scale, shift;
+
+  explicit OneLine(const NormLine& line) : mean(all(line.mean)), scale(all(line.scale)), shift(all(line.shift)) {}
+  LCS_INLINE Row centred(const Row& x, int64_t) const { return x - mean; }
+  LCS_INLINE Row scaled(const Row& x, int64_t) const { return x * scale; }
+  LCS_INLINE Row shifted(const Row& x, int64_t) const { return x + shift; }
+};
+
+// One line for each column.
+struct LineOfEach {
+  const NormLines& lines;
+
+  LCS_INLINE Row centred(const Row& x, int64_t c) const { return x - row_at(lines.mean + c); }
+  LCS_INLINE Row scaled(const Row& x, int64_t c) const { return x * row_at(lines.scale + c); }
+  LCS_INLINE Row shifted(const Row& x, int64_t c) const { return x + row_at(lines.shift + c); }
+};
+
+// Calls step(c) for 16 columns at a time, the last of which may overlap those before.
+template <class Step>
+LCS_INLINE inline void cover(int64_t columns, Step step) {
+  int64_t c = 0;
+  for (; c + kRow <= columns; c += kRow) step(c);
+  if (c < columns) step(columns - kRow);
+}
+
+template <class E, bool kResidual, bool kRelu, class Line>
+LCS_INLINE inline void normalise_row(const E* x, const E* residual, E* y, int64_t columns, const Line& line) {
+  cover(columns, [&](int64_t c) LCS_INLINE {
+    Row a = line.shifted(line.scaled(line.centred(row_at(x + c), c), c), c);
+    if constexpr (kResidual) a = rounded_row<E>(a) + row_at(residual + c);
+    if constexpr (kRelu) a = clamped(a);
+    put(y + c, rounded_row<E>(a));
+  });
+}
+
+template <class E, bool kResidual, bool kRelu, class LineOf>
+void normalise(const NormRows& job, LineOf line_of) {
+  const int64_t n = job.columns;
+  const auto *x = static_cast<const E*>(job.x), *residual = static_cast<const E*>(job.residual);
+  auto* y = static_cast<E*>(job.y);
+  for (int64_t r = 0; r < job.rows; ++r, x += n, y += n) {
+    const auto line = line_of(r);
+    if (n >= kRow) {
+      normalise_row<E, kResidual, kRelu>(x, residual, y, n, line);
+    } else {
+      E few[kRow];
+      const Readable<E> from(x, n), other(kResidual ? residual : x, n);
+      normalise_row<E, kResidual, kRelu>(&from[0], &other[0], few, kRow, line);
+      copy(y, few, n);
+    }
+    if constexpr (kResidual) residual += n;
+  }
+}
+
+// `line_of`: the line of a row.
+template <class E, class LineOf>
+void normalise(const NormRows& job, LineOf line_of) {
+  if (job.residual)
+    job.relu ? normalise<E, true, true>(job, line_of) : normalise<E, true, false>(job, line_of);
+  else
+    job.relu ? normalise<E, false, true>(job, line_of) : normalise<E, false, false>(job, line_of);
+}
+
+// x - mean, and the gradient behind the ReLU.
+template <bool kRelu, class Line>
+struct Behind {
+  Row centred, grad;
+
+  LCS_INLINE Behind(const Row& x, const Row& g, const Line& line, int64_t c) : centred(line.centred(x, c)), grad(g) {
+    if constexpr (kRelu) grad = where_positive(line.shifted(line.scaled(centred, c), c), g);
+  }
+};
+
+template <class E, bool kRelu>
+void sums_of(const NormGradRows& job, const NormGroup& group, float* grads, float* products) {
+  const int64_t n = job.columns;
+  for (int64_t r = 0; r < job.rows; ++r) {
+    const Readable<E> x(static_cast<const E*>(job.x) + r * n, n), grad(static_cast<const E*>(job.grad) + r * n, n);
+    const OneLine line(group.line(r));
+    Sums sum, product;
+    scan(n, [&](int k, int64_t i, auto counts) LCS_INLINE {
+      const Behind<kRelu, OneLine> at(row_at<E>(x + i), counts(row_at<E>(grad + i)), line, 0);
+      sum.part[k] = sum.part[k] + at.grad;
+      product.part[k] = product.part[k] + at.grad * at.centred;
+    });
+    grads[r] = total(sum.row()), products[r] = total(product.row());
+  }
+}
+
+template <class E, bool kRelu>
+void column_sums_of(const NormGradRows& job, const LineOfEach& line, float* grads, float* products) {
+  for_strips(job.columns, [&](int64_t, int64_t slot) LCS_INLINE {
+    put(grads + slot, all(0.0f));
+    put(products + slot, all(0.0f));
+  });
+  for_blocks(job.rows, job.columns, [&](int64_t r, int64_t end, int64_t c, int64_t slot) LCS_INLINE {
+    const Strip<E> x{static_cast<const E*>(job.x) + c, job.columns},
+        g{static_cast<const E*>(job.grad) + c, job.columns};
+    Row sum = row_at(grads + slot), product = row_at(products + slot);
+    for (; r < end; ++r) {
+      const Behind<kRelu, LineOfEach> at(x.row(r), g.row(r), line, c);
+      sum = sum + at.grad;
+      product = product + at.grad * at.centred;
+    }
+    put(grads + slot, sum);
+    put(products + slot, product);
+  });
+  close_slots(job.columns, grads);
+  close_slots(job.columns, products);
+}
+
+// What comes from the mean and the variance.
+struct OneSlope {
+  Row slope, offset;
+
+  LCS_INLINE Row of(const Row& centred, int64_t) const { return centred * slope + offset; }
+};
+struct SlopeOfEach {
+  const float *slope, *offset;
+
+  LCS_INLINE Row of(const Row& centred, int64_t c) const { return centred * row_at(slope + c) + row_at(offset + c); }
+};
+
+template <class E, bool kRelu, class Line, class Slope>
+LCS_INLINE inline void grad_row(const E* x, const E* grad, E* to, int64_t columns, const Line& line,
+                                const Slope& slope) {
+  cover(columns, [&](int64_t c) LCS_INLINE {
+    const Behind<kRelu, Line> at(row_at(x + c), row_at(grad + c), line, c);
+    put(to + c, rounded_row<E>(line.scaled(at.grad, c) + slope.of(at.centred, c)));
+  });
+}
+
+template <class E, bool kRelu, class LineOf, class Slope>
+void input_grad(const NormGradRows& job, LineOf line_of, const Slope& slope) {
+  const int64_t n = job.columns;
+  const auto *x = static_cast<const E*>(job.x), *grad = static_cast<const E*>(job.grad);
+  auto* to = static_cast<E*>(job.grad_x);
+  for (int64_t r = 0; r < job.rows; ++r, x += n, grad += n, to += n) {
+    const auto line = line_of(r);
+    if (n >= kRow) {
+      grad_row<E, kRelu>(x, grad, to, n, line, slope);
+    } else {
+      E few[kRow];
+      const Readable<E> from(x, n), by(grad, n);
+      grad_row<E, kRelu>(&from[0], &by[0], few, kRow, line, slope);
+      copy(to, few, n);
+    }
+  }
+}
+
+template <class Body>
+auto with_dtype(DType dtype, Body body) {
+  if (dtype == DType::bfloat16) return body(BFloat16{});
+  if (dtype == DType::float16) return body(Float16{});
+  return body(float{});
+}
+
+// Calls body with an element of the job's dtype, and whether a ReLU comes behind.
+template <class Body>
+auto with_kind(const NormGradRows& job, Body body) {
+  return with_dtype(job.dtype, [&](auto e) {
+    return job.relu ? body(e, std::bool_constant<true>{}) : body(e, std::bool_constant<false>{});
+  });
+}
+
+void blend_vector(const LineVector& vector, float alpha, int64_t n, float* to) {
+  with_types(vector.dtype, DType::float32, vector.end1, [&](auto types) {
+    using T = decltype(types);
+    const Blend<T> from(vector.end0, vector.end1, alpha);
+    const int64_t whole = n / kBlock * kBlock;
+    for (int64_t i = 0; i < whole; i += kLanes) store(to + i, from.at(i));
+    if (whole == n) return;
+    Tail<T> tail(from, whole, n);
+    const Blend<T> rest = tail.blend(alpha);
+    float values[kBlock];
+    for (int64_t i = 0; i < kBlock; i += kLanes) store(values + i, rest.at(i));
+    copy(to + whole, values, n - whole);
+  });
+}
+
+NormMoments moments(const void* x, int64_t n, DType dtype) {
+  return with_dtype(dtype, [&](auto e) { return moments_of(static_cast<const decltype(e)*>(x), n); });
+}
+
+void column_moments(const void* x, int64_t rows, int64_t columns, DType dtype, const NormColumns& to) {
+  with_dtype(dtype, [&](auto e) { column_moments_of(static_cast<const decltype(e)*>(x), rows, columns, to); });
+}
+
+void planes(const NormRows& rows, const NormGroup& group) {
+  with_dtype(rows.dtype, [&](auto e) {
+    normalise<decltype(e)>(rows, [&](int64_t r) LCS_INLINE { return OneLine(group.line(r)); });
+  });
+}
+
+void columns(const NormRows& rows, const NormLines& lines) {
+  with_dtype(rows.dtype,
+             [&](auto e) { normalise<decltype(e)>(rows, [&](int64_t) LCS_INLINE { return LineOfEach{lines}; }); });
+}
+
+void sums(const NormGradRows& rows, const NormGroup& group, float* grads, float* products) {
+  with_kind(rows, [&](auto e, auto relu) { sums_of<decltype(e), relu>(rows, group, grads, products); });
+}
+
+void column_sums(const NormGradRows& rows, const NormLines& lines, float* grads, float* products) {
+  with_kind(rows,
+            [&](auto e, auto relu) { column_sums_of<decltype(e), relu>(rows, LineOfEach{lines}, grads, products); });
+}
+
+void grad_planes(const NormGradRows& rows, const NormGroup& group, float slope, float offset) {
+  with_kind(rows, [&](auto e, auto relu) {
+    const auto line_of = [&](int64_t r) LCS_INLINE { return OneLine(group.line(r)); };
+    input_grad<decltype(e), relu>(rows, line_of, OneSlope{all(slope), all(offset)});
+  });
+}
+
+void grad_columns(const NormGradRows& rows, const NormLines& lines, const float* slope, const float* offset) {
+  with_kind(rows, [&](auto e, auto relu) {
+    const auto line_of = [&](int64_t) LCS_INLINE { return LineOfEach{lines}; };
+    input_grad<decltype(e), relu>(rows, line_of, SlopeOfEach{slope, offset});
+  });
+}
+#undef LCS_INLINE

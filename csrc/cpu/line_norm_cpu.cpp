@@ -1,0 +1,316 @@
+#include "lcs/line_norm.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "dispatch.h"
+#include "line_norm_kernels.h"
+#include "scratch.h"
+
+namespace lcs {
+namespace {
+
+constexpr int64_t kGrain = 1 << 15;  // elements below which another thread does not pay
+constexpr int64_t kPiece = 1 << 14;  // elements of a sample, channels last, that are summed together
+
+int64_t tasks_of(int64_t elements) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(elements, 1)); }
+
+// What forward and backward share: the affine part at alpha, and the lines that it makes of means and deviations.
+class Norm {
+ public:
+  explicit Norm(const LineNormArgs& args)
+      : args_(args),
+        run_(best(scalar::line_norm_kernels, avx2::line_norm_kernels, avx512::line_norm_kernels)),
+        padded_(args.channels + kNormRow),
+        in_group_(args.mean ? 1 : args.channels / args.groups),
+        size_(in_group_ * args.pixels),
+        rows_(std::clamp<int64_t>(kPiece / args.channels, 1, args.pixels)),
+        pieces_((args.pixels + rows_ - 1) / rows_) {
+    static thread_local Scratch<float> vectors;
+    weight_ = vectors.reserve(3 * padded_), bias_ = weight_ + padded_, given_ = bias_ + padded_;
+    fill(args.weight, 1, weight_);
+    fill(args.bias, 0, bias_);
+    if (args.mean)
+      for (int64_t c = 0; c < args.channels; ++c) given_[c] = float(1 / std::sqrt(double(args.var[c]) + args.eps));
+  }
+
+ protected:
+  const void* at(const void* p, int64_t element) const { return advance(p, element, args_.dtype); }
+  void* at(void* p, int64_t element) const { return advance(p, element, args_.dtype); }
+
+  float mean(int64_t n, int64_t c) const { return args_.mean ? args_.mean[c] : args_.means[group(n, c)]; }
+  float rstd(int64_t n, int64_t c) const { return args_.mean ? given_[c] : args_.rstds[group(n, c)]; }
+  // Of the group, or the channel, that begins with c.
+  NormGroup affine(int64_t n, int64_t c) const { return {mean(n, c), rstd(n, c), weight_ + c, bias_ + c}; }
+
+  // Of all channels of sample n, written to `to`, which has room for two padded vectors.
+  NormLines lines(int64_t n, float* to) const {
+    for (int64_t first = 0; first < args_.channels; first += in_group_)
+      for (int64_t c = first; c < first + in_group_; ++c) {
+        const NormLine one = affine(n, first).line(c - first);
+        to[c] = one.mean, to[padded_ + c] = one.scale;
+      }
+    return {to, to + padded_, bias_};
+  }
+
+  int64_t group(int64_t n, int64_t c) const { return n * args_.groups + c / in_group_; }
+  int64_t groups() const { return args_.mean ? args_.channels : args_.groups; }
+  int64_t rows_of(int64_t piece) const { return std::min(rows_, args_.pixels - piece * rows_); }
+  // The first element of a piece of a sample, channels last.
+  int64_t first(int64_t n, int64_t piece) const { return (n * args_.pixels + piece * rows_) * args_.channels; }
+
+  const LineNormArgs& args_;
+  const LineNormKernels run_;
+  const int64_t padded_, in_group_, size_, rows_, pieces_;
+  float *weight_, *bias_, *given_;
+
+ private:
+  void fill(const LineVector& vector, float none, float* to) const {
+    if (vector.end0)
+      run_.blend(vector, args_.alpha, args_.channels, to);
+    else
+      std::fill_n(to, args_.channels, none);
+    std::fill_n(to + args_.channels, kNormRow, 0.0f);
+  }
+};
+
+class Forward : Norm {
+ public:
+  Forward(const LineNormArgs& args, const Parallel& parallel) : Norm(args), parallel_(parallel) {}
+
+  void run() const {
+    if (args_.last) {
+      if (!args_.mean) column_statistics();
+      normalise_pieces();
+    } else {
+      parallel_(args_.n * groups(), tasks_of(size_), [this](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) normalise_group(i / groups(), i % groups());
+      });
+    }
+  }
+
+ private:
+  void keep(int64_t n, int64_t group, double mean, double squares) const {
+    args_.means[n * args_.groups + group] = float(mean);
+    args_.rstds[n * args_.groups + group] = float(1 / std::sqrt(squares / double(size_) + args_.eps));
+  }
+
+  // Read, cached, and read again.
+  void normalise_group(int64_t n, int64_t group) const {
+    const int64_t first = group * in_group_, begin = (n * args_.channels + first) * args_.pixels;
+    if (!args_.mean) {
+      const NormMoments moments = run_.moments(at(args_.x, begin), size_, args_.dtype);
+      keep(n, group, moments.mean, moments.squares);
+    }
+    run_.planes({at(args_.x, begin), at(args_.residual, begin), at(args_.y, begin), in_group_, args_.pixels, args_.relu,
+                 args_.dtype},
+                affine(n, first));
+  }
+
+  void column_statistics() const {
+    static thread_local Scratch<float> scratch;
+    float* const columns = scratch.reserve(args_.n * pieces_ * 3 * padded_);
+    parallel_(args_.n * pieces_, tasks_of(rows_ * args_.channels), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        float* const near = columns + i * 3 * padded_;
+        const int64_t n = i / pieces_, piece = i % pieces_;
+        run_.column_moments(at(args_.x, first(n, piece)), rows_of(piece), args_.channels, args_.dtype,
+                            {near, near + padded_, near + 2 * padded_});
+      }
+    });
+    parallel_(args_.n * args_.groups, tasks_of(pieces_ * in_group_), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        combine(columns + i / args_.groups * pieces_ * 3 * padded_, i / args_.groups, i % args_.groups);
+    });
+  }
+
+  // A group's moments from those of its channels in each piece.
+  void combine(const float* columns, int64_t n, int64_t group) const {
+    double sum = 0, squares = 0;
+    for_columns(columns, group,
+                [&](double rows, double near, double deviation, double) { sum += rows * near + deviation; });
+    const double mean = sum / double(size_);
+    for_columns(columns, group, [&](double rows, double near, double deviation, double square) {
+      const double off = near - mean;  // about the mean: the sum of (d + off)^2
+      squares += square + (2 * deviation + rows * off) * off;
+    });
+    keep(n, group, mean, squares);
+  }
+
+  template <class Body>
+  void for_columns(const float* columns, int64_t group, Body body) const {
+    for (int64_t piece = 0; piece < pieces_; ++piece, columns += 3 * padded_)
+      for (int64_t c = group * in_group_; c < (group + 1) * in_group_; ++c)
+        body(double(rows_of(piece)), columns[c], columns[padded_ + c], columns[2 * padded_ + c]);
+  }
+
+  void normalise_pieces() const {
+    parallel_(args_.n * pieces_, tasks_of(rows_ * args_.channels), [this](int64_t begin, int64_t end) {
+      static thread_local Scratch<float> scratch;
+      float* const table = scratch.reserve(2 * padded_);
+      int64_t made = -1;
+      NormLines lines{};
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t n = i / pieces_, piece = i % pieces_, x = first(n, piece);
+        if (n != made) lines = this->lines(made = n, table);
+        run_.columns({at(args_.x, x), at(args_.residual, x), at(args_.y, x), rows_of(piece), args_.channels, args_.relu,
+                      args_.dtype},
+                     lines);
+      }
+    });
+  }
+
+  const Parallel& parallel_;
+};
+
+class Backward : Norm {
+ public:
+  Backward(const LineNormBackwardArgs& args, const Parallel& parallel)
+      : Norm(args.forward), backward_(args), parallel_(parallel) {
+    static thread_local Scratch<float> scratch;
+    grads_ = scratch.reserve(args_.n * args_.channels * 2), products_ = grads_ + args_.n * args_.channels;
+  }
+
+  double run() {
+    if (args_.last) {
+      sum_pieces();
+      grad_pieces();
+    } else {
+      parallel_(args_.n * groups(), tasks_of(size_), [this](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) grad_group(i / groups(), i % groups());
+      });
+    }
+    return vectors();
+  }
+
+ private:
+  struct Slope {
+    float slope, offset;
+  };
+
+  NormGradRows job(int64_t begin, int64_t rows, int64_t columns) const {
+    return {at(args_.x, begin), at(backward_.grad, begin), at(backward_.grad_x, begin), rows, columns, args_.relu,
+            args_.dtype};
+  }
+
+  // What reaches x through a group's mean and deviation.
+  Slope slope(int64_t n, int64_t group) const {
+    if (args_.mean) return {0, 0};
+    double grad = 0, product = 0;
+    for (int64_t c = group * in_group_; c < (group + 1) * in_group_; ++c) {
+      grad += double(weight_[c]) * grads_[n * args_.channels + c];
+      product += double(weight_[c]) * products_[n * args_.channels + c];
+    }
+    const double rstd = this->rstd(n, group * in_group_), share = rstd / double(size_);
+    return {float(-product * share * rstd), float(-grad * share)};
+  }
+
+  void grad_group(int64_t n, int64_t group) {
+    const int64_t first = group * in_group_, begin = (n * args_.channels + first) * args_.pixels;
+    const NormGradRows planes = job(begin, in_group_, args_.pixels);
+    const int64_t sums = n * args_.channels + first;
+    run_.sums(planes, affine(n, first), grads_ + sums, products_ + sums);
+    for (int64_t c = sums; c < sums + in_group_; ++c) products_[c] *= rstd(n, first);
+    const Slope to = slope(n, group);
+    run_.grad_planes(planes, affine(n, first), to.slope, to.offset);
+  }
+
+  void sum_pieces() {
+    static thread_local Scratch<float> scratch;
+    float* const columns = scratch.reserve(args_.n * pieces_ * 2 * padded_);
+    for_pieces([&](int64_t i, const NormGradRows& job, const NormLines& lines, float*) {
+      run_.column_sums(job, lines, columns + i * 2 * padded_, columns + i * 2 * padded_ + padded_);
+    });
+    parallel_(args_.n, tasks_of(pieces_ * args_.channels), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n)
+        for (int64_t c = 0; c < args_.channels; ++c) {
+          double grad = 0, product = 0;
+          for (int64_t i = n * pieces_; i < (n + 1) * pieces_; ++i) {
+            grad += columns[i * 2 * padded_ + c];
+            product += columns[(i * 2 + 1) * padded_ + c];
+          }
+          grads_[n * args_.channels + c] = float(grad);
+          products_[n * args_.channels + c] = float(product * rstd(n, c));
+        }
+    });
+  }
+
+  void grad_pieces() {
+    for_pieces([&](int64_t i, const NormGradRows& job, const NormLines& lines, float* slopes) {
+      for (int64_t g = 0; g < groups(); ++g) {
+        const Slope to = slope(i / pieces_, g);
+        std::fill_n(slopes + g * in_group_, in_group_, to.slope);
+        std::fill_n(slopes + padded_ + g * in_group_, in_group_, to.offset);
+      }
+      run_.grad_columns(job, lines, slopes, slopes + padded_);
+    });
+  }
+
+  // Calls body(piece, job, lines, room for two padded vectors).
+  template <class Body>
+  void for_pieces(Body body) {
+    parallel_(args_.n * pieces_, tasks_of(rows_ * args_.channels), [&](int64_t begin, int64_t end) {
+      static thread_local Scratch<float> scratch;
+      float* const room = scratch.reserve(4 * padded_);
+      std::fill_n(room, 4 * padded_, 0.0f);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t n = i / pieces_, piece = i % pieces_;
+        body(i, job(first(n, piece), rows_of(piece), args_.channels), lines(n, room), room + 2 * padded_);
+      }
+    });
+  }
+
+  // The affine part's gradients, summed over the samples; returns alpha's.
+  double vectors() {
+    static thread_local Scratch<double> scratch;
+    double* const totals = scratch.reserve(2 * args_.channels);
+    constexpr int64_t kTogether = 64;  // channels
+    parallel_((args_.channels + kTogether - 1) / kTogether, tasks_of(args_.n * kTogether),
+              [&](int64_t begin, int64_t end) {
+                const int64_t from = begin * kTogether, to = std::min(end * kTogether, args_.channels);
+                for (const auto& [sums, total] : {std::pair(products_, totals), {grads_, totals + args_.channels}}) {
+                  std::fill(total + from, total + to, 0.0);
+                  for (int64_t n = 0; n < args_.n; ++n)
+                    for (int64_t c = from; c < to; ++c) total[c] += sums[n * args_.channels + c];
+                }
+              });
+    return vector(args_.weight, backward_.weight, totals) + vector(args_.bias, backward_.bias, totals + args_.channels);
+  }
+
+  double vector(const LineVector& ends, const LineVectorGrad& to, const double* totals) {
+    const int64_t used = args_.channels;
+    for (int64_t c = 0; c < used; ++c) {
+      const float total = float(totals[c]);
+      if (to.end1) to.end1[c] = args_.alpha * total;
+      if (to.end0) to.end0[c] = to.end1 ? (1 - args_.alpha) * total : total;
+    }
+    for (float* const end : {to.end0, to.end1})
+      if (end) std::fill(end + used, end + to.full, 0.0f);
+    if (!ends.end1) return 0;
+    run_.blend({ends.end0, nullptr, ends.dtype}, 0, used, weight_);  // which nothing needs any more
+    run_.blend({ends.end1, nullptr, ends.dtype}, 0, used, bias_);
+    double grad = 0;
+    for (int64_t c = 0; c < used; ++c) grad += totals[c] * (double(bias_[c]) - weight_[c]);
+    return grad;
+  }
+
+  const LineNormBackwardArgs& backward_;
+  const Parallel& parallel_;
+  float *grads_, *products_;  // n x channels
+};
+
+}  // namespace
+
+void line_norm(const LineNormArgs& args, const Parallel& parallel) {
+  if (args.n * args.channels * args.pixels != 0) Forward(args, parallel).run();
+}
+
+double line_norm_backward(const LineNormBackwardArgs& args, const Parallel& parallel) {
+  if (args.forward.n * args.forward.channels * args.forward.pixels != 0) return Backward(args, parallel).run();
+  for (const LineVectorGrad& grad : {args.weight, args.bias})
+    for (float* const end : {grad.end0, grad.end1})
+      if (end) std::fill_n(end, grad.full, 0.0f);
+  return 0;
+}
+
+}  // namespace lcs

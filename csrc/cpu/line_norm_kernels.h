@@ -1,0 +1,81 @@
+#pragma once
+#include "blocks.h"
+#include "keys.h"
+#include "lcs/line_norm.h"
+
+// What each instruction set implements. Vectors that are read or written along with columns have room for kNormRow more
+// elements than there are.
+namespace lcs {
+
+constexpr int64_t kNormRow = 16;  // elements that are computed on together, on every instruction set
+
+struct NormMoments {
+  double mean, squares;  // the mean, and the sum of the squared deviations from it
+};
+
+// Of each column: a value near its mean, and the sums of the deviations from that and of their squares.
+struct NormColumns {
+  float *near, *deviation, *square;
+};
+
+// (x - mean) * scale + shift
+struct NormLine {
+  float mean, scale, shift;
+};
+struct NormLines {
+  const float *mean, *scale, *shift;
+};
+
+// Channels, as rows, with one mean and one deviation.
+struct NormGroup {
+  float mean, rstd;
+  const float *weight, *bias;
+
+  NormLine line(int64_t channel) const { return {mean, rstd * weight[channel], bias[channel]}; }
+};
+
+struct NormRows {
+  const void *x, *residual;
+  void* y;
+  int64_t rows, columns;
+  bool relu;
+  DType dtype;
+};
+
+struct NormGradRows {
+  const void *x, *grad;
+  void* grad_x;
+  int64_t rows, columns;
+  bool relu;
+  DType dtype;
+};
+
+struct LineNormKernels {
+  // n elements of `vector` at `alpha`, in float32.
+  void (*blend)(const LineVector& vector, float alpha, int64_t n, float* to);
+
+  NormMoments (*moments)(const void* x, int64_t n, DType dtype);
+  // In one pass; `near` is the mean of the first eighth of the rows.
+  void (*column_moments)(const void* x, int64_t rows, int64_t columns, DType dtype, const NormColumns& to);
+  void (*planes)(const NormRows& rows, const NormGroup& group);
+  void (*columns)(const NormRows& rows, const NormLines& lines);
+
+  // Of each row or column: the gradients behind the ReLU, and their products with x - mean.
+  void (*sums)(const NormGradRows& rows, const NormGroup& group, float* grads, float* products);
+  void (*column_sums)(const NormGradRows& rows, const NormLines& lines, float* grads, float* products);
+  // grad_x = grad * scale + (x - mean) * slope + offset, of the gradients behind the ReLU.
+  void (*grad_planes)(const NormGradRows& rows, const NormGroup& group, float slope, float offset);
+  void (*grad_columns)(const NormGradRows& rows, const NormLines& lines, const float* slope, const float* offset);
+};
+
+namespace scalar {
+LineNormKernels line_norm_kernels();
+}
+namespace avx2 {
+LineNormKernels line_norm_kernels();
+}
+namespace avx512 {
+LineNormKernels line_norm_kernels();
+}
+
+}  // namespace lcs

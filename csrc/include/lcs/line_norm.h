@@ -1,0 +1,51 @@
+#pragma once
+#include <cstdint>
+
+#include "lcs/dtype.h"
+#include "lcs/parallel.h"
+
+namespace lcs {
+
+// A vector on a line, fl(fl(1 - alpha) * end0) + fl(alpha * end1) in float32. end1 null: a point; end0 too: there is
+// none.
+struct LineVector {
+  const void *end0, *end1;
+  DType dtype;
+};
+
+// y = (x - mean) / sqrt(var + eps) * weight + bias, rounded, then + residual, then ReLU. Mean and variance are those of
+// each sample's groups of consecutive channels, or given.
+struct LineNormArgs {
+  const void* x;         // n x channels x pixels, or with `last` n x pixels x channels
+  const void* residual;  // laid out likewise; may be null
+  void* y;               // likewise
+  int64_t n, channels, pixels, groups;
+  bool last;
+  LineVector weight, bias;  // their first `channels` count
+  float alpha;
+  const float *mean, *var;  // given: of each channel; else null
+  float *means, *rstds;     // else written: n x groups
+  double eps;
+  bool relu;
+  DType dtype;
+};
+
+void line_norm(const LineNormArgs& args, const Parallel& parallel);
+
+// The gradients to both ends of a vector, `full` long, 0 behind `channels`. Null where there is no such end.
+struct LineVectorGrad {
+  float *end0, *end1;
+  int64_t full;
+};
+
+struct LineNormBackwardArgs {
+  LineNormArgs forward;  // y and residual are not read; means and rstds are
+  const void* grad;      // laid out as x
+  void* grad_x;
+  LineVectorGrad weight, bias;
+};
+
+// Returns the gradient to alpha.
+double line_norm_backward(const LineNormBackwardArgs& args, const Parallel& parallel);
+
+}  // namespace lcs

@@ -1,0 +1,156 @@
+#include "lcs/line_norm.h"
+
+#include <tuple>
+
+#include "binding.h"
+
+namespace {
+
+using namespace lcs::binding;
+constexpr const char* kLineNorm = "line_norm";
+
+// Whether x, which is not contiguous, lies as channels last.
+bool is_channels_last(const Tensor& x) {
+  if (x.dim() < 4 || x.dim() > 5) return false;
+  int64_t expected = x.size(1);
+  for (int64_t d = x.dim() - 1; d >= 2; expected *= x.size(d--))
+    if (x.size(d) != 1 && x.stride(d) != expected) return false;
+  return (x.size(1) == 1 || x.stride(1) == 1) && (x.size(0) == 1 || x.stride(0) == expected);
+}
+
+Tensor laid_out_as(const Tensor& t, const Tensor& like, bool last, const char* name) {
+  STD_TORCH_CHECK(t.is_cpu() && same_shape(t, like) && t.scalar_type() == like.scalar_type(), kLineNorm, ": ", name,
+                  " must be of x's shape ", shape_of(like), " and dtype on the CPU, got shape ", shape_of(t));
+  if (last ? is_channels_last(t) : t.is_contiguous()) return t;
+  if (!last) return torch::stable::contiguous(t);
+  Tensor copy = empty_laid_out_as(like);
+  return torch::stable::copy_(copy, t);
+}
+
+void check_vector(const Tensor& t, const Tensor& x, const char* name) {
+  STD_TORCH_CHECK(t.is_cpu() && t.dim() == 1 && t.size(0) >= x.size(1) && t.is_contiguous(), kLineNorm, ": ", name,
+                  " must be a contiguous vector of at least ", x.size(1), " on the CPU, got shape ", shape_of(t));
+}
+
+const float* given(const std::optional<Tensor>& t, const Tensor& x, const char* name) {
+  if (!t) return nullptr;
+  check_vector(*t, x, name);
+  STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float, kLineNorm, ": ", name, " must be float32");
+  return static_cast<const float*>(t->const_data_ptr());
+}
+
+lcs::LineVector ends(const std::optional<Tensor>& end0, const std::optional<Tensor>& end1, const Tensor& x,
+                     const char* name0, const char* name1) {
+  STD_TORCH_CHECK(end0 || !end1, kLineNorm, ": ", name1, " without ", name0);
+  if (!end0) return {nullptr, nullptr, lcs::DType::float32};
+  check_vector(*end0, x, name0);
+  const ScalarType type = end0->scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == x.scalar_type(), kLineNorm, ": ", name0,
+                  " must be float32 or of x's dtype");
+  if (!end1) return {end0->const_data_ptr(), nullptr, dtype_of(type, kLineNorm, name0)};
+  check_vector(*end1, x, name1);
+  STD_TORCH_CHECK(end1->scalar_type() == type && end1->size(0) == end0->size(0), kLineNorm, ": ", name1,
+                  " must have the shape and the dtype of ", name0, ", got shape ", shape_of(*end1));
+  return {end0->const_data_ptr(), end1->const_data_ptr(), dtype_of(type, kLineNorm, name0)};
+}
+
+// What forward and backward take alike, checked; x is laid out already.
+lcs::LineNormArgs arguments(const Tensor& x, bool last, const std::optional<Tensor>& weight0,
+                            const std::optional<Tensor>& weight1, const std::optional<Tensor>& bias0,
+                            const std::optional<Tensor>& bias1, const std::optional<Tensor>& alpha,
+                            const std::optional<Tensor>& mean, const std::optional<Tensor>& var, int64_t groups,
+                            double eps, bool relu) {
+  lcs::LineNormArgs args{};
+  args.dtype = dtype_of(x.scalar_type(), kLineNorm, "x");
+  args.n = x.size(0), args.channels = x.size(1), args.pixels = 1;
+  for (int64_t d = 2; d < x.dim(); ++d) args.pixels *= x.size(d);
+  STD_TORCH_CHECK(mean.has_value() == var.has_value(), kLineNorm, ": give both mean and var, or neither");
+  STD_TORCH_CHECK(mean || (groups >= 1 && args.channels % groups == 0), kLineNorm, ": ", groups,
+                  " groups do not divide ", args.channels, " channels of x");
+  STD_TORCH_CHECK(eps >= 0, kLineNorm, ": eps must be at least 0, got ", eps);
+  STD_TORCH_CHECK(alpha || (!weight1 && !bias1), kLineNorm, ": a line needs an alpha");
+  args.x = x.const_data_ptr(), args.groups = groups, args.eps = eps, args.relu = relu;
+  args.last = last || args.pixels == 1;
+  args.weight = ends(weight0, weight1, x, "weight0", "weight1");
+  args.bias = ends(bias0, bias1, x, "bias0", "bias1");
+  args.alpha = alpha ? scalar_of<float>(*alpha, ScalarType::Float, kLineNorm, "alpha") : 0;
+  args.mean = given(mean, x, "mean"), args.var = given(var, x, "var");
+  return args;
+}
+
+Tensor checked_input(const Tensor& x, bool& last) {
+  STD_TORCH_CHECK(x.is_cpu() && x.dim() >= 2, kLineNorm, ": x must be (n, channels, ...) on the CPU, got shape ",
+                  shape_of(x));
+  const bool contiguous = x.is_contiguous();
+  last = !contiguous && is_channels_last(x);
+  return contiguous || last ? x : torch::stable::contiguous(x);
+}
+
+std::tuple<Tensor, Tensor> line_norm_cpu(Tensor x, std::optional<Tensor> weight0, std::optional<Tensor> weight1,
+                                         std::optional<Tensor> bias0, std::optional<Tensor> bias1,
+                                         std::optional<Tensor> alpha, std::optional<Tensor> mean,
+                                         std::optional<Tensor> var, std::optional<Tensor> residual, int64_t groups,
+                                         double eps, bool relu) {
+  bool last;
+  const Tensor input = checked_input(x, last);
+  lcs::LineNormArgs args = arguments(input, last, weight0, weight1, bias0, bias1, alpha, mean, var, groups, eps, relu);
+  const std::optional<Tensor> other =
+      residual ? std::optional(laid_out_as(*residual, input, last, "residual")) : std::nullopt;
+  Tensor y = empty_laid_out_as(input);
+  const int64_t shape[] = {2, args.n, groups}, strides[] = {args.n * groups, groups, 1}, none[] = {0}, one[] = {1};
+  Tensor statistics = mean ? empty_strided(none, one, aoti_torch_dtype_float32())
+                           : empty_strided(shape, strides, aoti_torch_dtype_float32());
+  if (!mean) {
+    args.means = static_cast<float*>(statistics.mutable_data_ptr());
+    args.rstds = args.means + args.n * groups;
+  }
+  args.residual = other ? other->const_data_ptr() : nullptr;
+  args.y = y.mutable_data_ptr();
+  lcs::line_norm(args, parallel);
+  return {y, statistics};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> line_norm_backward_cpu(
+    Tensor grad, Tensor x, std::optional<Tensor> weight0, std::optional<Tensor> weight1, std::optional<Tensor> bias0,
+    std::optional<Tensor> bias1, std::optional<Tensor> alpha, std::optional<Tensor> mean, std::optional<Tensor> var,
+    Tensor statistics, int64_t groups, double eps, bool relu) {
+  bool last;
+  const Tensor input = checked_input(x, last);
+  lcs::LineNormArgs args = arguments(input, last, weight0, weight1, bias0, bias1, alpha, mean, var, groups, eps, relu);
+  if (!mean) {
+    STD_TORCH_CHECK(statistics.is_cpu() && statistics.scalar_type() == ScalarType::Float &&
+                        statistics.is_contiguous() && statistics.numel() == 2 * args.n * groups,
+                    kLineNorm, ": statistics must be the (2, n, groups) float32 values of the forward, got shape ",
+                    shape_of(statistics));
+    args.means = const_cast<float*>(static_cast<const float*>(statistics.const_data_ptr()));
+    args.rstds = args.means + args.n * groups;
+  }
+  const Tensor g = laid_out_as(grad, input, last, "grad");
+  Tensor grad_x = empty_laid_out_as(input);
+  const auto grad_of = [](const std::optional<Tensor>& end) {
+    return torch::stable::empty({end ? end->size(0) : 0}, ScalarType::Float);
+  };
+  Tensor weights[] = {grad_of(weight0), grad_of(weight1)}, biases[] = {grad_of(bias0), grad_of(bias1)};
+  const auto data = [](Tensor& t, bool wanted) { return wanted ? static_cast<float*>(t.mutable_data_ptr()) : nullptr; };
+  const double grad_alpha = lcs::line_norm_backward(
+      {args,
+       g.const_data_ptr(),
+       grad_x.mutable_data_ptr(),
+       {data(weights[0], weight0.has_value()), data(weights[1], weight1.has_value()), weights[0].numel()},
+       {data(biases[0], bias0.has_value()), data(biases[1], bias1.has_value()), biases[0].numel()}},
+      parallel);
+  return {grad_x,
+          weights[0],
+          weights[1],
+          biases[0],
+          biases[1],
+          weight1 || bias1 ? torch::stable::full({}, grad_alpha, ScalarType::Float)
+                           : torch::stable::empty({0}, ScalarType::Float)};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) {
+  m.impl("line_norm", TORCH_BOX(&line_norm_cpu));
+  m.impl("line_norm_backward", TORCH_BOX(&line_norm_backward_cpu));
+}
