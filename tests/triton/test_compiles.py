@@ -235,7 +235,7 @@ def test_other_channels_and_groups_compile_nothing_new():
     before = {id(binary) for _, _, binary in compile_launches(90, group_norm, group_norm_of_channels_last)}
 
     def other_widths():
-        for channels, groups in ((16, 16), (1, 1), (33, 11)):
+        for channels, groups in ((16, 16), (2, 1), (33, 11)):
             norm(channels, groups, torch.float32)
             norm(channels, groups, torch.bfloat16, torch.channels_last)
 
