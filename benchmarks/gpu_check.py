@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 if not __package__:
@@ -21,13 +21,16 @@ if not __package__:
 os.environ.pop("LCS_CUDA_BACKEND", None)  # each stage has its own
 os.environ.pop("LCS_REFERENCE", None)
 
-from lcs_kernels.benchmarks.gpu import report, stages  # noqa: E402
+from lcs_kernels.benchmarks.gpu import report, sanitizer, stages  # noqa: E402
+from lcs_kernels.benchmarks.gpu.measurements import MEASUREMENTS  # noqa: E402
 from lcs_kernels.benchmarks.gpu.stages import ROOT, Stage  # noqa: E402
 
 from lcs_kernels import _cuda, _triton, ops  # noqa: E402
 
 NO_GPU = 3
-AT_ONCE = 6  # children that share the card
+AT_ONCE = 10  # children that share the card
+TIMED_FIRST = ("interpolate_prune_foreach", "interpolate_prune")
+SANITIZER_SECONDS = 80.0
 
 
 def module(name: str, *arguments: str) -> list[str]:
@@ -44,17 +47,45 @@ def chosen(backend: str) -> dict[str, str]:
     return {"LCS_CUDA_BACKEND": "cuda" if backend == "cuda" else "triton"}
 
 
-def check_of(op: str, backend: str) -> Stage:
-    blocking = {"CUDA_LAUNCH_BLOCKING": "1"}  # an error shows in the test that made it
-    return Stage(f"{op}: {backend}", module("correctness", op, backend), 180, chosen(backend) | blocking)
+WITH_KERNELS = [op for op in ops.names() if backends_of(op) != ["reference"]]
+
+
+def checks_of(op: str, backend: str) -> Iterator[Stage]:
+    # An error shows in the test that made it; the oracles share the cores.
+    environment = chosen(backend) | {"CUDA_LAUNCH_BLOCKING": "1", "OMP_NUM_THREADS": "2"}
+    yield Stage(f"{op}: {backend}", module("correctness", op, backend), 200, environment)
+    if backend == "triton":
+        yield Stage(f"{op}: triton in tiles", module("correctness", op, backend, "triton"), 200, environment)
+
+
+def times_of(op: str) -> Iterator[Stage]:
+    for backend in backends_of(op):
+        yield Stage(f"times of {op}: {backend}", module("op_rows", op), 90, chosen(backend))
+
+
+def alone(stages_of_ops: Iterable[Iterator[Stage]]) -> Iterator[list[Stage]]:
+    for stages_of_op in stages_of_ops:
+        yield from ([stage] for stage in stages_of_op)
+
+
+def sanitized(tool: str, backend: str) -> Stage:
+    under = ",".join(op for op in ops.names() if backend in backends_of(op))
+    more = {"CUDA_LAUNCH_BLOCKING": "1", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor an allocation of its own
+    command = module("sanitizer", tool, backend, under, str(SANITIZER_SECONDS))
+    return Stage(f"{tool}: {backend}", command, SANITIZER_SECONDS + 15, chosen(backend) | more)
 
 
 def plan() -> Iterator[list[Stage]]:
     """Stages that run together, the most telling first."""
     build = str(ROOT / "lcs_kernels" / "_build.py")
     yield [Stage(f"build {name}", [build, name], 240) for name in ("cuda", "cpu")]
-    yield [check_of(op, backend) for op in ops.names() for backend in backends_of(op)]
+    yield [check for op in WITH_KERNELS for backend in backends_of(op) for check in checks_of(op, backend)]
     yield [Stage(f"levels in a CUDA graph: {b}", module("graphs"), 60, chosen(b)) for b in ("cuda", "triton")]
+    yield from alone(times_of(op) for op in TIMED_FIRST)
+    yield from ([Stage(f"measurement: {name}", module("measurements", name), 60)] for name in MEASUREMENTS)
+    yield from alone(times_of(op) for op in WITH_KERNELS if op not in TIMED_FIRST)
+    yield [sanitized(tool, backend) for tool in sanitizer.SUMMARY for backend in ("cuda", "triton")]
+    yield [check for op in ops.names() if op not in WITH_KERNELS for check in checks_of(op, "reference")]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

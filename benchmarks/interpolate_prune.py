@@ -29,7 +29,7 @@ def eager_topk(w0, w1, keep):
 
 def eager_sort(w0, w1, keep, alpha=ALPHA):
     w = torch.lerp(w0, w1, alpha)
-    mask = torch.ones(w.numel())
+    mask = torch.ones(w.numel(), device=w.device)
     mask[w.detach().abs().flatten().sort().indices[: w.numel() - keep]] = 0
     return w * mask.view(w.shape)
 

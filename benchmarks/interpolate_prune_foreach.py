@@ -10,7 +10,7 @@ from lcs_kernels import keep_count
 from lcs_kernels.ops import interpolate_prune_foreach as op
 
 from .harness import Row
-from .interpolate_prune import ALPHA, assert_equal, eager_kthvalue
+from .interpolate_prune import ALPHA, assert_equal, eager_kthvalue, eager_sort, eager_topk
 
 RESNET18 = [
     *[(64, 64, 3, 3)] * 4,
@@ -18,6 +18,8 @@ RESNET18 = [
     *[(256, 128, 3, 3), (256, 256, 3, 3), (256, 128, 1, 1), (256, 256, 3, 3), (256, 256, 3, 3)],
     *[(512, 256, 3, 3), (512, 512, 3, 3), (512, 256, 1, 1), (512, 512, 3, 3), (512, 512, 3, 3)],
 ]
+
+SLOW_KTHVALUE = 50_000_000  # kept: on a GPU one block finds it, in seconds
 
 
 def bottleneck(width: int, inputs: int) -> list[tuple[int, ...]]:
@@ -35,6 +37,17 @@ def forward_row(name: str, shapes: list[tuple[int, ...]], density: float) -> Row
     run = torch.ops.lcs.interpolate_prune_foreach.default
     outs = [torch.empty_like(w) for w in w0s]
 
+    def each_layer(eager):
+        return lambda: [eager(*layer) for layer in zip(w0s, w1s, counts, strict=True)]
+
+    peers = {
+        "lerp + kthvalue + mask": each_layer(eager_kthvalue),
+        "lerp + topk + mask": each_layer(eager_topk),
+        "lerp + abs.sort + scatter + mul": each_layer(eager_sort),
+    }
+    if sum(counts) > SLOW_KTHVALUE:
+        del peers["lerp + kthvalue + mask"]
+
     def check():
         for actual, expected in zip(run(*args), op.reference(*args), strict=True):
             assert_equal(actual, expected)
@@ -46,7 +59,7 @@ def forward_row(name: str, shapes: list[tuple[int, ...]], density: float) -> Row
             "lcs": lambda: run(*args),
             "_foreach_lerp alone": lambda: torch._foreach_lerp(w0s, w1s, ALPHA),
             "a lerp a layer": lambda: [torch.lerp(a, b, ALPHA) for a, b in zip(w0s, w1s, strict=True)],
-            "lerp + kthvalue + mask": lambda: [eager_kthvalue(*z) for z in zip(w0s, w1s, counts, strict=True)],
+            **peers,
         },
         limit=lambda: [torch.add(a, b, out=o) for a, b, o in zip(w0s, w1s, outs, strict=True)],
         bytes=3 * 4 * sum(w.numel() for w in w0s),
@@ -87,3 +100,8 @@ def rows() -> Iterator[Row]:
     yield forward_row("ResNet-18", RESNET18, 0.5)
     yield forward_row("cPreResNet20", CPRERESNET20, 0.1)
     yield backward_row("ResNet-18", RESNET18, 0.1)
+    if torch.get_default_device().type == "cuda":
+        memory = torch.cuda.get_device_properties(0).total_memory
+        many = [(1_000_000_000 if memory > 100e9 else 500_000_000,)]
+        yield forward_row(f"{many[0][0]:.0e} weights", many, 0.1)
+        yield backward_row(f"{many[0][0]:.0e} weights", many, 0.1)

@@ -36,35 +36,47 @@ def prepacked(x: Tensor, w: Tensor, settings: tuple[list[int], list[int]]) -> Ca
     return lambda: torch.ops.mkldnn._convolution_pointwise(x, packed, None, padding, stride, ones, 1, "none", [], "")
 
 
+def copied(x: Tensor, w: Tensor, settings: tuple[list[int], list[int]]) -> Callable[[], Tensor]:
+    """The same on a GPU: with a weight copied to x's layout for this width alone."""
+    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    w = w.contiguous(memory_format=layout)
+    return lambda: F.conv2d(x, w, None, *settings)
+
+
 def check(x: Tensor, weight: WidthWeight, out: int, settings: tuple[list[int], list[int]]) -> None:
     arguments = (out, None, None, *settings, [1, 1], 1, False, None)
     expected = reference(x, weight.weight, *arguments)
     size = reference(x.double().abs(), weight.weight.double().abs(), *arguments)
     terms = x.shape[1] * weight.shape[2] * weight.shape[3]
-    if not ((width_conv2d(x, weight, out, None, *settings) - expected).abs() <= 2 * terms * 2**-24 * size).all():
+    error = 2 * terms * 2**-24 * size
+    if x.dtype == torch.bfloat16:
+        error += 2**-7 * (expected.abs() + error)  # both are rounded
+    if not ((width_conv2d(x, weight, out, None, *settings) - expected).abs() <= error).all():
         raise AssertionError("width_conv2d's result differs from its reference")
 
 
 def row(layer: tuple[int, ...], width: float, last: bool) -> Row:
-    """`last`: channels last, which is oneDNN's best layout; else contiguous."""
+    """`last`: channels last, the best layout of oneDNN and cuDNN; else contiguous. bfloat16 on a GPU."""
     images, full_in, side, full_out, kernel, stride = layer
     inputs, out, settings = round(width * full_in), round(width * full_out), ([stride] * 2, [kernel // 2] * 2)
     x, w = torch.randn(images, inputs, side, side), torch.randn(full_out, full_in, kernel, kernel)
     x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    if x.is_cuda:
+        x, w = x.bfloat16(), w.bfloat16()
     weight, view = WidthWeight.pack(w), w[:out, :inputs]
     y = width_conv2d(x, weight, out, None, *settings)
     return Row(
         op="width_conv2d",
         case=f"{images} x {full_in} x {side} x {side}, {kernel} x {kernel} to {full_out}, stride {stride}, "
-        f"{'channels last' if last else 'contiguous'}, width {width}",
+        f"{'channels last' if last else 'contiguous'}, width {width}{', bfloat16' if x.is_cuda else ''}",
         candidates={
             "lcs": lambda: width_conv2d(x, weight, out, None, *settings),
-            "torch, packed for this width": prepacked(x, view, settings),
+            "torch, packed for this width": copied(x, view, settings) if x.is_cuda else prepacked(x, view, settings),
             "torch on the sliced weight": lambda: F.conv2d(x, view, None, *settings),
             "lcs from a tensor": lambda: width_conv2d(x, w, out, None, *settings),
         },
         limit=multiply_adds(2 * y.numel() * view[0].numel()),
-        bytes=x.nbytes + y.nbytes + 4 * view.numel(),
+        bytes=x.nbytes + y.nbytes + view.numel() * view.itemsize,
         check=lambda: check(x, weight, out, settings),
         limited_by="FMA",
     )

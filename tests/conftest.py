@@ -1,3 +1,5 @@
+from math import inf
+
 import pytest
 import torch
 
@@ -16,12 +18,16 @@ def machine_isas() -> list[str]:
 
 def pytest_addoption(parser):
     parser.addoption("--device", help="run every call of an op on copies of its arguments there")
+    parser.addoption("--first", action="store_true", help="with --device: each test with its first parameters alone")
+    parser.addoption("--largest", type=int, default=inf, help="with --device: of a call that runs there, the elements")
+    parser.addoption("--most", type=int, default=inf, help="with --device: of a test, the calls that run there")
     parser.addoption("--twins", action="store_true", help="with --device cpu: in Triton's interpreter, where it can")
 
 
 def pytest_configure(config):
     device = config.getoption("--device")
-    config.on_device = OnDevice(device, config.getoption("--twins")) if device else None
+    limits = {name: config.getoption(f"--{name}") for name in ("largest", "most", "twins")}
+    config.on_device = OnDevice(device, **limits) if device else None
     if device:
         _triton.kernel = triton_on(device)
 
@@ -35,6 +41,8 @@ def pytest_generate_tests(metafunc):
 def pytest_collection_modifyitems(config, items):
     if config.on_device:
         kept = [item for item in items if not OF_TORCH & set(item.function.__code__.co_names)]
+        if config.getoption("--first"):
+            kept = list({(item.path, item.function.__qualname__): item for item in reversed(kept)}.values())[::-1]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
 
@@ -43,7 +51,9 @@ def pytest_collection_modifyitems(config, items):
 def pytest_pyfunc_call(pyfuncitem):
     if pyfuncitem.config.on_device is None:
         return (yield)
-    with pyfuncitem.config.on_device:
+    mode = pyfuncitem.config.on_device
+    mode.left = mode.most
+    with mode:
         return (yield)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lcs_kernels import _triton
 
@@ -37,20 +39,24 @@ def run_on(device: str, function, args, kwargs):
 class OnDevice(TorchDispatchMode):
     """While it is entered, ops of `lcs` that take tensors run on `device`; `calls` counts them.
 
+    `largest`: calls with more elements stay where they are; `most`: so do all but the first calls of a test.
     `twins`: on the CPU, run the Triton kernels in Triton's interpreter where an op has them.
     """
 
-    def __init__(self, device: str, twins: bool = False):
+    def __init__(self, device: str, largest: float = inf, most: float = inf, twins: bool = False):
         super().__init__()
-        self.device, self.calls = device, 0
+        self.device, self.largest, self.most, self.calls, self.left = device, largest, most, 0, most
         self.twins = {name: op for op, names in _triton.OPS.items() for name in names} if twins else {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = function.__name__.partition(".")[0]
-        if function.namespace != "lcs" or "Tensor" not in str(function._schema):
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        size = sum(t.numel() for t in tensors)
+        if function.namespace != "lcs" or not tensors or size > self.largest or self.left <= 0:
             return function(*args, **kwargs)
         self.calls += 1
+        self.left -= 1
         run = _triton.kernel(self.twins[name], name) if name in self.twins else function
         return run_on(self.device, run, args, kwargs)
 

@@ -1,4 +1,4 @@
-"""The stage that runs the tests of one op with every call of it on the GPU, against the reference on the CPU."""
+"""The stage that runs the tests of ops with every call of them on the GPU, against the reference on the CPU."""
 
 from __future__ import annotations
 
@@ -33,28 +33,27 @@ class Recorder:
         note(passed=self.passed, failed=self.failed, calls_on_the_device=mode.calls)
 
 
-def test_files(op: str, backend: str) -> list[str]:
-    """An op's tests by their names; the Triton kernel has some of its own."""
-    files = [ROOT / "tests" / "ops" / f"test_{op}.py"]
-    if backend == "triton":
-        files.append(ROOT / "tests" / "triton" / f"test_{op}.py")
-    return [str(path) for path in files]
+def test_file(op: str, kind: str) -> str:
+    """Of the op, kind "ops", or of its Triton kernel alone, in tiles of several sizes, kind "triton"."""
+    return str(ROOT / "tests" / kind / f"test_{op}.py")
 
 
-def main(op: str, backend: str, device: str = "cuda", *more: str) -> int:
-    """`more`: further options of pytest."""
+def main(ops: str, backend: str, kind: str = "ops", device: str = "cuda", *more: str) -> int:
+    """`ops`: with commas between; `kind`: of their tests; `more`: further options of pytest."""
     if not (ROOT / "tests").is_dir():
         print(f"no {ROOT / 'tests'}: the check of the ops needs a checkout")
         return COULD_NOT_RUN
-    used = lcs_kernels.backends()[op][device]
-    if device == "cuda" and not used.startswith(BACKENDS[backend]):
-        print(f"{op} should run on {backend} and runs on {used}")
-        return 1
-    note(op=op, backend=used)
+    for op in ops.split(","):
+        used = lcs_kernels.backends()[op][device]
+        if device == "cuda" and not used.startswith(BACKENDS[backend]):
+            print(f"{op} should run on {backend} and runs on {used}")
+            return 1
+        note(op=op, backend=used)
     torch.backends.cudnn.enabled = False  # the bounds of float sums are those of plain ones
     recorder = Recorder()
     options = ["-q", "-p", "no:cacheprovider", f"--maxfail={FAILURES}", f"--rootdir={ROOT}", f"--device={device}"]
-    code = pytest.main([*options, *more, *test_files(op, backend)], plugins=[recorder])
+    files = [test_file(op, kind) for op in ops.split(",")]
+    code = pytest.main([*options, *more, *files], plugins=[recorder])
     return 0 if code == 0 and recorder.passed else 1
 
 

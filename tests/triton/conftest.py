@@ -12,6 +12,8 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def needs_child(item) -> bool:
+    if item.config.on_device:
+        return False
     return getattr(getattr(item, "module", None), "INTERPRET", INTERPRETING) != INTERPRETING
 
 

@@ -154,7 +154,7 @@ def test_backward_of_a_slice_of_the_gradient():
         ({"w1": torch.randn(8)}, ValueError, r"w1 of layer 0 must have shape \(9,\), got \(8,\)"),
         ({"alpha": torch.tensor(0.5).double()}, TypeError, "alpha must be torch.float32, got torch.float64"),
         ({"alpha": torch.tensor([0.5])}, ValueError, r"alpha must have shape \(\), got \(1,\)"),
-        ({"keep": torch.tensor(3, device="meta")}, ValueError, "keep must be on cpu, got meta"),
+        ({"keep": torch.tensor(3, device="meta")}, ValueError, r"keep must be on \S+, got meta"),
     ],
     ids=["float64", "to_float64", "shape", "alpha_dtype", "alpha_shape", "device"],
 )

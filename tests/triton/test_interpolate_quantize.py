@@ -92,7 +92,7 @@ def test_backward_gives_what_the_schema_says(ends):
         ({"dtype": torch.float64}, TypeError, "dtype must be float32, .*float64"),
         ({"w1": torch.randn(8)}, ValueError, r"w1 must have shape \(9,\), got \(8,\)"),
         ({"alpha": torch.tensor(0.5).double()}, TypeError, "alpha must be torch.float32, got torch.float64"),
-        ({"bits": torch.tensor(3, device="meta")}, ValueError, "bits must be on cpu, got meta"),
+        ({"bits": torch.tensor(3, device="meta")}, ValueError, r"bits must be on \S+, got meta"),
     ],
     ids=["float64", "to_float64", "shape", "alpha_dtype", "device"],
 )

@@ -59,7 +59,7 @@ def test_any_shape_and_stride(view):
         ({"x": torch.randn(9).double()}, TypeError, "x must be float32, .*float64"),
         ({"low": torch.tensor(0.5).double()}, TypeError, "low must be torch.float32, got torch.float64"),
         ({"bits": torch.tensor([3])}, ValueError, r"bits must have shape \(\), got \(1,\)"),
-        ({"high": torch.tensor(3.0, device="meta")}, ValueError, "high must be on cpu, got meta"),
+        ({"high": torch.tensor(3.0, device="meta")}, ValueError, r"high must be on \S+, got meta"),
     ],
     ids=["float64", "dtype", "shape", "device"],
 )
