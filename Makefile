@@ -53,7 +53,7 @@ bench: build
 gpu-check: # on the card of this machine, without a network: the Python of .venv if there is one, else $(PYTHON)
 	$(or $(wildcard $(PY)),$(PYTHON)) benchmarks/gpu_check.py $(ARGS)
 
-CXX_FILES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc tests/cpp benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

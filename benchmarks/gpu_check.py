@@ -111,6 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
         for found in stages.run_together(together, end, AT_ONCE):
             content["stages"].append(found)
             print(f"{found['stage']}: {found['status']} ({found['seconds']:.0f} s)", flush=True)
+        content |= {"checked": report.checked(content), "fastest": report.fastest(content)}
         report.write(content, options.out)
     print("\n" + report.table(content))
     return 0 if report.is_ok(content) else 1

@@ -2,7 +2,7 @@
 
 import torch
 
-from . import _cuda, _load, _triton, isa, ops
+from . import _cuda, _load, _measured, _triton, isa, ops
 
 
 def backends() -> dict[str, dict[str, str]]:
@@ -18,6 +18,6 @@ def _cpu(op: str) -> str:
 
 def _on_cuda(op: str) -> str:
     if _cuda.has(op):
-        return "c++ (not yet run on a GPU)"
+        return f"c++ ({_measured.words('cuda')})"
     chosen = _triton.register()
     return chosen if torch._C._dispatch_has_kernel_for_dispatch_key(f"lcs::{op}", "CUDA") else f"reference ({chosen})"

@@ -1,4 +1,5 @@
-"""Loads `_C_cuda`, the kernels in CUDA C++, where torch sees a GPU and LCS_CUDA_BACKEND=cuda asks for them.
+"""Loads `_C_cuda`, the kernels in CUDA C++, where torch sees a GPU and LCS_CUDA_BACKEND=cuda asks for them, or where it
+says nothing and they were measured to be faster than Triton's.
 
 They have not run on a GPU yet: so far they are run on the CPU by tests/simt and compiled for all architectures.
 """
@@ -7,7 +8,7 @@ import os
 
 import torch
 
-from . import _build, _load
+from . import _build, _load, _measured
 from .errors import LcsUnavailableError
 
 CHOICES = ("cuda", "triton")
@@ -22,12 +23,14 @@ def load() -> None:
     "cuda" on a machine with a GPU and this install holds no `_C_cuda`, or one that does not load.
     """
     global _loaded
-    choice = os.environ.get("LCS_CUDA_BACKEND") or "triton"
-    if choice not in CHOICES:
-        raise ValueError(f"LCS_CUDA_BACKEND: {choice!r} is not a back end; use cuda or triton")
-    if _loaded or choice != "cuda" or _load.status().backend == "reference" or torch.cuda.device_count() == 0:
+    asked = os.environ.get("LCS_CUDA_BACKEND") or None
+    if asked not in (None, *CHOICES):
+        raise ValueError(f"LCS_CUDA_BACKEND: {asked!r} is not a back end; use cuda or triton")
+    if _loaded or asked == "triton" or _load.status().backend == "reference" or torch.cuda.device_count() == 0:
         return
     path = _build.find_binary("_C_cuda")
+    if asked is None and (path is None or not is_measured_faster()):
+        return
     if path is None:
         raise LcsUnavailableError(
             "lcs_kernels: LCS_CUDA_BACKEND is cuda and this install holds no _C_cuda: build it with "
@@ -41,6 +44,11 @@ def load() -> None:
             "Build it again, or set LCS_CUDA_BACKEND=triton"
         ) from None
     _loaded = True
+
+
+def is_measured_faster() -> bool:
+    found = _measured.latest()
+    return found is not None and found.fastest == "cuda"
 
 
 def has(op: str) -> bool:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import torch
 
-from . import _cuda, _load
+from . import _cuda, _load, _measured
 
 # With an <op>_backward beside.
 TRAINED = ("interpolate_prune", "interpolate_prune_foreach", "interpolate_quantize", "line_norm")
@@ -34,7 +34,7 @@ def register() -> str:
             for name in names if not _cuda.has(op) else ():
                 _LIBRARY.impl(name, kernel(op, name))
         _registered = True
-    return "triton (not run on a GPU yet)"
+    return f"triton ({_measured.words('triton')})"
 
 
 def kernel(op: str, name: str) -> Callable:

@@ -58,7 +58,7 @@ print(loaded, found["interpolate_prune_foreach"]["cuda"], found["quantize"]["cud
 
 
 def test_the_choice_of_a_back_end():
-    triton = "triton (not run on a GPU yet)"
+    triton = "triton (not yet run on a GPU)"
     assert imported("cuda", binary="'a/_C_cuda.so'").stdout == (
         f"[PosixPath('a/_C_cuda.so')];c++ (not yet run on a GPU);{triton}\n"
     )

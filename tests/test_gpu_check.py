@@ -1,6 +1,7 @@
 """What `make gpu-check` does on a card, as far as a machine without one can show it."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from lcs_kernels.benchmarks import gpu_check
-from lcs_kernels.benchmarks.gpu import correctness, graphs, report, stages
+from lcs_kernels.benchmarks.gpu import correctness, graphs, report, sanitizer, stages
 from lcs_kernels.benchmarks.gpu.stages import Stage
 
 from lcs_kernels import _triton, ops
@@ -156,3 +157,33 @@ def test_all_that_was_found_is_kept(monkeypatch, tmp_path, capsys):
 def test_a_missing_tool_is_no_failure(monkeypatch, tmp_path):
     assert run_check(monkeypatch, tmp_path, [stage("raise SystemExit(3)")], [stage("")]) == 0
     assert report.file_name("NVIDIA H100 80GB HBM3") == "h100-80gb-hbm3"
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "words"),
+    [
+        ("echo '========= ERROR SUMMARY: 0 errors'", 0, ""),
+        ("echo 'Invalid __global__ write'; echo '========= ERROR SUMMARY: 2 errors'", 1, "Invalid __global__ write"),
+        ("echo 'Device not supported'; exit 1", 3, "could not run: memcheck gave no summary, exit code 1"),
+        ("sleep 20", 3, "could not run: did not end within 1 s"),
+    ],
+    ids=["nothing", "errors", "refuses", "slow"],
+)
+def test_what_the_sanitizer_says(script, code, words, monkeypatch, tmp_path, capsys):
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("LCS_STAGE_RESULT", str(tmp_path / "rows"))
+    assert sanitizer.run(["true"], "memcheck", 1) == code
+    assert words in capsys.readouterr().out
+
+
+def test_hazards_are_counted():
+    said = "RACECHECK SUMMARY: 3 hazards displayed (2 errors, 1 warning)"
+    assert re.search(sanitizer.SUMMARY["racecheck"], said)[1] == "2"
+
+
+def test_without_a_sanitizer(monkeypatch, capsys):
+    monkeypatch.setattr(sanitizer, "find", lambda: None)
+    assert sanitizer.run(["true"], "memcheck", 1) == 3 and "no compute-sanitizer" in capsys.readouterr().out

@@ -54,9 +54,7 @@ const Descriptor& tensor(int64_t id, const std::vector<int64_t>& dims, const std
   return t;
 }
 
-std::vector<int64_t> channels_last(const std::vector<int64_t>& d) {
-  return {d[1] * d[2] * d[3], 1, d[3] * d[1], d[1]};
-}
+std::vector<int64_t> channels_last(const std::vector<int64_t>& d) { return {d[1] * d[2] * d[3], 1, d[3] * d[1], d[1]}; }
 
 struct Plan {
   cudnnHandle_t handle{};
@@ -65,7 +63,7 @@ struct Plan {
 };
 
 const Descriptor& operation_of(const std::vector<int64_t>& x, const std::vector<int64_t>& w,
-                                         const std::vector<int64_t>& w_strides, int64_t padding) {
+                               const std::vector<int64_t>& w_strides, int64_t padding) {
   const std::vector<int64_t> y{x[0], w[0], x[2] + 2 * padding - w[2] + 1, x[3] + 2 * padding - w[3] + 1}, ones{1, 1};
   Descriptor& convolution = made(CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR);
   convolution.set<int64_t>(CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, CUDNN_TYPE_INT64, {2})
@@ -114,8 +112,8 @@ void choose(Plan& plan, const Descriptor& operation) {
         .set(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, *configurations[i]);
     if (candidate.finalize() != CUDNN_STATUS_SUCCESS) continue;
     int64_t got = 0;
-    check(cudnnBackendGetAttribute(candidate.get(), CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1,
-                                   &got, &plan.workspace),
+    check(cudnnBackendGetAttribute(candidate.get(), CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &got,
+                                   &plan.workspace),
           "ask for the workspace");
     plan.plan = &candidate;
     return;

@@ -209,9 +209,7 @@ int probe_sync(int blocks, int count, void* stream) {
 }
 
 int probe_rate(int which, int blocks, int iterations, long long* clocks, unsigned* sums, void* stream) {
-  const auto kernel = which == 0   ? rate_kernel<CountBits>
-                      : which == 1 ? rate_kernel<Logic>
-                                   : rate_kernel<Scatter>;
+  const auto kernel = which == 0 ? rate_kernel<CountBits> : which == 1 ? rate_kernel<Logic> : rate_kernel<Scatter>;
   return launch(kernel, blocks, kRateThreads, Grid::independent, stream, iterations, clocks, sums);
 }
 

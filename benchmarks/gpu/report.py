@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 FINE = ("ok", "could not run")
+TOOLS = ("memcheck", "racecheck")
 LINES = 6  # of what a stage printed
 
 
@@ -47,8 +49,48 @@ def _lines(content: dict) -> Iterator[str]:
             yield f"  | {line}"
 
 
+def checked(content: dict) -> list[str]:
+    """The back ends that passed every stage of theirs; one that lacks a tool says nothing."""
+    found = []
+    for backend in ("cuda", "triton"):
+        own = [s for s in content["stages"] if s["stage"].partition(": ")[2] in (backend, f"{backend} in tiles")]
+        own = [s for s in own if s["status"] != "could not run" or s["stage"].partition(": ")[0] not in TOOLS]
+        found += [backend] if own and {s["status"] for s in own} == {"ok"} else []
+    return found
+
+
+def fastest(content: dict) -> str | None:
+    """Of two back ends that passed, the one whose times have the lower geometric mean over the rows that both have."""
+    times: dict[str, dict] = {"cuda": {}, "triton": {}}
+    for stage in content["stages"]:
+        backend = stage["stage"].rpartition(": ")[2]
+        for row in stage["rows"]:
+            if "candidates" in row and backend in times:
+                times[backend][row["op"], row["case"]] = next(iter(row["candidates"].values()))["cold_us"]
+    both = times["cuda"].keys() & times["triton"].keys()
+    if not both or set(checked(content)) != {"cuda", "triton"}:
+        return None
+    return "cuda" if sum(math.log(times["cuda"][r] / times["triton"][r]) for r in both) < 0 else "triton"
+
+
 def _row(row: dict) -> list[str]:
+    if "candidates" in row:
+        return _times(row)
+    if "predicted" in row:
+        rest = {k: v for k, v in row.items() if k not in ("what", "unit", "predicted", "outcome")}
+        line = f"{row['what']}: {_text(row['outcome'])} {row['unit']} (predicted {_text(row['predicted'])})"
+        return [line, *(f"  {name} {_text(value)}" for name, value in rest.items())]
     return [", ".join(f"{name} {_text(value)}" for name, value in row.items())]
+
+
+def _times(row: dict) -> list[str]:
+    lines = [f"{row['op']}, {row['case']}: {row['tb_per_s']:.2f} TB/s, {row['fraction']:.0%} of the copy's bandwidth"]
+    for name, t in row["candidates"].items():
+        cold = f"cold L2 {t['cold_us']:10.1f} us [{t['p20_us']:.1f} .. {t['p80_us']:.1f}] by {t['clock']}"
+        lines.append(
+            f"  {name:34}{cold}, warm {t['warm_us']:.1f}, eager call {t['eager_us']:.1f}, {t['ratio']:.2f}x our time"
+        )
+    return lines
 
 
 def _text(value: object) -> str:

@@ -23,7 +23,7 @@ def registered(*environment):
 
 
 def test_where_there_is_a_gpu():
-    assert registered() == ["triton (not run on a GPU yet)"] * 2 + ["{True} False"]
+    assert registered() == ["triton (not yet run on a GPU)"] * 2 + ["{True} False"]
 
 
 @pytest.mark.parametrize(
