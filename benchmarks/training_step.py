@@ -58,7 +58,7 @@ def structured_of(name: str) -> lcs.Subspace:
 
 
 def sandwich_step(name: str, x: Tensor, y: Tensor) -> Callable[[], float]:
-    subspace = structured_of(name)
+    subspace, x = structured_of(name), x.contiguous(memory_format=torch.channels_last)  # as `lcs train` has them
 
     def loss():
         for width in SANDWICH:
@@ -76,8 +76,10 @@ def sandwich_work(name: str, x: Tensor) -> float:
     return sum(counts.values()) / counts[1.0]
 
 
-def dense_step(name: str, x: Tensor, y: Tensor, norm: str = "group") -> Callable[[], float]:
-    model = model_of(name, norm)
+def dense_step(
+    name: str, x: Tensor, y: Tensor, norm: str = "group", format: torch.memory_format = torch.contiguous_format
+) -> Callable[[], float]:
+    model, x = model_of(name, norm).to(memory_format=format), x.contiguous(memory_format=format)
     return step_of(model.parameters(), lambda: F.cross_entropy(model(x), y))
 
 
@@ -131,6 +133,7 @@ def width_row(name: str, batch: int, size: int) -> Row:
         "lcs": sandwich_step(name, x, y),
         "plain dense step": dense_step(name, x, y, "instance"),
         "plain dense step, batch norm": dense_step(name, x, y, "batch"),
+        "plain dense step, batch norm, channels last": dense_step(name, x, y, "batch", torch.channels_last),
     }
     work = sandwich_work(name, x[:1])
     return row(name, x, f", widths {', '.join(map(str, SANDWICH))}: {work:.2f} times the operations", candidates)

@@ -37,13 +37,22 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class PresetOption:
-    """An option whose value follows from `preset` unless given; `methods` are those that it applies to."""
+    """An option whose value follows from `preset` unless given; `methods` are those that it applies to, of one
+    `compression` or all."""
 
     name: str
     default: str
     paper: str
     methods: tuple[str, ...]
     meaning: str
+    compression: str | None = None
+
+    def applies(self, config: TrainConfig) -> bool:
+        return config.method in self.methods and self.compression in (None, config.compression)
+
+    @property
+    def where(self) -> str:
+        return ", ".join(self.methods) + (f" ({self.compression})" if self.compression else "")
 
 
 PRESETS = (
@@ -66,7 +75,8 @@ PRESETS = (
         "group",
         "batch",
         BASELINES,
-        "norm layers of the target and dense runs; of structured ones instance, or batch",
+        "norm layers of the target and dense runs; of structured ones instance, or batch; batch norms of quantized "
+        "ones are folded into the weights before these are rounded",
     ),
     PresetOption(
         "running_statistics",
@@ -82,6 +92,23 @@ PRESETS = (
         ("lec",),
         "norm channels chosen of n: width * n rounded half to even; or those of a scale strictly above the one at "
         "place int((1 - width) * n), so that one goes even at width 1",
+    ),
+    PresetOption(
+        "bits_drawn",
+        "per_step",
+        "per_layer",
+        ("lcs_p",),
+        "bit widths drawn in a step once inputs are rounded: one for all layers, or one for each",
+        "quantized",
+    ),
+    PresetOption(
+        "norm_place",
+        "before",
+        "after",
+        (*SUBSPACES, "target"),
+        "norms of cpreresnet20: before the convolutions of a block, as in its other runs; or after them, with a "
+        "shortcut of the block's input after ReLU",
+        "quantized",
     ),
     PresetOption(
         "lr_warmup",
@@ -135,6 +162,8 @@ class TrainConfig(pydantic.BaseModel):
     target_width: Fraction | None = Field(None, description="the width of a target run")
     bits: tuple[Bits, Bits] = Field((3, 8), description="range of bit widths trained (lcs_l, lcs_p)")
     target_bits: Bits | None = Field(None, description="the bit width of a target run")
+    bits_drawn: Literal["per_step", "per_layer"] | None = Field(None, description="preset option")
+    norm_place: Literal["before", "after"] | None = Field(None, description="preset option")
     nested: StrictBool = Field(False, description="round so that every bit width is a part of one 8-bit weight")
     running_statistics: Literal["per_width", "shared"] | None = Field(None, description="preset option")
     scale_l1: Rate | None = Field(None, description="of the norms' scales in the loss of a lec run; 1e-5")
@@ -202,12 +231,12 @@ class TrainConfig(pydantic.BaseModel):
         if self.method == "lec":
             defaults["scale_l1"] = 1e-5
         for option in PRESETS:
-            if option.name not in defaults or self.method in option.methods:
+            if option.applies(self):
                 defaults[option.name] = getattr(option, self.preset)
         if structured and defaults["norm"] == "group":
             defaults["norm"] = "instance"
-        if quantized:
-            defaults["norm"] = "group"
+        if quantized and self.model != "cpreresnet20":
+            defaults["norm_place"] = None
         return self.model_copy(update={k: v for k, v in defaults.items() if getattr(self, k) is None})
 
     def _check_agreement(self) -> None:
@@ -230,6 +259,11 @@ class TrainConfig(pydantic.BaseModel):
             self._check_bits()
         if self.scale_l1 is not None and self.method != "lec":
             raise ConfigError(f"scale_l1: only method lec takes one, the method is {self.method}")
+        for option in PRESETS:
+            if option.compression and getattr(self, option.name) is not None and not option.applies(self):
+                raise ConfigError(
+                    f"{option.name}: applies to {option.where}, the run is {self.method} ({self.compression})"
+                )
         if self.resume and self.overwrite:
             raise ConfigError("overwrite: cannot be combined with resume")
 
@@ -248,10 +282,13 @@ class TrainConfig(pydantic.BaseModel):
             raise ConfigError(f"width: a line needs two widths, got {self.width}")
 
     def _check_bits(self) -> None:
-        if self.norm == "batch":
+        if self.norm == "batch" and self.method != "target":
             raise ConfigError(
-                "norm: a batch norm would have to be folded into the rounded weights; use group or instance"
+                "norm: a batch norm is folded into the rounded weights, so its statistics must be of one bit width, of "
+                f"a target run; for {self.method}, use group or instance"
             )
+        if self.norm_place is not None and self.model != "cpreresnet20":
+            raise ConfigError(f"norm_place: is of cpreresnet20, the model is {self.model}")
         if self.method == "dense":
             raise ConfigError("method: a dense run rounds nothing; train it with compression unstructured")
 
@@ -303,11 +340,11 @@ def load(path: str | Path) -> TrainConfig:
 def presets_table() -> str:
     """Every difference between the presets, as a Markdown table."""
     rows = ["| option | default | paper | applies to | meaning |", "| --- | --- | --- | --- | --- |"]
-    rows += [f"| `{o.name}` | {o.default} | {o.paper} | {', '.join(o.methods)} | {o.meaning} |" for o in PRESETS]
+    rows += [f"| `{o.name}` | {o.default} | {o.paper} | {o.where} | {o.meaning} |" for o in PRESETS]
     return "\n".join(rows)
 
 
 def presets_help() -> str:
     """The same differences as plain lines, for a terminal."""
-    lines = [f"  {o.name}: {o.default} | {o.paper} ({', '.join(o.methods)}): {o.meaning}" for o in PRESETS]
+    lines = [f"  {o.name}: {o.default} | {o.paper} ({o.where}): {o.meaning}" for o in PRESETS]
     return "\n".join(["Preset options, default | paper:", *lines])

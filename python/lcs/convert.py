@@ -112,6 +112,7 @@ def convert(
             layer.add_second_end()
         recipe.prepare(layer)
     _replace(model, new)
+    recipe.link(model)
     subspace = Subspace(model, recipe)
     _draw_second_ends(subspace, init, perturb, generator)
     _warn_of_batch_statistics(model, recipe)

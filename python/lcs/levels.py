@@ -27,6 +27,7 @@ class Level:
     width: fraction of each compressed layer's output channels that is kept, in (0, 1].
     bits: of the weights of the compressed layers, 2 to 8, or None for full precision.
     inputs: whether their inputs are rounded to `bits` too, where training has found their ranges.
+    mixed: a seed from which each layer draws bits of its own, of all that its recipe trains; None: all have `bits`.
     """
 
     alpha: float
@@ -34,6 +35,7 @@ class Level:
     width: float = 1.0
     bits: int | None = None
     inputs: bool = True
+    mixed: int | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.alpha):

@@ -22,7 +22,8 @@ def recipe(config: TrainConfig) -> Recipe:
         return _structured(config)
     if config.compression == "quantized":
         line, target = config.method == "lcs_l", config.target_bits
-        return Quantized(line=line, bits=config.bits, target=target, nested=config.nested)
+        per_layer = config.bits_drawn == "per_layer"
+        return Quantized(line=line, bits=config.bits, target=target, nested=config.nested, per_layer=per_layer)
     common = {"keep_rounding": config.keep_rounding, "density": config.density}
     if config.method == "lcs_l":
         return Unstructured(line=True, endpoint_probability=config.endpoint_probability, **common)
@@ -45,7 +46,12 @@ def _structured(config: TrainConfig) -> Structured:
 def build(config: TrainConfig, dataset: Data) -> Subspace:
     """The untrained subspace of a resolved `config`; its weights depend on the settings alone."""
     model = models.build(
-        config.model, dataset.num_classes, in_channels=dataset.in_channels, seed=config.seed, norm=config.norm
+        config.model,
+        dataset.num_classes,
+        in_channels=dataset.in_channels,
+        seed=config.seed,
+        norm=config.norm,
+        norm_after=config.norm_place == "after",
     )
     with warnings.catch_warnings():
         if config.norm == "batch":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from lcs_kernels import interpolate_quantize
 
+from .channels import trace
 from .layers import SubspaceLayer
 from .layers.base import blend
 from .layers.quantized import QUANTIZED_LAYERS, RANGES
@@ -34,6 +36,10 @@ class Quantized(Recipe):
     target: train for this one width only (the fixed baseline); always a point.
     per_channel: a scale for each output channel, not one for the weight.
     nested: the rounding under which every width is the top of one stored 8-bit code (`lcs_kernels.formats`).
+    per_layer: a point's `sample` draws a width for each layer, instead of one for all.
+
+    A batch norm that is kept, and that alone reads what a compressed convolution makes, is folded into its weight
+    before that is rounded, with the running variance, and out of it afterwards (arXiv 2110.04252, section 4).
     """
 
     unit: ClassVar[str] = "bits"
@@ -45,6 +51,7 @@ class Quantized(Recipe):
     target: int | None = None
     per_channel: bool = False
     nested: bool = False
+    per_layer: bool = False
 
     def __post_init__(self) -> None:
         low, high = (_whole("bits", value) for value in self.bits)
@@ -54,6 +61,8 @@ class Quantized(Recipe):
         if self.target is not None:
             object.__setattr__(self, "target", _whole("target", self.target))
             object.__setattr__(self, "line", False)
+        if self.per_layer and (self.line or self.target is not None):
+            raise ValueError("Quantized: per_layer widths are of a point without target; pass line=False")
 
     def level(self, bits: float, alpha: float | None = None) -> Level:
         """The level at `bits`, a whole number from 2 to 8; on a line, within the recipe's `bits`, whose place on it is
@@ -83,7 +92,19 @@ class Quantized(Recipe):
         if not layer.compressed or level.bits is None:
             return blend(*ends, level.alpha)
         options = {"per_channel": self.per_channel, "nested": self.nested, "extrapolate": True}
-        return interpolate_quantize(*ends, level.alpha, level.bits, **options)
+        bits = self._bits(layer, level)
+        if layer.folded is None:
+            return interpolate_quantize(*ends, level.alpha, bits, **options)
+        weight, factor = blend(*ends, level.alpha), _factor(layer, level)
+        rounded = interpolate_quantize(weight * factor, None, 0.0, bits, **options)
+        return rounded / torch.where(factor == 0, 1, factor)  # nothing of a channel of factor 0 goes through the norm
+
+    def _bits(self, layer: SubspaceLayer, level: Level) -> int:
+        """Of one layer's weight and input."""
+        if level.mixed is None:
+            return level.bits
+        low, high = self.bits
+        return random.Random(level.mixed << 32 | layer.index).randint(low, high)
 
     def extras(self, layer: SubspaceLayer, level: Level) -> tuple[Tensor, ...]:
         """The bits of the input, where it is rounded: a tensor, which torch.compile makes one graph for."""
@@ -91,17 +112,33 @@ class Quantized(Recipe):
             return ()
         if not layer.training and not layer.input_known:
             return ()
-        return (torch.tensor(level.bits, device=layer.weight.device),)
+        return (torch.tensor(self._bits(layer, level), device=layer.weight.device),)
 
     def prepare(self, layer: SubspaceLayer) -> None:
         if layer.compressed:
             layer.add_ranges()
+
+    def link(self, model: nn.Module) -> None:
+        kept = (nn.BatchNorm1d, nn.BatchNorm2d)
+        norms = {n: m for n, m in model.named_modules() if isinstance(m, kept) and m.running_var is not None}
+        if not norms:
+            return
+        convolutions = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv1d, nn.Conv2d))}
+        graph = trace(model, [*norms, *convolutions], "lcs.Quantized with norm='keep'")
+        calls = [node for node in graph.nodes if node.op == "call_module"]
+        for node in calls:
+            source = node.all_input_nodes[0] if node.target in norms else None
+            layer = convolutions.get(source.target) if source is not None and source.op == "call_module" else None
+            once = source is not None and all(sum(n.target == m.target for n in calls) == 1 for m in (node, source))
+            if once and getattr(layer, "compressed", False) and len(source.users) == 1:
+                layer.__dict__["folded"] = norms[node.target]  # not as a module of it
 
     def plain(self, layer: SubspaceLayer, level: Level, weight: Tensor | None) -> nn.Module:
         """Its weight is rounded; its inputs are not."""
         module = super().plain(layer, level, weight)
         for name in RANGES:
             module._buffers.pop(name, None)
+        module.__dict__.pop("folded", None)
         return module
 
     def stored_bytes(self, n: int, level: Level) -> int:
@@ -115,12 +152,22 @@ class Quantized(Recipe):
         trains at its highest width.
         """
         (low, high), done = self.bits, progress >= 1.0
+        if self.per_layer and done:
+            return [Level(0.0, bits=high, mixed=int(torch.randint(1 << 31, (), generator=generator)))]
         drawn = low + int(torch.randint(high - low + 1, (), generator=generator))
         if self.target is not None:
             return [Level(0.0, bits=self.target, inputs=done)]
         if not self.line:
             return [Level(0.0, bits=drawn if done else high, inputs=done)]
         return [Level(self.level(drawn).alpha, bits=drawn, inputs=done)]
+
+
+def _factor(layer: SubspaceLayer, level: Level) -> Tensor:
+    """What the folded norm multiplies each output channel of `layer` with; without gradient."""
+    norm = layer.folded
+    scale = norm.weight if norm.weight is None else blend(norm.weight, getattr(norm, "weight_1", None), level.alpha)
+    factor = (norm.running_var + norm.eps).rsqrt() if scale is None else scale * (norm.running_var + norm.eps).rsqrt()
+    return factor.detach().view(-1, *[1] * (layer.weight.dim() - 1))
 
 
 def _whole(name: str, value: float) -> int:

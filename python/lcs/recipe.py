@@ -80,6 +80,9 @@ class Recipe:
     def prepare(self, layer: SubspaceLayer) -> None:
         """What a new layer needs besides its ends."""
 
+    def link(self, model: nn.Module) -> None:
+        """What the layers of a converted model need to know of each other."""
+
     def stored_bytes(self, n: int, level: Level) -> int:
         """Bytes of a compressed weight of `n` float32 elements as a file stores it at `level`."""
         raise NotImplementedError

@@ -3,16 +3,18 @@ from pathlib import Path
 import pytest
 
 from lcs import config
-from lcs.config import PRESETS, SLIMMABLE, ConfigError, TrainConfig
+from lcs.config import PRESETS, SLIMMABLE, UNITS, ConfigError, TrainConfig
 
 
 @pytest.mark.parametrize("option", PRESETS, ids=lambda option: option.name)
 def test_preset_fills_option(option):
     method = option.methods[-1]
-    density = 0.1 if method == "target" else None
     for preset in ("default", "paper"):
-        compression = "structured" if method in SLIMMABLE else "unstructured"
-        given = {"method": method, "compression": compression, "target_density": density, "preset": preset}
+        compression = option.compression or ("structured" if method in SLIMMABLE else "unstructured")
+        target = (
+            {f"target_{UNITS[compression]}": 4 if compression == "quantized" else 0.1} if method == "target" else {}
+        )
+        given = {"method": method, "compression": compression, "preset": preset, **target}
         resolved = TrainConfig(**given).resolved()
         assert getattr(resolved, option.name) == getattr(option, preset)
     assert option.default != option.paper
@@ -118,6 +120,9 @@ def test_yaml_exponent_without_point(tmp_path):
         ({"compression": "quantized", "method": "dense"}, "method"),
         ({"compression": "quantized", "method": "us"}, "method"),
         ({"compression": "quantized", "norm": "batch"}, "norm"),
+        ({"compression": "quantized", "model": "vgg19", "norm_place": "after"}, "norm_place"),
+        ({"norm_place": "after"}, "norm_place"),
+        ({"compression": "quantized", "bits_drawn": "per_layer"}, "bits_drawn"),
     ],
 )
 def test_contradictions(settings, key):
@@ -153,10 +158,17 @@ def test_only_lec_runs_have_an_l1_norm_of_the_scales():
     assert TrainConfig(compression="structured", method="us").resolved().scale_l1 is None
 
 
-@pytest.mark.parametrize("preset", ["default", "paper"])
-def test_quantized_runs_learn_slower_and_keep_group_norm(preset):
-    target = {"method": "target", "target_bits": 4}
-    for given in ({}, target):
+@pytest.mark.parametrize(("preset", "target_norm"), [("default", "group"), ("paper", "batch")])
+def test_quantized_runs_learn_slower_and_subspaces_keep_group_norm(preset, target_norm):
+    for given, norm in (({}, "group"), ({"method": "target", "target_bits": 4}, target_norm)):
         resolved = TrainConfig(compression="quantized", preset=preset, **given).resolved()
-        assert (resolved.lr, resolved.norm) == (0.025, "group")
+        assert (resolved.lr, resolved.norm) == (0.025, norm)
     assert TrainConfig(compression="quantized", lr=0.5).resolved().lr == 0.5
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_what_does_not_apply_to_a_run_is_not_of_its_identity(preset):
+    base = TrainConfig(preset=preset).resolved()
+    assert (base.bits_drawn, base.norm_place, base.slimming, base.scale_l1) == (None, None, None, None)
+    other = TrainConfig(preset=preset, compression="quantized", model="vgg19").resolved()
+    assert other.norm_place is None and other.bits_drawn is None

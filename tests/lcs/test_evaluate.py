@@ -186,3 +186,24 @@ def test_structured_runs_are_timed_from_one_buffer(tmp_path, capsys, monkeypatch
     assert all(row.packed_layers == row.compressed_layers == 22 and row.speedup for row in found.speed.rows)
     print_table(found)
     assert "packed" in capsys.readouterr().out
+
+
+QUANTIZED = {"lcs_l": ("group", {}), "lcs_p": ("group", {}), "target": ("batch", {"target_bits": 4})}
+
+
+@pytest.mark.parametrize("method", QUANTIZED)
+def test_quantized_runs_by_the_papers_rules(tmp_path, method):
+    norm, settings = QUANTIZED[method]
+    run = make_run(
+        tmp_path / "run", compression="quantized", preset="paper", method=method, warmup_fraction=0.4, **settings
+    )
+    config, data, subspace, _ = evaluate.load_run(run)
+    assert (config.norm, config.norm_place, config.keep_rounding) == (norm, "after", "truncate")
+    assert config.bits_drawn == ("per_layer" if method == "lcs_p" else None)
+    block = subspace.model.layer2[0]
+    folds = [block.conv1.folded is block.norm1, block.conv3.folded is block.norm3]
+    assert folds == [method == "target"] * 2 and block.conv1.input_known
+    levels = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert (levels[-1]["mixed"] is not None) == (method == "lcs_p") and levels[0]["mixed"] is None
+    found = evaluate.evaluate(run)
+    assert [row.value for row in found.rows] == ([4] if method == "target" else [3, 4, 5, 6, 7, 8])

@@ -76,6 +76,24 @@ def test_cpreresnet20_shapes():
     assert shapes == [*expected, (10, 256, 1, 1)]
 
 
+def test_cpreresnet20_with_norms_after_its_convolutions():
+    model = build("cpreresnet20", 10, seed=0, norm_after=True)
+    assert sum(p.numel() for p in model.parameters()) == 220_848 and len(of_type(model, nn.GroupNorm)) == 22
+    convs, others = (of_type(m, nn.Conv2d) for m in (model, build("cpreresnet20", 10, seed=0)))
+    assert [tuple(c.weight.shape) for c in convs.values()] == [tuple(c.weight.shape) for c in others.values()]
+    x = torch.randn(2, 64, 8, 8)
+    with torch.no_grad():
+        for block in (model.layer1[1], model.layer2[0]):
+            assert torch.equal(block(x), block(x.relu())) and not torch.equal(x, x.relu())
+            for norm in (block.norm1, block.norm2, block.norm3):
+                nn.init.zeros_(norm.weight)
+            shortcut = x.relu() if block.downsample is None else block.downsample(x.relu())
+            assert torch.equal(block(x), shortcut)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(ValueError, match="norm_after is of cpreresnet20 alone; vgg19"):
+        build("vgg19", 10, norm_after=True)
+
+
 def test_cpreresnet20_shortcut_takes_the_raw_input():
     block = build("cpreresnet20", 10, seed=0).layer1[0].eval()
     nn.init.zeros_(block.conv3.weight)

@@ -79,6 +79,106 @@ def test_a_point_trains_at_its_highest_width_until_inputs_are_rounded():
     assert draw(lcs.Quantized(target=6), 1) == [lcs.Level(0.0, bits=6)]
 
 
+def test_a_width_for_each_layer():
+    recipe = lcs.Quantized(line=False, bits=(3, 6), per_layer=True)
+    assert draw(recipe, 1, 0.5) == [lcs.Level(0.0, bits=6, inputs=False)]
+    subspace, seen = subspace_of(recipe), []
+    layers = [subspace.model.body[2], subspace.model.hidden]
+    for level in draw(recipe, 200):
+        with subspace.at(level), torch.no_grad():
+            found = []
+            for layer in layers:
+                weight, _, bits = layer.tensors()
+                assert torch.equal(weight, interpolate_quantize(layer.weight, None, 0.0, int(bits)))
+                found.append(int(bits))
+            seen.append(tuple(found))
+    assert set(seen) == {(a, b) for a in range(3, 7) for b in range(3, 7)}
+    again = draw(recipe, 1)[0]
+    assert recipe._bits(layers[0], again) == recipe._bits(layers[0], again) == seen[0][0]
+    for options in ({}, {"line": False, "target": 4}):
+        with pytest.raises(ValueError, match="per_layer widths are of a point without target"):
+            lcs.Quantized(per_layer=True, **options)
+
+
+class Folding(nn.Module):
+    """`a` is read by a norm alone, `b` by a norm and a sum, `c` twice, and `stem` is dense."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3)
+        self.a, self.b, self.c = (nn.Conv2d(6, 6, 3, padding=1) for _ in range(3))
+        self.norm_stem, self.norm_a, self.norm_b, self.norm_c = (nn.BatchNorm2d(6) for _ in range(4))
+
+    def forward(self, x):
+        x = self.norm_a(self.a(self.norm_stem(self.stem(x)))).relu()
+        y = self.b(x)
+        return self.norm_c(self.c(self.c(self.norm_b(y) + y))).mean((2, 3))
+
+
+def folding(recipe):
+    torch.manual_seed(0)
+    model = Folding()
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.normal_(norm.weight), nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    model.norm_a.weight.data[2] = 0
+    return lcs.convert(model, recipe, dense="stem", norm="keep", init="independent")
+
+
+@pytest.mark.parametrize("line", [False, True])
+def test_a_batch_norm_is_folded_where_it_alone_reads_a_convolution(line):
+    recipe = lcs.Quantized(bits=(3, 8)) if line else lcs.Quantized(target=3)
+    with pytest.warns(UserWarning, match="running statistics") if line else torch.no_grad():
+        subspace = folding(recipe)
+    subspace = copy.deepcopy(subspace).eval()
+    model = subspace.model
+    assert model.a.folded is model.norm_a and model.b.folded is None and model.c.folded is None
+    assert not any("folded" in name for name in subspace.state_dict())
+    with subspace.at(bits=3) as level:
+        weight = model.a.tensors()[0]
+        ends = (
+            [
+                (1 - level.alpha) * t + level.alpha * u
+                for t, u in ((model.a.weight, model.a.weight_1), (model.norm_a.weight, model.norm_a.weight_1))
+            ]
+            if line
+            else (model.a.weight, model.norm_a.weight)
+        )
+        factor = (ends[1] / (model.norm_a.running_var + model.norm_a.eps).sqrt()).detach()[:, None, None, None]
+        folded = (weight * factor).detach()
+        exact = (ends[0] * factor).detach()
+        step = (exact.max().clamp(min=0) - exact.min().clamp(max=0)) / 7
+        assert len((folded[folded.abs() > step / 4] / step).round().unique()) <= 8
+        rounding = 16 * torch.finfo(torch.float32).eps * exact.abs().max()
+        assert ((folded - exact).abs() <= step + rounding).all() and not torch.equal(folded, exact)
+        assert line or not weight[2].any()
+        assert torch.equal(model.b.tensors()[0], interpolate_quantize(*model.b.ends("weight"), level.alpha, 3))
+        grad = torch.randn_like(weight)
+        weight.backward(grad)
+    alive = torch.arange(6) != 2
+    expected = (1 - level.alpha) * grad[alive]
+    assert ((model.a.weight.grad[alive] - expected).abs() <= 8 * 2**-24 * expected.abs()).all()
+    assert model.a.weight.grad.isfinite().all() and model.norm_a.weight.grad is None
+    before = weight.detach()
+    with torch.no_grad(), subspace.at(level):
+        x = torch.randn(2, 1, 8, 8)
+        first = subspace(x)
+        model.norm_a.running_var.mul_(4.0)
+        second, weight = subspace(x), model.a.tensors()[0]
+    assert not torch.equal(first, second) and weight.shape == before.shape
+    plain = lcs.unconvert(subspace, level)
+    with torch.no_grad():
+        assert torch.equal(plain.a.weight, weight) and not hasattr(plain.a, "folded")
+
+
+def test_a_model_that_cannot_be_traced_is_refused_where_its_batch_norms_are_kept():
+    class Branching(Folding):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else x
+
+    with pytest.raises(ValueError, match="the forward of Branching cannot be traced"):
+        lcs.convert(Branching(), lcs.Quantized(target=4), dense="stem", norm="keep")
+
+
 @pytest.mark.parametrize("options", [{}, {"nested": True}, {"per_channel": True}], ids=str)
 def test_compressed_weights_are_rounded_and_dense_ones_are_not(options):
     recipe = lcs.Quantized(**options)

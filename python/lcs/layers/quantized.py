@@ -14,7 +14,12 @@ MOMENTUM = 0.1  # of the range: the share of the newest batch
 
 
 class _Rounding(SubspaceLayer):
-    """`input_low` and `input_high`, one range for all levels, are known once `input_known` is 1."""
+    """`input_low` and `input_high`, one range for all levels, are known once `input_known` is 1.
+
+    folded: the batch norm that is folded into the weight before it is rounded.
+    """
+
+    folded: nn.Module | None = None
 
     def add_ranges(self) -> None:
         """The buffers, unknown as yet. A dense model's state_dict leaves them so."""

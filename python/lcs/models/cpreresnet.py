@@ -34,18 +34,50 @@ class PreActivationBottleneck(nn.Module):
         return self.conv3(F.relu(self.norm3(x))) + shortcut
 
 
+class PostNormBottleneck(nn.Module):
+    """relu, 1x1-norm-relu, 3x3-norm-relu, 1x1-norm, add. The shortcut, a convolution and a norm where the shape
+    changes, is of the input after its ReLU."""
+
+    def __init__(self, in_channels: int, width: int, stride: int, norm: Callable[[int], nn.Module]):
+        super().__init__()
+        out_channels = width * _EXPANSION
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.norm1 = norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.norm2 = norm(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.norm3 = norm(out_channels)
+        self.downsample = None
+        if stride != 1 or in_channels != out_channels:
+            conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, norm(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.norm1(self.conv1(x)))
+        x = F.relu(self.norm2(self.conv2(x)))
+        return self.norm3(self.conv3(x)) + shortcut
+
+
 class CPreResNet20(nn.Module):
-    """Images (N, in_channels, H, W) -> logits (N, num_classes). 219,472 parameters for 10 classes."""
+    """Images (N, in_channels, H, W) -> logits (N, num_classes). 219,472 parameters for 10 classes.
+
+    norm_after: the norms after the convolutions, as the paper's code has them where it quantises: 220,848 parameters.
+    """
 
     stem_name = "conv1"
     classifier_name = "fc"
 
-    def __init__(self, num_classes: int, in_channels: int, norm: Callable[[int], nn.Module]):
+    def __init__(
+        self, num_classes: int, in_channels: int, norm: Callable[[int], nn.Module], *, norm_after: bool = False
+    ):
         super().__init__()
+        block = PostNormBottleneck if norm_after else PreActivationBottleneck
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
-        self.layer1 = _stage(16, 16, 1, norm)
-        self.layer2 = _stage(64, 32, 2, norm)
-        self.layer3 = _stage(128, 64, 2, norm)
+        self.layer1 = _stage(block, 16, 16, 1, norm)
+        self.layer2 = _stage(block, 64, 32, 2, norm)
+        self.layer3 = _stage(block, 128, 64, 2, norm)
         self.norm = norm(256)
         self.fc = nn.Conv2d(256, num_classes, 1, bias=False)
 
@@ -66,8 +98,7 @@ class CPreResNet20(nn.Module):
                 nn.init.zeros_(layer.bias_1)
 
 
-def _stage(in_channels: int, width: int, stride: int, norm: Callable[[int], nn.Module]) -> nn.Sequential:
-    return nn.Sequential(
-        PreActivationBottleneck(in_channels, width, stride, norm),
-        PreActivationBottleneck(width * _EXPANSION, width, 1, norm),
-    )
+def _stage(
+    block: type[nn.Module], in_channels: int, width: int, stride: int, norm: Callable[[int], nn.Module]
+) -> nn.Sequential:
+    return nn.Sequential(block(in_channels, width, stride, norm), block(width * _EXPANSION, width, 1, norm))
