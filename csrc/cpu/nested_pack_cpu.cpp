@@ -34,7 +34,7 @@ uint8_t byte_of(uint64_t x, int i) { return uint8_t(x >> (8 * i)); }
 
 }  // namespace
 
-void nested_pack(const uint8_t* codes, int64_t n, uint32_t* planes, const Parallel& parallel) {
+void nested_pack(const uint8_t* codes, int64_t n, int depth, uint32_t* planes, const Parallel& parallel) {
   const int64_t words = plane_words(n);
   parallel(words, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t word = begin; word < end; ++word) {
@@ -42,9 +42,9 @@ void nested_pack(const uint8_t* codes, int64_t n, uint32_t* planes, const Parall
       for (int64_t i = 0; i < 4; ++i) {
         const int64_t at = word * 32 + i * 8;
         const uint64_t bits = transposed(eight(codes + at, 1, std::clamp<int64_t>(n - at, 0, 8)));
-        for (int p = 0; p < kPlanes; ++p) found[p] |= uint32_t{byte_of(bits, 7 - p)} << (8 * i);
+        for (int p = 0; p < depth; ++p) found[p] |= uint32_t{byte_of(bits, depth - 1 - p)} << (8 * i);
       }
-      for (int p = 0; p < kPlanes; ++p) planes[p * words + word] = found[p];
+      for (int p = 0; p < depth; ++p) planes[p * words + word] = found[p];
     }
   });
 }
@@ -72,14 +72,15 @@ void nested_values(const NestedPrepack& weight, const uint8_t* codes, int bits, 
         const int64_t first = row * l.columns + group * l.segment(),
                       at = (weight.per_row ? row : 0) * l.groups() + group;
         const int64_t n = std::min(l.segment(), l.columns - group * l.segment());
-        const int center = (1 << (8 - bits)) - 1 - 2 * weight.zero_points[at];
+        const int center = weight.center(weight.zero_points[at], bits), shift = weight.shift(bits);
         const float scale = weight.scales[at];
-        for (int64_t i = first; i < first + n; ++i) w[i] = scale * (float((codes[i] << (9 - bits)) + center) * 0.5f);
+        for (int64_t i = first; i < first + n; ++i) w[i] = scale * (float((codes[i] << shift) + center) * 0.5f);
       }
   });
 }
 
-void nested_prepack(const NestedLayout& l, const uint8_t* codes, uint8_t* prepack, const Parallel& parallel) {
+void nested_prepack(const NestedLayout& l, const uint8_t* codes, int depth, uint8_t* prepack,
+                    const Parallel& parallel) {
   const int64_t steps = l.steps(), plane = l.plane_bytes(), stride = l.taps;
   parallel(l.blocks(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
@@ -91,11 +92,11 @@ void nested_prepack(const NestedLayout& l, const uint8_t* codes, uint8_t* prepac
         const int64_t column = l.taps > 1 ? segment + offset * l.taps : segment * l.segment() + offset;
         const int64_t end_of = l.taps > 1 ? l.segment() : std::min(l.segment(), l.columns - segment * l.segment());
         uint8_t* const to = prepack + (block * steps + step) * NestedLayout::kBlock;
-        for (int p = 0; p < kPlanes; ++p) std::memset(to + p * plane, 0, NestedLayout::kBlock);
+        for (int p = 0; p < depth; ++p) std::memset(to + p * plane, 0, NestedLayout::kBlock);
         for (int64_t row = 0; row < rows; ++row) {
           const uint8_t* from = codes + (row0 + row) * l.columns + column;
           const uint64_t bits = transposed(eight(from, stride, std::clamp<int64_t>(end_of - offset, 0, 8)));
-          for (int p = 0; p < kPlanes; ++p) to[p * plane + row] = byte_of(bits, 7 - p);
+          for (int p = 0; p < depth; ++p) to[p * plane + row] = byte_of(bits, depth - 1 - p);
         }
       }
     }

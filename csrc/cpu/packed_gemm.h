@@ -43,7 +43,7 @@ class PackedGemm {
     int32_t center[kBlockRows];
   };
   Factors factors(int64_t block, int64_t group) const;
-  int shift() const { return 9 - bits_; }  // of a code, to be doubled
+  int shift() const { return w_.shift(bits_); }  // of a code, to be doubled
 
   // The codes of a block from its step `step` on, unpacked: panel_bytes(panel()) each step.
   void expand(int64_t block, int64_t step, int64_t steps, const Factors& factors, void* panel) const;

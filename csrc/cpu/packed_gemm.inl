@@ -266,7 +266,7 @@ void expand_steps(const PackedExpand& e) {
     unpack_step<kBits>(e.planes + step * kBlockRows, e.plane_bytes, codes);
     if constexpr (kPanel == Panel::floats) {
       float* const floats = reinterpret_cast<float*>(to);
-      for (int k = 0; k < kStepColumns; ++k) put_floats(codes[k], 9 - kBits, center, floats + k * kBlockRows);
+      for (int k = 0; k < kStepColumns; ++k) put_floats(codes[k], e.shift, center, floats + k * kBlockRows);
     } else {
       for (int half = 0; half < 2; ++half) {
         __m256i places[4];

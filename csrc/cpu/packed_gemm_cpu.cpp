@@ -48,7 +48,7 @@ int64_t PackedGemm::rows(int64_t block) const {
   return std::min<int64_t>(kBlockRows, l.part_rows() - block % l.part_blocks() * kBlockRows);
 }
 
-// What a doubled code counts from, and for: value = scale / 2 * (code * 2^(9 - bits) + 2^(8 - bits) - 1 - 2 * zero).
+// What a doubled code counts from, and for: value = scale / 2 * (code * 2^shift + center).
 PackedGemm::Factors PackedGemm::factors(int64_t block, int64_t group) const {
   Factors f{};
   const int64_t first = first_row(block), n = rows(block), groups = w_.layout.groups();
@@ -56,13 +56,13 @@ PackedGemm::Factors PackedGemm::factors(int64_t block, int64_t group) const {
     if (const int row = panel_row(i); row < n) {
       const int64_t at = (w_.per_row ? first + row : 0) * groups + group;
       f.scale[i] = w_.scales[at];
-      f.center[i] = (1 << (8 - bits_)) - 1 - 2 * int32_t{w_.zero_points[at]};
+      f.center[i] = w_.center(w_.zero_points[at], bits_);
     }
   return f;
 }
 
 void PackedGemm::expand(int64_t block, int64_t step, int64_t steps, const Factors& factors, void* panel) const {
-  run_.expand({planes(block, step), w_.layout.plane_bytes(), steps, bits_, panel, factors.center}, panel_);
+  run_.expand({planes(block, step), w_.layout.plane_bytes(), steps, bits_, shift(), panel, factors.center}, panel_);
 }
 
 void PackedGemm::multiply(int64_t block, const PackedRows& x, float* tile) const {

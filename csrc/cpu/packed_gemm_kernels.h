@@ -25,9 +25,9 @@ struct PackedExpand {
   const uint8_t* planes;  // of this block at its first step
   int64_t plane_bytes;    // between planes
   int64_t steps;
-  int bits;
+  int bits, shift;
   void* panel;
-  const int32_t* center;  // for floats, in place order: a code becomes code * 2^(9 - bits) + center
+  const int32_t* center;  // for floats, in place order: a code becomes code * 2^shift + center
 };
 
 // acc[row][place] += the sum over the panel's columns of code * x.

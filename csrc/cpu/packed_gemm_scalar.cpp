@@ -45,7 +45,7 @@ void expand_to(const PackedExpand& e) {
         int code = 0;
         for (int p = 0; p < e.bits; ++p)
           code = 2 * code + (e.planes[p * e.plane_bytes + step * kBlockRows + panel_row(i)] >> k & 1);
-        if constexpr (std::is_same_v<T, float>) code = (code << (9 - e.bits)) + e.center[i];
+        if constexpr (std::is_same_v<T, float>) code = (code << e.shift) + e.center[i];
         *to++ = T(code);
       }
 }

@@ -5,14 +5,16 @@ namespace {
 
 const uint32_t* plane_words_of(const char* op, const Tensor& planes, int64_t n) {
   STD_TORCH_CHECK(planes.is_cpu() && planes.scalar_type() == ScalarType::Int && planes.is_contiguous() &&
-                      planes.dim() == 2 && planes.size(0) == kPlanes && planes.size(1) == plane_words(n),
-                  op, ": planes must be ", kPlanes, " x ", plane_words(n), " contiguous int32 words for ", n,
+                      planes.dim() == 2 && planes.size(0) >= 2 && planes.size(0) <= kPlanes &&
+                      planes.size(1) == plane_words(n),
+                  op, ": planes must be 2 to ", kPlanes, " x ", plane_words(n), " contiguous int32 words for ", n,
                   " weights, got shape ", shape_of(planes));
   return static_cast<const uint32_t*>(planes.const_data_ptr());
 }
 
 // The scales of a weight whose layout is known, without its planes.
-NestedPrepack scaled(const char* op, const Tensor& scales, const Tensor& zero_points, const NestedLayout& layout) {
+NestedPrepack scaled(const char* op, const Tensor& planes, const Tensor& scales, const Tensor& zero_points,
+                     const NestedLayout& layout) {
   const auto fits = [&](const Tensor& t, ScalarType type) {
     return t.is_cpu() && t.is_contiguous() && t.scalar_type() == type && t.dim() == 2 &&
            (t.size(0) == 1 || t.size(0) == layout.rows) && t.size(1) == layout.groups();
@@ -21,8 +23,12 @@ NestedPrepack scaled(const char* op, const Tensor& scales, const Tensor& zero_po
       fits(scales, ScalarType::Float) && fits(zero_points, ScalarType::Byte) && same_shape(scales, zero_points), op,
       ": scales (float32) and zero_points (uint8) must both be 1 or ", layout.rows, " x ", layout.groups(),
       " and contiguous, got shapes ", shape_of(scales), " and ", shape_of(zero_points));
-  return {layout, nullptr, static_cast<const float*>(scales.const_data_ptr()),
-          static_cast<const uint8_t*>(zero_points.const_data_ptr()), scales.size(0) == layout.rows};
+  return {layout,
+          nullptr,
+          static_cast<const float*>(scales.const_data_ptr()),
+          static_cast<const uint8_t*>(zero_points.const_data_ptr()),
+          scales.size(0) == layout.rows,
+          int(planes.size(0))};
 }
 
 void check_layout(const char* op, const NestedLayout& l) {
@@ -40,22 +46,24 @@ Tensor codes_of(const char* op, const Tensor& planes, int64_t n, int bits) {
 }
 
 Tensor prepack(const char* op, const Tensor& planes, const NestedLayout& layout) {
-  const Tensor codes = codes_of(op, planes, layout.rows * layout.columns, 8);
-  Tensor made = torch::stable::empty({kPlanes, layout.plane_bytes()}, ScalarType::Byte);
-  nested_prepack(layout, static_cast<const uint8_t*>(codes.const_data_ptr()),
+  const int depth = int(planes.size(0));
+  const Tensor codes = codes_of(op, planes, layout.rows * layout.columns, depth);
+  Tensor made = torch::stable::empty({depth, layout.plane_bytes()}, ScalarType::Byte);
+  nested_prepack(layout, static_cast<const uint8_t*>(codes.const_data_ptr()), depth,
                  static_cast<uint8_t*>(made.mutable_data_ptr()), parallel);
   return made;
 }
 
-Tensor nested_pack_cpu(Tensor codes) {
+Tensor nested_pack_cpu(Tensor codes, int64_t depth) {
   constexpr const char* kOp = "nested_pack";
   STD_TORCH_CHECK(codes.is_cpu() && codes.scalar_type() == ScalarType::Byte, kOp,
                   ": codes must be uint8 on the CPU, got dtype ", int(codes.scalar_type()));
+  STD_TORCH_CHECK(depth >= 2 && depth <= kPlanes, kOp, ": depth must lie in [2, ", kPlanes, "], got ", depth);
   codes = torch::stable::contiguous(codes);
   const int64_t n = codes.numel();
-  Tensor planes = torch::stable::empty({kPlanes, plane_words(n)}, ScalarType::Int);
-  nested_pack(static_cast<const uint8_t*>(codes.const_data_ptr()), n, static_cast<uint32_t*>(planes.mutable_data_ptr()),
-              parallel);
+  Tensor planes = torch::stable::empty({depth, plane_words(n)}, ScalarType::Int);
+  nested_pack(static_cast<const uint8_t*>(codes.const_data_ptr()), n, int(depth),
+              static_cast<uint32_t*>(planes.mutable_data_ptr()), parallel);
   return planes;
 }
 
@@ -70,8 +78,9 @@ Tensor nested_unpack_cpu(Tensor planes, Tensor scales, Tensor zero_points, std::
   }
   const NestedLayout layout{shape[0], columns, group, 1, 1};
   check_layout(kOp, layout);
-  const NestedPrepack weight = scaled(kOp, scales, zero_points, layout);
-  const Tensor codes = codes_of(kOp, planes, shape[0] * columns, width_of(kOp, bits));
+  plane_words_of(kOp, planes, shape[0] * columns);
+  const NestedPrepack weight = scaled(kOp, planes, scales, zero_points, layout);
+  const Tensor codes = codes_of(kOp, planes, shape[0] * columns, width_of(kOp, bits, weight.depth));
   Tensor w = torch::stable::empty(shape, ScalarType::Float);
   nested_values(weight, static_cast<const uint8_t*>(codes.const_data_ptr()), int(bits),
                 static_cast<float*>(w.mutable_data_ptr()), parallel);
@@ -82,13 +91,14 @@ Tensor nested_prepack_cpu(Tensor planes, int64_t rows, int64_t columns, int64_t 
   constexpr const char* kOp = "nested_prepack";
   const NestedLayout layout{rows, columns, group, taps, parts};
   check_layout(kOp, layout);
+  plane_words_of(kOp, planes, rows * columns);
   return prepack(kOp, planes, layout);
 }
 
 }  // namespace
 
-int width_of(const char* op, int64_t bits) {
-  STD_TORCH_CHECK(bits >= 2 && bits <= 8, op, ": bits must lie in [2, 8], got ", bits);
+int width_of(const char* op, int64_t bits, int64_t planes) {
+  STD_TORCH_CHECK(bits >= 2 && bits <= planes, op, ": bits must lie in [2, ", planes, "], got ", bits);
   return int(bits);
 }
 
@@ -96,10 +106,10 @@ Nested nested(const char* op, const Tensor& planes, const Tensor& scales, const 
               const NestedLayout& layout, const std::vector<Tensor>& parts) {
   check_layout(op, layout);
   plane_words_of(op, planes, layout.rows * layout.columns);
-  Nested made{scaled(op, scales, zero_points, layout), parts.empty() ? prepack(op, planes, layout) : parts[0]};
+  Nested made{scaled(op, planes, scales, zero_points, layout), parts.empty() ? prepack(op, planes, layout) : parts[0]};
   const Tensor& p = made.planes;
   STD_TORCH_CHECK(p.is_cpu() && p.is_contiguous() && p.scalar_type() == ScalarType::Byte && p.dim() == 2 &&
-                      p.size(0) == kPlanes && p.size(1) == layout.plane_bytes() && parts.size() <= 1,
+                      p.size(0) == planes.size(0) && p.size(1) == layout.plane_bytes() && parts.size() <= 1,
                   op, ": prepack is not what nested_prepack makes of this weight, got shape ", shape_of(p));
   made.prepack.planes = static_cast<const uint8_t*>(p.const_data_ptr());
   return made;

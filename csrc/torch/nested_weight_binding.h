@@ -14,7 +14,7 @@ struct Nested {
 Nested nested(const char* op, const Tensor& planes, const Tensor& scales, const Tensor& zero_points,
               const NestedLayout& layout, const std::vector<Tensor>& parts);
 
-// From 2 to 8.
-int width_of(const char* op, int64_t bits);
+// From 2 to the planes that there are.
+int width_of(const char* op, int64_t bits, int64_t planes = kPlanes);
 
 }  // namespace lcs::binding

@@ -42,8 +42,8 @@ Tensor packed_conv2d_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_poi
              scalar_of<float>(*high, ScalarType::Float, kPackedConv2d, "high"), width_of(kPackedConv2d, x_bits)};
   lcs::packed_conv2d(
       {images(input, const_cast<void*>(input.const_data_ptr()), last), images(y, y.mutable_data_ptr(), last), dtype,
-       vertical, horizontal, weight.prepack, width_of(kPackedConv2d, bits), vector_of(kPackedConv2d, "bias", bias, out),
-       low ? &range : nullptr, relu, exact},
+       vertical, horizontal, weight.prepack, width_of(kPackedConv2d, bits, weight.prepack.depth),
+       vector_of(kPackedConv2d, "bias", bias, out), low ? &range : nullptr, relu, exact},
       parallel);
   return y;
 }

@@ -26,7 +26,8 @@ Tensor packed_linear_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_poi
   int64_t rows = 1;
   for (size_t d = 0; d + 1 < size.size(); ++d) rows *= size[d];
   lcs::packed_linear({input.const_data_ptr(), y.mutable_data_ptr(), dtype, rows, weight.prepack,
-                      width_of(kPackedLinear, bits), vector_of(kPackedLinear, "bias", bias, out_features), relu, exact},
+                      width_of(kPackedLinear, bits, weight.prepack.depth),
+                      vector_of(kPackedLinear, "bias", bias, out_features), relu, exact},
                      parallel);
   return y;
 }

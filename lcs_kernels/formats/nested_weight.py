@@ -1,4 +1,4 @@
-"""A weight as 8-bit codes in bit planes, of which the first few are the same weight at fewer bits."""
+"""A weight as codes in bit planes, of which the first few are the same weight at fewer bits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lcs_kernels.ops._library import check_finite_weights
 from lcs_kernels.ops.nested_pack import PLANES, nested_pack, nested_prepack, nested_unpack
+from lcs_kernels.ops.quantize import grid
 
 LEVELS = 255  # steps between the least and the largest code
 
@@ -18,19 +19,19 @@ LEVELS = 255  # steps between the least and the largest code
 class NestedWeight:
     """A weight of any shape, output channels first, that is read at 2 to 8 bits from one stored copy.
 
-    Weight i, in row-major order, has an 8-bit code q. Plane p holds bit 7 - p of all codes:
+    Weight i, in row-major order, has a code q of `depth` bits, 8 unless told. Plane p holds bit depth - 1 - p of all:
 
         code        7 6 5 4 3 2 1 0   of weight i:  bit i % 32 of word i / 32 of
-        planes      | | | +-----------------------  planes[3]                   int32 (8, ceil(n / 32)),
+        planes      | | | +-----------------------  planes[3]                   int32 (depth, ceil(n / 32)),
                     | | +-------------------------  planes[2]                   bits past n are 0
                     | +---------------------------  planes[1]
                     +-----------------------------  planes[0]
         scales, zero_points                         float32, uint8 (1 or output channels, groups)
 
-    so at b bits, planes[:b] is all that is read, b / 8 of the bytes, and all widths together take 8 bits a weight and
-    the scales. A width keeps the top of the code and stands for the middle of what it has dropped:
+    so at b bits, planes[:b] is all that is read, b / depth of the bytes, and all widths together take `depth` bits a
+    weight and the scales. A width keeps the top of the code and stands for the middle of what it has dropped:
 
-        value = scale * ((q >> (8 - b) << (8 - b)) + (2^(8 - b) - 1) / 2 - zero_point)
+        value = scale * ((q >> (depth - b) << (depth - b)) + (2^(depth - b) - 1) / 2 - zero_point)
 
     That is the form to save. What the kernels read (`prepack`) is derived from it on first use, serves every width, and
     is kept beside it; code that torch.compile traces before that derives it in each call.
@@ -54,9 +55,10 @@ class NestedWeight:
         if self.group < 1:
             raise ValueError(f"NestedWeight: group must be 1 or more, got {self.group}")
         words = (self.numel() + 31) // 32
-        if self.planes.dtype != torch.int32 or tuple(self.planes.shape) != (PLANES, words):
+        planes = tuple(self.planes.shape)
+        if self.planes.dtype != torch.int32 or len(planes) != 2 or not 2 <= planes[0] <= PLANES or planes[1] != words:
             raise ValueError(
-                f"NestedWeight: planes must be {PLANES} x {words} int32 words for shape {self.shape}, "
+                f"NestedWeight: planes must be 2 to {PLANES} x {words} int32 words for shape {self.shape}, "
                 f"got {self.planes.dtype} {tuple(self.planes.shape)}"
             )
         groups = max(-(-self.columns // self.group), 1)
@@ -112,24 +114,52 @@ class NestedWeight:
         return cls(nested_pack(codes), scales, zero_points.to(torch.uint8), tuple(w.shape), size)
 
     @classmethod
-    def from_codes(cls, codes: Tensor, scales: Tensor, zero_points: Tensor, group: int | None = None) -> NestedWeight:
-        """Stores given 8-bit codes.
+    def quantize(cls, w: Tensor, bits: int = PLANES, per: str = "tensor", *, nested: bool = False) -> NestedWeight:
+        """The very values that `lcs_kernels.interpolate_quantize` rounds a float32 point to.
 
         Args:
-            codes: uint8, of the weight's shape.
+            w: dense, float32.
+            bits: codes of so many bits, to be read at that width alone.
+            per: what shares a scale: "tensor", or "channel" (of the output).
+            nested: codes of 8 bits whose width b is what `interpolate_quantize(..., nested=True)` gives at b bits.
+        """
+        if per not in ("tensor", "channel") or (nested and bits != PLANES):
+            raise ValueError(
+                f"NestedWeight: per must be 'tensor' or 'channel', and nested codes have {PLANES} bits; "
+                f"got {per!r}, {bits}"
+            )
+        if w.dim() == 0 or w.dtype != torch.float32:
+            raise ValueError(f"NestedWeight: w must be float32 of one dimension or more, got {w.dtype} {w.dim()}-d")
+        check_finite_weights("NestedWeight", w=w)
+        rows = w.detach().reshape(1 if per == "tensor" else w.shape[0], -1 if w.numel() else 0)
+        low, high = rows.aminmax(dim=1, keepdim=True) if w.numel() else [rows.new_zeros(len(rows), 1)] * 2
+        scales, inverse, zero, lowest, highest = grid(low, high, torch.tensor(bits, device=w.device), w.dtype, nested)
+        codes = ((rows * inverse).round_() + zero).clamp_(lowest, highest) - lowest
+        return cls.from_codes(codes.to(torch.uint8).view(w.shape), scales, (zero - lowest).to(torch.uint8), depth=bits)
+
+    @classmethod
+    def from_codes(
+        cls, codes: Tensor, scales: Tensor, zero_points: Tensor, group: int | None = None, depth: int = PLANES
+    ) -> NestedWeight:
+        """Stores given codes.
+
+        Args:
+            codes: uint8, of the weight's shape, below 2^depth.
             scales, zero_points: float32 and uint8, 0-d, one per output channel, or (1 or channels, groups).
             group: weights of a channel that share a scale, by default all.
+            depth: bits of a code, from 2 to 8.
         """
         if codes.dim() == 0:
             raise ValueError("NestedWeight: shape must have at least one dimension")
         scales, zero_points = (t.reshape(-1, 1) if t.dim() < 2 else t.contiguous() for t in (scales, zero_points))
         columns = math.prod(codes.shape[1:])
-        return cls(nested_pack(codes), scales, zero_points, tuple(codes.shape), group or max(columns, 1))
+        return cls(nested_pack(codes, depth), scales, zero_points, tuple(codes.shape), group or max(columns, 1))
 
-    def unpack(self, bits: int = PLANES) -> Tensor:
-        """The dense weight at `bits` bits, float32: the value above, rounded once."""
-        if not 2 <= bits <= PLANES:
-            raise ValueError(f"NestedWeight: bits must lie in [2, {PLANES}], got {bits}")
+    def unpack(self, bits: int | None = None) -> Tensor:
+        """The dense weight at `bits` bits, by default all, float32: the value above, rounded once."""
+        bits = self.depth if bits is None else bits
+        if not 2 <= bits <= self.depth:
+            raise ValueError(f"NestedWeight: bits must lie in [2, {self.depth}], got {bits}")
         return nested_unpack(self.planes, self.scales, self.zero_points, self.shape, self.group, bits)
 
     def to(self, device: torch.device | str) -> NestedWeight:
@@ -137,6 +167,11 @@ class NestedWeight:
         return NestedWeight(
             self.planes.to(device), self.scales.to(device), self.zero_points.to(device), self.shape, self.group
         )
+
+    @property
+    def depth(self) -> int:
+        """Bits of a code, the widest that it is read at."""
+        return self.planes.shape[0]
 
     def numel(self) -> int:
         """Weights of the dense form."""
@@ -154,7 +189,7 @@ class NestedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes of the saved form, which holds every width."""
-        return self.nbytes_at(PLANES)
+        return self.nbytes_at(self.depth)
 
     @property
     def prepacked_nbytes(self) -> int:

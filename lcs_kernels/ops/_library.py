@@ -75,8 +75,8 @@ def check_finite_weights(op: str, **weights: Tensor | None) -> None:
 
 def check_packed(op: str, x: Tensor, weight, bits: int, bias: Tensor | None) -> Tensor | None:
     """Raises where x, a NestedWeight, a width and a bias do not fit; returns the bias as the op takes it."""
-    if not 2 <= bits <= 8:
-        raise ValueError(f"{op}: bits must lie in [2, 8], got {bits}")
+    if not 2 <= bits <= weight.depth:
+        raise ValueError(f"{op}: bits must lie in [2, {weight.depth}], got {bits}")
     return _check_activations(op, x, weight.planes, weight.shape, bias)
 
 

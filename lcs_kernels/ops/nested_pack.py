@@ -15,9 +15,9 @@ from ._library import define, pack_bits, unpack_bits
 PLANES, BLOCK, STEP = 8, 32, 8  # rows of a prepack's block, columns of its step
 
 
-def reference(codes: Tensor) -> Tensor:
+def reference(codes: Tensor, depth: int = PLANES) -> Tensor:
     flat = codes.flatten()
-    return torch.stack([pack_bits((flat >> (PLANES - 1 - p) & 1).bool()) for p in range(PLANES)])
+    return torch.stack([pack_bits((flat >> (depth - 1 - p) & 1).bool()) for p in range(depth)])
 
 
 def codes_of(planes: Tensor, shape: Sequence[int], bits: int) -> Tensor:
@@ -32,17 +32,19 @@ def codes_of(planes: Tensor, shape: Sequence[int], bits: int) -> Tensor:
 def reference_unpack(
     planes: Tensor, scales: Tensor, zero_points: Tensor, shape: Sequence[int], group: int, bits: int
 ) -> Tensor:
-    """scale * (code * 2^(8 - bits) + (2^(8 - bits) - 1) / 2 - zero_point): integers, halved, then one rounding."""
+    """scale * (code * 2^d + (2^d - 1) / 2 - zero_point), d = depth - bits: integers, halved, then one rounding."""
     codes = codes_of(planes, shape, bits).view(shape[0], -1)
     repeats = min(group, max(codes.shape[1], 1))
     scale, zero = (t.repeat_interleave(repeats, 1)[:, : codes.shape[1]] for t in (scales, zero_points.long()))
-    doubled = (codes << (9 - bits)) + (1 << (8 - bits)) - 1 - 2 * zero
+    dropped = len(planes) - bits
+    doubled = (codes << (dropped + 1)) + (1 << dropped) - 1 - 2 * zero
     return (scale * (doubled.float() / 2)).view(shape)
 
 
 def reference_prepack(planes: Tensor, rows: int, columns: int, group: int, taps: int, parts: int) -> Tensor:
     """(plane, part, block, segment, step, row): a byte whose bit i belongs to the step's column i."""
-    codes = codes_of(planes, (parts, rows // parts, columns), PLANES)
+    depth = len(planes)
+    codes = codes_of(planes, (parts, rows // parts, columns), depth)
     if taps > 1:
         codes = codes.unflatten(2, (columns // taps, taps)).transpose(2, 3)
     else:
@@ -51,12 +53,12 @@ def reference_prepack(planes: Tensor, rows: int, columns: int, group: int, taps:
     codes = torch.nn.functional.pad(codes, (0, -codes.shape[3] % STEP, 0, 0, 0, -codes.shape[1] % BLOCK))
     steps = codes.unflatten(3, (-1, STEP)).unflatten(1, (-1, BLOCK)).permute(0, 1, 3, 4, 2, 5)
     weights = 1 << torch.arange(STEP, device=planes.device)
-    made = [((steps >> (PLANES - 1 - p) & 1) * weights).sum(-1).to(torch.uint8).flatten() for p in range(PLANES)]
+    made = [((steps >> (depth - 1 - p) & 1) * weights).sum(-1).to(torch.uint8).flatten() for p in range(depth)]
     return torch.stack(made)
 
 
-def fake(codes):
-    return codes.new_empty((PLANES, (codes.numel() + 31) // 32), dtype=torch.int32)
+def fake(codes, depth=PLANES):
+    return codes.new_empty((depth, (codes.numel() + 31) // 32), dtype=torch.int32)
 
 
 def fake_unpack(planes, scales, zero_points, shape, group, bits):
@@ -71,10 +73,10 @@ def fake_prepack(planes, rows, columns, group, taps, parts):
         steps = (columns + group - 1) // group * ((group + STEP - 1) // STEP)
     else:
         steps = (columns + STEP - 1) // STEP
-    return planes.new_empty((PLANES, blocks * steps * BLOCK), dtype=torch.uint8)
+    return planes.new_empty((planes.shape[0], blocks * steps * BLOCK), dtype=torch.uint8)
 
 
-_op = define("nested_pack(Tensor codes) -> Tensor", reference, fake)
+_op = define("nested_pack(Tensor codes, SymInt depth=8) -> Tensor", reference, fake)
 _op_unpack = define(
     "nested_unpack(Tensor planes, Tensor scales, Tensor zero_points, SymInt[] shape, SymInt group, SymInt bits)"
     " -> Tensor",
@@ -88,23 +90,27 @@ _op_prepack = define(
 )
 
 
-def nested_pack(codes: Tensor) -> Tensor:
-    """The bit planes of 8-bit codes; see `lcs_kernels.formats.NestedWeight` for their meaning.
+def nested_pack(codes: Tensor, depth: int = PLANES) -> Tensor:
+    """The bit planes of codes; see `lcs_kernels.formats.NestedWeight` for their meaning.
 
     Args:
-        codes: uint8, any shape.
+        codes: uint8, any shape, below 2^depth.
+        depth: bits of a code, from 2 to 8.
 
     Returns:
-        int32 (8, ceil(n / 32)), the most significant bits first.
+        int32 (depth, ceil(n / 32)), the most significant bits first.
 
     Raises:
+        ValueError: another depth.
         TypeError: another dtype.
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
     ensure_loaded()
     if codes.dtype != torch.uint8:
         raise TypeError(f"nested_pack: codes must be uint8, got {codes.dtype}")
-    return _op(codes)
+    if not 2 <= depth <= PLANES:
+        raise ValueError(f"nested_pack: depth must lie in [2, {PLANES}], got {depth}")
+    return _op(codes, depth)
 
 
 def nested_unpack(
@@ -125,7 +131,7 @@ def nested_prepack(planes: Tensor, rows: int, columns: int, group: int, taps: in
         parts: of equal numbers of rows, each padded to whole blocks of 32.
 
     Returns:
-        uint8 (8, bytes of a plane): per plane, block and step a byte for each row, of which bit i belongs to column i.
+        uint8 (depth, bytes of a plane): per plane, block and step a byte for each row, whose bit i belongs to column i.
     """
     ensure_loaded()
     return _op_prepack(planes, rows, columns, group, taps, parts)

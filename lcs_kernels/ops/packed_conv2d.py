@@ -54,14 +54,14 @@ def reference(
         y = F.conv2d(wide, w, None, *settings)
     else:
         q, half = quantized(wide, (1, 2, 3)) if low is None else on_range(wide, low, high, x_bits)
-        codes = codes_of(planes, weight_shape, bits)
+        codes, dropped = codes_of(planes, weight_shape, bits), planes.shape[0] - bits
         shared = torch.arange(columns, device=x.device) // group
         for g in range(-(-columns // group)):
             own = (shared == g)[: codes[0].numel()].view(weight_shape[1:])
             sums = convolved(q, own.expand(groups, *own.shape), settings)
-            center = (1 << (8 - bits)) - 1 - 2 * zero_points[:, g].long()
+            center = (1 << dropped) - 1 - 2 * zero_points[:, g].long()
             sums = center[:, None, None] * sums.repeat_interleave(weight_shape[0] // groups, 1)
-            doubled = (convolved(q, codes * own, settings) << (9 - bits)) + sums
+            doubled = (convolved(q, codes * own, settings) << (dropped + 1)) + sums
             y = doubled.to(wide.dtype) * scales[:, g, None, None] + (y if g else 0)
         y = y * half
     if bias is not None:

@@ -38,12 +38,12 @@ def reference(x, planes, scales, zero_points, out_features, group, bits, bias, r
         y = F.linear(wide, reference_unpack(planes, scales, zero_points, shape, group, bits).to(wide.dtype))
     else:
         q, half = quantized(wide)
-        codes = codes_of(planes, shape, bits)
+        codes, dropped = codes_of(planes, shape, bits), planes.shape[0] - bits
         y = wide.new_zeros((*x.shape[:-1], out_features))
         for g, (xs, ws) in enumerate(zip(q.split(group, -1), codes.split(group, -1), strict=True)):
             products = (xs.double() @ ws.double().t()).to(torch.int64)  # exact: below 2^53
-            center = (1 << (8 - bits)) - 1 - 2 * zero_points[:, g].long()
-            doubled = (products << (9 - bits)) + center * xs.sum(-1, keepdim=True)
+            center = (1 << dropped) - 1 - 2 * zero_points[:, g].long()
+            doubled = (products << (dropped + 1)) + center * xs.sum(-1, keepdim=True)
             y = doubled.to(wide.dtype) * scales[:, g] + (y if g else 0)
         y = y * half
     if bias is not None:

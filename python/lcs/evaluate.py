@@ -17,7 +17,6 @@ from . import checkpoint
 from .config import TrainConfig
 from .convert import unconvert
 from .data import Data, Split
-from .frozen import PACKERS
 from .levels import Level
 from .macs import count_macs
 from .measure import Measurement, measure_networks, measure_speed
@@ -177,8 +176,6 @@ def evaluate(
     config, data, subspace, step = load_run(run, device)
     for value in values or ():
         subspace.recipe.level(value)
-    if measure_batch is not None and type(subspace.recipe) not in PACKERS:
-        raise RunError(f"measure: networks of lcs.{type(subspace.recipe).__name__} cannot be frozen yet; leave it out")
     if measure_batch is not None and not 1 <= measure_batch <= len(data.test):
         raise RunError(f"measure_batch: must lie in 1 to {len(data.test)}, the test images, got {measure_batch}")
     values = values or values_of(config)

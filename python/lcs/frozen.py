@@ -21,6 +21,8 @@ from .level_cache import LevelCache
 from .levels import UNITS, Level, Setting
 from .packing import RUNNING, Choice, Choices, FrozenSlot, Packed, Packer, Shape, Trace, nbytes, pack
 from .planning import columns
+from .quantized import Quantized
+from .quantized_packing import QuantizedPacker
 from .recipe import Recipe
 from .sparse_packing import SparsePacker
 from .structured import Structured
@@ -33,7 +35,11 @@ if TYPE_CHECKING:
     from .subspace import Subspace
 
 CACHE_BYTES = 512 << 20
-PACKERS: dict[type[Recipe], type[Packer]] = {Structured: WidthPacker, Unstructured: SparsePacker}
+PACKERS: dict[type[Recipe], type[Packer]] = {
+    Quantized: QuantizedPacker,
+    Structured: WidthPacker,
+    Unstructured: SparsePacker,
+}
 LEVELS = 128  # that are held at most
 _REMEMBERED = 1024  # inputs, and inputs at levels, whose choices are kept
 

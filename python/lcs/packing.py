@@ -10,16 +10,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lcs_kernels.formats import SparseWeight
+from lcs_kernels.formats import NestedWeight, SparseWeight
 
 from .layers import SubspaceLayer
+from .layers.frozen_quantized import NestedView
 from .layers.frozen_width import WidthView
 from .levels import Level
 from .recipe import Recipe
 from .snapshot import grouped
 
 Shape = tuple[int, ...]
-Weight = Tensor | SparseWeight | WidthView
+Weight = Tensor | SparseWeight | WidthView | NestedView
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Packer:
         """For a compressed layer's input of `x_shape`; None: the layer was not reached."""
         raise NotImplementedError
 
+    def input(self, layer: SubspaceLayer, x: Tensor, level: Level) -> Tensor:
+        """What a compressed layer multiplies its weight by."""
+        return x
+
     def weights(self, layers: Sequence[SubspaceLayer], level: Level, packed: Sequence[bool]) -> Iterable[Weight]:
         """Of layers of one dtype and device at `level`; those that `packed` names in the form that its kernel reads."""
         raise NotImplementedError
@@ -85,7 +90,7 @@ class Packed:
     level: Level
     tensors: tuple[tuple[Weight | None, Tensor | None], ...]
     dense_nbytes: int  # of the dense tensors that are not stored ends
-    own: tuple[SparseWeight, ...]  # weights of this level alone
+    own: tuple[SparseWeight | NestedWeight, ...]  # weights of this level alone
     inputs: dict = field(default_factory=dict)  # what it has run on, for which more may have been derived
     shapes: None = None
 
@@ -141,4 +146,6 @@ def pack(layers: Sequence[SubspaceLayer], level: Level, packer: Packer, packed: 
     }
     made = [t for tensors_of in tensors for t in tensors_of if isinstance(t, Tensor)]
     dense = sum(t.nbytes for t in made if t.untyped_storage()._cdata not in stored)
-    return Packed(level, tensors, dense, tuple(w for w, *_ in tensors if isinstance(w, SparseWeight)))
+    sparse = [w for w, *_ in tensors if isinstance(w, SparseWeight)]
+    nested = [w.whole for w, *_ in tensors if isinstance(w, NestedView) and not w.shared]
+    return Packed(level, tensors, dense, (*sparse, *nested))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -83,6 +83,11 @@ class Quantized(Recipe):
                 "bits=...)"
             )
         return Level(float(alpha), bits=bits)
+
+    def full(self) -> Level:
+        """Of the weights that the highest width rounds."""
+        highest = self.level(self.bits[1] if self.target is None else self.target)
+        return replace(highest, bits=None, inputs=False)
 
     def weights(self, layers: Sequence[SubspaceLayer], level: Level) -> Sequence[Tensor]:
         return [self._weight(layer, level) for layer in layers]

@@ -42,6 +42,10 @@ class Recipe:
         """The level at `value` of the unit; on a line, alpha follows from it unless given."""
         raise NotImplementedError
 
+    def full(self) -> Level:
+        """The level at which nothing is compressed."""
+        return self.level(1.0)
+
     def sample(self, generator: torch.Generator | None, progress: float = 1.0) -> list[Level]:
         """The levels of one training step, drawn from `generator`; `progress` in [0, 1] is how much of the warm-up is
         done."""

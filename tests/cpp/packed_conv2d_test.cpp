@@ -75,7 +75,7 @@ struct Dense {
       scales.as<float>()[i] = 1.0f / float(1 << random() % 2);
       zero_points.as<uint8_t>()[i] = uint8_t(random());
     }
-    nested_prepack(layout, codes.as<uint8_t>(), planes.as<uint8_t>(), backwards);
+    nested_prepack(layout, codes.as<uint8_t>(), kPlanes, planes.as<uint8_t>(), backwards);
   }
   int64_t taps() const { return c.vertical.kernel * c.horizontal.kernel; }
 

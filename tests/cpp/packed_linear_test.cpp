@@ -38,7 +38,7 @@ struct Nested {
       scales.as<float>()[i] = 1.0f / float(1 << random() % 3);
       zero_points.as<uint8_t>()[i] = uint8_t(random());
     }
-    nested_prepack(layout, codes.as<uint8_t>(), planes.as<uint8_t>(), backwards);
+    nested_prepack(layout, codes.as<uint8_t>(), kPlanes, planes.as<uint8_t>(), backwards);
   }
 
   NestedPrepack prepack(bool per_row) const {

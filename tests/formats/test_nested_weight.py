@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from lcs_kernels import interpolate_quantize
 from lcs_kernels.formats import NestedWeight
 
 WAYS = [("tensor", None), ("channel", None), ("group", 4), ("group", 100)]
@@ -47,6 +48,21 @@ def test_given_codes():
     assert torch.equal(again.unpack(3), weight.unpack(3)) and again.prepacked_nbytes == 0
 
 
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+@pytest.mark.parametrize("shape", [(6, 9), (5, 3, 3, 3), (7,), (0, 3), (4, 0)], ids=str)
+def test_quantize_gives_what_interpolate_quantize_does(shape, per):
+    torch.manual_seed(1)
+    for scale in (1.0, 1e-42, 0.0):
+        w = torch.randn(shape) * scale
+        nested = NestedWeight.quantize(w, per=per, nested=True)
+        for bits in range(2, 9):
+            given = {"per_channel": per == "channel"}
+            weight = NestedWeight.quantize(w, bits, per)
+            assert weight.depth == bits and weight.planes.shape[0] == bits
+            assert torch.equal(weight.unpack(), interpolate_quantize(w, None, 0.0, bits, **given))
+            assert torch.equal(nested.unpack(bits), interpolate_quantize(w, None, 0.0, bits, nested=True, **given))
+
+
 W = torch.ones(3, 4)
 
 
@@ -60,6 +76,11 @@ W = torch.ones(3, 4)
         (lambda: NestedWeight.pack(W.long()), "w must be a float tensor"),
         (lambda: NestedWeight.pack(W * math.nan), "w holds 12 values that are not finite"),
         (lambda: NestedWeight.pack(W).unpack(1), r"bits must lie in \[2, 8\], got 1"),
+        (lambda: NestedWeight.quantize(W, 3).unpack(4), r"bits must lie in \[2, 3\], got 4"),
+        (lambda: NestedWeight.quantize(W, 4, nested=True), "nested codes have 8 bits; got 'tensor', 4"),
+        (lambda: NestedWeight.quantize(W.double()), "w must be float32 .*got torch.float64 2-d"),
+        (lambda: NestedWeight.quantize(W, per="group"), "per must be 'tensor' or 'channel'"),
+        (lambda: NestedWeight.quantize(W * math.nan), "w holds 12 values that are not finite"),
         (lambda: NestedWeight.pack(W).unpack(9), r"bits must lie in \[2, 8\], got 9"),
     ],
 )
@@ -71,7 +92,8 @@ def test_refuses(call, words):
 @pytest.mark.parametrize(
     "change",
     [
-        {"planes": torch.zeros(7, 1, dtype=torch.int32)},
+        {"planes": torch.zeros(1, 1, dtype=torch.int32)},
+        {"planes": torch.zeros(9, 1, dtype=torch.int32)},
         {"planes": torch.zeros(8, 1, dtype=torch.int64)},
         {"scales": torch.ones(2, 1)},
         {"zero_points": torch.zeros(1, 1, dtype=torch.uint8)},

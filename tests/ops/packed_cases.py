@@ -9,16 +9,16 @@ WIDTHS = range(2, 9)
 LAST = {torch.float32: 0.0, torch.bfloat16: 2.0**-8}  # unit roundoff of the one rounding from float32
 
 
-def nested_weight(shape, per="channel", group=None):
+def nested_weight(shape, per="channel", group=None, depth=8):
     """Of any codes, the extremes among them, and any zero points."""
     columns = torch.Size(shape[1:]).numel()
     groups = max(-(-columns // group), 1) if group else 1
-    codes = torch.randint(0, 256, shape, dtype=torch.uint8)
-    codes.view(-1)[::7] = 255
+    codes = torch.randint(0, 1 << depth, shape, dtype=torch.uint8)
+    codes.view(-1)[::7] = (1 << depth) - 1
     codes.view(-1)[3::11] = 0
     rows = 1 if per == "tensor" else shape[0]
-    zero_points = torch.randint(0, 256, (rows, groups), dtype=torch.uint8)
-    return NestedWeight.from_codes(codes, torch.rand(rows, groups) / 100, zero_points, group)
+    zero_points = torch.randint(0, 1 << depth, (rows, groups), dtype=torch.uint8)
+    return NestedWeight.from_codes(codes, torch.rand(rows, groups) / 100, zero_points, group, depth)
 
 
 def fields(weight):

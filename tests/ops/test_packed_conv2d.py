@@ -61,6 +61,19 @@ def test_widths_and_channels(isa, channels, bits):
             check(x, weight, bits, None, geometry, x_range)
 
 
+@pytest.mark.parametrize("depth", range(2, 8))
+def test_codes_of_fewer_bits(isa, depth):
+    torch.manual_seed(15)
+    geometry = GEOMETRIES["3x3 strided"]
+    weight, x = nested_weight(geometry[1], depth=depth), torch.randn(geometry[0])
+    for bits in range(2, depth + 1):
+        check(x, weight, bits, None, geometry)
+        check(x, weight, bits, None, geometry, (-0.5, 2.0, bits))
+        w, y = weight.unpack(bits).double(), call(x, weight, bits, None, geometry, exact=True)
+        exact, size = (F.conv2d(a, b, None, *geometry[2:]) for a, b in ((x.double(), w), (x.double().abs(), w.abs())))
+        assert_within_roundings(y, exact, size, weight.columns)
+
+
 @pytest.mark.parametrize("bits", [2, 7, 8])
 @pytest.mark.parametrize("x_range", [NONE, (0.0, 255.0, 8), (-255.0, 0.0, 8)], ids=str)
 def test_the_largest_sums_fit(isa, x_range, bits):
@@ -334,7 +347,7 @@ WEIGHT = nested_weight((5, 4, 3, 3))
         ({"x": torch.ones(1, 4, 6, 6).half()}, "x must be float32 or bfloat16"),
         ({"x": torch.ones(1, 3, 6, 6)}, "x has 3 channels, a weight of 5 x 4 in 1 groups takes 4"),
         ({"weight_shape": [5, 4, 0, 3]}, "a kernel of 0 x 3 has no taps"),
-        ({"weight_shape": [5, 4, 3, 5]}, "planes must be 8 x 10 contiguous int32 words"),
+        ({"weight_shape": [5, 4, 3, 5]}, "planes must be 2 to 8 x 10 contiguous int32 words"),
         ({"scales": torch.ones(4, 1)}, "scales .* must both be 1 or 5 x 1 and contiguous"),
         ({"bits": 9}, r"bits must lie in \[2, 8\], got 9"),
         ({"low": torch.tensor(0.0)}, "give both ends of x's range, or none"),

@@ -33,6 +33,17 @@ def test_equals_the_reference(isa, rows, dtype, bits):
         check(x, weight, bits, torch.randn(shape[0]), relu=True)
 
 
+@pytest.mark.parametrize("depth", range(2, 8))
+def test_codes_of_fewer_bits(isa, depth):
+    torch.manual_seed(9)
+    for rows in (1, 2, 3, 7):
+        weight, x = nested_weight((37, 61), depth=depth), torch.randn(rows, 61)
+        for bits in range(2, depth + 1):
+            check(x, weight, bits)
+            w, y = weight.unpack(bits).double(), packed_linear(x, weight, bits, exact=True)
+            assert_within_roundings(y, x.double() @ w.t(), x.double().abs() @ w.abs().t(), 62)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (0, 5), (5, 0), (1, 700), (65, 1)], ids=str)
 def test_extreme_shapes(isa, shape):
     torch.manual_seed(0)
@@ -251,16 +262,17 @@ WEIGHT = nested_weight((5, 7))
     [
         ({"x": torch.tensor(1.0)}, r"x must have a last dimension of in_features, got shape \(\)"),
         ({"x": torch.ones(2, 7).half()}, "x must be float32 or bfloat16"),
-        ({"planes": WEIGHT.planes[:7]}, r"planes must be 8 x 2 contiguous int32 words for 35 weights"),
-        ({"planes": WEIGHT.planes.float()}, "planes must be 8 x 2 contiguous int32 words"),
+        ({"planes": WEIGHT.planes[:1]}, r"planes must be 2 to 8 x 2 contiguous int32 words for 35 weights"),
+        ({"planes": WEIGHT.planes.float()}, "planes must be 2 to 8 x 2 contiguous int32 words"),
         ({"scales": torch.ones(4, 1)}, "scales .* must both be 1 or 5 x 1 and contiguous"),
         ({"zero_points": WEIGHT.zero_points.int()}, "must both be 1 or 5 x 1"),
         ({"scales": torch.ones(1, 1)}, "must both be"),
-        ({"out_features": 6000}, "planes must be 8 x 1313 contiguous int32 words for 42000 weights"),
+        ({"out_features": 6000}, "planes must be 2 to 8 x 1313 contiguous int32 words for 42000 weights"),
         ({"group": 0}, "do not fit a group of 0 columns"),
         ({"group": 4}, "must both be 1 or 5 x 2"),
         ({"bits": 1}, r"bits must lie in \[2, 8\], got 1"),
         ({"bits": 9}, r"bits must lie in \[2, 8\], got 9"),
+        ({"planes": WEIGHT.planes[:3]}, r"bits must lie in \[2, 3\], got 4"),
         ({"bias": torch.ones(4)}, r"bias must be a contiguous float32 vector of 5, got shape \(4\)"),
         ({"prepack": nested_weight((5, 70)).prepack()}, "prepack is not what nested_prepack makes of this weight"),
         ({"prepack": [WEIGHT.prepack()[0].int()]}, "prepack is not what"),

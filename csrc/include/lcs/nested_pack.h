@@ -3,16 +3,16 @@
 
 #include "lcs/parallel.h"
 
-// 8-bit codes as bit planes, most significant first: bit i % 32 of word i / 32 of plane p is bit 7 - p of code i, and
-// bits past the last code are 0. The top b bits of all codes are the first b planes.
+// Codes of `depth` bits, at most 8, as bit planes, most significant first: bit i % 32 of word i / 32 of plane p is bit
+// depth - 1 - p of code i, and bits past the last code are 0. The top b bits of all codes are the first b planes.
 namespace lcs {
 
-constexpr int kPlanes = 8;
+constexpr int kPlanes = 8;  // at most
 
 constexpr int64_t plane_words(int64_t n) { return (n + 31) / 32; }
 
-// `planes` holds kPlanes * plane_words(n) words.
-void nested_pack(const uint8_t* codes, int64_t n, uint32_t* planes, const Parallel& parallel);
+// `planes` holds depth * plane_words(n) words.
+void nested_pack(const uint8_t* codes, int64_t n, int depth, uint32_t* planes, const Parallel& parallel);
 
 // codes[i] = the top `bits` bits of code i.
 void nested_codes(const uint32_t* planes, int64_t n, int bits, uint8_t* codes, const Parallel& parallel);
@@ -45,13 +45,19 @@ struct NestedPrepack {
   const float* scales;         // layout.rows x layout.groups(), or one row for all
   const uint8_t* zero_points;  // likewise
   bool per_row;
+  int depth = kPlanes;  // planes
+
+  // w = scale / 2 * (code * 2^shift(bits) + center(zero_point, bits)), of codes of `bits` bits.
+  int shift(int bits) const { return depth + 1 - bits; }
+  int32_t center(uint8_t zero_point, int bits) const { return (1 << (depth - bits)) - 1 - 2 * int32_t{zero_point}; }
 };
 
-// w = scale * (code * 2^(8 - bits) + (2^(8 - bits) - 1) / 2 - zero_point), rounded once, from codes of `bits` bits. The
-// layout has one tap; of the prepack only the scales are read.
+// w = scale * (code * 2^(depth - bits) + (2^(depth - bits) - 1) / 2 - zero_point), rounded once, from codes of `bits`
+// bits. The layout has one tap; of the prepack only the scales are read.
 void nested_values(const NestedPrepack& weight, const uint8_t* codes, int bits, float* w, const Parallel& parallel);
 
-// Fills `prepack` from all 8 bits.
-void nested_prepack(const NestedLayout& layout, const uint8_t* codes, uint8_t* prepack, const Parallel& parallel);
+// Fills `prepack` from all `depth` bits.
+void nested_prepack(const NestedLayout& layout, const uint8_t* codes, int depth, uint8_t* prepack,
+                    const Parallel& parallel);
 
 }  // namespace lcs

@@ -1,0 +1,80 @@
+"""Frozen layers of a quantised subspace: integer products, at the level's bits, from bit planes."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+import lcs_kernels
+from lcs_kernels.formats import NestedWeight
+
+from .layers import SubspaceLayer
+from .layers.base import blend
+from .layers.frozen_quantized import FROZEN_LAYERS, NestedView
+from .levels import Level
+from .packing import Choice, Packer, Shape, Weight
+from .quantized import MOST
+from .recipe import Recipe
+
+
+class QuantizedPacker(Packer):
+    """Each width is rounded on its own, so that a level holds `bits` planes of its codes. Of a nested point all widths
+    are the first planes of one weight, which is made once; a level is only how many of them it reads."""
+
+    layers = FROZEN_LAYERS
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self._packed: dict[SubspaceLayer, NestedWeight] = {}
+        self._packing = threading.Lock()
+
+    @functools.cached_property
+    def _backends(self) -> dict[str, str]:
+        return lcs_kernels.backends()["packed_conv2d"]
+
+    def stored(self, layer: SubspaceLayer, level: Level) -> int:
+        return layer.weight.numel()
+
+    def choose(self, layer: SubspaceLayer, x_shape: Shape | None, level: Level) -> Choice:
+        device, dtype = layer.weight.device.type, str(layer.weight.dtype).removeprefix("torch.")
+        if level.bits is None:
+            return Choice("torch", "full precision")
+        if not isinstance(layer, tuple(FROZEN_LAYERS.values())):
+            return Choice("torch", f"no packed op for {layer.original.__name__}", fallback=True)
+        if layer.weight.dtype != torch.float32:
+            return Choice("torch", f"no codes of {dtype} weights", fallback=True)
+        backend = self._backends.get(device, "reference")
+        if backend.startswith("reference"):
+            return Choice("torch", f"packed_conv2d has no kernel on {device}: {backend}", fallback=True)
+        return Choice("packed_conv2d", "not reached by this input" if x_shape is None else "")
+
+    def weights(self, layers: Sequence[SubspaceLayer], level: Level, packed: Sequence[bool]) -> Iterator[Weight]:
+        for layer, runs_packed in zip(layers, packed, strict=True):
+            yield self._view(layer, level) if runs_packed else self.recipe.weights([layer], level)[0]
+
+    def input(self, layer: SubspaceLayer, x: Tensor, level: Level) -> Tensor:
+        bits = self.recipe.extras(layer, level)
+        return layer.rounded(x, *bits) if bits else x
+
+    def _view(self, layer: SubspaceLayer, level: Level) -> NestedView:
+        if not self.recipe.nested or layer.line:
+            return NestedView(self._made(layer, level), level.bits, shared=False)
+        with self._packing:
+            if layer not in self._packed:
+                self._packed[layer] = self._made(layer, level)
+            return NestedView(self._packed[layer], level.bits, shared=True)
+
+    def _made(self, layer: SubspaceLayer, level: Level) -> NestedWeight:
+        """The codes, and what the kernels read, of the weight as that of a 2-d convolution."""
+        w = blend(*layer.ends("weight"), level.alpha)
+        w = w.view(*w.shape[:2], *[1] * (4 - w.dim()), *w.shape[2:])
+        bits = MOST if self.recipe.nested else level.bits
+        per = "channel" if self.recipe.per_channel else "tensor"
+        made = NestedWeight.quantize(w, bits, per, nested=self.recipe.nested)
+        if w.is_cpu:
+            made.prepack(w.shape[2] * w.shape[3], getattr(layer, "groups", 1))
+        return made

@@ -1,0 +1,226 @@
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import lcs
+from lcs import models
+from lcs.measure import check_layers, measure_speed
+from lcs_kernels import packed_conv2d
+from lcs_kernels.formats import NestedWeight
+
+RECIPES = [
+    lcs.Quantized(),
+    lcs.Quantized(per_channel=True),
+    lcs.Quantized(nested=True),
+    lcs.Quantized(line=False),
+    lcs.Quantized(line=False, nested=True, per_channel=True),
+    lcs.Quantized(target=5),
+]
+
+
+def trained(model, recipe, x, dense=()):
+    """With input ranges, as training leaves them."""
+    line = {"init": "independent", "generator": torch.manual_seed(0)} if recipe.line else {}
+    subspace = lcs.convert(model, recipe, dense=dense, **line)
+    subspace.train()
+    with subspace.at(bits=recipe.target or 8), torch.no_grad():
+        for scale in (1.0, 2.0):
+            subspace(x * scale)
+    return subspace.eval()
+
+
+def small(recipe=RECIPES[0], *layers, x=None):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(layers or (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 1))))
+    return trained(model, recipe, torch.randn(2, 3, 8, 8) if x is None else x)
+
+
+def widths(recipe):
+    return [recipe.target] if recipe.target else range(3, 9)
+
+
+def outputs(subspace, x, level):
+    with subspace.at(level), torch.no_grad():
+        return subspace(x)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_every_layer_computes_what_training_evaluates(recipe):
+    """The very codes of the subspace's weights, and, of the inputs that it gets, their products within rounding."""
+    torch.manual_seed(1)
+    model, x = models.build("cpreresnet20", 10, seed=0), torch.randn(4, 3, 32, 32)
+    subspace = trained(model, recipe, x, dense=[model.stem_name, model.classifier_name])
+    frozen = subspace.freeze(strict=True)
+    for bits in widths(recipe):
+        level = recipe.level(bits)
+        assert check_layers(frozen, x, level) == 21
+        packed = frozen._packed(level, frozen._chosen(level, (x.shape,), (x,), {}))
+        layers = [layer for layer in frozen._layers if layer.compressed]
+        for layer, w in zip(layers, recipe.weights(layers, level), strict=True):
+            view = packed.tensors[layer.index][0]
+            assert view.bits == bits and torch.equal(view.whole.unpack(bits), w)
+    assert not frozen.counters.fallbacks
+
+
+@pytest.mark.parametrize("recipe", RECIPES[:5:3], ids=str)
+@pytest.mark.parametrize("bits", range(3, 9))
+def test_bit_for_bit_where_no_step_rounds(recipe, bits):
+    """Weights and inputs of whole steps, whose products float32 sums exactly."""
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    x = torch.randint(low, high + 1, (3, 6, 9, 8)).float()
+    x[:, 0, 0, :2] = torch.tensor([low, high])
+    layers = nn.Conv2d(6, 9, 3, padding=1, bias=False), nn.Flatten(2), nn.Conv1d(9, 4, 1), nn.Flatten(0, 1)
+    subspace = small(recipe, *layers[:2], x=x)
+    layer = subspace.model[0]
+    for end in layer.ends("weight"):
+        if end is not None:
+            end.data.copy_(torch.randint(low, high + 1, end.shape))
+            end.data.view(-1)[:2] = torch.tensor([low, high])
+    if recipe.line:
+        layer.weight_1.data.copy_(layer.weight)
+    layer.input_low.fill_(low), layer.input_high.fill_(high)
+    assert torch.equal(subspace.freeze(strict=True)(x, bits=bits), outputs(subspace, x, recipe.level(bits)))
+
+
+@pytest.mark.parametrize("recipe", RECIPES[:5], ids=str)
+def test_all_kinds_of_layers(recipe):
+    layers = (
+        nn.Conv2d(3, 8, 3, padding="same", padding_mode="reflect", bias=True),
+        nn.Conv2d(8, 8, (3, 2), stride=2, dilation=(2, 1), groups=2),
+        nn.Flatten(2),
+        nn.Conv1d(8, 6, 3, padding=1, stride=2, groups=2),
+        nn.Linear(15, 5),
+    )
+    x = torch.randn(2, 3, 14, 12)
+    frozen = small(recipe, *layers, x=x).freeze(strict=True)
+    for bits in (3, 8):
+        assert check_layers(frozen, x, recipe.level(bits)) == 4
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.Conv2d(3, 4, 3), (3, 6, 5)), (nn.Conv1d(3, 4, 3), (3, 6)), (nn.Linear(6, 4), (6,))],
+    ids=["conv2d", "conv1d", "linear"],
+)
+def test_single_inputs(layer, shape):
+    x = torch.randn(3, *shape)
+    frozen = small(RECIPES[0], copy.deepcopy(layer), x=x).freeze(strict=True)
+    whole = frozen(x, bits=4)
+    assert torch.equal(frozen(x[1], bits=4), whole[1])
+
+
+@pytest.mark.parametrize("recipe", RECIPES[:5], ids=str)
+def test_without_ranges_only_weights_are_rounded(recipe):
+    torch.manual_seed(2)
+    subspace = lcs.convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1)), recipe).eval()
+    x, frozen = torch.randn(2, 3, 8, 8), subspace.freeze(strict=True)
+    for bits in (3, 8):
+        assert check_layers(frozen, x, recipe.level(bits)) == 2
+    known = small(recipe)
+    level = lcs.Level(recipe.level(4).alpha, bits=4, inputs=False)
+    frozen = known.freeze(strict=True)
+    assert check_layers(frozen, x, level) == 2
+    assert not torch.equal(frozen(x, level=level), frozen(x, bits=4))
+
+
+def test_one_weight_serves_all_widths_of_a_nested_point():
+    recipe, x = lcs.Quantized(line=False, nested=True), torch.randn(2, 3, 8, 8)
+    frozen = small(recipe).freeze()
+    views = []
+    for bits in range(3, 9):
+        frozen(x, bits=bits)
+        level = recipe.level(bits)
+        packed = frozen._packed(level, frozen._chosen(level, (x.shape,), (x,), {}))
+        views.append(packed.tensors[0][0])
+        assert packed.nbytes < 64  # of the numbers of the inputs' bits alone
+    assert all(view.whole is views[0].whole for view in views) and [view.bits for view in views] == [*range(3, 9)]
+    builds = frozen.counters.builds
+    for bits in range(3, 9):
+        frozen(x, bits=bits)
+    assert frozen.counters.builds == builds
+
+
+@pytest.mark.parametrize("recipe", RECIPES[:5], ids=str)
+def test_a_width_reads_its_share_of_the_bytes(recipe):
+    x, frozen = torch.randn(2, 3, 8, 8), small(recipe).freeze()
+    planes = {}
+    for bits in (3, 6, 8):
+        view = frozen._packed(recipe.level(bits), frozen._chosen(recipe.level(bits), (x.shape,), (x,), {})).tensors[0][
+            0
+        ]
+        planes[bits] = view.nbytes - view.whole.scales.nbytes - view.whole.zero_points.nbytes
+        words, blocks, steps = 7, 1, 9  # of 32 weights, of 32 output channels, of 8 columns
+        assert planes[bits] == 4 * words * bits and view.prepacked_nbytes == blocks * steps * 32 * bits
+        assert frozen.report(x, bits=bits).rows[0].bytes == view.nbytes + view.prepacked_nbytes + 8 * 4
+    assert planes[3] * 8 == planes[8] * 3
+
+
+def test_a_pickled_one_computes_the_same():
+    x, frozen = torch.randn(2, 3, 8, 8), small().freeze()
+    again = pickle.load(io.BytesIO(pickle.dumps(frozen)))
+    for bits in (3, 8):
+        assert torch.equal(again(x, bits=bits), frozen(x, bits=bits))
+
+
+def test_full_precision_runs_dense():
+    subspace, x = small(), torch.randn(2, 3, 8, 8)
+    level, frozen = lcs.Level(0.5), subspace.freeze(strict=True)
+    assert torch.equal(frozen(x, level=level), outputs(subspace, x, level))
+    assert {row.why for row in frozen.report(x, level=level).rows} == {"full precision"}
+
+
+def test_other_dtypes_run_dense_and_are_named():
+    subspace = small().to(torch.bfloat16)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.bfloat16)
+    frozen = subspace.freeze()
+    assert torch.equal(frozen(x, bits=4), outputs(subspace, x, subspace.recipe.level(4)))
+    assert frozen.counters.fallbacks == {f"{i}: no codes of bfloat16 weights": 1 for i in (0, 2)}
+    with pytest.raises(RuntimeError, match="strict: 2 layers cannot run packed: 0: no codes of bfloat16"):
+        subspace.freeze(strict=True)(x, bits=4)
+
+
+def test_inputs_of_another_dtype_are_refused():
+    x, frozen = torch.randn(2, 3, 8, 8), small().freeze()
+    frozen(x, bits=4)
+    with pytest.raises(RuntimeError, match="input of a frozen layer is torch.bfloat16, its weights are torch.float32"):
+        frozen(x.bfloat16(), bits=4)
+
+
+def test_gradients_reach_x_straight_through():
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    subspace = small(lcs.Quantized(), nn.Conv2d(3, 8, 3))
+    subspace.freeze()(x, bits=4).sum().backward()
+    (weight,) = subspace.recipe.weights([subspace.model[0]], subspace.recipe.level(4))
+    ones = torch.ones(2, 8, 6, 6)
+    assert torch.allclose(x.grad, torch.nn.grad.conv2d_input(x.shape, weight, ones), rtol=1e-5, atol=1e-5)
+
+
+def test_the_input_is_worth_the_same_in_any_batch_and_layout():
+    x, frozen = torch.randn(6, 3, 8, 8), small().freeze()
+    whole = frozen(x, bits=5)
+    assert torch.equal(frozen(x[:2], bits=5), whole[:2])
+    assert torch.equal(frozen(x.to(memory_format=torch.channels_last), bits=5), whole)
+
+
+def test_measured_next_to_float_layers():
+    subspace, x = small(lcs.Quantized(line=False, nested=True)), torch.randn(2, 3, 8, 8)
+    found = measure_speed(subspace, x, [subspace.recipe.level(bits) for bits in (3, 8)], seconds=0)
+    assert [(row.value, row.packed_layers) for row in found.rows] == [(3, 2), (8, 2)]
+    assert found.rows[0].resident_bytes < found.rows[1].resident_bytes
+    plain = lcs.unconvert(copy.deepcopy(subspace), subspace.recipe.full())
+    assert torch.equal(plain[0].weight, subspace.model[0].weight)
+
+
+def test_the_views_weight_is_a_2d_convolutions():
+    frozen, x = small(lcs.Quantized(), nn.Linear(7, 5), x=torch.randn(4, 7)).freeze(), torch.randn(4, 7)
+    y = frozen(x, bits=3)
+    level = frozen.recipe.level(3)
+    view, bias, _ = frozen._packed(level, frozen._chosen(level, (x.shape,), (x,), {})).tensors[0]
+    assert isinstance(view.whole, NestedWeight) and view.whole.shape == (5, 7, 1, 1) and view.whole.depth == 3
+    ends = frozen.model[0].input_low, frozen.model[0].input_high
+    expected = packed_conv2d(x.view(4, 7, 1, 1), view.whole, 3, bias, x_range=ends, x_bits=3)
+    assert torch.equal(y, expected.view(4, 5))
