@@ -40,7 +40,7 @@ class Graph:
 def card(monkeypatch, tmp_path):
     """A CPU that answers as a card; returns the rows that are noted."""
     Graph.replays = 0
-    modes = []
+    Graph.modes = modes = []
     fakes = {
         "Event": Event,
         "CUDAGraph": Graph,
@@ -48,6 +48,7 @@ def card(monkeypatch, tmp_path):
         "synchronize": lambda: None,
         "set_sync_debug_mode": modes.append,
         "get_device_properties": lambda device: GPU,
+        "set_stream": lambda stream: None,
         "current_stream": lambda: SimpleNamespace(cuda_stream=0),
         "empty_cache": lambda: None,
     }
@@ -63,23 +64,18 @@ def card(monkeypatch, tmp_path):
 
 def test_how_a_candidate_is_timed(card):
     def waits():
-        if calls["waits"]:
+        if Graph.modes[-1:] == ["error"]:
             raise RuntimeError("called a synchronizing CUDA operation")
-
-    calls = {"waits": 0}
-
-    def counted():
-        calls["waits"] = 0
 
     def sleeps():
         time.sleep(2e-3)
 
-    found = timing.measure({"records": counted, "sleeps": sleeps}, timing.Flush())
+    found = timing.measure({"records": lambda: None, "sleeps": sleeps}, timing.Flush())
     assert found["records"]["clock"] == "graph" and found["records"]["samples"] == 7 and Graph.replays > 7
     assert found["sleeps"]["eager_us"] >= 2000
-    assert timing.measure({"sleeps": sleeps}, lambda: None, 1 << 31)["sleeps"]["clock"] == "eager"
-    calls["waits"] = 1
+    assert timing.measure({"sleeps": sleeps}, lambda: None, 1 << 31)["sleeps"]["clock"] == "eager call, large"
     assert timing.waits_for_the_device(waits)
+    assert timing.prepared({"waits": waits}, False)["waits"][1] == "eager call, waits for the device"
     with pytest.raises(RuntimeError, match="another"):
         timing.waits_for_the_device(lambda: (_ for _ in ()).throw(RuntimeError("another")))
 

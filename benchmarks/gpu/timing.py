@@ -45,10 +45,13 @@ def waits_for_the_device(call: Call) -> bool:
 
 
 def graph_of(call: Call) -> Call:
-    """One replay of what the call launches."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = call()
+    """One replay of what the call launches. Raises RuntimeError where a graph cannot hold it."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            results = call()
+    finally:
+        torch.cuda.set_stream(stream)  # a capture that fails leaves its own
 
     def replay():
         graph.replay()
@@ -58,14 +61,21 @@ def graph_of(call: Call) -> Call:
 
 
 def prepared(calls: dict[str, Call], many_bytes: bool) -> dict[str, tuple[Call, str]]:
-    """What is timed of each candidate, and how: by graph, or eagerly where it waits for the device or moves much."""
+    """What is timed of each candidate, and by which clock: its graph's, or that of the call and why."""
     found = {}
     for name, call in calls.items():
         for _ in range(2):  # compiles, fills caches, chooses algorithms
             call()
         torch.cuda.synchronize()
-        eager = many_bytes or waits_for_the_device(call)
-        found[name] = (call, "eager") if eager else (graph_of(call), "graph")
+        if many_bytes:
+            found[name] = call, "eager call, large"
+        elif waits_for_the_device(call):
+            found[name] = call, "eager call, waits for the device"
+        else:
+            try:
+                found[name] = graph_of(call), "graph"
+            except RuntimeError as error:
+                found[name] = call, f"eager call, no graph: {str(error).splitlines()[0][:80]}"
         torch.cuda.synchronize()
     return found
 
