@@ -8,7 +8,7 @@ import os
 
 import torch
 
-from . import _build, _load, _measured
+from . import _build, _jit, _load, _measured
 from .errors import LcsUnavailableError
 
 CHOICES = ("cuda", "triton")
@@ -19,8 +19,9 @@ _loaded = False
 def load() -> None:
     """At import, after `_load.load_installed()`. Starts no CUDA context.
 
-    Raises ValueError where LCS_CUDA_BACKEND is neither unset nor one of CHOICES, and LcsUnavailableError where it is
-    "cuda" on a machine with a GPU and this install holds no `_C_cuda`, or one that does not load.
+    Where LCS_CUDA_BACKEND is "cuda" on a machine with a GPU and this install holds no `_C_cuda`, it is built, once.
+    Raises ValueError where LCS_CUDA_BACKEND is neither unset nor one of CHOICES, and LcsUnavailableError where there is
+    no compiler to build it or it does not load.
     """
     global _loaded
     asked = os.environ.get("LCS_CUDA_BACKEND") or None
@@ -31,11 +32,7 @@ def load() -> None:
     path = _build.find_binary("_C_cuda")
     if asked is None and (path is None or not is_measured_faster()):
         return
-    if path is None:
-        raise LcsUnavailableError(
-            "lcs_kernels: LCS_CUDA_BACKEND is cuda and this install holds no _C_cuda: build it with "
-            f"`python {_build.__file__} cuda`, which needs nvcc, or set LCS_CUDA_BACKEND=triton"
-        )
+    path = path or _jit.build(name="_C_cuda")
     try:
         torch.ops.load_library(path)
     except OSError as error:

@@ -21,10 +21,14 @@ from . import _build
 from .errors import LcsBuildError, LcsUnavailableError
 
 LIBRARY = "lcs_kernels.so"
-WAYS_OUT = (
-    "install a C++20 compiler (g++ 10 or later), or a wheel that holds the binary, "
-    "or set LCS_REFERENCE=1 to run the slow PyTorch reference"
-)
+WITHOUT = {  # a library: what runs in its place, and how to ask for it
+    "_C": "set LCS_REFERENCE=1 to run the slow PyTorch reference",
+    "_C_cuda": "set LCS_CUDA_BACKEND=triton",
+}
+WAYS_OUT = {
+    "_C": f"install a C++20 compiler (g++ 10 or later), or a wheel that holds the binary, or {WITHOUT['_C']}",
+    "_C_cuda": f"install CUDA's compiler and a C++20 one, or {WITHOUT['_C_cuda']}",
+}
 
 
 def to_stderr(line: str) -> None:
@@ -36,22 +40,22 @@ def cache_dir() -> Path:
     return Path(os.environ.get("LCS_CACHE") or Path("~/.cache/lcs-kernels").expanduser())
 
 
-def build(progress: Callable[[str], None] = to_stderr, *, csrc: Path | None = None) -> Path:
-    """The compiled library of `csrc` (default: the package's), from the cache if it is there and whole, else built.
+def build(progress: Callable[[str], None] = to_stderr, *, csrc: Path | None = None, name: str = "_C") -> Path:
+    """The library `name` of `csrc` (default: the package's), from the cache if it is there and whole, else built.
 
     Safe to call from any number of processes: one builds, the others wait, at most $LCS_JIT_TIMEOUT seconds (600).
     Raises LcsUnavailableError where nothing can be built and LcsBuildError where the compiler fails.
     """
     if os.environ.get("LCS_DISABLE_JIT", "0") not in ("", "0"):
         raise LcsUnavailableError(
-            "lcs_kernels: this install holds no binary and LCS_DISABLE_JIT forbids to build one: unset it, "
-            "or install a wheel that holds the binary, or set LCS_REFERENCE=1 to run the slow PyTorch reference"
+            f"lcs_kernels: this install holds no {name} and LCS_DISABLE_JIT forbids to build one: unset it, "
+            f"or install a wheel that holds the binary, or {WITHOUT[name]}"
         )
     csrc = csrc or _build.csrc_dir()
     try:
-        key = _build.build_key(csrc)
+        key = _build.build_key(csrc, name)
     except _build.CompilerNotFoundError as error:
-        raise LcsUnavailableError(f"lcs_kernels: this install holds no binary and {error}: {WAYS_OUT}") from None
+        raise LcsUnavailableError(f"lcs_kernels: this install holds no {name} and {error}: {WAYS_OUT[name]}") from None
     library = cache_dir() / "jit" / key / LIBRARY
     if _is_whole(library):
         return library
@@ -60,11 +64,11 @@ def build(progress: Callable[[str], None] = to_stderr, *, csrc: Path | None = No
     try:
         with _locked(library.parents[1], deadline, progress):
             if not _is_whole(library):
-                _build_into(library, csrc, deadline, progress)
+                _build_into(library, csrc, deadline, progress, name)
     except OSError as error:
         raise LcsUnavailableError(
             f"lcs_kernels: cannot build in the cache {library.parents[1]} ({error}): "
-            "make room there, or set LCS_CACHE to another folder, or set LCS_REFERENCE=1 to run the PyTorch reference"
+            f"make room there, or set LCS_CACHE to another folder, or {WITHOUT[name]}"
         ) from None
     return library
 
@@ -158,20 +162,20 @@ def _describe(holder: Path) -> str:
         return "another process"
 
 
-def _build_into(library: Path, csrc: Path, deadline: float, progress: Callable[[str], None]) -> None:
+def _build_into(library: Path, csrc: Path, deadline: float, progress: Callable[[str], None], name: str) -> None:
     """Builds in a folder beside and moves the result into place. The caller holds the lock, so older ones are dead."""
     directory, started = library.parents[1], time.monotonic()
     for leftover in directory.glob("tmp-*"):
         rmtree(leftover, ignore_errors=True)
-    progress(f"compiling {len(_build.sources(csrc))} files (first use, cached afterwards)")
+    progress(f"compiling {len(_build.sources(csrc, name))} files (first use, cached afterwards)")
     with tempfile.TemporaryDirectory(prefix="tmp-", dir=directory, ignore_cleanup_errors=True) as scratch:
         built = Path(scratch) / LIBRARY
         try:
-            _build.compile_library(built, Path(scratch), csrc, deadline)
+            _build.compile_library(built, Path(scratch), csrc, deadline, library=name)
         except _build.CompileError as error:
             log = library.parent.with_suffix(".log")
             log.write_text(error.log)
-            raise LcsBuildError(f"lcs_kernels: {error}\nThe whole log is {log}. Or {WAYS_OUT}") from None
+            raise LcsBuildError(f"lcs_kernels: {error}\nThe whole log is {log}. Or {WAYS_OUT[name]}") from None
         _noted_hash(built).write_text(hashlib.sha256(built.read_bytes()).hexdigest())
         library.parent.mkdir(exist_ok=True)
         os.replace(built, library)

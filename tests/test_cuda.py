@@ -4,11 +4,12 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lcs_kernels import _build, _cuda
+from lcs_kernels import _build, _cuda, _jit, _measured
 
 CSRC = _build.csrc_dir()
 SOURCES = [name for name in _build.sources(CSRC, "_C_cuda") if name.startswith("cuda/")]
@@ -37,7 +38,7 @@ def test_every_cuda_source_is_tested():
     assert all(Path(name).stem.endswith(("_cuda", "_sm90")) for name in SOURCES)
 
 
-def imported(choice: str, gpus: int = 1, binary: str = "None") -> subprocess.CompletedProcess:
+def imported(choice: str, gpus: int = 1, binary: str = "None", **more: str) -> subprocess.CompletedProcess:
     """An import of the package with so many GPUs, which shows what `_C_cuda` it loads and who runs two of the ops."""
     code = f"""
 import torch
@@ -54,6 +55,7 @@ found = lcs_kernels.backends()
 print(loaded, found["interpolate_prune_foreach"]["cuda"], found["quantize"]["cuda"], sep=";")
 """
     environment = {k: v for k, v in os.environ.items() if k != "LCS_REFERENCE"} | {"LCS_CUDA_BACKEND": choice}
+    environment |= more
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
 
 
@@ -71,12 +73,41 @@ def test_the_choice_of_a_back_end():
     ("choice", "message"),
     [
         ("cdua", "ValueError: LCS_CUDA_BACKEND: 'cdua' is not a back end; use cuda or triton"),
-        ("cuda", "holds no _C_cuda: build it with `python .*_build.py cuda`.* or set LCS_CUDA_BACKEND=triton"),
+        ("cuda", "holds no _C_cuda and no CUDA compiler found .tried no-such-nvcc.*, or set LCS_CUDA_BACKEND=triton"),
     ],
 )
 def test_a_choice_that_cannot_be_met_is_named(choice, message):
-    done = imported(choice)
+    done = imported(choice, NVCC="no-such-nvcc")
     assert done.returncode == 1 and re.search(message, done.stderr), done.stderr
+
+
+@needs_nvcc
+def test_the_library_is_built_once_where_it_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(_build, "NVCC_FLAGS", [f for f in _build.NVCC_FLAGS if "compute_" not in f] + ["-arch=sm_90"])
+    monkeypatch.setenv("LCS_CACHE", str(tmp_path))
+    lines = []
+    library = _jit.build(lines.append, name="_C_cuda")
+    assert "compiling 4 files" in lines[0] and _jit.build(lines.append, name="_C_cuda") == library and len(lines) == 2
+    code = f"import lcs_kernels, torch; torch.ops.load_library({str(library)!r})"
+    code += "; print(torch._C._dispatch_has_kernel_for_dispatch_key('lcs::interpolate_prune', 'CUDA'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_a_measured_back_end_is_the_default(monkeypatch):
+    """Where the library is there; without it nothing is built."""
+    loaded = []
+    monkeypatch.delenv("LCS_CUDA_BACKEND", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.ops.load_library", loaded.append)
+    monkeypatch.setattr(_jit, "build", lambda **_: loaded.append("built"))
+    measured = _measured.Measured("NVIDIA H200", "2026-12-01", ("cuda", "triton"), "triton")
+    for fastest, binary in (("triton", Path("b")), ("cuda", None), ("cuda", Path("c"))):
+        monkeypatch.setattr(_cuda, "_loaded", False)
+        monkeypatch.setattr(_build, "find_binary", lambda library, binary=binary: binary)
+        monkeypatch.setattr(_measured, "latest", lambda fastest=fastest: replace(measured, fastest=fastest))
+        _cuda.load()
+    assert loaded == [Path("c")]
 
 
 def test_a_missing_nvcc_is_named(monkeypatch):
