@@ -13,7 +13,7 @@ struct BlockCopy {
   int64_t from_stride, from_step, to_stride, rows, columns;
   DType dtype;
   bool transposed;
-  bool stream = false;  // past the caches; rows of whole vectors at such addresses, `step` 1, not transposed
+  bool stream = false;  // past the caches; rows of whole squares' sides at such addresses, `step` 1, not transposed
 };
 
 }  // namespace lcs

@@ -24,7 +24,7 @@ void copy_block(const BlockCopy& c) {
   To* to = static_cast<To*>(c.to);
   if (c.stream) {
     for (int64_t r = 0; r < c.rows; ++r, from += c.from_stride, to += c.to_stride)
-      for (int64_t i = 0; i < c.columns; i += kLanes) stream(to + i, rounded<To>(load(from + i)));
+      for (int64_t i = 0; i < c.columns; i += kSquare) stream_square(from + i, to + i);
     return;
   }
   if (!c.transposed) {

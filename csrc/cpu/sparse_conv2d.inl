@@ -4,9 +4,16 @@
 // Few vectors leave the multipliers waiting for each other's sums: then the values are dealt out to several sums.
 constexpr int sums_of(int vectors) { return vectors >= 6 ? 1 : vectors >= 3 ? 2 : 4; }
 
+// f(0), f(1), ... without a loop, in which compilers would leave many sums in memory.
+template <class F, int... i>
+inline __attribute__((always_inline)) void each(F f, std::integer_sequence<int, i...>) {
+  (f(i), ...);
+}
+
 template <int kVectors, bool kDirect>
 void accumulate_tile(const SparseTile& tile) {
   constexpr int kSums = sums_of(kVectors);
+  constexpr auto kEach = std::make_integer_sequence<int, kVectors>();
   const int32_t* distance = tile.distance;
   const uint16_t* index = tile.index;
   const float* value = tile.values;
@@ -19,14 +26,13 @@ void accumulate_tile(const SparseTile& tile) {
     else
       x += tile.offset[index[i]];
     const Float w = set1(value[i]);
-    for (int v = 0; v < kVectors; ++v) sum[v] = fmadd(w, load(x + v * kLanes), sum[v]);
+    each([&](int v) { sum[v] = fmadd(w, load(x + v * kLanes), sum[v]); }, kEach);
   };
   for (int64_t row = 0; row < tile.rows; ++row, acc += tile.acc_stride) {
     Float sum[kSums][kVectors];
     const Float start = set1(tile.first && tile.bias ? tile.bias[row] : 0.0f);
-    for (int v = 0; v < kVectors; ++v) sum[0][v] = tile.first ? start : load(acc + v * kLanes);
-    for (int s = 1; s < kSums; ++s)
-      for (int v = 0; v < kVectors; ++v) sum[s][v] = set1(0.0f);
+    each([&](int v) { sum[0][v] = tile.first ? start : load(acc + v * kLanes); }, kEach);
+    for (int s = 1; s < kSums; ++s) each([&](int v) { sum[s][v] = set1(0.0f); }, kEach);
     const int32_t n = tile.count[row];
     int32_t i = 0;
     for (; i + kSums <= n; i += kSums)
@@ -34,11 +40,13 @@ void accumulate_tile(const SparseTile& tile) {
     for (; i < n; ++i) add_value(sum[0], i);
     kDirect ? void(distance += n) : void(index += n);
     value += n;
-    for (int v = 0; v < kVectors; ++v) {
-      Float total = sum[0][v];
-      for (int s = 1; s < kSums; ++s) total = add(total, sum[s][v]);
-      store(acc + v * kLanes, raised_to(total, floor));
-    }
+    each(
+        [&](int v) {
+          Float total = sum[0][v];
+          for (int s = 1; s < kSums; ++s) total = add(total, sum[s][v]);
+          store(acc + v * kLanes, raised_to(total, floor));
+        },
+        kEach);
   }
 }
 
@@ -53,4 +61,4 @@ void accumulate(const SparseTile& tile) {
   tile.distance ? accumulate_any<true>(tile, kVectors) : accumulate_any<false>(tile, kVectors);
 }
 
-SparseConv2dKernels table() { return {kLanes, kMaxVectors, accumulate, load_block, store_block, stream_end}; }
+SparseConv2dKernels table() { return {kLanes, kMaxVectors, kSquare, accumulate, load_block, store_block, stream_end}; }

@@ -20,7 +20,7 @@ namespace eight {
 }
 #include "lanes_avx512.inl"
 #include "transpose_avx2.inl"
-constexpr int kMaxVectors = 14;
+constexpr int kMaxVectors = 28;
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "sparse_conv2d.inl"

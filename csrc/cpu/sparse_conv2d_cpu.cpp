@@ -13,6 +13,8 @@ namespace lcs {
 namespace {
 
 constexpr int64_t kPanelBytes = 512 << 10;  // about a core's second-level cache
+constexpr int kNeighbours = 14;             // vectors of a tile whose lanes are neighbours
+constexpr int64_t kImagesAtOnce = 128;      // of a single pixel each
 constexpr int64_t kTasks = 8;               // enough to keep the threads even
 constexpr int64_t kStreamed = 8 << 20;      // bytes of a result that the caches would not hold
 constexpr int64_t kTilesToPrepare = 4;      // tiles that pay for looking up all distances first
@@ -80,7 +82,7 @@ class SparseConv2d {
 
   void run() {
     const int64_t panels = images() * bands_;
-    if (panels * ceil_div(vectors(band_), run_.max_vectors) >= kTilesToPrepare) distances();
+    if (panels * ceil_div(vectors(band_), tile_vectors()) >= kTilesToPrepare) distances();
     panels >= kTasks ? run_many(panels) : run_few(panels);
   }
 
@@ -94,16 +96,20 @@ class SparseConv2d {
   // vectors of images.
   int64_t choose_lanes() const {
     const int64_t n = a_.x.n, positions = a_.y.height * a_.y.width, vectors = ceil_div(n, run_.lanes);
-    if (positions == 1) return ceil_div(vectors, ceil_div(vectors, run_.max_vectors)) * run_.lanes;
-    return positions < 2 * run_.lanes && 4 * n >= 3 * vectors * run_.lanes ? run_.lanes : 1;
+    const int64_t most = std::min<int64_t>(run_.max_vectors, kImagesAtOnce / run_.lanes);
+    if (positions == 1) return ceil_div(vectors, ceil_div(vectors, most)) * run_.lanes;
+    return positions < 4 * run_.lanes && 4 * n >= 3 * vectors * run_.lanes ? run_.lanes : 1;
   }
 
-  // Whether y is large, and its rows are whole vectors at such addresses.
+  // Where vectors span neighbours, the input of larger tiles falls out of the first-level cache.
+  int64_t tile_vectors() const { return lanes_ == 1 ? std::min(run_.max_vectors, kNeighbours) : run_.max_vectors; }
+
+  // Whether y is large, and its rows are whole pieces of `stream_lanes` at such addresses.
   bool may_stream() const {
     const Images& y = a_.y;
     const int64_t unaligned = y.width | y.row_stride | y.channel_stride | y.image_stride;
-    return lanes_ == 1 && y.channel_stride != 1 && unaligned % run_.lanes == 0 &&
-           reinterpret_cast<uintptr_t>(y.data) % (run_.lanes * size_of(a_.dtype)) == 0 &&
+    return lanes_ == 1 && y.channel_stride != 1 && unaligned % run_.stream_lanes == 0 &&
+           reinterpret_cast<uintptr_t>(y.data) % (run_.stream_lanes * size_of(a_.dtype)) == 0 &&
            y.n * y.channels * y.height * y.width * size_of(a_.dtype) >= kStreamed;
   }
 
@@ -245,7 +251,7 @@ class SparseConv2d {
   // Output channels [begin, end) of a panel: all sums of the band first, so that y is written in long runs.
   void multiply(int64_t panel, int64_t begin, int64_t end, const float* x, Scratch<float>& scratch) const {
     const int64_t row0 = panel % bands_ * band_, height = std::min(band_, a_.y.height - row0);
-    const int64_t vectors = this->vectors(height), tile = ceil_div(vectors, ceil_div(vectors, run_.max_vectors));
+    const int64_t vectors = this->vectors(height), tile = ceil_div(vectors, ceil_div(vectors, tile_vectors()));
     // An odd number of cache lines here too.
     const int64_t stride = (ceil_div(vectors * run_.lanes, 16) | 1) * 16;
     float* const sums = scratch.reserve((end - begin) * stride);

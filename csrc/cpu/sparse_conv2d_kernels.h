@@ -25,6 +25,7 @@ struct SparseTile {
 
 struct SparseConv2dKernels {
   int lanes, max_vectors;
+  int stream_lanes;  // that are stored past the caches at once
   void (*accumulate)(const SparseTile& tile);
   void (*load)(const BlockCopy& copy);   // to float32
   void (*store)(const BlockCopy& copy);  // from float32

@@ -58,6 +58,12 @@ inline void copy_first(const From* from, int64_t step, To* to, int64_t n) {
   store_first(to, load_apart(from, n, step), n);
 }
 
+// 8 elements past the caches, to their own multiple of an address.
+template <class From, class To>
+inline void stream_square(const From* from, To* to) {
+  eight::stream(to, eight::rounded<To>(eight::load(from)));
+}
+
 // to[column * to_stride + row] = from[row * from_stride + column * step], for at most 8 rows and columns.
 template <class From, class To>
 inline void transpose(const From* from, int64_t from_stride, int64_t step, To* to, int64_t to_stride, int64_t rows,

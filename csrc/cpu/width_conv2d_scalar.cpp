@@ -23,6 +23,10 @@ template <class From, class To>
 inline void transpose(const From* from, int64_t, int64_t, To* to, int64_t, int64_t, int64_t) {
   store(to, rounded<To>(load(from)));
 }
+template <class From, class To>
+inline void stream_square(const From* from, To* to) {
+  stream(to, rounded<To>(load(from)));
+}
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "width_conv2d.inl"

@@ -69,7 +69,7 @@ class SparseConv2d(torch.autograd.Function):
 def block_for(channels: int, taps: int, density: float) -> int:
     """Columns of a block, whole channels of `taps`: so many that their part of x fits the first-level cache, unless
     that would leave a row of the weight with too few values to pay for coming back to its sums."""
-    wanted = max(36.0 if taps > 1 else 72.0, 10 / max(taps * density, 1e-6))
+    wanted = max(24.0 if taps > 1 else 72.0, 10 / max(taps * density, 1e-6))
     blocks = max(round(channels / wanted), 1)
     return max(min(-(-channels // blocks), 65536 // taps), 1) * taps
 

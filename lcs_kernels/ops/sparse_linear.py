@@ -56,14 +56,14 @@ class SparseLinear(torch.autograd.Function):
 
 
 def block_for(rows: int, columns: int, density: float) -> int:
-    """Columns of a block: its part of x (`rows` float32 each, at most 112 at once) fits the first-level cache, unless
-    that would leave a row of the weight with too few values to pay for coming back to its sums."""
+    """Columns of a block: its part of x (`rows` float32 each, at most 128 at once) about fits the first-level cache,
+    unless that would leave a row of the weight with too few values to pay for coming back to its sums."""
     if rows <= 2:
         return min(max(columns, 1), 65536)
     # Few sizes, as each is one more prepack to keep, and one more graph of torch.compile.
     at_once = 8 if rows <= 8 else 16 if rows <= 16 else 32 if rows <= 32 else 64 if rows <= 64 else 112
-    cached = 20480 // (4 * at_once)
-    return min(max(cached, int(12 / max(density, 1e-6)), 1), 65536)
+    cached = 40960 // (4 * at_once)
+    return min(max(cached, int(max(8, 320 / at_once) / max(density, 1e-6)), 1), 65536)
 
 
 def sparse_linear(x: Tensor, weight: SparseWeight, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
