@@ -23,12 +23,13 @@ _NUMBERS = ["channels", "pixels", "groups", "in_group", "x_n", "x_c", "x_p"]
 
 @triton.jit
 def vector_at(end0, end1, alpha, channel, inside, none, GIVEN: tl.constexpr, LINE: tl.constexpr):
-    """A vector's point of the line in float32; `none` where there is no vector."""
+    """A vector's point of the line, rounded to its dtype, in float32; `none` where there is no vector."""
     if GIVEN:
         value = widened(tl.load(end0 + channel, mask=inside, other=0.0))
         if LINE:
             c1 = tl.load(alpha)
             value = (1.0 - c1) * value + c1 * widened(tl.load(end1 + channel, mask=inside, other=0.0))
+            value = widened(rounded(value, end0.dtype.element_ty))
     else:
         value = tl.zeros(channel.shape, tl.float32) + none
     return value

@@ -380,12 +380,12 @@ void blend_vector(const LineVector& vector, float alpha, int64_t n, float* to) {
     using T = decltype(types);
     const Blend<T> from(vector.end0, vector.end1, alpha);
     const int64_t whole = n / kBlock * kBlock;
-    for (int64_t i = 0; i < whole; i += kLanes) store(to + i, from.at(i));
+    for (int64_t i = 0; i < whole; i += kLanes) store(to + i, rounded<typename T::in>(from.at(i)));
     if (whole == n) return;
     Tail<T> tail(from, whole, n);
     const Blend<T> rest = tail.blend(alpha);
     float values[kBlock];
-    for (int64_t i = 0; i < kBlock; i += kLanes) store(values + i, rest.at(i));
+    for (int64_t i = 0; i < kBlock; i += kLanes) store(values + i, rounded<typename T::in>(rest.at(i)));
     copy(to + whole, values, n - whole);
   });
 }

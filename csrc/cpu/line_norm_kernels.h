@@ -51,7 +51,7 @@ struct NormGradRows {
 };
 
 struct LineNormKernels {
-  // n elements of `vector` at `alpha`, in float32.
+  // n elements of `vector` at `alpha`.
   void (*blend)(const LineVector& vector, float alpha, int64_t n, float* to);
 
   NormMoments (*moments)(const void* x, int64_t n, DType dtype);

@@ -77,9 +77,10 @@ def reference_backward(
 
 
 def blend(end0: Tensor, end1: Tensor | None, alpha: Tensor | None) -> Tensor:
-    """In float32 (float64 for float64), not rounded to the ends' dtype."""
+    """In float32 (float64 for float64), of values that the ends' dtype holds."""
     wide = torch.promote_types(end0.dtype, torch.float32)
-    return end0.to(wide) if end1 is None else (1 - alpha) * end0.to(wide) + alpha * end1.to(wide)
+    blended = end0 if end1 is None else ((1 - alpha) * end0.to(wide) + alpha * end1.to(wide)).to(end0.dtype)
+    return blended.to(wide)
 
 
 def _blended(end0: Tensor | None, end1: Tensor | None, alpha: Tensor | None, x: Tensor, fill: int) -> Tensor:
@@ -181,14 +182,14 @@ def line_norm(
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """(x - mean) / sqrt(var + eps) * weight + bias, then + residual and ReLU on request, in one pass over memory.
+    """(x - mean) / sqrt(var + eps) * weight + bias, then + residual and ReLU on request, in one op.
 
-    weight = (1 - alpha) * weight0 + alpha * weight1, bias likewise, each cut to the channels of x: the norms of
-    compressible subspaces (arXiv 2110.04252). Mean and variance (by n, not n - 1) are those of each sample's groups of
-    consecutive channels: `groups` of 1 to x.shape[1], which is instance norm. Or they are given, of each channel, as
-    batch norm has them in evaluation; statistics over a batch, as it has them in training, are torch's.
+    weight = (1 - alpha) * weight0 + alpha * weight1, rounded to its dtype, bias likewise, each cut to the channels of
+    x: the norms of compressible subspaces (arXiv 2110.04252). Mean and variance (by n, not n - 1) are those of each
+    sample's groups of consecutive channels: `groups` of 1 to x.shape[1], which is instance norm. Or they are given, of
+    each channel, as batch norm has them in evaluation; statistics over a batch, as in its training, are torch's.
 
-    The variance is that of the deviations from the mean, so that a large mean costs no digits. Everything in float32;
+    The variance is that of the deviations from the mean, so that a large mean costs no digits. All else in float32;
     what is added to the residual has been rounded to x's dtype before. Differentiable once: to x, all four ends, alpha
     and the residual, not to given statistics. No sum depends on the number of threads.
 

@@ -41,12 +41,13 @@ PACKERS: dict[type[Recipe], type[Packer]] = {
     Unstructured: SparsePacker,
 }
 LEVELS = 128  # that are held at most
+NORM = "line_norm"
 _REMEMBERED = 1024  # inputs, and inputs at levels, whose choices are kept
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer at one level: the kernel that it runs, why torch's, weights stored, and bytes held."""
+    """One layer at one level: the kernel that it runs, why none on a packed weight, weights stored, and bytes held."""
 
     layer: str
     kernel: str
@@ -63,7 +64,7 @@ class FrozenReport:
     rows: tuple[LayerReport, ...]
 
     def __str__(self) -> str:
-        packed = sum(row.kernel != "torch" for row in self.rows)
+        packed = sum(row.kernel not in ("torch", NORM) for row in self.rows)
         total = sum(row.bytes for row in self.rows)
         end = f"{self.level}: {packed} of {len(self.rows)} layers packed, {total:,} bytes"
         return columns(LayerReport, self.rows, end)
@@ -161,7 +162,9 @@ class Frozen:
         return FrozenReport(
             level,
             tuple(
-                LayerReport(name, choice.kernel, choice.why, self._stored(layer, level), nbytes(weight) + nbytes(bias))
+                LayerReport(
+                    name, _kernel(layer, choice), choice.why, self._stored(layer, level), nbytes(weight) + nbytes(bias)
+                )
                 for (name, layer), choice, (weight, bias, *_) in zip(
                     self._named.items(), choices.layers, packed.tensors, strict=True
                 )
@@ -349,6 +352,10 @@ def _shape_of(value):
     if isinstance(value, dict):
         return tuple((key, _shape_of(item)) for key, item in value.items())
     return type(value)
+
+
+def _kernel(layer: SubspaceLayer, choice: Choice) -> str:
+    return NORM if layer.takes_ends else choice.kernel
 
 
 def _setting(kwargs: dict) -> Setting:

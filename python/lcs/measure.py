@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import models
 from .convert import convert, unconvert
-from .frozen import Frozen
+from .frozen import NORM, Frozen
 from .layers import SubspaceLayer
 from .levels import Level
 from .snapshot import made_weights
@@ -142,7 +142,7 @@ def check_layers(frozen: Frozen, x: Tensor, level: Level) -> int:
     kernels = {row.layer: row.kernel for row in frozen.report(x, level=level).rows}
     for hook in hooks:
         hook.remove()
-    sparse = {name: m for name, m in named.items() if kernels[name] != "torch" and m in seen}
+    sparse = {name: m for name, m in named.items() if kernels[name] not in ("torch", NORM) and m in seen}
     weights = made_weights(list(sparse.values()), level, frozen.recipe)
     for name, layer in sparse.items():
         input, output = seen[layer]

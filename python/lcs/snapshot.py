@@ -16,15 +16,33 @@ Snapshot = tuple[Tensors, ...]
 
 
 def make(layers: Sequence[SubspaceLayer], level: Level, recipe: Recipe) -> Snapshot:
-    """Weight, bias and what else the recipe gives of each layer at `level`, differentiable to the ends."""
-    weights = made_weights(layers, level, recipe)
-    snapshot = tuple(recipe.tensors(layer, level, weights.get(layer)) for layer in layers)
+    """Weight, bias and what else the recipe gives of each layer at `level`, differentiable to the ends.
+
+    Of a layer that blends its ends itself: weight, bias, their second ends, and alpha.
+    """
+    weights, alphas = made_weights(layers, level, recipe), {}
+    snapshot = tuple(
+        _ends(layer, level, alphas) if layer.takes_ends else recipe.tensors(layer, level, weights.get(layer))
+        for layer in layers
+    )
     for layer, tensors in zip(layers, snapshot, strict=True):
-        if recipe.cuts and (layer.compressed or layer.incoming is not None):
+        if recipe.cuts and not layer.takes_ends and (layer.compressed or layer.incoming is not None):
             for tensor in tensors:
                 if isinstance(tensor, Tensor):
                     maybe_mark_dynamic(tensor, 0)  # else each width would be compiled anew
     return snapshot
+
+
+def _ends(layer: SubspaceLayer, level: Level, alphas: dict) -> Tensors:
+    """`alphas`: one tensor for each device and dtype that layers need it in."""
+    (weight, weight_1), (bias, bias_1) = layer.ends("weight"), layer.ends("bias")
+    if weight_1 is None and bias_1 is None:
+        return weight, bias
+    like = weight if bias_1 is None else bias
+    kind = like.device, torch.float64 if like.dtype == torch.float64 else torch.float32
+    if kind not in alphas:
+        alphas[kind] = torch.tensor(level.alpha, device=kind[0], dtype=kind[1])
+    return weight, bias, weight_1, bias_1, alphas[kind]
 
 
 def made_weights(layers: Sequence[SubspaceLayer], level: Level, recipe: Recipe) -> dict[SubspaceLayer, Tensor]:

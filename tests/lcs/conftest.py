@@ -1,5 +1,8 @@
 import pytest
 import torch
+from torch.nn import functional as F
+
+from lcs_kernels import line_norm
 
 
 @pytest.fixture
@@ -21,6 +24,21 @@ def tiny(tmp_path):
         return TrainConfig(**{**settings, **changes})
 
     return make
+
+
+@pytest.fixture
+def plain_norms_round_alike(monkeypatch):
+    """Lets torch's own norm modules run `line_norm`, so that plain networks equal converted ones bit for bit."""
+
+    def group_norm(x, groups, weight, bias, eps):
+        return line_norm(x, weight, None, bias, None, None, groups, eps)
+
+    def instance_norm(x, mean, var, weight, bias, from_input, momentum, eps):
+        assert from_input and mean is None
+        return group_norm(x, x.shape[1], weight, bias, eps)
+
+    monkeypatch.setattr(F, "group_norm", group_norm)
+    monkeypatch.setattr(F, "instance_norm", instance_norm)
 
 
 @pytest.fixture(autouse=True)

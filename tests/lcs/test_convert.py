@@ -328,7 +328,7 @@ def test_independent_ends_are_the_models_own_where_it_has_them():
 
 
 @pytest.mark.parametrize("recipe", [LINE, POINT], ids=["line", "point"])
-def test_unconvert_bakes_one_level_into_plain_modules(recipe):
+def test_unconvert_bakes_one_level_into_plain_modules(plain_norms_round_alike, recipe):
     model, x = Net(), torch.randn(2, 3, 6, 6)
     subspace = lcs.convert(model, recipe, dense=["conv1", "fc"], init="independent")
     with torch.no_grad(), subspace.at(density=0.2):

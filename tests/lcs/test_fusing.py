@@ -8,6 +8,7 @@ from torch import nn
 import lcs
 from lcs import models
 from lcs.fusing import add_into, add_relu_into, fused, max_pool2d
+from lcs.layers.norms import FusedNorm
 
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -18,6 +19,13 @@ def frozen(model):
 
 def targets(frozen):
     return [node.target for node in frozen._fused.graph.nodes if node.op == "call_function"]
+
+
+def norms(frozen):
+    """What each norm of the fused forward does besides, in order."""
+    nodes = (node for node in frozen._fused.graph.nodes if node.op == "call_module")
+    named = dict(frozen.model.named_modules())
+    return [set(node.kwargs) for node in nodes if isinstance(named[node.target], FusedNorm)]
 
 
 @torch.no_grad()
@@ -45,9 +53,40 @@ def test_models_give_the_same_bits(name, memory_format):
 
 
 def test_what_is_fused_in_a_residual_network():
-    steps = targets(frozen(models.build("resnet18", 10, seed=0)))
-    assert steps.count(add_relu_into) == 8 and steps.count(max_pool2d) == 1
-    assert steps.count(torch.relu_) == 9 and F.relu not in steps
+    fast = frozen(models.build("resnet18", 10, seed=0))
+    steps = targets(fast)
+    assert steps.count(max_pool2d) == 1 and not {F.relu, torch.relu_, add_into, add_relu_into} & set(steps)
+    found = norms(fast)
+    assert found.count({"relu"}) == 9 and found.count({"residual", "relu"}) == 8 and found.count(set()) == 3
+    pre_activation = frozen(models.build("cpreresnet20", 10, seed=0))
+    assert norms(pre_activation) == [{"relu"}] * 19 and targets(pre_activation).count(add_into) == 6
+
+
+class Mixed(nn.Module):
+    """Norms whose result is read again, broadcast, added to itself or to another norm, or clamped before the sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.GroupNorm(1, 3) for _ in range(3))
+        self.conv, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU()
+
+    def forward(self, x):
+        y = self.a(x)
+        z = self.relu(y) + y
+        z = self.b(z) + x.mean((2, 3), keepdim=True)
+        z = self.relu(self.c(z)) + z
+        w = self.conv(z)
+        return self.relu(self.a(w) + self.b(w)) + torch.relu(w + self.c(w))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_norms_take_in_what_they_can(dtype):
+    fast = frozen(Mixed().to(dtype))
+    x = X.to(dtype)
+    found = fast(x, density=0.5)
+    assert fast.counters.unfused == "" and fast._forwards
+    assert torch.equal(found, own(fast, x, 0.5))
+    assert norms(fast) == [set(), {"residual"}, {"relu"}, set(), {"residual", "relu"}, {"residual", "relu"}]
 
 
 class Reused(nn.Module):

@@ -9,6 +9,8 @@ from torch import nn
 
 import lcs
 
+from ..ops.test_line_norm import UNIT, exact
+
 ALPHA, DENSITY = 0.3, 0.5
 IMAGE, SEQUENCE, FLAT = (3, 8, 6, 6), (3, 8, 9), (3, 8)
 WEIGHT_KINDS = {
@@ -94,11 +96,26 @@ def check_against_plain(make, shape, dtype=torch.float32, **options):
         subspace.train(training), plain.train(training)
         with subspace.at(density=DENSITY, alpha=ALPHA):
             y = subspace(x)
-        expected = torch.func.functional_call(plain, composed(layer, ALPHA, DENSITY), x)
-        torch.testing.assert_close(y, expected, rtol=0, atol=0)
+        if layer.takes_ends:
+            check_fused_norm(layer, x, y)
+        else:
+            expected = torch.func.functional_call(plain, composed(layer, ALPHA, DENSITY), x)
+            torch.testing.assert_close(y, expected, rtol=0, atol=0)
     for name, buffer in plain.named_buffers():
         assert torch.equal(layer.get_buffer(name), buffer)
     return subspace
+
+
+def check_fused_norm(layer, x, y):
+    """Against the norm in float64, to what the op's roundings allow."""
+    batched = x if x.dim() == y.dim() and x.shape[1] == len(layer.weight) else x[None]
+    groups = layer.num_groups if isinstance(layer, nn.GroupNorm) else layer.num_features
+    ends = [layer.weight, layer.weight_1, layer.bias, layer.bias_1]
+    expected, off = exact(batched, ends, ALPHA, groups, layer.eps, roundings=x.numel())
+    unit = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps
+    last = UNIT.get(x.dtype, 0.0)
+    error = (y.double() - expected.view(y.shape)).abs()
+    assert y.dtype == x.dtype and (error <= unit * off.view(y.shape) + last * (expected.abs().view(y.shape) + 1)).all()
 
 
 @pytest.mark.parametrize("kind", WEIGHT_KINDS)
@@ -144,9 +161,9 @@ def test_a_point_has_one_end(kind):
     assert torch.equal(y, torch.func.functional_call(make(), weights, x))
 
 
-@pytest.mark.parametrize("kind", ["linear", "conv2d reflect", "group norm"])
+@pytest.mark.parametrize("kind", ["linear", "conv2d reflect", "layer norm", "group norm"])
 @pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
-def test_gradients_of_both_ends_are_those_of_the_composition(kind, density):
+def test_gradients_of_both_ends_are_those_of_the_composition(plain_norms_round_alike, kind, density):
     make, shape = (WEIGHT_KINDS | NORM_KINDS)[kind]
     subspace = line_of(make, torch.float64)
     layer, x = subspace.model.layer, torch.randn(shape, dtype=torch.float64)

@@ -200,7 +200,7 @@ def test_with_gradient_each_forward_makes_weights_of_its_own(makes):
     assert len(makes) == 5
 
 
-def test_gradients_of_both_ends_equal_those_of_the_composition():
+def test_gradients_of_both_ends_equal_those_of_the_composition(plain_norms_round_alike):
     subspace = subspace_of().to(torch.float64)
     model, x, alpha, density = subspace.model, batch().double(), 0.3, 0.4
     ends = dict(model.named_parameters())

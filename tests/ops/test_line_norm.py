@@ -99,11 +99,9 @@ def exact(x, ends, alpha, groups, eps, roundings):
     normed = ((grouped - mean) * rstd).view(x.shape)
     per_element = [t.expand(grouped.shape).reshape(x.shape) for t in (mean, var.sqrt(), rstd)]
     mean, deviation, rstd = per_element
-    a, channels = torch.tensor(alpha).double(), x.shape[1]
-    w, b, size_w, size_b = (
-        ((1 - a) * p.double() + a * q.double())[:channels].view(shape)
-        for p, q in (ends[:2], ends[2:], [e.abs() for e in ends[:2]], [e.abs() for e in ends[2:]])
-    )
+    a, channels = torch.tensor(alpha, dtype=torch.promote_types(ends[0].dtype, torch.float32)), x.shape[1]
+    w, b = (blend(*pair, a)[:channels].view(shape).double() for pair in (ends[:2], ends[2:]))
+    size_w, size_b = w.abs(), b.abs()
     # The mean: `roundings` of a sum of deviations, and one. The variance: the same, of what was at most 11 times it.
     off_mean = (mean.abs() + (roundings + 2) * 4 * deviation) * rstd * size_w
     off_rstd = (11 * (roundings + 4) / 2 + 8) * normed.abs() * size_w

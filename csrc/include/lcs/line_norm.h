@@ -6,8 +6,8 @@
 
 namespace lcs {
 
-// A vector on a line, fl(fl(1 - alpha) * end0) + fl(alpha * end1) in float32. end1 null: a point; end0 too: there is
-// none.
+// A vector on a line, fl(fl(1 - alpha) * end0) + fl(alpha * end1) in float32, rounded to its dtype. end1 null: a point;
+// end0 too: there is none.
 struct LineVector {
   const void *end0, *end1;
   DType dtype;

@@ -16,6 +16,7 @@ class SubspaceLayer(nn.Module):
     original: type[nn.Module]  # what `plain` makes
     was_batch_norm: bool  # its statistics in a state_dict are then ignored
     compressed: bool  # pruned at a level; else kept whole
+    takes_ends: bool = False  # its forward blends the ends itself; in a snapshot they are both, and alpha
     incoming: object = None  # lcs.channels.Channels, where a level changes how many channels arrive
     slot: object  # lcs.snapshot.Slot
     index: int  # this layer's place in a snapshot

@@ -3,12 +3,33 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lcs_kernels import line_norm
+
 from .base import SubspaceLayer
 
 
-class SubspaceGroupNorm(SubspaceLayer, nn.GroupNorm):
-    def forward(self, input: Tensor) -> Tensor:
-        return F.group_norm(input, self.num_groups, *self.tensors(), self.eps)
+class FusedNorm(SubspaceLayer):
+    """Runs `line_norm`: the ends are blended inside, and what comes after, a sum and a ReLU, may be done with it.
+
+    `tensors` are those of a point, (weight, bias, ...), or both ends and alpha.
+    """
+
+    def norm(self, input: Tensor, groups: int, residual: Tensor | None, relu: bool) -> Tensor:
+        weight, bias, weight_1, bias_1, alpha = (*self.tensors(), None, None, None)[:5]
+        ends = (weight, weight_1, bias, bias_1)
+        if residual is None or (residual.shape == input.shape and residual.dtype == input.dtype):
+            return line_norm(input, *ends, alpha, groups, self.eps, residual=residual, relu=relu)
+        y = line_norm(input, *ends, alpha, groups, self.eps) + residual
+        return y.relu_() if relu else y
+
+
+class SubspaceGroupNorm(FusedNorm, nn.GroupNorm):
+    takes_ends = True
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        if input.dim() < 2 or input.shape[1] != self.num_channels:
+            raise ValueError(f"a norm of {self.num_channels} channels got an input of shape {tuple(input.shape)}")
+        return self.norm(input, self.num_groups, residual, relu)
 
 
 class SubspaceLayerNorm(SubspaceLayer, nn.LayerNorm):
@@ -16,13 +37,36 @@ class SubspaceLayerNorm(SubspaceLayer, nn.LayerNorm):
         return F.layer_norm(input, self.normalized_shape, *self.tensors(), self.eps)
 
 
-class _InstanceNorm(SubspaceLayer):
-    def _apply_instance_norm(self, input: Tensor) -> Tensor:
-        return self._normalize(input, *self.tensors(), self.running_mean, self.running_var)
+class _InstanceNorm(FusedNorm):
+    """With running statistics, which are one set, shared by all levels, it is torch's."""
 
-    def _normalize(self, input, weight, bias, mean, var) -> Tensor:
-        from_input = self.training or not self.track_running_stats
-        return F.instance_norm(input, mean, var, weight, bias, from_input, self.momentum or 0.0, self.eps)
+    @property
+    def takes_ends(self) -> bool:
+        return not self.track_running_stats
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        self._check_input_dim(input)
+        self._check_channels(input)
+        if input.dim() == self._get_no_batch_dim():
+            batched = None if residual is None else residual.unsqueeze(0)
+            return self._normalize(input.unsqueeze(0), batched, relu).squeeze(0)
+        return self._normalize(input, residual, relu)
+
+    def _check_channels(self, input: Tensor) -> None:
+        channels = input.shape[int(input.dim() != self._get_no_batch_dim())]
+        if channels != self.num_features and self.affine:
+            raise ValueError(f"a norm of {self.num_features} channels got an input of shape {tuple(input.shape)}")
+
+    def _normalize(self, input: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        if self.takes_ends:
+            if input[0, 0].numel() == 1:
+                raise ValueError(f"instance norm needs more than one element a channel, got {tuple(input.shape)}")
+            return self.norm(input, input.shape[1], residual, relu)
+        weight, bias, *statistics = self.tensors()
+        mean, var = statistics or (self.running_mean, self.running_var)
+        y = F.instance_norm(input, mean, var, weight, bias, self.training, self.momentum or 0.0, self.eps)
+        y = y if residual is None else y + residual
+        return y.relu_() if relu else y
 
 
 class SubspaceInstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):

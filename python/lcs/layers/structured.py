@@ -51,9 +51,8 @@ class StructuredConv2d(_Convolution, SubspaceConv2d):
 class StructuredGroupNorm(SubspaceGroupNorm):
     """Of one group, or of one for each channel."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        groups = 1 if self.num_groups == 1 else input.shape[1]
-        return F.group_norm(input, groups, *self.tensors(), self.eps)
+    def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        return self.norm(input, 1 if self.num_groups == 1 else input.shape[1], residual, relu)
 
 
 class StructuredLayerNorm(SubspaceLayerNorm):
@@ -64,11 +63,8 @@ class StructuredLayerNorm(SubspaceLayerNorm):
 
 
 class _InstanceNorm(SubspaceLayer):
-    def forward(self, input: Tensor) -> Tensor:
-        self._check_input_dim(input)
-        if input.dim() == self._get_no_batch_dim():
-            return self._normalize(input.unsqueeze(0), *self.tensors()).squeeze(0)
-        return self._normalize(input, *self.tensors())
+    def _check_channels(self, input: Tensor) -> None:
+        """A level changes how many arrive."""
 
 
 class StructuredInstanceNorm1d(_InstanceNorm, SubspaceInstanceNorm1d):
