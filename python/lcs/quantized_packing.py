@@ -45,6 +45,8 @@ class QuantizedPacker(Packer):
             return Choice("torch", "full precision")
         if not isinstance(layer, tuple(FROZEN_LAYERS.values())):
             return Choice("torch", f"no packed op for {layer.original.__name__}", fallback=True)
+        if layer.folded is not None:
+            return Choice("torch", "no codes of a weight that a batch norm is folded into", fallback=True)
         if layer.weight.dtype != torch.float32:
             return Choice("torch", f"no codes of {dtype} weights", fallback=True)
         backend = self._backends.get(device, "reference")

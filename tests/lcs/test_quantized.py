@@ -170,6 +170,21 @@ def test_a_batch_norm_is_folded_where_it_alone_reads_a_convolution(line):
         assert torch.equal(plain.a.weight, weight) and not hasattr(plain.a, "folded")
 
 
+def test_frozen_a_folded_layer_runs_as_torch_does_and_says_so():
+    subspace, x = folding(lcs.Quantized(target=4)).eval(), torch.randn(2, 1, 8, 8)
+    frozen = subspace.freeze()
+    with torch.no_grad(), subspace.at(bits=4):
+        weight = subspace.model.a.tensors()[0]
+    with torch.no_grad():
+        frozen(x, bits=4)
+    why = {row.layer: row.why for row in frozen.report(x, bits=4).rows}
+    assert why["a"] == "no codes of a weight that a batch norm is folded into" and not why["b"]
+    packed = frozen._packed(frozen.recipe.level(4), next(iter(frozen._choices.values())))
+    assert torch.equal(packed.tensors[frozen._named["a"].index][0], weight)
+    with pytest.raises(RuntimeError, match="strict: 1 layers cannot run packed: a: no codes"):
+        subspace.freeze(strict=True)(x, bits=4)
+
+
 def test_a_model_that_cannot_be_traced_is_refused_where_its_batch_norms_are_kept():
     class Branching(Folding):
         def forward(self, x):
