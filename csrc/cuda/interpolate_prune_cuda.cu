@@ -15,7 +15,7 @@
 namespace lcs::cuda {
 namespace {
 
-// The key of this rank in the sample.
+// The key of this rank in the sample, which the barriers here part from what is written before and after.
 __device__ int32_t sampled_key(Shared& shared, int size, int64_t rank) {
   Interval interval{0, kNanKey, rank, 0};
   while (interval.width > 0) {
@@ -39,7 +39,6 @@ __device__ void take_sample(const Work& work, Shared& shared, int segment, int64
     const float w1 = row.w1 ? decoded(bits_at(row.w1, i, work.in), work.in) : 0.0f;
     shared.keys[j] = magnitude(blended(w0, w1, row.w1 != nullptr, *work.alpha, work.out));
   }
-  __syncthreads();
 }
 
 // The bracket of a segment.
@@ -64,7 +63,6 @@ __device__ void guess(const Work& work, Shared& shared, int segment) {
   const Interval bracket = guessed(work, shared, segment, start, n, keep);
   for (int i = threadIdx.x; i < kBins; i += kThreads) work.counts[int64_t(segment) * kBins + i] = 0;
   if (threadIdx.x == 0) work.segment[segment] = {bracket, keep, 0, 0, false};
-  __syncthreads();  // the sample has been read
 }
 
 // Writes all weights of a tile that its bracket decides, zeros for the others, and lists these.
@@ -176,8 +174,7 @@ __device__ void count(const Work& work, Shared& shared) {
     if (tile.segment != counted) {
       __syncthreads();
       if (counted >= 0) add_bins(work, shared, counted);
-      __syncthreads();
-      clear_bins(shared);
+      clear_bins(shared);  // by the thread that added them
       counted = tile.segment;
     }
     each_undecided(work, tile, t, segment.dense, [&](float w) { count_key(shared, segment.interval, magnitude(w)); });
@@ -211,7 +208,6 @@ __device__ void count_ties(const Work& work, Shared& shared, int64_t t) {
   });
   __syncthreads();
   if (threadIdx.x == 0) work.tile[t].drop = shared.bins[0];
-  __syncthreads();
 }
 
 // Tells each tile of a segment how many of its ties go: the first ones of the segment.
@@ -236,7 +232,6 @@ __device__ void share_ties(const Work& work, Shared& shared, int s) {
       if (at < last) work.tile[at].drop = left <= 0 ? 0 : left < ties[r] ? uint32_t(left) : ties[r];
     }
     gone += shared.total;
-    __syncthreads();
   }
 }
 
@@ -263,7 +258,6 @@ __device__ void settle_dense(const Work& work, Shared& shared, const Tile& tile,
       if (ties >> j & 1 && rank++ >= drop) kept |= 1u << j;
     passed += shared.total;
     write_round(work, tile, r, w, kept);
-    __syncthreads();
   }
 }
 
@@ -293,7 +287,6 @@ __device__ void settle_listed(const Work& work, Shared& shared, const Tile& tile
 #pragma unroll
       for (int r = 0; r < kRounds; ++r) before[r] += dropped;
       dropped += shared.total;
-      __syncthreads();
     }
 #pragma unroll
     for (int r = 0; r < kRounds; ++r)

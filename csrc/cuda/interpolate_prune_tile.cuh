@@ -165,7 +165,7 @@ __device__ void write_round(const Work& work, const Tile& tile, int round, const
 }
 
 // Numbers what the threads counted, in the order of rounds and then of threads: `before[r]` is the sum of the counts in
-// front of counts[r]. One thread calls all(total) while the others wait.
+// front of counts[r]. One thread calls all(total) while the others wait; all have read by then what it last wrote.
 template <int kCounts, class All>
 __device__ void number(Shared& shared, const uint32_t (&counts)[kCounts], uint32_t (&before)[kCounts], All all) {
   constexpr unsigned kSums = kCounts * kWarps;
@@ -209,9 +209,7 @@ __device__ Interval narrowed(Shared& shared, const Interval& from, const Count* 
     shared.narrowed = {from.low + below, rest < size ? rest : size, rank, count};
   }
   __syncthreads();
-  const Interval to = shared.narrowed;
-  __syncthreads();
-  return to;
+  return shared.narrowed;
 }
 
 __device__ void clear_bins(Shared& shared) {

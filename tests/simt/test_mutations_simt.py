@@ -6,7 +6,7 @@ import resource
 import pytest
 import torch
 
-from .host import SimtError, build
+from .host import CUDA, Edit, SimtError, build
 from .test_interpolate_prune_simt import SHAPES, SIZES, check, layers
 
 SMALL_SAMPLE = ("kSample = 4096", "kSample = 64")
@@ -25,17 +25,29 @@ FLAWS = {
     "last_word": ("% 8 == 0 && i < tile.row.n", "% 8 == 0 && i + 32 < tile.row.n"),
     "contraction": (BLEND, "fmaf(alpha, w1, __fmul_rn(__fsub_rn(1.0f, alpha), w0))"),
 }
-# What stands before a barrier, up to the barrier that is removed.
-BARRIERS = {
-    "after_the_bins_are_cleared": "shared.bins[i] = 0;\n  __syncthreads();",
-    "before_the_sums_are_read": "shared.warp_sums[warp] = sum;\n  __syncthreads();",
-    "of_the_grid_after_the_guess": "guess(work, shared, int(s));\n  grid_sync();",
-    "of_the_grid_before_ties_are_shared": "count_ties(work, shared, t);\n    grid_sync();",
-    "of_the_grid_before_the_interval_narrows": "    count(work, shared);\n    grid_sync();",
-}
+SOURCES = ("interpolate_prune_cuda.cu", "interpolate_prune_tile.cuh")
+BARRIERS = [
+    (name, word, k)
+    for name in SOURCES
+    for word in ("__syncthreads();", "__syncwarp();", "grid_sync();")
+    for k in range((CUDA / name).read_text().count(word))
+]
 
 
-CPU_SECONDS = 10  # more than twice what all cases take
+def without(name: str, word: str, k: int) -> Edit:
+    """Removes the k-th such barrier of a source, named by so much in front of it as no other place holds."""
+    texts, at = [path.read_text() for path in CUDA.iterdir()], -1
+    text = (CUDA / name).read_text()
+    for _ in range(k + 1):
+        at = text.index(word, at + 1)
+    begin = at
+    while sum(t.count(text[begin : at + len(word)]) for t in texts) > 1:
+        begin -= 1
+    return text[begin : at + len(word)], text[begin:at]
+
+
+ORDERS = 3  # of threads and blocks, each case
+CPU_SECONDS = 20  # more than twice what all cases take
 
 
 def run_cases(library) -> None:
@@ -43,17 +55,26 @@ def run_cases(library) -> None:
     for seed, kind in enumerate(("integers", "normal", "two_values")):
         torch.manual_seed(seed)
         w0s, w1s = layers(kind)
-        for keep in (torch.tensor([n // 3 for n in SIZES]), torch.tensor(sum(SIZES) // 7)):
-            check(library, w0s, w1s, 0.3, keep, seed=100 * seed)
+        for keep in (torch.tensor([n * 3 // 5 for n in SIZES]), torch.tensor(sum(SIZES) // 7)):
+            for order in range(ORDERS):
+                check(library, w0s, w1s, 0.3, keep, seed=100 * seed + order)
 
 
-def is_caught(library) -> bool:
+def run_neighbours(library) -> None:
+    """A layer whose ties overflow its list, next to one whose list holds its bracket."""
+    torch.set_num_threads(1)
+    w0s = [torch.ones(8192), torch.randn(8192, generator=torch.Generator().manual_seed(0))]
+    for order in range(ORDERS):
+        check(library, w0s, [], 0.0, torch.tensor([999, 999]), seed=order)
+
+
+def is_caught(library, run=run_cases) -> bool:
     """Whether some case that the kernels pass fails, in a process of its own: a flaw may crash it, or never end."""
     child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
         try:
-            run_cases(library)
+            run(library)
         except AssertionError:  # a SimtError too
             os._exit(1)
         os._exit(0)
@@ -71,16 +92,20 @@ def test_a_flaw_is_caught(objects, flaw):
     assert is_caught(build(objects / flaw, [FLAWS[flaw], *extra]))
 
 
-@pytest.mark.parametrize("barrier", BARRIERS)
-def test_a_missing_barrier_is_caught(objects, barrier):
-    words = BARRIERS[barrier]
-    without = words[: words.rindex("\n")]
-    assert is_caught(build(objects / barrier, [(words, without), SMALL_SAMPLE]))
+@pytest.mark.parametrize(("name", "word", "k"), BARRIERS)
+def test_every_barrier_is_needed(objects, name, word, k):
+    folder = objects / f"{SOURCES.index(name)}{word[:6]}{k}"
+    assert is_caught(build(folder, [without(name, word, k), SMALL_SAMPLE]))
+
+
+def test_a_list_that_is_written_past_its_room_is_caught(objects):
+    assert not is_caught(build(objects / "rooms"), run_neighbours)
+    flaw = build(objects / "no_room", [("if (at < tile.room) {", "if (at < tile.room || true) {")])
+    assert is_caught(flaw, run_neighbours)
 
 
 def test_a_race_is_named(objects):
-    words = BARRIERS["after_the_bins_are_cleared"]
-    library = build(objects / "named", [(words, words[: words.rindex("\n")])])
+    library = build(objects / "named", [without("interpolate_prune_tile.cuh", "__syncthreads();", 4)])
     with pytest.raises(SimtError, match="race: thread .* shared memory, which thread"):
         for seed in range(3):
             check(library, [torch.randn(SHAPES[4])], [], 0.0, torch.tensor([7]), seed=seed)
