@@ -15,8 +15,8 @@ compile=("${CXX:-c++}" -std=c++20 -O2 -ffp-contract=off -w -Wno-psabi "-DLCS_TAR
 for source in csrc/cpu/*.cpp tests/cpp/emulated/isa.cpp; do
   [ "$source" = csrc/cpu/isa.cpp ] || echo "$source"
 done | xargs -P "$(nproc)" -I{} sh -c '"$@" -c {} -o '"$build"'/$(basename {} .cpp).o' sh "${compile[@]}"
-for test in interpolate_prune interpolate_prune_backward interpolate_quantize packed_conv2d packed_linear sparse_conv2d \
-            sparse_linear sparse_pack width_conv2d; do
+for test in interpolate_prune interpolate_prune_backward interpolate_quantize line_norm packed_conv2d packed_linear \
+            sparse_conv2d sparse_linear sparse_pack width_conv2d; do
   "${compile[@]}" "tests/cpp/${test}_test.cpp" "$build"/*.o -pthread -o "$build/$test"
   "$build/$test"
   echo "passed, AVX-512 emulated: $test"
