@@ -17,22 +17,42 @@ from .harness import Row
 FEATURES = 4096
 ROWS = (1, 16, 128)
 WIDTHS = (8, 7, 6, 5, 4, 3, 2)
-LAYERS = 4  # in turn, so that no second-level cache holds the next one's weight
+SET = 128 << 20  # bytes of the layers that take turns: more than a cache holds
+MAX_FOUR_BIT_ROWS = 16  # of x, for which torch's 4-bit product is made
+
+Calls = list[Callable[[], object]]
 
 
-def in_turn(calls: list[Callable[[], object]]) -> Callable[[], object]:
+def in_turn(calls: Calls) -> Callable[[], object]:
     turn = count()
     return lambda: calls[next(turn) % len(calls)]()
 
 
-def dynamic(w: torch.Tensor) -> object:
-    """torch's int8 weight for linear layers that quantise x themselves (fbgemm, oneDNN)."""
+def layers(bits: int) -> int:
+    """How many layers take turns."""
+    return -(-SET // (FEATURES * FEATURES * bits // 8))
+
+
+def dynamic(w: torch.Tensor, x: torch.Tensor) -> Callable[[], object]:
+    """torch's int8 layer that quantises x itself (fbgemm)."""
     scales = (w.abs().amax(1) / 127).double()
     q = torch.quantize_per_channel(w, scales, torch.zeros(w.shape[0], dtype=torch.long), 0, torch.qint8)
-    return torch.ops.quantized.linear_prepack(q, None)
+    packed = torch.ops.quantized.linear_prepack(q, None)
+    return lambda: torch.ops.quantized.linear_dynamic(x, packed, True)
 
 
-def four_bits(x: torch.Tensor, w: torch.Tensor) -> Callable[[], torch.Tensor]:
+def one_dnn(w: torch.Tensor, x: torch.Tensor) -> Callable[[], object]:
+    """torch's int8 layer by oneDNN, of an x that was quantised before."""
+    scales = w.abs().amax(1) / 127
+    packed = torch.ops.onednn.qlinear_prepack((w / scales[:, None]).round().to(torch.int8), list(x.shape))
+    scale = (x.abs().max() / 127).item()
+    q = ((x / scale).round() + 128).to(torch.uint8)
+    zeros = torch.zeros(w.shape[0], dtype=torch.int32)
+    rest = (None, 1.0, 0, torch.float32, "none", [], "")
+    return lambda: torch.ops.onednn.qlinear_pointwise(q, scale, 128, packed, scales, zeros, *rest)
+
+
+def four_bits(w: torch.Tensor, x: torch.Tensor) -> Callable[[], object]:
     """torch's 4-bit weight in groups of 128, x in bfloat16."""
     codes = torch.randint(0, 16, w.shape, dtype=torch.int32)
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
@@ -47,11 +67,11 @@ def check(x: torch.Tensor, weight: NestedWeight, bits: int) -> None:
         raise AssertionError("packed_linear's result differs from its reference")
 
 
-def row(x: torch.Tensor, weights: list[NestedWeight], bits: int, peers: dict) -> Row:
+def row(x: torch.Tensor, weights: list[NestedWeight], bits: int, where: str, peers: dict) -> Row:
     traffic = [torch.ones(FEATURES * FEATURES * bits // 32) for _ in weights]
     return Row(
         op="packed_linear",
-        case=f"{len(x)} x {FEATURES} by {FEATURES} x {FEATURES}, {bits} bits",
+        case=f"{len(x)} x {FEATURES} by {FEATURES} x {FEATURES}, {bits} bits, {where}",
         candidates={"lcs": in_turn([lambda w=w: packed_linear(x, w, bits) for w in weights]), **peers},
         limit=in_turn([lambda t=t: torch.sum(t) for t in traffic]),
         bytes=FEATURES * FEATURES * bits // 8,
@@ -59,20 +79,32 @@ def row(x: torch.Tensor, weights: list[NestedWeight], bits: int, peers: dict) ->
     )
 
 
-def peers_of(x: torch.Tensor, dense: list[torch.Tensor], int8: list[object]) -> dict[str, Callable[[], object]]:
-    return {
-        "torch float32": in_turn([lambda w=w: F.linear(x, w) for w in dense]),
-        "torch int8, x quantised": in_turn([lambda p=p: torch.ops.quantized.linear_dynamic(x, p, True) for p in int8]),
-        "torch 4 bits, x bfloat16": in_turn([four_bits(x, w) for w in dense]),
+def peers_of(x: torch.Tensor, w: torch.Tensor, counts: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
+    """Each with so many copies of its weight, of 32, 8 and 4 bits, in turn."""
+    dense = [w.clone() for _ in range(counts[0])]
+    peers = {
+        "torch float32": in_turn([lambda d=d: F.linear(x, d) for d in dense]),
+        "torch int8 fbgemm, x quantised": in_turn([dynamic(w, x) for _ in range(counts[1])]),
+        "torch int8 oneDNN, x given in int8": in_turn([one_dnn(w, x) for _ in range(counts[1])]),
     }
+    if len(x) <= MAX_FOUR_BIT_ROWS:
+        peers["torch 4 bits, x bfloat16"] = in_turn([four_bits(w, x) for _ in range(counts[2])])
+    return peers
 
 
 def rows() -> Iterator[Row]:
+    """Of weights that come from memory, and at one row of x also of one that stays in a cache large enough for it."""
     torch.manual_seed(0)
-    dense = [torch.randn(FEATURES, FEATURES) / 64 for _ in range(LAYERS)]
-    weights, int8 = [NestedWeight.pack(w) for w in dense], [dynamic(w) for w in dense]
+    dense = torch.randn(FEATURES, FEATURES) / 64
+    packed = NestedWeight.pack(dense)
+    fields = (packed.planes, packed.scales, packed.zero_points, packed.shape, packed.group)
+    weights = [NestedWeight(*fields) for _ in range(layers(min(WIDTHS)))]  # each with a prepack of its own
     for n in ROWS:
         x = torch.randn(n, FEATURES)
-        peers = peers_of(x, dense, int8)
+        peers = peers_of(x, dense, (layers(32), layers(8), layers(4)))
         for bits in WIDTHS:
-            yield row(x, weights, bits, peers)
+            yield row(x, weights[: layers(bits)], bits, "layers in turn", peers)
+    x = torch.randn(1, FEATURES)
+    peers = peers_of(x, dense, (1, 1, 1))
+    for bits in WIDTHS:
+        yield row(x, weights[:1], bits, "one layer", peers)

@@ -32,7 +32,8 @@ Isa detect() {
   if (!(LCS_HAS("avx2") && LCS_HAS("fma") && LCS_HAS("f16c") && LCS_HAS("bmi") && LCS_HAS("bmi2") && LCS_HAS("popcnt")))
     return Isa::scalar;
   if (!(LCS_HAS("avx512f") && LCS_HAS("avx512bw") && LCS_HAS("avx512dq") && LCS_HAS("avx512vl"))) return Isa::avx2;
-  if (!(LCS_HAS("avx512vnni") && LCS_HAS("avx512vbmi") && LCS_HAS("avx512vbmi2"))) return Isa::avx512;
+  if (!(LCS_HAS("avx512vnni") && LCS_HAS("avx512vbmi") && LCS_HAS("avx512vbmi2") && LCS_HAS("gfni")))
+    return Isa::avx512;
 #undef LCS_HAS
   return amx_granted() ? Isa::amx : Isa::avx512_vnni;
 }

@@ -67,18 +67,27 @@ void PackedGemm::expand(int64_t block, int64_t step, int64_t steps, const Factor
 
 void PackedGemm::multiply(int64_t block, const PackedRows& x, float* tile) const {
   static thread_local Scratch<char> scratch;
-  char* const acc = scratch.reserve(kMaxPackedRows * kBlockRows * 4 + kPanelBytes);
-  char* const panel = acc + kMaxPackedRows * kBlockRows * 4;
+  constexpr int64_t kRowSums = 2 * kBlockRows;
+  char* const acc = scratch.reserve(kMaxPackedRows * kRowSums * 4 + kPanelBytes);
+  char* const panel = acc + kMaxPackedRows * kRowSums * 4;
+  const bool from_planes = !exact_ && run_.multiply_planes;
   const NestedLayout& l = w_.layout;
   const int64_t groups = l.groups(), steps = l.steps() / groups, at_once = kPanelBytes / panel_bytes(panel_);
   for (int64_t group = 0; group < groups; ++group) {
     const Factors f = factors(block, group);
-    std::memset(acc, 0, size_t(x.n * kBlockRows * 4));
+    std::memset(acc, 0, size_t(x.n * (from_planes ? kRowSums : kBlockRows) * 4));
     for (int64_t step = group * steps; step < (group + 1) * steps; step += at_once) {
       const int64_t n = std::min(at_once, (group + 1) * steps - step);
-      expand(block, step, n, f, panel);
-      run_.multiply({panel, n, bits_, x.x, x.row, x.step + step, x.n, acc}, panel_);
+      const PackedExpand expand{planes(block, step), l.plane_bytes(), n, bits_, shift(), panel, f.center};
+      const PackedMultiply multiply{panel, n, bits_, x.x, x.row, x.step + step, x.n, acc};
+      if (from_planes) {
+        run_.multiply_planes(expand, multiply);
+      } else {
+        run_.expand(expand, panel_);
+        run_.multiply(multiply, panel_);
+      }
     }
+    if (from_planes) run_.settle(reinterpret_cast<int32_t*>(acc), x.n, bits_);
     run_.scale({acc, exact_ ? nullptr : x.sums + group, groups, x.n, shift(), f.center, f.scale, group == 0, tile});
   }
   finish(block, x.n, x.scale, tile);

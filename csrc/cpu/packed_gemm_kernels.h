@@ -91,6 +91,11 @@ struct PackedGemmKernels {
   void (*multiply)(const PackedMultiply& multiply, Panel panel);
   void (*scale)(const PackedScale& scale);
   void (*finish)(const PackedFinish& finish);
+
+  // `expand` and `multiply` in one, for panels of bytes. acc holds rows x 64 sums meanwhile, which `settle` makes rows
+  // x 32 of. null: not implemented
+  void (*multiply_planes)(const PackedExpand& expand, const PackedMultiply& multiply) = nullptr;
+  void (*settle)(int32_t* acc, int64_t rows, int bits) = nullptr;
 };
 
 constexpr int64_t kTableBytes = 64;      // of a step

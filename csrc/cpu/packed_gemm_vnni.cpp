@@ -29,9 +29,17 @@ constexpr int64_t chain_of(int) { return 0; }
 
 // After the vocabulary it is written in.
 #include "packed_gemm.inl"
+// After what it is written in.
+#include "packed_gemm_vnni.inl"
 }  // namespace
 
-PackedGemmKernels packed_gemm_kernels() { return table(); }
+PackedGemmKernels packed_gemm_kernels() {
+  PackedGemmKernels kernels = table();
+  kernels.lookup = nullptr;  // slower than these
+  kernels.multiply_planes = multiply_planes;
+  kernels.settle = settle;
+  return kernels;
+}
 
 }  // namespace lcs::vnni
 LCS_TARGET_END

@@ -12,6 +12,9 @@
 namespace lcs {
 namespace {
 
+// Between rows of x, which would otherwise lie in the same few sets of the cache where columns are many.
+constexpr int64_t kGap = 64;
+
 // Rows of x up to which sums are looked up, at a price for each; an unpacked weight serves any number of them.
 constexpr int64_t look_up_rows(int bits) { return bits >= 7 ? 1 : bits >= 4 ? 2 : 3; }
 
@@ -29,10 +32,10 @@ class PackedLinear {
 
   void run() {
     static thread_local Scratch<char> scratch;
-    const int64_t x_bytes = padded_ * element_bytes(gemm_.panel());
+    const int64_t x_bytes = padded_ * element_bytes(gemm_.panel()) + kGap, bytes = padded_ + kGap;
     const int64_t tables = look_up_ ? layout_.steps() * kTableBytes : 0;
     // Per row: tables or x, int8 x, corrections, sums, scale, distance. Then the steps' distances.
-    const int64_t largest = std::max(x_bytes, tables) + padded_ + groups_ * 12 + 4 + 8;
+    const int64_t largest = std::max(x_bytes, tables) + bytes + groups_ * 12 + 4 + 8;
     char* at = scratch.reserve(a_.rows * largest + layout_.steps() * 8 + 7 * 64);
     const auto take = [&]<class T>(T*& array, int64_t n) {
       array = reinterpret_cast<T*>(at);
@@ -40,7 +43,7 @@ class PackedLinear {
     };
     take(tables_, a_.rows * tables);
     take(x_, look_up_ || gemm_.panel() == Panel::bytes ? 0 : a_.rows * x_bytes);
-    take(bytes_, a_.rows * padded_);
+    take(bytes_, a_.rows * bytes);
     take(corrections_, a_.rows * groups_);
     take(sums_, a_.rows * groups_);
     take(scale_, a_.rows);
@@ -58,6 +61,8 @@ class PackedLinear {
  private:
   const void* x(int64_t row, int64_t column) const { return advance(a_.x, row * layout_.columns + column, a_.dtype); }
 
+  int8_t* bytes_of(int64_t row) const { return bytes_ + row * (padded_ + kGap); }
+
   // A row in float32, each segment padded with zeros.
   void widen(int64_t m) const {
     float* const to = reinterpret_cast<float*>(x_ + row_[m]);
@@ -70,7 +75,7 @@ class PackedLinear {
 
   void quantize(int64_t m) const {
     const Quantization q(gemm_.kernels().largest(x(m, 0), a_.dtype, layout_.columns));
-    int8_t* const to = bytes_ + m * padded_;
+    int8_t* const to = bytes_of(m);
     std::memset(to, 0, size_t(padded_));
     scale_[m] = q.half_scale;
     for_segments([&](int64_t group, int64_t column, int64_t n, int64_t offset) {
@@ -84,7 +89,7 @@ class PackedLinear {
   void tabulate(int64_t m) const {
     const int64_t steps = layout_.segment_steps();
     for (int64_t g = 0; g < groups_; ++g)
-      corrections_[m * groups_ + g] = gemm_.kernels().tables(bytes_ + m * padded_ + g * steps * kStepColumns, steps,
+      corrections_[m * groups_ + g] = gemm_.kernels().tables(bytes_of(m) + g * steps * kStepColumns, steps,
                                                              tables_ + (m * layout_.steps() + g * steps) * kTableBytes);
   }
 
