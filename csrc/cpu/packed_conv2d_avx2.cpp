@@ -59,6 +59,8 @@ inline __m128i first_bytes(__m128i x, int64_t n) {
   return _mm_and_si128(x, _mm_cmpgt_epi8(_mm_set1_epi8(char(n)), at));
 }
 
+constexpr int64_t kAhead = 512;  // bytes
+
 // 8 pixels of up to 16 channels.
 template <class T>
 void quantize_planes(const PackedPixels& p, Coder& coder, int64_t c0, int64_t i0) {

@@ -19,13 +19,14 @@
 namespace lcs {
 namespace {
 
-constexpr int64_t kStripBytes = 2 << 20;    // of the images that are quantised before they are multiplied
-constexpr int64_t kRangeBytes = 384 << 10;  // of that, what stays in the second-level cache from block to block
-constexpr int64_t kTasks = 8;               // enough to keep the threads even
-constexpr int64_t kLeastPixels = 96;        // that pay for unpacking a block of the weight
-constexpr int64_t kPiece = 1 << 14;         // elements of which the largest is looked for
-constexpr int64_t kChunkBytes = 16 << 10;   // of a panel: half of the first-level cache
-constexpr int64_t kTile = 120;              // positions at once: whole rows of every instruction set's registers
+constexpr int64_t kStripBytes = 2 << 20;       // of the images that are quantised before they are multiplied
+constexpr int64_t kRangeBytes = 384 << 10;     // of that, what stays in the second-level cache from block to block
+constexpr int64_t kTasks = 8;                  // enough to keep the threads even
+constexpr int64_t kLeastPixels = 96;           // that pay for unpacking a block of the weight
+constexpr int64_t kPiece = 1 << 14;            // elements of which the largest is looked for
+constexpr int64_t kChannels = 16, kRun = 256;  // read at once of NCHW images: channels, and elements of each
+constexpr int64_t kChunkBytes = 16 << 10;      // of a panel: half of the first-level cache
+constexpr int64_t kTile = 120;                 // positions at once: whole rows of every instruction set's registers
 
 // The input becomes a strip: int8 (or what the panel takes), channels last, each group's channels padded to whole
 // steps, with the padding of the convolution, so that each tap of each output position is at a fixed distance. Then
@@ -118,8 +119,13 @@ class PackedConv2d {
 
   void run_images(int64_t images) {
     const int64_t rows = rows_.length(a_.y.height);
-    parallel_(images * rows, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) a_.exact ? copy(i / rows, i % rows) : quantize(i / rows, i % rows);
+    const int64_t at_once = a_.x.channel_stride == 1 || a_.exact ? 1 : ceil_div(kRun, a_.x.width + 1);
+    const int64_t bands = ceil_div(rows, at_once);
+    parallel_(images * bands, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = i % bands * at_once;
+        a_.exact ? copy(i / bands, row) : quantize(i / bands, row, std::min(row + at_once, rows));
+      }
     });
     if (!a_.exact)
       parallel_(images * a_.y.height, 4, [&](int64_t begin, int64_t end) {
@@ -164,31 +170,48 @@ class PackedConv2d {
     }
   }
 
-  // A row of the strip in integers, and the sums of each column's channels.
-  void quantize(int64_t image, int64_t row) {
+  // Rows [begin, end) of the strip in integers, and the sums of each column's channels.
+  void quantize(int64_t image, int64_t begin, int64_t end) {
     static thread_local Scratch<int8_t> scratch;
     const bool bytes = gemm_.panel() == Panel::bytes;
-    char* const strip = strip_ + (image * image_ + row * row_) * element_;
-    int8_t* const to = bytes ? reinterpret_cast<int8_t*>(strip) : scratch.reserve(row_);
-    const Inside in = inside(image, row);
-    const Images& x = a_.x;
+    char* const strip = strip_ + (image * image_ + begin * row_) * element_;
+    int8_t* const to = bytes ? reinterpret_cast<int8_t*>(strip) : scratch.reserve((end - begin) * row_);
     const int64_t columns = columns_.length(a_.y.width);
-    std::memset(to, codes_.zero, size_t(in.begin * column_));
-    std::memset(to + in.end * column_, codes_.zero, size_t((columns - in.end) * column_));
+    for (int64_t row = begin; row < end; ++row) {
+      const Inside in = inside(image, row);
+      int8_t* const first = to + (row - begin) * row_;
+      std::memset(first, codes_.zero, size_t(in.begin * column_));
+      std::memset(first + in.end * column_, codes_.zero, size_t((columns - in.end) * column_));
+    }
+    const int64_t at_once = a_.x.channel_stride == 1 ? inputs_ : kChannels;
+    for (int64_t group = 0; group < groups_; ++group)
+      for (int64_t c = 0; c < inputs_; c += at_once)
+        for (int64_t row = begin; row < end; ++row)
+          quantize_row(image, row, group * inputs_ + c, std::min(at_once, inputs_ - c),
+                       to + (row - begin) * row_ + group * segment_ + c);
+    for (int64_t group = 0; group < groups_; ++group)
+      for (int64_t row = begin; row < end; ++row) {
+        const Inside in = inside(image, row);
+        const int8_t* const first = to + (row - begin) * row_ + group * segment_;
+        int32_t* const sums = strip_sums_ + ((group * images_ + image) * rows_.length(a_.y.height) + row) * columns;
+        std::fill(sums, sums + columns, int32_t(codes_.zero * inputs_));
+        for (int64_t i = in.begin; i < in.end; ++i) sums[i] = run_.sum(first + i * column_, segment_);
+      }
+    if (!bytes) gemm_.kernels().widen(to, (end - begin) * row_, reinterpret_cast<int16_t*>(strip));
+  }
+
+  // What of a row lies inside the image, of some channels.
+  void quantize_row(int64_t image, int64_t row, int64_t channel, int64_t channels, int8_t* to) {
+    const Inside in = inside(image, row);
+    if (in.begin == in.end) return;
+    const Images& x = a_.x;
     PackedCodes codes = codes_;
     codes.inverse = inverse_[size_t(first_ + image)];
-    for (int64_t group = 0; group < groups_; ++group) {
-      int8_t* const first = to + group * segment_;
-      if (in.begin < in.end && run_.quantize({advance(x.data, in.from + group * inputs_ * x.channel_stride, a_.dtype),
-                                              a_.dtype, x.channel_stride, columns_.step * x.column_stride,
-                                              in.end - in.begin, inputs_, first + in.begin * column_, column_, codes}))
-        std::atomic_ref(scale_[size_t(first_ + image)])
-            .store(std::numeric_limits<float>::quiet_NaN(), std::memory_order_relaxed);
-      int32_t* const sums = strip_sums_ + ((group * images_ + image) * rows_.length(a_.y.height) + row) * columns;
-      std::fill(sums, sums + columns, int32_t(codes_.zero * inputs_));
-      for (int64_t i = in.begin; i < in.end; ++i) sums[i] = run_.sum(first + i * column_, segment_);
-    }
-    if (!bytes) gemm_.kernels().widen(to, row_, reinterpret_cast<int16_t*>(strip));
+    if (run_.quantize({advance(x.data, in.from + channel * x.channel_stride, a_.dtype), a_.dtype, x.channel_stride,
+                       columns_.step * x.column_stride, in.end - in.begin, channels, to + in.begin * column_, column_,
+                       codes}))
+      std::atomic_ref(scale_[size_t(first_ + image)])
+          .store(std::numeric_limits<float>::quiet_NaN(), std::memory_order_relaxed);
   }
 
   // The sums of x, less its zero point, over the windows of a row of the output.
