@@ -99,6 +99,8 @@ def rows() -> Iterator[Row]:
     packed = NestedWeight.pack(dense)
     fields = (packed.planes, packed.scales, packed.zero_points, packed.shape, packed.group)
     weights = [NestedWeight(*fields) for _ in range(layers(min(WIDTHS)))]  # each with a prepack of its own
+    for weight in weights:
+        weight.prepack()
     for n in ROWS:
         x = torch.randn(n, FEATURES)
         peers = peers_of(x, dense, (layers(32), layers(8), layers(4)))
