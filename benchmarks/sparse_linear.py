@@ -29,13 +29,14 @@ def csr(w: torch.Tensor) -> torch.Tensor:
 
 
 def bfloat16_prepacked(x: torch.Tensor, w: torch.Tensor) -> Callable[[], torch.Tensor]:
-    x, packed = x.bfloat16(), torch.ops.mkldnn._reorder_linear_weight(w.bfloat16().to_mkldnn(), x.shape[0])
+    x, packed = x.bfloat16(), torch.ops.mkldnn._reorder_linear_weight(w.bfloat16(), x.shape[0])
     return lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
 def fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 at all (else torch emulates it, and takes seconds)."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    """Whether this processor multiplies bfloat16 at all (else torch emulates it, and takes seconds), and oneDNN may."""
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return fast and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def check(x: torch.Tensor, weight: SparseWeight) -> None:

@@ -98,7 +98,7 @@ class SparseConv2d {
     const int64_t n = a_.x.n, positions = a_.y.height * a_.y.width, vectors = ceil_div(n, run_.lanes);
     const int64_t most = std::min<int64_t>(run_.max_vectors, kImagesAtOnce / run_.lanes);
     if (positions == 1) return ceil_div(vectors, ceil_div(vectors, most)) * run_.lanes;
-    return positions < 4 * run_.lanes && 4 * n >= 3 * vectors * run_.lanes ? run_.lanes : 1;
+    return positions < 2 * run_.lanes && 4 * n >= 3 * vectors * run_.lanes ? run_.lanes : 1;
   }
 
   // Where vectors span neighbours, the input of larger tiles falls out of the first-level cache.
