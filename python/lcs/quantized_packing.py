@@ -11,6 +11,7 @@ from torch import Tensor
 
 import lcs_kernels
 from lcs_kernels.formats import NestedWeight
+from lcs_kernels.ops.packed_conv2d import MAX_RANGED_TERMS
 
 from .layers import SubspaceLayer
 from .layers.base import blend
@@ -49,6 +50,8 @@ class QuantizedPacker(Packer):
             return Choice("torch", "no codes of a weight that a batch norm is folded into", fallback=True)
         if layer.weight.dtype != torch.float32:
             return Choice("torch", f"no codes of {dtype} weights", fallback=True)
+        if layer.weight[:1].numel() > MAX_RANGED_TERMS:
+            return Choice("torch", f"more than {MAX_RANGED_TERMS:,} products in a sum", fallback=True)
         backend = self._backends.get(device, "reference")
         if backend.startswith("reference"):
             return Choice("torch", f"packed_conv2d has no kernel on {device}: {backend}", fallback=True)

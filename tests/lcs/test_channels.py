@@ -120,7 +120,7 @@ def test_a_group_norm_is_named():
 
 
 @pytest.mark.parametrize("groups", [1, 8])
-def test_a_group_norm_of_one_group_or_of_one_channel_each_is_cut(groups):
+def test_a_group_norm_of_one_group_or_of_one_channel_each_is_cut(plain_norms_round_alike, groups):
     model = nn.Sequential(conv(3, 8), nn.GroupNorm(groups, 8), conv(8, 5))
     subspace, x = lcs.convert(model, RECIPE, dense=["2"]), torch.randn(2, 3, 8, 8)
     with torch.no_grad(), subspace.at(width=0.4):

@@ -173,6 +173,14 @@ def test_full_precision_runs_dense():
     assert {row.why for row in frozen.report(x, level=level).rows} == {"full precision"}
 
 
+def test_sums_of_too_many_products_run_dense_and_are_named():
+    x = torch.randn(2, 16_385)
+    subspace = small(lcs.Quantized(line=False), nn.Linear(16_385, 3), nn.Linear(3, 3), x=x)
+    frozen = subspace.freeze()
+    assert frozen(x, bits=4).isfinite().all()
+    assert frozen.counters.fallbacks == {"0: more than 16,384 products in a sum": 1}
+
+
 def test_other_dtypes_run_dense_and_are_named():
     subspace = small().to(torch.bfloat16)
     x = torch.randn(2, 3, 8, 8, dtype=torch.bfloat16)

@@ -3,7 +3,8 @@
 
 namespace lcs {
 
-// In order: a later one implies the earlier ones. avx512 is F, BW, DQ and VL; avx512_vnni adds VNNI, VBMI and VBMI2.
+// In order: a later one implies the earlier ones. avx512 is F, BW, DQ and VL; avx512_vnni adds VNNI, VBMI, VBMI2
+// and GFNI.
 enum class Isa { scalar, avx2, avx512, avx512_vnni, amx };
 
 Isa machine_isa();                     // what this machine and its operating system allow
