@@ -82,6 +82,8 @@ def plan() -> Iterator[list[Stage]]:
     yield [check for op in WITH_KERNELS for backend in backends_of(op) for check in checks_of(op, backend)]
     yield [Stage(f"levels in a CUDA graph: {b}", module("graphs"), 60, chosen(b)) for b in ("cuda", "triton")]
     yield from alone(times_of(op) for op in TIMED_FIRST)
+    layer = {"PYTHONPATH": os.pathsep.join([str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])}
+    yield from ([Stage(f"training: {b}", module("training"), 60, chosen(b) | layer)] for b in ("cuda", "triton"))
     yield from ([Stage(f"measurement: {name}", module("measurements", name), 60)] for name in MEASUREMENTS)
     yield from alone(times_of(op) for op in WITH_KERNELS if op not in TIMED_FIRST)
     yield [sanitized(tool, backend) for tool in sanitizer.SUMMARY for backend in ("cuda", "triton")]

@@ -42,7 +42,7 @@ def model_of(name: str, norm: str = "group") -> nn.Module:
 def subspace_step(name: str, x: Tensor, y: Tensor) -> Callable[[], float]:
     model = model_of(name)
     dense = [model.stem_name, model.classifier_name]
-    subspace = lcs.convert(model, lcs.Unstructured(), dense=dense, init="independent")
+    subspace = lcs.convert(model, lcs.Unstructured(), dense=dense, init="independent").to(x.device)
 
     def loss():
         (level,) = subspace.sample()
@@ -79,7 +79,7 @@ def sandwich_work(name: str, x: Tensor) -> float:
 def dense_step(
     name: str, x: Tensor, y: Tensor, norm: str = "group", format: torch.memory_format = torch.contiguous_format
 ) -> Callable[[], float]:
-    model, x = model_of(name, norm).to(memory_format=format), x.contiguous(memory_format=format)
+    model, x = model_of(name, norm).to(x.device, memory_format=format), x.contiguous(memory_format=format)
     return step_of(model.parameters(), lambda: F.cross_entropy(model(x), y))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from lcs_kernels.benchmarks import gpu_check
-from lcs_kernels.benchmarks.gpu import correctness, graphs, report, sanitizer, stages
+from lcs_kernels.benchmarks.gpu import correctness, graphs, report, sanitizer, stages, training
 from lcs_kernels.benchmarks.gpu.stages import Stage
 
 from lcs_kernels import _triton, ops
@@ -131,6 +131,24 @@ def test_levels_between_replays(together, monkeypatch):
     monkeypatch.setattr(graphs.op, "reference", lambda w0s, w1s, alpha, keep: reference(w0s, w1s, alpha, keep + 1))
     wrong = graphs.check("cpu", together, shapes)
     assert len(wrong) >= 3 and "tensors differ" in wrong[0]
+
+
+def test_training_finds_the_layer_where_it_is_not_installed():
+    (found,) = (s for together in gpu_check.plan() for s in together if s.name == "training: cuda")
+    other = "import sys; sys.meta_path = [finder for finder in sys.meta_path if 'editable' not in str(finder)]"
+    code = f"{other}; import lcs; print(lcs.__file__)"
+    command, environment = [sys.executable, "-c", code], {**os.environ, **found.environment}
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=True).stdout
+    assert Path(shown.strip()) == ROOT / "python" / "lcs" / "__init__.py"
+
+
+def test_training_steps_are_timed(monkeypatch):
+    monkeypatch.setattr(training, "STEPS", 2)
+    (row,) = training.rows("cpu", (("cpreresnet20", 2, 16, 1.05),))
+    assert row["case"].startswith("cPreResNet20, batch 2, 16x16") and row["wanted"] == 1.05
+    assert row["ratio"] == row["lcs_ms"] / row["dense_ms"] and row["lcs_images_per_s"] * row["lcs_ms"] == pytest.approx(
+        2e3
+    )
 
 
 def run_check(monkeypatch, tmp_path, *plan):
