@@ -61,7 +61,7 @@ class PackedConv2d {
 
   void run() {
     static thread_local Scratch<char> scratch;
-    const int64_t strip_pixels = images_ * (column_ ? image_ / column_ : 0);
+    const int64_t strip_pixels = images_ * rows_.length(a_.y.height) * columns_.length(a_.y.width);
     const int64_t sums = a_.exact ? 0 : groups_ * (strip_pixels + images_ * pixels_);
     const int64_t strip = (images_ * image_ * element_ + 63) / 64 * 64;
     char* const at = scratch.reserve(strip + sums * 4);
