@@ -24,12 +24,17 @@ SIZE = 224
 DENSITIES = (1.0, 0.2, 0.1, 0.05, 0.02)
 
 
-def subspace_of(norm: str) -> lcs.Subspace:
+def model_of(norm: str) -> nn.Module:
     model = build("resnet18", 1000, in_channels=3, seed=0, norm=norm)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):  # as after training: not the identity
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+def subspace_of(norm: str) -> lcs.Subspace:
+    model = model_of(norm)
     return lcs.convert(model, lcs.Unstructured(), dense=[model.stem_name, model.classifier_name], init="independent")
 
 

@@ -14,21 +14,16 @@ from torch import Tensor, nn
 
 import lcs
 from lcs.measure import check_layers
-from lcs.models import build
 
 from .harness import Row
-from .network import SIZE, compiled
+from .network import SIZE, compiled, model_of
 from .peers import Model
 
 WIDTHS = (1.0, 0.5, 0.25)
 
 
 def subspace_of(norm: str) -> lcs.Subspace:
-    model = build("resnet18", 1000, in_channels=3, seed=0, norm=norm)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):  # as after training: not the identity
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
+    model = model_of(norm)
     line = norm == "instance"
     options = {"init": "independent"} if line else {"norm": "keep"}
     return lcs.convert(model, lcs.Structured(line=line), dense=[model.classifier_name], **options)

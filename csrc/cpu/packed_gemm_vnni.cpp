@@ -35,7 +35,7 @@ constexpr int64_t chain_of(int) { return 0; }
 
 PackedGemmKernels packed_gemm_kernels() {
   PackedGemmKernels kernels = table();
-  kernels.lookup = nullptr;  // slower than these
+  kernels.lookup = nullptr;  // a few rows are multiplied from registers instead
   kernels.multiply_planes = multiply_planes;
   kernels.settle = settle;
   return kernels;

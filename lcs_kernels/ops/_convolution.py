@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,3 +41,14 @@ def check_fits(op: str, x: Tensor, weight_shape: Sequence[int], padding: list[in
             raise ValueError(
                 f"{op}: a kernel of {kernel}, dilated by {d}, does not fit an input of {size}, padded by {p}"
             )
+
+
+def backward(ctx, grad: Tensor, unpack: Callable[[], Tensor], settings) -> tuple[Tensor | None, Tensor | None]:
+    """To x and bias, by the dense convolution; ctx has saved the result where ReLU came last, and nothing else."""
+    for y in ctx.saved_tensors:
+        grad = torch.where(y > 0, grad, 0)
+    wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
+    grad_x = None
+    if ctx.needs_input_grad[0]:
+        grad_x = torch.nn.grad.conv2d_input(ctx.x_shape, unpack().to(wide.dtype), wide, *settings).to(grad.dtype)
+    return grad_x, wide.sum((0, 2, 3)) if ctx.needs_input_grad[1] else None

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lcs_kernels._load import ensure_loaded
 from lcs_kernels.levels import range_tensors
 
-from ._convolution import check_fits, geometry, memory_format, output_size
+from ._convolution import backward, check_fits, geometry, memory_format, output_size
 from ._library import check_packed, define, wants_grad
 from .nested_pack import codes_of, reference_unpack
 from .packed_linear import quantized
@@ -102,15 +102,7 @@ class PackedConv2d(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        for y in ctx.saved_tensors:
-            grad = torch.where(y > 0, grad, 0)
-        wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            w = ctx.weight.unpack(ctx.bits).to(wide.dtype)
-            grad_x = torch.nn.grad.conv2d_input(ctx.x_shape, w, wide, *ctx.settings).to(grad.dtype)
-        grad_bias = wide.sum((0, 2, 3)) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_bias, *[None] * 8
+        return *backward(ctx, grad, lambda: ctx.weight.unpack(ctx.bits), ctx.settings), *[None] * 8
 
 
 def _by_reference(x: Tensor, weight: NestedWeight, x_range: tuple, exact: bool) -> bool:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lcs_kernels._load import ensure_loaded
 
-from ._convolution import check_fits, geometry, memory_format, output_size
+from ._convolution import backward, check_fits, geometry, memory_format, output_size
 from ._library import check_sparse, define, wants_grad
 from .sparse_pack import reference_unpack
 
@@ -55,15 +55,7 @@ class SparseConv2d(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        for y in ctx.saved_tensors:
-            grad = torch.where(y > 0, grad, 0)
-        wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            w = ctx.weight.unpack().to(wide.dtype)
-            grad_x = torch.nn.grad.conv2d_input(ctx.x_shape, w, wide, *ctx.geometry).to(grad.dtype)
-        grad_bias = wide.sum((0, 2, 3)) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_bias, None, None, None, None, None
+        return *backward(ctx, grad, ctx.weight.unpack, ctx.geometry), *[None] * 5
 
 
 def block_for(channels: int, taps: int, density: float) -> int:
