@@ -4,7 +4,7 @@ import torch
 
 from ._load import ensure_loaded
 
-NAMES = ("scalar", "avx2", "avx512", "avx512_vnni", "amx")
+NAMES = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 
 
 def max_name() -> str:

@@ -13,7 +13,7 @@ void set_isa(const std::string& name) {
     isa = lcs::parse_isa(name);
   } catch (const std::invalid_argument&) {
     throw pybind11::value_error("lcs_core.set_isa: no instruction set is named '" + name +
-                                "'; the names are scalar, avx2, avx512, avx512_vnni, amx");
+                                "'; the names are scalar, avx2, avx512, avx512_vnni, avx512_bf16, amx");
   }
   lcs::set_max_isa(isa);
 }
@@ -27,7 +27,7 @@ PYBIND11_MODULE(lcs_core, m) {
       "on how many, nor on the instruction set.";
   m.def(
       "isa", [] { return lcs::isa_name(lcs::max_isa()); },
-      "The best instruction set in use: scalar, avx2, avx512, avx512_vnni or amx.");
+      "The best instruction set in use: scalar, avx2, avx512, avx512_vnni, avx512_bf16 or amx.");
   m.def("set_isa", &set_isa, pybind11::arg("name"),
         "Caps the kernels at instruction set `name`; more than the machine has means all it has. Not per thread.");
   lcs::core::bind_interpolate_prune(m);

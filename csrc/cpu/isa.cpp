@@ -2,7 +2,6 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <initializer_list>
 #include <stdexcept>
 #include <string>
 
@@ -34,8 +33,9 @@ Isa detect() {
   if (!(LCS_HAS("avx512f") && LCS_HAS("avx512bw") && LCS_HAS("avx512dq") && LCS_HAS("avx512vl"))) return Isa::avx2;
   if (!(LCS_HAS("avx512vnni") && LCS_HAS("avx512vbmi") && LCS_HAS("avx512vbmi2") && LCS_HAS("gfni")))
     return Isa::avx512;
+  if (!LCS_HAS("avx512bf16")) return Isa::avx512_vnni;
 #undef LCS_HAS
-  return amx_granted() ? Isa::amx : Isa::avx512_vnni;
+  return amx_granted() ? Isa::amx : Isa::avx512_bf16;
 }
 #else
 Isa detect() { return Isa::scalar; }
@@ -71,6 +71,8 @@ const char* isa_name(Isa isa) {
       return "avx512";
     case Isa::avx512_vnni:
       return "avx512_vnni";
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
     case Isa::amx:
       return "amx";
   }
@@ -78,10 +80,12 @@ const char* isa_name(Isa isa) {
 }
 
 Isa parse_isa(std::string_view name) {
-  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::amx})
+  std::string names;
+  for (Isa isa : kIsas) {
     if (name == isa_name(isa)) return isa;
-  throw std::invalid_argument("lcs: LCS_MAX_ISA names no instruction set: '" + std::string(name) +
-                              "' (scalar, avx2, avx512, avx512_vnni, amx)");
+    names += std::string(names.empty() ? "" : ", ") + isa_name(isa);
+  }
+  throw std::invalid_argument("lcs: LCS_MAX_ISA names no instruction set: '" + std::string(name) + "' (" + names + ")");
 }
 
 }  // namespace lcs

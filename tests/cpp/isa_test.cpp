@@ -1,6 +1,5 @@
 #include "lcs/isa.h"
 
-#include <initializer_list>
 #include <stdexcept>
 
 #include "check.h"
@@ -8,7 +7,7 @@
 using lcs::Isa;
 
 int main() {
-  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::amx}) {
+  for (Isa isa : lcs::kIsas) {
     CHECK(lcs::parse_isa(lcs::isa_name(isa)) == isa);
     lcs::set_max_isa(isa);
     CHECK(lcs::max_isa() == (isa < lcs::machine_isa() ? isa : lcs::machine_isa()));

@@ -24,7 +24,7 @@ inline Isa best_isa() {
 inline std::vector<Isa> isas() {
   const Isa best = best_isa();
   std::vector<Isa> found;
-  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::amx})
+  for (Isa isa : lcs::kIsas)
     if (isa <= best) found.push_back(isa);
   return found;
 }

@@ -4,8 +4,9 @@
 namespace lcs {
 
 // In order: a later one implies the earlier ones. avx512 is F, BW, DQ and VL; avx512_vnni adds VNNI, VBMI, VBMI2
-// and GFNI.
-enum class Isa { scalar, avx2, avx512, avx512_vnni, amx };
+// and GFNI, amx the tiles of int8 and bfloat16.
+enum class Isa { scalar, avx2, avx512, avx512_vnni, avx512_bf16, amx };
+constexpr Isa kIsas[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16, Isa::amx};
 
 Isa machine_isa();                     // what this machine and its operating system allow
 Isa max_isa();                         // what the kernels use: machine_isa(), capped by LCS_MAX_ISA or set_max_isa
