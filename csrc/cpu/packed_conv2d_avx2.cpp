@@ -169,9 +169,11 @@ void output_of(const PackedOutput& o) {
     const __m256 rows[4] = {
         _mm256_permute2f128_ps(value[0], value[1], 0x20), _mm256_permute2f128_ps(value[2], value[3], 0x20),
         _mm256_permute2f128_ps(value[0], value[1], 0x31), _mm256_permute2f128_ps(value[2], value[3], 0x31)};
-    for (int v = 0; v < 4; ++v)
-      _mm256_storeu_ps(o.y + m * o.stride + 8 * v,
-                       _mm256_max_ps(floor, _mm256_add_ps(rows[v], bias[v])));  // a NaN stays
+    for (int v = 0; v < 4; ++v) {
+      __m256 sum = _mm256_add_ps(rows[v], bias[v]);
+      if (o.residual) sum = _mm256_add_ps(sum, _mm256_loadu_ps(o.residual + m * o.residual_stride + 8 * v));
+      _mm256_storeu_ps(o.y + m * o.stride + 8 * v, _mm256_max_ps(floor, sum));  // a NaN stays
+    }
   }
 }
 

@@ -28,6 +28,14 @@ constexpr int64_t kChannels = 16, kRun = 256;  // read at once of NCHW images: c
 constexpr int64_t kChunkBytes = 16 << 10;      // of a panel: half of the first-level cache
 constexpr int64_t kTile = 120;                 // positions at once: whole rows of every instruction set's registers
 
+QuantizeGrid grid_of(const ActivationRange& range) {
+  return quantize_grid({range.low, range.high}, quantize_codes(range.bits, false));
+}
+
+PackedCodes codes_of(const QuantizeGrid& grid) {
+  return {grid.inverse, int(grid.zero), int(grid.lowest), int(grid.highest)};
+}
+
 // The input becomes a strip: int8 (or what the panel takes), channels last, each group's channels padded to whole
 // steps, with the padding of the convolution, so that each tap of each output position is at a fixed distance. Then
 // each block of the weight is unpacked, and meets the strip of many output positions.
@@ -53,10 +61,11 @@ class PackedConv2d {
     images_ = std::clamp<int64_t>(kStripBytes / std::max<int64_t>(image_ * element_, 1), 1, a_.x.n);
     images_ = ceil_div(a_.x.n, ceil_div(a_.x.n, images_));
     if (a_.range) {
-      const QuantizeGrid grid = quantize_grid({a_.range->low, a_.range->high}, quantize_codes(a_.range->bits, false));
-      codes_ = {grid.inverse, int(grid.zero), int(grid.lowest), int(grid.highest)};
+      const QuantizeGrid grid = grid_of(*a_.range);
+      codes_ = codes_of(grid);
       half_scale_ = grid.scale * 0.5f;
     }
+    if (a_.y_range) y_codes_ = codes_of(grid_of(*a_.y_range));
   }
 
   void run() {
@@ -205,6 +214,15 @@ class PackedConv2d {
     const Inside in = inside(image, row);
     if (in.begin == in.end) return;
     const Images& x = a_.x;
+    if (a_.x_codes) {  // all of a group's channels
+      const int8_t* const from = static_cast<const int8_t*>(x.data) + in.from + channel;
+      for (int64_t i = 0; i < in.end - in.begin; ++i) {
+        int8_t* const pixel = to + (in.begin + i) * column_;
+        std::memcpy(pixel, from + i * columns_.step * x.column_stride, size_t(channels));
+        std::memset(pixel + channels, 0, size_t(segment_ - channels));
+      }
+      return;
+    }
     PackedCodes codes = codes_;
     codes.inverse = inverse_[size_t(first_ + image)];
     if (run_.quantize({advance(x.data, in.from + channel * x.channel_stride, a_.dtype), a_.dtype, x.channel_stride,
@@ -251,7 +269,7 @@ class PackedConv2d {
   void multiply(int64_t block, int64_t begin, int64_t end) const {
     static thread_local Scratch<char> scratch;
     const int64_t panel_size = layout_.steps() * panel_bytes(gemm_.panel()), tile_size = kTile * kBlockRows;
-    char* const panel = scratch.reserve(panel_size + 2 * tile_size * 4);
+    char* const panel = scratch.reserve(panel_size + 3 * tile_size * 4);
     int32_t* const acc = reinterpret_cast<int32_t*>(panel + panel_size);
     float* const tile = reinterpret_cast<float*>(acc + tile_size);
     const PackedGemm::Factors factors = gemm_.factors(block, 0);
@@ -263,7 +281,7 @@ class PackedConv2d {
       const int64_t first = begin + (end - begin) * i / tiles, last = begin + (end - begin) * (i + 1) / tiles;
       for (int64_t m = 0; m < last - first; ++m) std::memcpy(acc + m * kBlockRows, start, sizeof start);
       multiply_tile(block, first, last - first, panel, acc);
-      finish(block, first, last - first, factors, acc, tile);
+      finish(block, first, last - first, factors, acc, tile, tile + tile_size);
     }
   }
 
@@ -280,27 +298,51 @@ class PackedConv2d {
   }
 
   void finish(int64_t block, int64_t first, int64_t n, const PackedGemm::Factors& factors, const int32_t* acc,
-              float* tile) const {
+              float* tile, float* residual) const {
     const int64_t channel = gemm_.first_row(block), channels = gemm_.rows(block), group = block / layout_.part_blocks();
     const Images& y = a_.y;
     float row_scale[kTile], bias[kBlockRows] = {};
     for (int64_t m = 0; m < n; ++m) row_scale[m] = scale_[size_t(first_ + (first + m) / pixels_)];
     if (a_.bias) std::copy_n(a_.bias + channel, channels, bias);
-    const bool last = y.channel_stride == 1, direct = last && a_.dtype == DType::float32 && channels == kBlockRows;
-    const int64_t start = first_ * pixels_ + first;                            // position among those of all images
-    void* const to = advance(y.data, start * y.channels + channel, a_.dtype);  // channels last
+    const bool last = y.channel_stride == 1, whole = last && a_.dtype == DType::float32 && channels == kBlockRows;
+    const bool direct = whole && !a_.y_range;
+    const int64_t start = first_ * pixels_ + first, at = start * y.channels + channel;  // channels last
+    float* const to = direct ? static_cast<float*>(y.data) + at : tile;
+    const float* const added = whole ? static_cast<const float*>(a_.residual) + (a_.residual ? at : 0) : residual;
+    if (a_.residual && !whole)
+      for_runs(channel, start, n, [&](int64_t m, int64_t rows, int64_t element, int64_t row_step, int64_t step) {
+        const void* const from = advance(a_.residual, element, a_.dtype);
+        float* const target = residual + m * kBlockRows;
+        last ? copies_.load({from, target, row_step, 1, kBlockRows, rows, channels, a_.dtype, false})
+             : copies_.load({from, target, step, 1, kBlockRows, channels, rows, a_.dtype, true});
+      });
     run_.output({acc, a_.exact ? nullptr : sums_ + group * images_ * pixels_ + first, n, gemm_.shift(), factors.center,
-                 factors.scale, row_scale, a_.bias ? bias : nullptr, a_.relu, direct ? static_cast<float*>(to) : tile,
-                 direct ? y.channels : kBlockRows});
+                 factors.scale, row_scale, a_.bias ? bias : nullptr, a_.residual ? added : nullptr,
+                 whole ? y.channels : kBlockRows, a_.relu, to, direct ? y.channels : kBlockRows});
     if (direct) return;
-    if (last) return copies_.store({tile, to, kBlockRows, 1, y.channels, n, channels, a_.dtype, false});
+    if (a_.y_range) return store_codes(tile, n, channels, static_cast<int8_t*>(y.data) + at);
+    for_runs(channel, start, n, [&](int64_t m, int64_t rows, int64_t element, int64_t row_step, int64_t step) {
+      copies_.store({tile + m * kBlockRows, advance(y.data, element, a_.dtype), kBlockRows, 1, last ? row_step : step,
+                     rows, channels, a_.dtype, !last});
+    });
+  }
+
+  // The runs of positions [start, start + n) whose elements of y lie `row_step` apart, and their channels `step`.
+  template <class Run>
+  void for_runs(int64_t channel, int64_t start, int64_t n, const Run& run) const {
+    const Images& y = a_.y;
+    if (y.channel_stride == 1) return run(0, n, start * y.channels + channel, y.channels, 1);
     for (int64_t m = 0; m < n;) {
-      const int64_t image = (start + m) / pixels_, at = (start + m) % pixels_, run = std::min(n - m, pixels_ - at);
-      copies_.store({tile + m * kBlockRows,
-                     advance(y.data, image * y.image_stride + channel * y.channel_stride + at, a_.dtype), kBlockRows, 1,
-                     y.channel_stride, run, channels, a_.dtype, true});
-      m += run;
+      const int64_t image = (start + m) / pixels_, at = (start + m) % pixels_, rows = std::min(n - m, pixels_ - at);
+      run(m, rows, image * y.image_stride + channel * y.channel_stride + at, 1, y.channel_stride);
+      m += rows;
     }
+  }
+
+  void store_codes(const float* tile, int64_t n, int64_t channels, int8_t* to) const {
+    int8_t codes[kTile * kBlockRows];
+    run_.quantize({tile, DType::float32, 1, kBlockRows, n, channels, codes, kBlockRows, y_codes_});
+    for (int64_t m = 0; m < n; ++m) std::memcpy(to + m * a_.y.channels, codes + m * kBlockRows, size_t(channels));
   }
 
   const PackedConv2dArgs& a_;
@@ -313,7 +355,7 @@ class PackedConv2d {
   const int64_t groups_, inputs_, segment_;      // channels of a group, and with their padding
   const int64_t element_;                        // bytes
   const int64_t column_, row_, image_, pixels_;  // elements of the strip; positions of an image of y
-  PackedCodes codes_{0.0f, 0, -127, 127};
+  PackedCodes codes_{0.0f, 0, -127, 127}, y_codes_{};
   float half_scale_ = 0.0f;
   int64_t images_, ranges_, first_;  // images of the strip, parts of their positions, the first of the images
   std::vector<int64_t> step_, pixel_;

@@ -24,8 +24,8 @@ struct PackedPixels {
   PackedCodes codes;
 };
 
-// y[row][place's row] = ((acc * 2^shift + center[place] * sums[row]) * scale[place]) * row_scale[row] + bias, then ReLU
-// on request.
+// y[row][place's row] = ((acc * 2^shift + center[place] * sums[row]) * scale[place]) * row_scale[row] + bias +
+// residual, then ReLU on request.
 struct PackedOutput {
   const void* acc;      // rows x 32
   const int32_t* sums;  // null: acc is float32, and scaled alone
@@ -34,7 +34,9 @@ struct PackedOutput {
   const int32_t* center;
   const float* scale;
   const float* row_scale;
-  const float* bias;  // 32, in the order of rows; null: none
+  const float* bias;      // 32, in the order of rows; null: none
+  const float* residual;  // null: none
+  int64_t residual_stride;
   bool relu;
   float* y;
   int64_t stride;

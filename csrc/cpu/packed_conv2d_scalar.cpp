@@ -56,6 +56,7 @@ void output(const PackedOutput& o) {
       const int row = panel_row(i);
       value = value * o.scale[i] * o.row_scale[m];
       if (o.bias) value = value + o.bias[row];
+      if (o.residual) value = value + o.residual[m * o.residual_stride + row];
       o.y[m * o.stride + row] = raised_to(value, floor);
     }
 }

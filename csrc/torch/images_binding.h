@@ -5,13 +5,15 @@
 // What the convolutions' bindings share: memory formats and geometry, checked.
 namespace lcs::binding {
 
-// Whether x, which is not contiguous as NCHW, is as channels last.
-inline bool wants_channels_last(const Tensor& x) {
+inline bool is_channels_last(const Tensor& x) {
   const int64_t c = x.size(1), h = x.size(2), w = x.size(3);
   const auto stride = x.strides();
-  return !x.is_contiguous() && (c == 1 || stride[1] == 1) && (w == 1 || stride[3] == c) &&
-         (h == 1 || stride[2] == w * c) && (x.size(0) == 1 || stride[0] == h * w * c);
+  return (c == 1 || stride[1] == 1) && (w == 1 || stride[3] == c) && (h == 1 || stride[2] == w * c) &&
+         (x.size(0) == 1 || stride[0] == h * w * c);
 }
+
+// Whether x, which is not contiguous as NCHW, is as channels last.
+inline bool wants_channels_last(const Tensor& x) { return !x.is_contiguous() && is_channels_last(x); }
 
 inline Tensor empty_images(const std::vector<int64_t>& size, ScalarType type, bool last) {
   using torch::headeronly::MemoryFormat;

@@ -13,7 +13,8 @@ Tensor packed_conv2d_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_poi
                          int64_t bits, std::optional<Tensor> bias, std::vector<int64_t> stride,
                          std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
                          std::optional<Tensor> low, std::optional<Tensor> high, int64_t x_bits, bool relu, bool exact,
-                         std::vector<Tensor> prepack) {
+                         std::vector<Tensor> prepack, std::optional<Tensor> residual, std::optional<Tensor> y_low,
+                         std::optional<Tensor> y_high, int64_t y_bits) {
   STD_TORCH_CHECK(x.dim() == 4 && weight_shape.size() == 4, kPackedConv2d, ": x must be (n, c, h, w), got shape ",
                   shape_of(x));
   const int64_t out = weight_shape[0], taps = weight_shape[2] * weight_shape[3], columns = weight_shape[1] * taps;
@@ -23,28 +24,51 @@ Tensor packed_conv2d_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_poi
   STD_TORCH_CHECK(weight_shape[2] >= 1 && weight_shape[3] >= 1, kPackedConv2d, ": a kernel of ", weight_shape[2], " x ",
                   weight_shape[3], " has no taps");
   STD_TORCH_CHECK(low.has_value() == high.has_value(), kPackedConv2d, ": give both ends of x's range, or none");
+  STD_TORCH_CHECK(y_low.has_value() == y_high.has_value(), kPackedConv2d, ": give both ends of y's range, or none");
+  const bool x_codes = x.scalar_type() == ScalarType::Char, codes = x_codes || y_low;
+  STD_TORCH_CHECK(!x_codes || (low && !exact), kPackedConv2d, ": x holds codes (int8): give their range, not `exact`");
   const int64_t most = low ? lcs::kMaxRangedTerms : lcs::kMaxPackedTerms;
   STD_TORCH_CHECK(exact || columns <= most, kPackedConv2d, ": sums of ", columns,
                   " products run by the reference, above ", most);
   const Nested weight = nested(kPackedConv2d, planes, scales, zero_points,
                                {out, columns, std::max<int64_t>(columns, 1), taps, groups}, prepack);
-  const lcs::DType dtype = activation_dtype(kPackedConv2d, x);
+  const lcs::DType dtype = x_codes ? lcs::DType::float32 : activation_dtype(kPackedConv2d, x);
   const lcs::Axis vertical = axis(kPackedConv2d, stride, padding, dilation, weight_shape[2], 0),
                   horizontal = axis(kPackedConv2d, stride, padding, dilation, weight_shape[3], 1);
-  const bool last = wants_channels_last(x);
-  const Tensor input = last ? x : torch::stable::contiguous(x);
+  const bool x_last = x_codes || wants_channels_last(x), last = codes || x_last;
+  const Tensor input = x_last && is_channels_last(x) ? x
+                       : x_last ? torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast)
+                                : torch::stable::contiguous(x);
   Tensor y = empty_images({x.size(0), out, output_size(kPackedConv2d, vertical, x.size(2)),
                            output_size(kPackedConv2d, horizontal, x.size(3))},
-                          x.scalar_type(), last);
-  lcs::ActivationRange range{};
-  if (low)
-    range = {scalar_of<float>(*low, ScalarType::Float, kPackedConv2d, "low"),
-             scalar_of<float>(*high, ScalarType::Float, kPackedConv2d, "high"), width_of(kPackedConv2d, x_bits)};
-  lcs::packed_conv2d(
-      {images(input, const_cast<void*>(input.const_data_ptr()), last), images(y, y.mutable_data_ptr(), last), dtype,
-       vertical, horizontal, weight.prepack, width_of(kPackedConv2d, bits, weight.prepack.depth),
-       vector_of(kPackedConv2d, "bias", bias, out), low ? &range : nullptr, relu, exact},
-      parallel);
+                          y_low     ? ScalarType::Char
+                          : x_codes ? ScalarType::Float
+                                    : x.scalar_type(),
+                          last);
+  const auto range_of = [](const std::optional<Tensor>& low, const std::optional<Tensor>& high, const char* name_low,
+                           const char* name_high, int64_t bits) {
+    lcs::ActivationRange range{};
+    if (low)
+      range = {scalar_of<float>(*low, ScalarType::Float, kPackedConv2d, name_low),
+               scalar_of<float>(*high, ScalarType::Float, kPackedConv2d, name_high), width_of(kPackedConv2d, bits)};
+    return range;
+  };
+  const lcs::ActivationRange range = range_of(low, high, "low", "high", x_bits),
+                             y_range = range_of(y_low, y_high, "y_low", "y_high", y_bits);
+  const void* added = nullptr;
+  if (residual) {
+    const bool fits = same_shape(*residual, y) && residual->is_cpu() &&
+                      residual->scalar_type() == (x_codes ? ScalarType::Float : x.scalar_type()) &&
+                      (y.numel() == 0 || (last ? is_channels_last(*residual) : residual->is_contiguous()));
+    STD_TORCH_CHECK(fits, kPackedConv2d, ": residual must be laid out as the result, of shape ", shape_of(y), ", got ",
+                    shape_of(*residual));
+    added = residual->const_data_ptr();
+  }
+  lcs::packed_conv2d({images(input, const_cast<void*>(input.const_data_ptr()), x_last),
+                      images(y, y.mutable_data_ptr(), last), dtype, vertical, horizontal, weight.prepack,
+                      width_of(kPackedConv2d, bits, weight.prepack.depth), vector_of(kPackedConv2d, "bias", bias, out),
+                      low ? &range : nullptr, relu, exact, x_codes, y_low ? &y_range : nullptr, added},
+                     parallel);
   return y;
 }
 

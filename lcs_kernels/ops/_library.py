@@ -73,11 +73,14 @@ def check_finite_weights(op: str, **weights: Tensor | None) -> None:
             raise ValueError(f"{op}: {name} holds {int((~torch.isfinite(w)).sum())} values that are not finite")
 
 
-def check_packed(op: str, x: Tensor, weight, bits: int, bias: Tensor | None) -> Tensor | None:
-    """Raises where x, a NestedWeight, a width and a bias do not fit; returns the bias as the op takes it."""
+def check_packed(op: str, x: Tensor, weight, bits: int, bias: Tensor | None, codes: bool = False) -> Tensor | None:
+    """Raises where x, a NestedWeight, a width and a bias do not fit; returns the bias as the op takes it.
+
+    codes: whether x may be int8.
+    """
     if not 2 <= bits <= weight.depth:
         raise ValueError(f"{op}: bits must lie in [2, {weight.depth}], got {bits}")
-    return _check_activations(op, x, weight.planes, weight.shape, bias)
+    return _check_activations(op, x, weight.planes, weight.shape, bias, codes)
 
 
 def check_sparse(op: str, x: Tensor, weight, bias: Tensor | None) -> Tensor | None:
@@ -86,9 +89,10 @@ def check_sparse(op: str, x: Tensor, weight, bias: Tensor | None) -> Tensor | No
 
 
 def _check_activations(
-    op: str, x: Tensor, weight: Tensor, weight_shape: tuple[int, ...], bias: Tensor | None
+    op: str, x: Tensor, weight: Tensor, weight_shape: tuple[int, ...], bias: Tensor | None, codes: bool = False
 ) -> Tensor | None:
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float64):
+    dtype = torch.float32 if codes and x.dtype == torch.int8 else x.dtype
+    if dtype not in (torch.float32, torch.bfloat16, torch.float64):
         raise TypeError(f"{op}: x must be float32 or bfloat16 (float64 runs the reference), got {x.dtype}")
     if x.device != weight.device:
         raise ValueError(f"{op}: x is on {x.device}, the weight on {weight.device}")
@@ -98,6 +102,6 @@ def _check_activations(
         raise ValueError(
             f"{op}: bias must be ({weight_shape[0]},) on {x.device}, got {tuple(bias.shape)} on {bias.device}"
         )
-    if bias.dtype not in (torch.float32, x.dtype):
-        raise TypeError(f"{op}: bias must be float32 or {x.dtype} like x, got {bias.dtype}")
+    if bias.dtype not in (torch.float32, dtype):
+        raise TypeError(f"{op}: bias must be float32 or {dtype} like x, got {bias.dtype}")
     return bias if x.dtype == torch.float64 else bias.float()

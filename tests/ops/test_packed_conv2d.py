@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from lcs_kernels import packed_conv2d, quantize
 from lcs_kernels.formats import NestedWeight
-from lcs_kernels.ops.packed_conv2d import MAX_RANGED_TERMS, MAX_TERMS, reference
+from lcs_kernels.ops.packed_conv2d import MAX_RANGED_TERMS, MAX_TERMS, codes_on, reference
 
 from .packed_cases import DTYPES, WIDTHS, assert_within_roundings, fields, nested_weight
 from .test_sparse_conv2d import FORMATS, GEOMETRIES, copies_of, settings
@@ -28,8 +28,8 @@ def call(x, weight, bits, bias, geometry, x_range=NONE, **options):
 
 def check(x, weight, bits, bias, geometry, x_range=NONE, relu=False):
     y = call(x, weight, bits, bias, geometry, x_range, relu=relu)
-    arguments = (*settings(geometry), *ends(x_range, x), x_range[2], relu, False, [], weight.group)
-    expected = reference(x, *fields(weight), weight.shape, bits, bias, *arguments)
+    arguments = (*settings(geometry), *ends(x_range, x), x_range[2], relu, False, [])
+    expected = reference(x, *fields(weight), weight.shape, bits, bias, *arguments, group=weight.group)
     assert y.dtype == x.dtype and torch.equal(y, expected)
     for layout in FORMATS:
         assert y.is_contiguous(memory_format=layout) == expected.is_contiguous(memory_format=layout)
@@ -182,6 +182,80 @@ def test_ranges_without_a_step_or_an_end(isa, x_range):
     check_nan(torch.randn(geometry[0]), nested_weight(geometry[1]), geometry, x_range, False)
 
 
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("name", ["1x1 strided", "3x3", "3x3 strided", "5x3", "groups", "depthwise", "many panels"])
+def test_codes_in_and_out_and_a_residual(isa, name, layout):
+    """Every mixture of integers and floats, each equal to the reference bit for bit."""
+    torch.manual_seed(16)
+    geometry = GEOMETRIES[name]
+    for i, bits in enumerate((8, 5, 4, 3, 2)):
+        dtype, y_bits = DTYPES[i % 2], (8, 4, 2)[i % 3]
+        weight, bias = nested_weight(geometry[1], ("channel", "tensor")[i % 2]), torch.randn(geometry[1][0])
+        x = torch.randn(geometry[0]).to(dtype).to(memory_format=layout)
+        low, high, x_bits = RANGES[1 + i % 3]
+        codes = codes_on(x.float(), torch.tensor(low), torch.tensor(high), x_bits)
+        codes = codes.to(memory_format=(*FORMATS, torch.preserve_format)[i % 3])
+        for given in (x, codes):
+            plain = call(given, weight, bits, bias, geometry, (low, high, x_bits))
+            residual = torch.randn(plain.shape).to(plain.dtype).to(memory_format=FORMATS[i % 2])
+            ends_of_y = plain.float().min() / 2, plain.float().max() / 3
+            for added, y_range in ((residual, None), (None, ends_of_y), (residual, ends_of_y)):
+                relu, given_bits = bits % 2 == 0, y_bits if y_range else 8
+                options = {"relu": relu, "residual": added, "y_range": y_range, "y_bits": given_bits}
+                y = call(given, weight, bits, bias, geometry, (low, high, x_bits), **options)
+                expected = reference(
+                    given, *fields(weight), weight.shape, bits, bias, *settings(geometry), *ends((low, high), plain),
+                    x_bits, relu, False, [], added, *(y_range or (None, None)), given_bits,
+                )  # fmt: skip
+                assert y.dtype == expected.dtype == (torch.int8 if y_range else plain.dtype)
+                assert torch.equal(y, expected) and y.stride() == expected.stride()
+
+
+def test_codes_serve_as_the_next_input(isa):
+    """What a float result rounds to on the way into the next convolution is what codes hold."""
+    torch.manual_seed(17)
+    first, second = nested_weight((40, 19, 3, 3)), nested_weight((9, 40, 3, 3))
+    x, ends_of_y = torch.randn(2, 19, 9, 8).to(memory_format=torch.channels_last), (0.0, 7.0)
+    given = {"x_range": (-2.0, 2.0), "padding": 1, "relu": True}
+    y, codes = (packed_conv2d(x, first, 8, **given, **o) for o in ({}, {"y_range": ends_of_y, "y_bits": 5}))
+    assert codes.unique().numel() > 8
+    taken = {"x_range": ends_of_y, "x_bits": 5, "padding": 1}
+    assert torch.equal(packed_conv2d(codes, second, 4, **taken), packed_conv2d(y, second, 4, **taken))
+
+
+@pytest.mark.parametrize("y_range", [(0.0, 0.0), (-float("inf"), 1.0), (-1.0, 3.0)], ids=str)
+def test_codes_of_what_is_not_finite(isa, y_range):
+    """NaN gets the lowest code, and infinity is clipped; over a range without a step or an end all codes are 0."""
+    torch.manual_seed(18)
+    geometry = GEOMETRIES["3x3"]
+    x, weight = torch.randn(geometry[0]), nested_weight(geometry[1])
+    x[0, 3, 4, 5] = torch.nan
+    residual = torch.randn(call(x, weight, 4, None, geometry).shape)
+    residual[1, :, 2, 3] = torch.inf
+    residual = residual.to(memory_format=torch.channels_last)
+    y = call(x, weight, 4, None, geometry, (-1.0, 1.0, 8), residual=residual, y_range=y_range)
+    given = (*fields(weight), weight.shape, 4, None, *settings(geometry), *ends((-1.0, 1.0), x), 8, False, False, [])
+    assert torch.equal(y, reference(x, *given, residual, *ends(y_range, x)))
+    if y_range == (-1.0, 3.0):
+        assert (y[0] == -128).all() and (y[1, :, 2, 3] == 127).all()
+    else:
+        assert not y.any()
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_residual_has_a_gradient(relu):
+    torch.manual_seed(19)
+    weight, x = nested_weight((5, 4, 3, 3)), torch.randn(2, 4, 6, 6)
+    residual = torch.randn(2, 5, 4, 4, requires_grad=True)
+    y = packed_conv2d(x, weight, 4, residual=residual, relu=relu)
+    grad = torch.randn(y.shape)
+    y.backward(grad)
+    assert torch.equal(residual.grad, torch.where(y > 0, grad, 0) if relu else grad)
+    wide = (x.double(), residual.detach().double().requires_grad_())
+    run = lambda r: packed_conv2d(wide[0], weight, 4, residual=r, relu=relu)  # noqa: E731
+    assert torch.autograd.gradcheck(run, wide[1:])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["3x3", "7x7 strided", "tiny images", "groups", "several bands", "1x1 strided"])
 def test_exact_sums_round_as_often_as_they_must(isa, name, dtype):
@@ -267,7 +341,15 @@ def test_opcheck(dtype, layout):
     opcheck(OP, (x, *given, 3, None, [1, 2], [2, 1], [1, 1], 2, None, None, 8, False, False, []))
     opcheck(OP, (x, *given, 8, torch.randn(6), [1, 1], [0, 0], [1, 1], 2, None, None, 8, True, True, []))
     one = [1, 1]
-    opcheck(OP, (x, *given, 8, torch.randn(6), one, one, one, 2, low, high, 4, True, False, weight.prepack(6, 2)))
+    rest = (8, torch.randn(6), one, one, one, 2, low, high, 4, True, False, weight.prepack(6, 2))
+    opcheck(OP, (x, *given, *rest))
+    y = OP(x, *given, *rest)
+    last = y.to(memory_format=torch.channels_last)
+    opcheck(OP, (x, *given, *rest, y))
+    opcheck(OP, (x, *given, *rest, last, low, high, 3))
+    codes = torch.randint(-8, 8, x.shape, dtype=torch.int8)
+    opcheck(OP, (codes, *given, *rest, last.float()))
+    opcheck(OP, (codes, *given, *rest, None, low, high, 8))
 
 
 @pytest.mark.parametrize("warm", [False, True])
@@ -291,6 +373,22 @@ def test_compiles_once_for_all_widths(grad, warm):
             y.sum().backward()
             expected = torch.nn.grad.conv2d_input(x.shape, weight.unpack(bits), (y > 0).float(), padding=1)
             assert torch.allclose(x.grad, expected, rtol=1e-5, atol=1e-5)
+    assert graphs.frame_count <= 2
+
+
+def test_codes_compile_once_for_all_widths():
+    torch.manual_seed(20)
+    graphs = CompileCounterWithBackend("aot_eager")
+    first, second = nested_weight((20, 9, 3, 3)), nested_weight((6, 20, 1, 1))
+    ends, hidden = (torch.tensor(-1.0), torch.tensor(2.0)), (torch.tensor(0.0), torch.tensor(9.0))
+
+    def run(x, bits):
+        y = packed_conv2d(x, first, bits, x_range=ends, x_bits=bits, relu=True, y_range=hidden, y_bits=bits)
+        return packed_conv2d(y, second, bits, x_range=hidden, x_bits=bits)
+
+    compiled, x = torch.compile(run, fullgraph=True, backend=graphs), torch.randn(2, 9, 7, 6)
+    for bits in (8, 3, 4, 2, 7, 6, 5):
+        assert torch.equal(compiled(x, bits), run(x, bits))
     assert graphs.frame_count <= 2
 
 
@@ -324,6 +422,16 @@ def test_meta_tensors_give_shapes():
         ({"x_bits": 9, "x_range": (0, 1)}, ValueError, r"x_bits must lie in \[2, 8\].*got 9"),
         ({"x_range": (2, 1)}, ValueError, "low must not lie above high"),
         ({"x_range": (0, 1), "exact": True}, ValueError, "x_range rounds x, which `exact` rules out"),
+        ({"y_bits": 4}, ValueError, r"y_bits must lie in \[2, 8\], and be 8 without y_range, got 4"),
+        ({"y_range": (2, 1)}, ValueError, "low must not lie above high"),
+        ({"x": torch.ones(2, 4, 6, 6).char()}, ValueError, r"x holds codes \(int8\): give the x_range"),
+        ({"residual": torch.ones(2, 5, 6, 6)}, ValueError, r"residual must be \(2, 5, 4, 4\) torch.float32 on cpu"),
+        ({"residual": torch.ones(2, 5, 4, 4).char()}, ValueError, r"residual must be .*got .* torch.int8 on cpu"),
+        (
+            {"x": torch.ones(2, 4, 6, 6, requires_grad=True), "y_range": (0, 1)},
+            ValueError,
+            "y_range makes codes, which have no gradient",
+        ),
         ({"bias": torch.ones(4)}, ValueError, r"bias must be \(5,\) on cpu, got \(4,\) on cpu"),
         ({"bias": torch.ones(5).double()}, TypeError, "bias must be float32"),
         ({"stride": 0}, ValueError, "stride must be one number or two, 1 or more, got 0"),
@@ -353,6 +461,11 @@ WEIGHT = nested_weight((5, 4, 3, 3))
         ({"low": torch.tensor(0.0)}, "give both ends of x's range, or none"),
         ({"low": torch.tensor(0.0), "high": torch.ones(1)}, "high must be a 0-d CPU tensor"),
         ({"low": torch.tensor(0.0), "high": torch.tensor(1.0), "x_bits": 1}, r"bits must lie in \[2, 8\], got 1"),
+        ({"x": torch.ones(1, 4, 6, 6).char()}, r"x holds codes \(int8\): give their range, not `exact`"),
+        ({"y_low": torch.tensor(0.0)}, "give both ends of y's range, or none"),
+        ({"y_low": torch.tensor(0.0), "y_high": torch.tensor(1.0), "y_bits": 9}, r"bits must lie in \[2, 8\], got 9"),
+        ({"residual": torch.ones(1, 5, 4, 3)}, r"residual must be laid out as the result, .* got \(1, 5, 4, 3\)"),
+        ({"residual": torch.ones(1, 5, 4, 4).transpose(2, 3)}, "residual must be laid out as the result"),
         ({"stride": [1]}, "stride, padding and dilation must hold 2 numbers each"),
         ({"padding": [-1, 0]}, "padding -1"),
         ({"dilation": [3, 1]}, "the kernel of 3 does not fit the padded input of 6"),
@@ -366,7 +479,8 @@ def test_the_op_refuses(change, words):
     given = {"x": torch.ones(1, 4, 6, 6), "planes": WEIGHT.planes, "scales": WEIGHT.scales}
     given |= {"zero_points": WEIGHT.zero_points, "weight_shape": list(WEIGHT.shape), "bits": 4, "bias": None}
     given |= {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "low": None, "high": None}
-    given |= {"x_bits": 8, "relu": False, "exact": False, "prepack": []}
+    given |= {"x_bits": 8, "relu": False, "exact": False, "prepack": [], "residual": None}
+    given |= {"y_low": None, "y_high": None, "y_bits": 8}
     with pytest.raises(RuntimeError, match=f"packed_conv2d: .*{words}"):
         OP(*(given | change).values())
 

@@ -14,18 +14,21 @@ struct ActivationRange {
   int bits;
 };
 
-// y = the convolution of x with the weight at `bits` bits, plus bias, then ReLU on request. x is first rounded to int8:
-// over `range`, or each image symmetrically, its largest magnitude to 127; sums are exact. An image that holds NaN (or,
-// without a range, infinity) becomes NaN. `exact`: x stays float32, and so are the sums.
+// y = the convolution of x with the weight at `bits` bits, plus bias and residual, then ReLU on request. x is first
+// rounded to int8: over `range`, or each image symmetrically, its largest magnitude to 127; sums are exact. An image
+// that holds NaN (or, without a range, infinity) becomes NaN. `exact`: x stays float32, and so are the sums.
 struct PackedConv2dArgs {
   Images x, y;
-  DType dtype;  // of both
+  DType dtype;  // of x, y and the residual, but of codes, which are int8 and lie channels last
   Axis vertical, horizontal;
   NestedPrepack weight;  // its taps are the kernel's, its parts the groups; one scale for all columns of a row
   int bits;
   const float* bias;             // of each row; null: none
   const ActivationRange* range;  // null: of each image its own
   bool relu, exact;
+  bool x_codes = false;                      // x holds codes over `range`
+  const ActivationRange* y_range = nullptr;  // y holds codes over it, NaN the lowest; null: y is of `dtype`
+  const void* residual = nullptr;            // laid out as y; null: none
 };
 
 // Not `exact`: the same bits on every instruction set. `exact`: the order of each sum depends on shapes and instruction
