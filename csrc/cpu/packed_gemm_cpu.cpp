@@ -14,10 +14,11 @@ constexpr int64_t kPanelBytes = 16 << 10;  // half of the first-level cache
 
 PackedGemmKernels best_kernels() {
   const Isa isa = max_isa();
-  return isa >= Isa::avx512_vnni ? vnni::packed_gemm_kernels()
-         : isa >= Isa::avx512    ? avx512::packed_gemm_kernels()
-         : isa >= Isa::avx2      ? avx2::packed_gemm_kernels()
-                                 : scalar::packed_gemm_kernels();
+  return isa >= Isa::amx           ? amx::packed_gemm_kernels()
+         : isa >= Isa::avx512_vnni ? vnni::packed_gemm_kernels()
+         : isa >= Isa::avx512      ? avx512::packed_gemm_kernels()
+         : isa >= Isa::avx2        ? avx2::packed_gemm_kernels()
+                                   : scalar::packed_gemm_kernels();
 }
 
 }  // namespace

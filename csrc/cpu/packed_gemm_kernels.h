@@ -114,5 +114,8 @@ PackedGemmKernels packed_gemm_kernels();
 namespace vnni {
 PackedGemmKernels packed_gemm_kernels();
 }
+namespace amx {
+PackedGemmKernels packed_gemm_kernels();
+}
 
 }  // namespace lcs

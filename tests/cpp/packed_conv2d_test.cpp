@@ -10,6 +10,8 @@ namespace {
 using namespace lcs;
 using namespace lcs::test;
 
+constexpr std::initializer_list<Isa> kMore{Isa::avx512_vnni, Isa::amx};
+
 struct Case {
   int64_t n, in, height, width, out, groups;
   Axis vertical, horizontal;
@@ -47,13 +49,6 @@ int64_t count(const Images& t) { return t.n * t.channels * t.height * t.width; }
 
 int64_t at(const Images& t, int64_t n, int64_t c, int64_t h, int64_t w) {
   return n * t.image_stride + c * t.channel_stride + h * t.row_stride + w * t.column_stride;
-}
-
-std::vector<Isa> all_isas() {
-  std::vector<Isa> found = isas();
-  static const Isa best = max_isa();
-  if (best >= Isa::avx512_vnni) found.push_back(Isa::avx512_vnni);
-  return found;
 }
 
 // Weights at every width, in units of a quarter.
@@ -140,7 +135,7 @@ void check(const Case& c, bool last, Guard guard) {
           !last,
           false};
       const std::vector<float> wanted = convolved(w, args);
-      for (const Isa isa : all_isas())
+      for (const Isa isa : isas(kMore))
         for (const bool exact : {false, true}) {
           if (exact && range) continue;
           set_max_isa(isa);
@@ -155,7 +150,7 @@ void check(const Case& c, bool last, Guard guard) {
 }  // namespace
 
 int main() {
-  all_isas();
+  isas(kMore);
   for (const Case& c : kCases)
     for (const bool last : {false, true})
       for (const Guard guard : kGuards) check(c, last, guard);

@@ -9,17 +9,12 @@ namespace {
 using namespace lcs;
 using namespace lcs::test;
 
+constexpr std::initializer_list<Isa> kMore{Isa::avx512_vnni, Isa::amx};
+
 struct Case {
   int64_t rows, in, out, group;
   bool per_row;
 };
-
-std::vector<Isa> all_isas() {
-  std::vector<Isa> found = isas();
-  static const Isa best = max_isa();
-  if (best >= Isa::avx512_vnni) found.push_back(Isa::avx512_vnni);
-  return found;
-}
 
 // A weight of any codes and zero points.
 struct Nested {
@@ -70,7 +65,7 @@ void check(const Case& c, Guard guard) {
     for (int64_t i = 0; i < c.rows; ++i)
       for (int64_t o = 0; o < c.out; ++o)
         wanted.push_back(std::max(product(c, w, x.as<float>() + i * c.in, o, bits) + bias.as<float>()[o], 0.0f));
-    for (const Isa isa : all_isas())
+    for (const Isa isa : isas(kMore))
       for (const bool exact : {false, true}) {
         set_max_isa(isa);
         std::memset(y.as(), 0xff, size_t(c.rows * c.out * 4));
@@ -85,9 +80,10 @@ void check(const Case& c, Guard guard) {
 }  // namespace
 
 int main() {
-  all_isas();
+  isas(kMore);
   for (const int64_t rows : {1, 2, 3, 4, 17, 131})
     for (const auto& [in, out, group] : {std::tuple{1, 1, 1}, {60, 9, 60}, {33, 70, 8}, {37, 33, 16}, {8, 32, 100}})
       for (const Guard guard : kGuards) check({rows, in, out, group, rows != 2}, guard);
+  check({37, 1100, 33, 1100, true}, Guard::behind);
   check({0, 8, 9, 8, true}, Guard::before);
 }

@@ -1,6 +1,9 @@
 #pragma once
 #include <bit>
+#include <cstdio>
+#include <cstdlib>
 #include <deque>
+#include <initializer_list>
 #include <random>
 #include <span>
 #include <vector>
@@ -16,13 +19,22 @@ namespace lcs::test {
 constexpr DType kDTypes[] = {DType::float32, DType::bfloat16};
 constexpr Guard kGuards[] = {Guard::behind, Guard::before};
 
-// The instruction sets with kernels of their own, up to the machine's or LCS_MAX_ISA. First asked before any is set.
-inline std::vector<Isa> isas() {
+// The instruction sets with kernels of their own, `more` among them, up to the machine's or LCS_MAX_ISA; AMX alone
+// where a test is built for that. First asked before any is set.
+inline std::vector<Isa> isas([[maybe_unused]] std::initializer_list<Isa> more = {}) {
   static const Isa best = max_isa();
-  std::vector<Isa> found;
-  for (Isa isa : {Isa::scalar, Isa::avx2, Isa::avx512})
-    if (isa <= best) found.push_back(isa);
+#if defined(LCS_ONLY_AMX)
+  if (best != Isa::amx) {
+    std::printf("not run: emulated tiles need avx512_bf16 for all else, and this machine has %s\n", isa_name(best));
+    std::exit(77);
+  }
+  return {Isa::amx};
+#else
+  std::vector<Isa> found{Isa::scalar, Isa::avx2, Isa::avx512};
+  found.insert(found.end(), more);
+  std::erase_if(found, [](Isa isa) { return isa > best; });
   return found;
+#endif
 }
 
 // Pieces of two grains, the last one first.

@@ -11,7 +11,7 @@ from lcs_kernels.ops.packed_linear import MAX_COLUMNS, quantized, reference
 from .packed_cases import DTYPES, WIDTHS, assert_within_roundings, fields, nested_weight
 
 OP = torch.ops.lcs.packed_linear.default
-ROWS = [0, 1, 2, 3, 4, 7, 13, 128, 131]
+ROWS = [0, 1, 2, 3, 4, 7, 13, 16, 29, 128, 131]
 CASES = [((33, 129), "channel", None), ((70, 1100), "tensor", None), ((5, 70), "group", 9), ((64, 256), "group", 64)]
 
 
@@ -36,7 +36,7 @@ def test_equals_the_reference(isa, rows, dtype, bits):
 @pytest.mark.parametrize("depth", range(2, 8))
 def test_codes_of_fewer_bits(isa, depth):
     torch.manual_seed(9)
-    for rows in (1, 2, 3, 7):
+    for rows in (1, 2, 3, 7, 18):
         weight, x = nested_weight((37, 61), depth=depth), torch.randn(rows, 61)
         for bits in range(2, depth + 1):
             check(x, weight, bits)
@@ -47,7 +47,7 @@ def test_codes_of_fewer_bits(isa, depth):
 @pytest.mark.parametrize("shape", [(1, 1), (0, 5), (5, 0), (1, 700), (65, 1)], ids=str)
 def test_extreme_shapes(isa, shape):
     torch.manual_seed(0)
-    for rows in (1, 5):
+    for rows in (1, 5, 21):
         for bits in (2, 5, 8):
             check(torch.randn(rows, shape[1]), nested_weight(shape), bits, torch.randn(shape[0]))
 
@@ -60,7 +60,7 @@ def test_the_largest_sums_fit(isa, bits):
         for code, zero in ((255, 0), (0, 255)):
             codes = torch.full((3, columns), code, dtype=torch.uint8)
             weight = NestedWeight.from_codes(codes, torch.ones(3), torch.full((3,), zero, dtype=torch.uint8))
-            for rows in (1, 5):
+            for rows in (1, 5, 21):
                 check(torch.full((rows, columns), 127.0 * sign), weight, bits)
 
 

@@ -6,6 +6,7 @@
 #include <simde/x86/fma.h>
 #include <simde/x86/gfni.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstdlib>
@@ -43,11 +44,22 @@ inline simde__m256i halves(simde__m512 x) {
   return packed;
 }
 
+inline simde__m512i shifted_right(simde__m512i x, simde__m512i by) {
+  int32_t lanes[16];
+  uint32_t shift[16];
+  std::memcpy(lanes, &x, sizeof x);
+  std::memcpy(shift, &by, sizeof by);
+  for (int i = 0; i < 16; ++i) lanes[i] >>= std::min(shift[i], 31u);
+  std::memcpy(&x, lanes, sizeof x);
+  return x;
+}
+
 }  // namespace lcs::emulated
 
 #ifndef _MM_FROUND_NO_EXC
 #define _MM_FROUND_NO_EXC SIMDE_MM_FROUND_NO_EXC
 #endif
+#define _mm512_srav_epi32 lcs::emulated::shifted_right
 #define _tzcnt_u32 lcs::emulated::tzcnt
 #define _blsr_u32 lcs::emulated::blsr
 #define _mm512_stream_ps lcs::emulated::stream

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The C++ tests of the kernels with AVX-512 emulated by SIMDe (https://github.com/simd-everywhere/simde), for machines
+# The C++ tests of the kernels with AVX-512 (and AMX) emulated by SIMDe (https://github.com/simd-everywhere/simde), for machines
 # without it: tests/cpp/emulated/run.sh FOLDER, where FOLDER holds simde/x86/avx512.h.
 set -euo pipefail
 if [ ! -f "${1:-}/simde/x86/avx512.h" ]; then
@@ -11,7 +11,7 @@ cd "$(dirname "$0")/../../.."
 build=build/emulated
 rm -rf "$build" && mkdir -p "$build"
 compile=("${CXX:-c++}" -std=c++20 -O2 -ffp-contract=off -w -Wno-psabi "-DLCS_TARGET_BEGIN(t)=" -DLCS_TARGET_END=
-         -Icsrc/include -Icsrc/cpu -Itests/cpp/emulated -I"$simde")
+         -DLCS_EMULATED_TILES -Icsrc/include -Icsrc/cpu -Itests/cpp/emulated -Itests/cpp -I"$simde")
 for source in csrc/cpu/*.cpp tests/cpp/emulated/isa.cpp; do
   [ "$source" = csrc/cpu/isa.cpp ] || echo "$source"
 done | xargs -P "$(nproc)" -I{} sh -c '"$@" -c {} -o '"$build"'/$(basename {} .cpp).o' sh "${compile[@]}"
