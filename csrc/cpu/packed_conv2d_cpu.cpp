@@ -78,6 +78,7 @@ class PackedConv2d {
     strip_sums_ = reinterpret_cast<int32_t*>(at + strip);
     sums_ = strip_sums_ + (a_.exact ? 0 : groups_ * strip_pixels);
     fill_distances();
+    choose_units();
     find_scales();
     choose_ranges();
     for (first_ = 0; first_ < a_.x.n; first_ += images_) run_images(std::min(images_, a_.x.n - first_));
@@ -120,8 +121,19 @@ class PackedConv2d {
     }
   }
 
+  // Blocks of a part that are multiplied at once.
+  struct Unit {
+    int64_t block, blocks;
+  };
+
+  void choose_units() {
+    const int64_t most = gemm_.pairs() ? 2 : 1, blocks = layout_.part_blocks();
+    for (int64_t part = 0; part < layout_.parts; ++part)
+      for (int64_t b = 0; b < blocks; b += most) units_.push_back({part * blocks + b, std::min(most, blocks - b)});
+  }
+
   void choose_ranges() {
-    const int64_t pixels = images_ * pixels_, blocks = layout_.blocks();
+    const int64_t pixels = images_ * pixels_, blocks = int64_t(units_.size());
     ranges_ = std::clamp<int64_t>(images_ * image_ * element_ / kRangeBytes, 1, ceil_div(pixels, kLeastPixels));
     while (ranges_ * blocks < kTasks && ceil_div(pixels, 2 * ranges_) >= kLeastPixels) ranges_ *= 2;
   }
@@ -140,10 +152,13 @@ class PackedConv2d {
       parallel_(images * a_.y.height, 4, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) add_sums(i / a_.y.height, i % a_.y.height);
       });
-    const int64_t blocks = layout_.blocks(), pixels = images * pixels_;
-    parallel_(blocks * ranges_, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        multiply(i % blocks, pixels * (i / blocks) / ranges_, pixels * (i / blocks + 1) / ranges_);
+    const int64_t units = int64_t(units_.size()), pixels = images * pixels_;
+    parallel_(units * ranges_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t from = pixels * (i / units) / ranges_, to = pixels * (i / units + 1) / ranges_;
+        units_[size_t(i % units)].blocks == 2 ? multiply_pair(i, from, to)
+                                              : multiply(units_[size_t(i % units)].block, from, to);
+      }
     });
   }
 
@@ -285,10 +300,56 @@ class PackedConv2d {
     }
   }
 
-  void multiply_tile(int64_t block, int64_t first, int64_t n, const char* panel, int32_t* acc) const {
-    int64_t row[kTile];
+  // Of unit i % units, and range i / units.
+  void multiply_pair(int64_t i, int64_t begin, int64_t end) const {
+    static thread_local Scratch<char> scratch;
+    const int64_t units = int64_t(units_.size()), block = units_[size_t(i % units)].block;
+    const int64_t panel_size = layout_.steps() * kPairStepBytes;
+    char* const panel = scratch.reserve(panel_size + 2 * kTile * kPairRows * 4);
+    float* const tile = reinterpret_cast<float*>(panel + panel_size);
+    const PackedGemm::PairFactors factors = gemm_.pair_factors(block);
+    alignas(64) int32_t start[kPairRows] = {};
+    gemm_.expand_pair(block, panel, codes_.zero ? start : nullptr);
+    for (int32_t& sum : start) sum *= -codes_.zero;
+    const bool more = i % units + 1 < units && units_[size_t(i % units + 1)].blocks == 2;
+    const uint8_t* const next = gemm_.planes(more ? units_[size_t(i % units + 1)].block : block);
+    const int64_t tiles = ceil_div(end - begin, kTile);
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t first = begin + (end - begin) * t / tiles, n = begin + (end - begin) * (t + 1) / tiles - first;
+      int64_t row[kTile];
+      find_rows(first, n, row);
+      float bias[kPairRows], row_scale[kTile];
+      const Output out = output_of(block, 2, first, n, tile, tile + kTile * kPairRows, bias, row_scale);
+      const char* const x = strip_ + block / layout_.part_blocks() * segment_;
+      gemm_.kernels().multiply_pair(
+          {panel,
+           layout_.steps(),
+           x,
+           row,
+           step_.data(),
+           n,
+           start,
+           {sums_of(block, first), gemm_.shift(), factors.center, factors.scale, row_scale, out.bias, out.residual,
+            out.residual_stride, a_.relu, int(out.channels), out.y, out.codes, out.stride, y_codes_},
+           next,
+           layout_.plane_bytes(),
+           t == 0 && more ? a_.bits : 0});
+      if (!out.codes && out.y == tile) store(block, out.channels, kPairRows, first, n, tile);
+    }
+  }
+
+  void find_rows(int64_t first, int64_t n, int64_t* row) const {
     for (int64_t m = 0; m < n; ++m)
       row[m] = (first + m) / pixels_ * image_ * element_ + pixel_[size_t((first + m) % pixels_)];
+  }
+
+  const int32_t* sums_of(int64_t block, int64_t first) const {
+    return sums_ + block / layout_.part_blocks() * images_ * pixels_ + first;
+  }
+
+  void multiply_tile(int64_t block, int64_t first, int64_t n, const char* panel, int32_t* acc) const {
+    int64_t row[kTile];
+    find_rows(first, n, row);
     const int64_t step_bytes = panel_bytes(gemm_.panel()), at_once = kChunkBytes / step_bytes;
     const char* const x = strip_ + block / layout_.part_blocks() * segment_ * element_;
     for (int64_t step = 0; step < layout_.steps(); step += at_once)
@@ -299,31 +360,75 @@ class PackedConv2d {
 
   void finish(int64_t block, int64_t first, int64_t n, const PackedGemm::Factors& factors, const int32_t* acc,
               float* tile, float* residual) const {
-    const int64_t channel = gemm_.first_row(block), channels = gemm_.rows(block), group = block / layout_.part_blocks();
-    const Images& y = a_.y;
-    float row_scale[kTile], bias[kBlockRows] = {};
+    float bias[kBlockRows], row_scale[kTile];
+    const Output out = output_of(block, 1, first, n, tile, residual, bias, row_scale);
+    run_.output({acc, a_.exact ? nullptr : sums_of(block, first), n, gemm_.shift(), factors.center, factors.scale,
+                 row_scale, out.bias, out.residual, out.residual_stride, a_.relu, out.y, out.stride});
+    if (out.y == tile) store(block, out.channels, kBlockRows, first, n, tile);
+  }
+
+  // Where the results of a block, or of two, go from positions [first, first + n) on, and what is added to them.
+  struct Output {
+    const float *bias, *residual;
+    int64_t residual_stride, channels;
+    float* y;
+    int8_t* codes;
+    int64_t stride;
+  };
+
+  // Of y itself where the kernels can write it, else of `tile`. A kernel of one block writes it whole, and no codes.
+  Output output_of(int64_t block, int64_t blocks, int64_t first, int64_t n, float* tile, float* residual, float* bias,
+                   float* row_scale) const {
+    const int64_t wide = blocks * kBlockRows, channel = gemm_.first_row(block);
+    const int64_t channels = blocks == 2 ? kBlockRows + gemm_.rows(block + 1) : gemm_.rows(block);
+    const int64_t start = first_ * pixels_ + first, at = start * a_.y.channels + channel;  // channels last
+    const bool whole = a_.y.channel_stride == 1 && (blocks == 2 || channels == wide);
+    const bool floats = whole && a_.dtype == DType::float32;
+    Output out{nullptr, nullptr, wide, channels, tile, nullptr, wide};
     for (int64_t m = 0; m < n; ++m) row_scale[m] = scale_[size_t(first_ + (first + m) / pixels_)];
-    if (a_.bias) std::copy_n(a_.bias + channel, channels, bias);
-    const bool last = y.channel_stride == 1, whole = last && a_.dtype == DType::float32 && channels == kBlockRows;
-    const bool direct = whole && !a_.y_range;
-    const int64_t start = first_ * pixels_ + first, at = start * y.channels + channel;  // channels last
-    float* const to = direct ? static_cast<float*>(y.data) + at : tile;
-    const float* const added = whole ? static_cast<const float*>(a_.residual) + (a_.residual ? at : 0) : residual;
-    if (a_.residual && !whole)
-      for_runs(channel, start, n, [&](int64_t m, int64_t rows, int64_t element, int64_t row_step, int64_t step) {
-        const void* const from = advance(a_.residual, element, a_.dtype);
-        float* const target = residual + m * kBlockRows;
-        last ? copies_.load({from, target, row_step, 1, kBlockRows, rows, channels, a_.dtype, false})
-             : copies_.load({from, target, step, 1, kBlockRows, channels, rows, a_.dtype, true});
-      });
-    run_.output({acc, a_.exact ? nullptr : sums_ + group * images_ * pixels_ + first, n, gemm_.shift(), factors.center,
-                 factors.scale, row_scale, a_.bias ? bias : nullptr, a_.residual ? added : nullptr,
-                 whole ? y.channels : kBlockRows, a_.relu, to, direct ? y.channels : kBlockRows});
-    if (direct) return;
-    if (a_.y_range) return store_codes(tile, n, channels, static_cast<int8_t*>(y.data) + at);
+    if (a_.bias) {
+      std::fill(std::copy_n(a_.bias + channel, channels, bias), bias + wide, 0.0f);
+      out.bias = bias;
+    }
+    if (a_.residual && floats) {
+      out.residual = static_cast<const float*>(a_.residual) + at;
+      out.residual_stride = a_.y.channels;
+    } else if (a_.residual) {
+      load_residual(channel, channels, wide, start, n, residual);
+      out.residual = residual;
+    }
+    if (a_.y_range ? blocks == 2 : floats) {
+      out.stride = a_.y.channels;
+      if (a_.y_range)
+        out.codes = static_cast<int8_t*>(a_.y.data) + at;
+      else
+        out.y = static_cast<float*>(a_.y.data) + at;
+    }
+    return out;
+  }
+
+  void load_residual(int64_t channel, int64_t channels, int64_t wide, int64_t start, int64_t n, float* to) const {
+    const bool last = a_.y.channel_stride == 1;
     for_runs(channel, start, n, [&](int64_t m, int64_t rows, int64_t element, int64_t row_step, int64_t step) {
-      copies_.store({tile + m * kBlockRows, advance(y.data, element, a_.dtype), kBlockRows, 1, last ? row_step : step,
-                     rows, channels, a_.dtype, !last});
+      const void* const from = advance(a_.residual, element, a_.dtype);
+      last ? copies_.load({from, to + m * wide, row_step, 1, wide, rows, channels, a_.dtype, false})
+           : copies_.load({from, to + m * wide, step, 1, wide, channels, rows, a_.dtype, true});
+    });
+  }
+
+  // A tile's results, `wide` apart, to y.
+  void store(int64_t block, int64_t channels, int64_t wide, int64_t first, int64_t n, const float* tile) const {
+    const bool last = a_.y.channel_stride == 1;
+    const int64_t channel = gemm_.first_row(block), start = first_ * pixels_ + first;
+    if (a_.y_range) {
+      int8_t codes[kTile * kBlockRows], *const to = static_cast<int8_t*>(a_.y.data) + start * a_.y.channels + channel;
+      run_.quantize({tile, DType::float32, 1, wide, n, channels, codes, kBlockRows, y_codes_});
+      for (int64_t m = 0; m < n; ++m) std::memcpy(to + m * a_.y.channels, codes + m * kBlockRows, size_t(channels));
+      return;
+    }
+    for_runs(channel, start, n, [&](int64_t m, int64_t rows, int64_t element, int64_t row_step, int64_t step) {
+      copies_.store({tile + m * wide, advance(a_.y.data, element, a_.dtype), wide, 1, last ? row_step : step, rows,
+                     channels, a_.dtype, !last});
     });
   }
 
@@ -339,12 +444,6 @@ class PackedConv2d {
     }
   }
 
-  void store_codes(const float* tile, int64_t n, int64_t channels, int8_t* to) const {
-    int8_t codes[kTile * kBlockRows];
-    run_.quantize({tile, DType::float32, 1, kBlockRows, n, channels, codes, kBlockRows, y_codes_});
-    for (int64_t m = 0; m < n; ++m) std::memcpy(to + m * a_.y.channels, codes + m * kBlockRows, size_t(channels));
-  }
-
   const PackedConv2dArgs& a_;
   const Parallel& parallel_;
   const NestedLayout& layout_;
@@ -358,6 +457,7 @@ class PackedConv2d {
   PackedCodes codes_{0.0f, 0, -127, 127}, y_codes_{};
   float half_scale_ = 0.0f;
   int64_t images_, ranges_, first_;  // images of the strip, parts of their positions, the first of the images
+  std::vector<Unit> units_;
   std::vector<int64_t> step_, pixel_;
   std::vector<float> inverse_, scale_;  // of each image
   char* strip_;

@@ -2,15 +2,10 @@
 #include <cstdint>
 
 #include "lcs/dtype.h"
+#include "packed_gemm_kernels.h"
 
 // What each instruction set implements of the packed convolution beside the product itself (packed_gemm_kernels.h).
 namespace lcs {
-
-// Codes are clamp(nearest(x * inverse) + zero, lowest, highest), within int8.
-struct PackedCodes {
-  float inverse;
-  int zero, lowest, highest;
-};
 
 // The codes of a run of pixels: to[i * to_stride + c] of x[c * channel_stride + i * pixel_stride]. One of the strides
 // of x is 1, unless the pixels are `step` apart. Behind the channels, to the next multiple of 8, come zeros.

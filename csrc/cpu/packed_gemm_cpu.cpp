@@ -66,6 +66,22 @@ void PackedGemm::expand(int64_t block, int64_t step, int64_t steps, const Factor
   run_.expand({planes(block, step), w_.layout.plane_bytes(), steps, bits_, shift(), panel, factors.center}, panel_);
 }
 
+PackedGemm::PairFactors PackedGemm::pair_factors(int64_t block) const {
+  PairFactors f;
+  const Factors of[2] = {factors(block, 0), factors(block + 1, 0)};
+  for (int i = 0; i < kPairRows; ++i) {
+    const int place = i / 16 * 8 + i % 8;
+    f.scale[i] = of[i % 16 / 8].scale[place];
+    f.center[i] = of[i % 16 / 8].center[place];
+  }
+  return f;
+}
+
+void PackedGemm::expand_pair(int64_t block, void* panel, int32_t* sums) const {
+  const NestedLayout& l = w_.layout;
+  run_.expand_pair({planes(block), l.plane_bytes(), l.steps() * kBlockRows, l.steps(), bits_, panel, sums});
+}
+
 void PackedGemm::multiply(int64_t block, const PackedRows& x, float* tile) const {
   static thread_local Scratch<char> scratch;
   constexpr int64_t kRowSums = 2 * kBlockRows;

@@ -75,6 +75,59 @@ struct PackedFinish {
   bool relu;
 };
 
+// Codes are clamp(nearest(x * inverse) + zero, lowest, highest), within int8.
+struct PackedCodes {
+  float inverse;
+  int zero, lowest, highest;
+};
+
+// Two blocks at once, where x is int8 and the columns share a scale. Of their 64 sums places 16v to 16v + 7 are places
+// 8v to 8v + 7 of the first block, and the next eight those of the second.
+constexpr int kPairRows = 2 * kBlockRows;
+constexpr int64_t kPairStepBytes = kPairRows * kStepColumns;
+
+struct PackedPair {
+  const uint8_t* planes;  // of the first block at its first step
+  int64_t plane_bytes, block_bytes;
+  int64_t steps;
+  int bits;
+  void* panel;    // kPairStepBytes each step, on a cache line's border
+  int32_t* sums;  // 64, in the order of places: of the codes; null: none
+};
+
+// y[row][channel] = ((sum * 2^shift + center[place] * sums[row]) * scale[place]) * row_scale[row] + bias + residual,
+// then ReLU on request.
+struct PackedPairOutput {
+  const int32_t* sums;
+  int shift;
+  const int32_t* center;  // 64
+  const float* scale;
+  const float* row_scale;
+  const float* bias;      // 64, in the order of rows; null: none
+  const float* residual;  // null: none
+  int64_t residual_stride;
+  bool relu;
+  int channels;  // at most 64, from 1
+  float* y;
+  int8_t* codes;  // null: y is written, else what it rounds to
+  int64_t stride;
+  PackedCodes grid;
+};
+
+struct PackedPairMultiply {
+  const void* panel;
+  int64_t steps;
+  const char* x;
+  const int64_t* row;
+  const int64_t* step;
+  int64_t rows;
+  const int32_t* start;  // 64: where the sums start
+  PackedPairOutput output;
+  const uint8_t* next;  // the blocks' planes that come next, to be loaded meanwhile
+  int64_t plane_bytes;
+  int planes;  // 0: none
+};
+
 struct PackedGemmKernels {
   Panel (*panel)(int bits);  // which one integers take
 
@@ -96,6 +149,10 @@ struct PackedGemmKernels {
   // x 32 of. null: not implemented
   void (*multiply_planes)(const PackedExpand& expand, const PackedMultiply& multiply) = nullptr;
   void (*settle)(int32_t* acc, int64_t rows, int bits) = nullptr;
+
+  // Both or neither.
+  void (*expand_pair)(const PackedPair& pair) = nullptr;
+  void (*multiply_pair)(const PackedPairMultiply& multiply) = nullptr;
 };
 
 constexpr int64_t kTableBytes = 64;      // of a step

@@ -31,6 +31,8 @@ constexpr int64_t chain_of(int) { return 0; }
 #include "packed_gemm.inl"
 // After what it is written in.
 #include "packed_gemm_vnni.inl"
+// After what it is written in.
+#include "packed_gemm_pair.inl"
 }  // namespace
 
 PackedGemmKernels packed_gemm_kernels() {
@@ -38,6 +40,8 @@ PackedGemmKernels packed_gemm_kernels() {
   kernels.lookup = nullptr;  // a few rows are multiplied from registers instead
   kernels.multiply_planes = multiply_planes;
   kernels.settle = settle;
+  kernels.expand_pair = expand_pair;
+  kernels.multiply_pair = multiply_pair;
   return kernels;
 }
 

@@ -13,30 +13,44 @@ inline __m256i transposed(__m256i planes) {
   return _mm256_gf2p8affine_epi64_epi8(columns, planes, 0);
 }
 
-// The `kBits` planes of a step from `planes` on, as the last ones of `kField`, byte by byte: kField vectors of rows.
-template <int kBits, int kField>
-inline void join_planes(const uint8_t* planes, int64_t plane_bytes, __m256i* to) {
+inline __m256i low_bytes(__m256i a, __m256i b) { return _mm256_unpacklo_epi8(a, b); }
+inline __m256i high_bytes(__m256i a, __m256i b) { return _mm256_unpackhi_epi8(a, b); }
+inline __m256i low_words(__m256i a, __m256i b) { return _mm256_unpacklo_epi16(a, b); }
+inline __m256i high_words(__m256i a, __m256i b) { return _mm256_unpackhi_epi16(a, b); }
+inline __m256i low_fours(__m256i a, __m256i b) { return _mm256_unpacklo_epi32(a, b); }
+inline __m256i high_fours(__m256i a, __m256i b) { return _mm256_unpackhi_epi32(a, b); }
+inline __m512i low_bytes(__m512i a, __m512i b) { return _mm512_unpacklo_epi8(a, b); }
+inline __m512i high_bytes(__m512i a, __m512i b) { return _mm512_unpackhi_epi8(a, b); }
+inline __m512i low_words(__m512i a, __m512i b) { return _mm512_unpacklo_epi16(a, b); }
+inline __m512i high_words(__m512i a, __m512i b) { return _mm512_unpackhi_epi16(a, b); }
+inline __m512i low_fours(__m512i a, __m512i b) { return _mm512_unpacklo_epi32(a, b); }
+inline __m512i high_fours(__m512i a, __m512i b) { return _mm512_unpackhi_epi32(a, b); }
+
+// The planes `plane(0)` to `plane(kBits - 1)` of a step as the last ones of `kField`, byte by byte: kField vectors of
+// rows.
+template <int kBits, int kField, class Plane, class Vector>
+inline void join_planes(const Plane& plane, Vector* to) {
   if constexpr (kBits == 0) {
     LCS_UNROLL
-    for (int i = 0; i < kField; ++i) to[i] = _mm256_setzero_si256();
+    for (int i = 0; i < kField; ++i) to[i] = Vector{};
   } else if constexpr (kField == 1) {
-    to[0] = load_bytes(planes);
+    to[0] = plane(0);
   } else {
     constexpr int kHalf = kField / 2, kLow = std::min(kBits, kHalf), kHigh = kBits - kLow;
-    __m256i high[kHalf], low[kHalf];
-    join_planes<kHigh, kHalf>(planes, plane_bytes, high);
-    join_planes<kLow, kHalf>(planes + kHigh * plane_bytes, plane_bytes, low);
+    Vector high[kHalf], low[kHalf];
+    join_planes<kHigh, kHalf>(plane, high);
+    join_planes<kLow, kHalf>([&](int i) { return plane(kHigh + i); }, low);
     LCS_UNROLL
     for (int i = 0; i < kHalf; ++i) {
       if constexpr (kHalf == 1) {
-        to[2 * i] = _mm256_unpacklo_epi8(high[i], low[i]);
-        to[2 * i + 1] = _mm256_unpackhi_epi8(high[i], low[i]);
+        to[2 * i] = low_bytes(high[i], low[i]);
+        to[2 * i + 1] = high_bytes(high[i], low[i]);
       } else if constexpr (kHalf == 2) {
-        to[2 * i] = _mm256_unpacklo_epi16(high[i], low[i]);
-        to[2 * i + 1] = _mm256_unpackhi_epi16(high[i], low[i]);
+        to[2 * i] = low_words(high[i], low[i]);
+        to[2 * i + 1] = high_words(high[i], low[i]);
       } else {
-        to[2 * i] = _mm256_unpacklo_epi32(high[i], low[i]);
-        to[2 * i + 1] = _mm256_unpackhi_epi32(high[i], low[i]);
+        to[2 * i] = low_fours(high[i], low[i]);
+        to[2 * i + 1] = high_fours(high[i], low[i]);
       }
     }
   }
@@ -46,7 +60,7 @@ template <int kBits>
 inline void unpack_fields(const uint8_t* planes, int64_t plane_bytes, __m256i* parts) {
   constexpr int kField = field_of(kBits), kFields = 8 / kField;
   __m256i joined[kField];
-  join_planes<kBits, kField>(planes, plane_bytes, joined);
+  join_planes<kBits, kField>([&](int i) { return load_bytes(planes + i * plane_bytes); }, joined);
   LCS_UNROLL
   for (int i = 0; i < kField; ++i) {
     const __m256i codes = transposed(joined[i]);

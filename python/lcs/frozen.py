@@ -152,10 +152,11 @@ class Frozen:
         level = self._resolve(level, _setting(kwargs))
         self._packed(level, self._chosen(level, signature(args, kwargs), args, kwargs))
 
-    def report(self, *args, level: Level | None = None, **kwargs) -> FrozenReport:
-        """Which kernel each layer runs at a level on these arguments of the model, and why. Runs the model on them."""
+    def report(self, *args, level: Level | None = None, fused: bool = True, **kwargs) -> FrozenReport:
+        """Which kernel each layer runs at a level on these arguments of the model, and why. Runs the model on them;
+        not `fused`: by its own forward, in which each layer does its own work alone."""
         level = self._resolve(level, _setting(kwargs))
-        self._call(level, args, kwargs)
+        self._call(level, args, kwargs, fused)
         inputs = signature(args, kwargs)
         choices = self._chosen(level, inputs, args, kwargs)
         packed = self._packed(level, choices)
@@ -216,11 +217,12 @@ class Frozen:
                 return self._level(value)
         return self.recipe.resolve(level, setting)
 
-    def _call(self, level: Level, args: tuple, kwargs: dict):
+    def _call(self, level: Level, args: tuple, kwargs: dict, fused: bool = True):
         with _autocast_off(self._device):
             inputs = signature(args, kwargs)
             packed = self._packed(level, self._chosen(level, inputs, args, kwargs))
-            output = _run(self._forwards.get(inputs, self.model), packed, args, kwargs)
+            forward = self._forwards.get(inputs, self.model) if fused else self.model
+            output = _run(forward, packed, args, kwargs)
         if inputs not in packed.inputs:
             _remember(packed.inputs, inputs, None)
             self._cache.settle()

@@ -1,6 +1,8 @@
 """The forward of a frozen network in cheaper steps that give the same bits.
 
-Sums and ReLUs become part of the norm before them, or happen in place; pooling runs in vectors.
+Sums and ReLUs become part of the norm before them, or happen in place; pooling runs in vectors. A quantised
+convolution takes in the batch norm that is folded into it, and what follows: at a level of integers, whose sums are
+then rounded fewer times, its result is that of the model within rounding, and otherwise the same bits.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .layers import SubspaceLayer
+from .layers.frozen_quantized import FrozenQuantizedConv2d
 from .layers.norms import FusedNorm
 
 
@@ -29,6 +32,8 @@ def fused(model: nn.Module) -> nn.Module:
     modules = dict(model.named_modules())
     for node in list(graph.nodes):
         _rewrite(graph, node, modules)
+    for node in graph.nodes:
+        _keep_codes(graph, node, modules)
     graph.lint()
     return fx.GraphModule(model, graph)
 
@@ -46,7 +51,9 @@ def _hooked(m: nn.Module) -> bool:
 
 def _rewrite(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> None:
     step, args = _step(node, modules)
-    if step == "relu" and _norm(args[0], modules):
+    if step == "norm":
+        _extend(graph, args[0], node, norm=True)
+    elif step == "relu" and _norm(args[0], modules):
         _extend(graph, args[0], node, relu=True)
     elif step == "relu" and _fresh(args[0], modules):
         before = args[0]
@@ -56,9 +63,9 @@ def _rewrite(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> N
             graph.erase_node(node)
         else:
             _replace(graph, node, torch.relu_, args)
-    elif step == "add" and _norm(args[0], modules) and not args[0].kwargs and args[0] is not args[1]:
+    elif step == "add" and _norm(args[0], modules) and "residual" not in args[0].kwargs and args[0] is not args[1]:
         _extend(graph, args[0], node, residual=args[1])
-    elif step == "add" and _norm(args[1], modules) and not args[1].kwargs and args[0] is not args[1]:
+    elif step == "add" and _norm(args[1], modules) and "residual" not in args[1].kwargs and args[0] is not args[1]:
         _extend(graph, args[1], node, residual=args[0])
     elif step == "add" and _fresh(args[0], modules) and args[0] is not args[1]:
         _replace(graph, node, add_into, args)
@@ -75,6 +82,10 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, tuple]:
         module = modules[node.target]
         if type(module) is nn.ReLU and not _hooked(module):
             return "relu", node.args
+        if not _hooked(module) and any(
+            _fresh(arg, modules) and getattr(_called(arg, modules), "folded", None) is module for arg in node.args
+        ):
+            return "norm", node.args
         if type(module) is nn.MaxPool2d and not _hooked(module) and not module.return_indices:
             pool = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
             return "max_pool2d", (*node.args, *pool)
@@ -100,23 +111,37 @@ def _fresh(node: object, modules: dict[str, nn.Module]) -> bool:
     return node.target is add_into
 
 
+def _called(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
+    return modules[node.target] if node.op == "call_module" else None
+
+
 def _norm(node: object, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node is a norm that can take in what comes next: no ReLU yet, and nothing else reads it."""
-    return (
-        _fresh(node, modules)
-        and node.op == "call_module"
-        and isinstance(modules[node.target], FusedNorm)
-        and "relu" not in node.kwargs
-    )
+    """Whether a node is a norm, or a quantised convolution, that can take in what comes next: no ReLU yet, and nothing
+    else reads it."""
+    taking = (FusedNorm, FrozenQuantizedConv2d)
+    return _fresh(node, modules) and isinstance(_called(node, modules), taking) and "relu" not in node.kwargs
 
 
-def _extend(graph: fx.Graph, norm: fx.Node, node: fx.Node, **what) -> None:
-    """Lets `norm` do what `node` does, in its place."""
+def _keep_codes(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> None:
+    """Lets a convolution round its result for the convolution that alone reads it."""
+    if not _fresh(node, modules) or not isinstance(_called(node, modules), FrozenQuantizedConv2d):
+        return
+    (reader,) = node.users
+    layer, successor = _called(node, modules), _called(reader, modules)
+    once = all(sum(_called(n, modules) is m for n in graph.nodes) == 1 for m in (layer, successor))
+    if once and isinstance(successor, FrozenQuantizedConv2d) and not _hooked(successor) and reader.args == (node,):
+        if layer.compressed and successor.takes_codes() and node not in reader.kwargs.values():
+            layer.__dict__["successor"] = successor  # not as a module of it
+            node.kwargs = {**node.kwargs, "codes": True}
+
+
+def _extend(graph: fx.Graph, taking: fx.Node, node: fx.Node, **what) -> None:
+    """Lets `taking` do what `node` does, in its place."""
     with graph.inserting_before(node):
-        new = graph.call_module(norm.target, norm.args, norm.kwargs | what)
+        new = graph.call_module(taking.target, taking.args, taking.kwargs | what)
     node.replace_all_uses_with(new)
     graph.erase_node(node)
-    graph.erase_node(norm)
+    graph.erase_node(taking)
 
 
 def _replace(graph: fx.Graph, node: fx.Node, target: Callable, args: tuple) -> None:

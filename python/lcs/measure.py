@@ -139,7 +139,7 @@ def check_layers(frozen: Frozen, x: Tensor, level: Level) -> int:
         m.register_forward_hook(lambda m, args, y: seen.update({m: (args[0].clone(), y.clone())}))
         for m in named.values()
     ]
-    kernels = {row.layer: row.kernel for row in frozen.report(x, level=level).rows}
+    kernels = {row.layer: row.kernel for row in frozen.report(x, level=level, fused=False).rows}
     for hook in hooks:
         hook.remove()
     sparse = {name: m for name, m in named.items() if kernels[name] not in ("torch", NORM) and m in seen}

@@ -100,7 +100,7 @@ class Quantized(Recipe):
         bits = self._bits(layer, level)
         if layer.folded is None:
             return interpolate_quantize(*ends, level.alpha, bits, **options)
-        weight, factor = blend(*ends, level.alpha), _factor(layer, level)
+        weight, factor = blend(*ends, level.alpha), folded_factor(layer, level)
         rounded = interpolate_quantize(weight * factor, None, 0.0, bits, **options)
         return rounded / torch.where(factor == 0, 1, factor)  # nothing of a channel of factor 0 goes through the norm
 
@@ -167,7 +167,7 @@ class Quantized(Recipe):
         return [Level(self.level(drawn).alpha, bits=drawn, inputs=done)]
 
 
-def _factor(layer: SubspaceLayer, level: Level) -> Tensor:
+def folded_factor(layer: SubspaceLayer, level: Level) -> Tensor:
     """What the folded norm multiplies each output channel of `layer` with; without gradient."""
     norm = layer.folded
     scale = norm.weight if norm.weight is None else blend(norm.weight, getattr(norm, "weight_1", None), level.alpha)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from .layers.base import blend
 from .layers.frozen_quantized import FROZEN_LAYERS, NestedView
 from .levels import Level
 from .packing import Choice, Packer, Shape, Weight
-from .quantized import MOST
+from .quantized import MOST, folded_factor
 from .recipe import Recipe
 
 
@@ -30,7 +31,7 @@ class QuantizedPacker(Packer):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        self._packed: dict[SubspaceLayer, NestedWeight] = {}
+        self._packed: dict[SubspaceLayer, NestedView] = {}
         self._packing = threading.Lock()
 
     @functools.cached_property
@@ -46,8 +47,6 @@ class QuantizedPacker(Packer):
             return Choice("torch", "full precision")
         if not isinstance(layer, tuple(FROZEN_LAYERS.values())):
             return Choice("torch", f"no packed op for {layer.original.__name__}", fallback=True)
-        if layer.folded is not None:
-            return Choice("torch", "no codes of a weight that a batch norm is folded into", fallback=True)
         if layer.weight.dtype != torch.float32:
             return Choice("torch", f"no codes of {dtype} weights", fallback=True)
         if layer.weight[:1].numel() > MAX_RANGED_TERMS:
@@ -67,19 +66,36 @@ class QuantizedPacker(Packer):
 
     def _view(self, layer: SubspaceLayer, level: Level) -> NestedView:
         if not self.recipe.nested or layer.line:
-            return NestedView(self._made(layer, level), level.bits, shared=False)
+            return self._made(layer, level, shared=False)
         with self._packing:
             if layer not in self._packed:
-                self._packed[layer] = self._made(layer, level)
-            return NestedView(self._packed[layer], level.bits, shared=True)
+                self._packed[layer] = self._made(layer, level, shared=True)
+            return replace(self._packed[layer], bits=level.bits)
 
-    def _made(self, layer: SubspaceLayer, level: Level) -> NestedWeight:
+    def _made(self, layer: SubspaceLayer, level: Level, shared: bool) -> NestedView:
         """The codes, and what the kernels read, of the weight as that of a 2-d convolution."""
         w = blend(*layer.ends("weight"), level.alpha)
+        factor = None if layer.folded is None else folded_factor(layer, level)
+        w = w if factor is None else w * factor
         w = w.view(*w.shape[:2], *[1] * (4 - w.dim()), *w.shape[2:])
         bits = MOST if self.recipe.nested else level.bits
         per = "channel" if self.recipe.per_channel else "tensor"
         made = NestedWeight.quantize(w, bits, per, nested=self.recipe.nested)
         if w.is_cpu:
             made.prepack(w.shape[2] * w.shape[3], getattr(layer, "groups", 1))
-        return made
+        if factor is None:
+            return NestedView(made, level.bits, shared)
+        factor = factor.flatten()
+        none = (factor == 0)[:, None]  # channels that the norm drops, whatever their codes stand for
+        zero_points = made.zero_points.expand(len(w), -1).contiguous()
+        alone = replace(made, scales=made.scales / torch.where(none, 1, factor[:, None]), zero_points=zero_points)
+        if none.any():
+            made = replace(made, scales=torch.where(none, 0, made.scales), zero_points=zero_points)
+        return NestedView(alone, level.bits, shared, (made, self._left_of_norm(layer, level, factor)))
+
+    def _left_of_norm(self, layer: SubspaceLayer, level: Level, factor: Tensor) -> Tensor:
+        """What its norm adds to a layer's output once the weight holds the norm's factor."""
+        norm, bias = layer.folded, blend(*layer.ends("bias"), level.alpha)
+        shift = None if norm.bias is None else blend(norm.bias, getattr(norm, "bias_1", None), level.alpha)
+        mean = norm.running_mean if bias is None else norm.running_mean - bias
+        return -mean * factor if shift is None else shift - mean * factor

@@ -1,14 +1,20 @@
 import copy
 import io
 import pickle
+import warnings
+from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lcs
 from lcs import models
 from lcs.measure import check_layers, measure_speed
+from lcs.packing import RUNNING
 from lcs_kernels import packed_conv2d
 from lcs_kernels.formats import NestedWeight
 
@@ -221,6 +227,110 @@ def test_measured_next_to_float_layers():
     assert found.rows[0].resident_bytes < found.rows[1].resident_bytes
     plain = lcs.unconvert(copy.deepcopy(subspace), subspace.recipe.full())
     assert torch.equal(plain[0].weight, subspace.model[0].weight)
+
+
+class Block(nn.Module):
+    """A residual block whose batch norms are folded, the shortcut with one of its own, and a last layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm_a = nn.Conv2d(5, 70, 3, 2, padding=1), nn.BatchNorm2d(70)
+        self.b, self.norm_b = nn.Conv2d(70, 9, 3, padding=1, bias=False), nn.BatchNorm2d(9)
+        self.short, self.norm_short = nn.Conv2d(5, 9, 1, 2), nn.BatchNorm2d(9)
+        self.c, self.d = nn.Conv2d(9, 6, 1), nn.Conv2d(6, 4, 2, padding="same")
+
+    def forward(self, x):
+        y = self.norm_b(self.b(F.relu(self.norm_a(self.a(x)))))
+        return self.d(self.c(F.relu(y + self.norm_short(self.short(x)))) + y.mean((1, 2, 3), keepdim=True))
+
+
+def blocks(recipe):
+    torch.manual_seed(3)
+    model = Block()
+    for norm in (model.norm_a, model.norm_b, model.norm_short):
+        nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the statistics that all widths share
+        subspace = lcs.convert(model, recipe, norm="keep", init="independent" if recipe.line else "copy")
+    x = torch.randn(3, 5, 11, 10)
+    subspace.train()
+    with subspace.at(bits=8), torch.no_grad():
+        subspace(x), subspace(x * 2)
+    return subspace.eval(), x
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("recipe", RECIPES[:5], ids=str)
+def test_activations_stay_integers_between_convolutions(recipe, layout):
+    """The fused forward is this composition of the op, bit for bit; and each layer alone is what training evaluates."""
+    subspace, x = blocks(recipe)
+    frozen, x = subspace.freeze(strict=True), x.to(memory_format=layout)
+    seen = []
+    for bits in (8, 4, 3):
+        level = recipe.level(bits)
+        assert check_layers(frozen, x, level) == 5
+        packed = frozen._packed(level, frozen._chosen(level, (x.shape,), (x,), {}))
+
+        def conv(name, y, after=None, packed=packed, frozen=frozen, level=level, **options):
+            layer = getattr(frozen.model, name)
+            view, bias, _ = packed.tensors[layer.index]
+            whole, bias = view.folded if layer.folded is not None else (view.whole, bias)
+            if after:
+                reader = getattr(frozen.model, after)
+                options |= {"y_range": (reader.input_low, reader.input_high), "y_bits": level.bits}
+            ends, geometry = (layer.input_low, layer.input_high), (layer.stride, layer.padding)
+            return packed_conv2d(y, whole, level.bits, bias, *geometry, x_range=ends, x_bits=level.bits, **options)
+
+        codes = conv("a", x, "b", relu=True)
+        assert codes.dtype == torch.int8
+        y = conv("b", codes)
+        short = conv("short", x)
+        z = conv("c", F.relu(y + short)) + y.mean((1, 2, 3), keepdim=True)
+        hook = frozen.model.b.register_forward_hook(lambda m, args, out: seen.append(args[0].dtype))
+        found = frozen(x, bits=bits)
+        hook.remove()
+        assert frozen.counters.unfused == "" and frozen._forwards
+        token = RUNNING.set(packed)
+        assert torch.equal(found, frozen.model.d(z))  # which pads its input itself
+        RUNNING.reset(token)
+    assert seen == [torch.int8] * 3
+
+
+def test_what_a_quantised_residual_network_fuses():
+    model = models.build("resnet18", 10, seed=0, norm="batch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        subspace = lcs.convert(model, lcs.Quantized(line=False), norm="keep", dense=model.classifier_name)
+    nodes = [node for node in subspace.eval().freeze()._fused.graph.nodes if node.op == "call_module"]
+    found = Counter(frozenset(node.kwargs) for node in nodes)
+    blocks = {frozenset({"norm", "relu", "codes"}): 8, frozenset({"norm", "relu", "residual"}): 8}
+    assert found == blocks | {frozenset({"norm", "relu"}): 1, frozenset({"norm"}): 3, frozenset(): 1}
+
+
+def test_a_change_of_width_runs_no_operator_and_allocates_nothing():
+    """All widths of a nested point are held once each has been asked for: a change is a look-up."""
+    x, frozen = torch.randn(2, 3, 8, 8), small(lcs.Quantized(line=False, nested=True)).freeze()
+    for bits in range(3, 9):
+        frozen(x, bits=bits)
+    before = frozen.counters
+    prepacks = [view.whole.prepack(9)[0].data_ptr() for view, *_ in _tensors(frozen, x, 3)[:1]]
+
+    class None_(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            raise AssertionError(f"a change of width runs {func}")
+
+    with None_(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        for bits in [3, 8, 4, 7, 5, 6] * 20:
+            frozen.prepare(x, bits=bits)
+    assert not [event for event in seen.events() if event.cpu_memory_usage or event.name.startswith("aten::")]
+    after = frozen.counters
+    assert (after.builds, after.nbytes, after.levels) == (before.builds, before.nbytes, before.levels)
+    assert prepacks == [view.whole.prepack(9)[0].data_ptr() for view, *_ in _tensors(frozen, x, 8)[:1]]
+
+
+def _tensors(frozen, x, bits):
+    level = frozen.recipe.level(bits)
+    return frozen._packed(level, frozen._chosen(level, (x.shape,), (x,), {})).tensors
 
 
 def test_the_views_weight_is_a_2d_convolutions():

@@ -7,7 +7,10 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 import lcs
+from lcs.measure import check_layers
+from lcs.quantized import folded_factor
 from lcs_kernels import interpolate_quantize, quantize
+from lcs_kernels.formats import NestedWeight
 
 LINE = lcs.Quantized()
 
@@ -170,19 +173,31 @@ def test_a_batch_norm_is_folded_where_it_alone_reads_a_convolution(line):
         assert torch.equal(plain.a.weight, weight) and not hasattr(plain.a, "folded")
 
 
-def test_frozen_a_folded_layer_runs_as_torch_does_and_says_so():
-    subspace, x = folding(lcs.Quantized(target=4)).eval(), torch.randn(2, 1, 8, 8)
-    frozen = subspace.freeze()
-    with torch.no_grad(), subspace.at(bits=4):
-        weight = subspace.model.a.tensors()[0]
-    with torch.no_grad():
-        frozen(x, bits=4)
-    why = {row.layer: row.why for row in frozen.report(x, bits=4).rows}
-    assert why["a"] == "no codes of a weight that a batch norm is folded into" and not why["b"]
-    packed = frozen._packed(frozen.recipe.level(4), next(iter(frozen._choices.values())))
-    assert torch.equal(packed.tensors[frozen._named["a"].index][0], weight)
-    with pytest.raises(RuntimeError, match="strict: 1 layers cannot run packed: a: no codes"):
-        subspace.freeze(strict=True)(x, bits=4)
+@pytest.mark.parametrize("recipe", [lcs.Quantized(target=4), lcs.Quantized(line=False, nested=True)], ids=str)
+def test_frozen_a_folded_layer_has_the_codes_of_training(recipe):
+    subspace, x = folding(recipe).eval(), torch.randn(2, 1, 8, 8)
+    frozen = subspace.freeze(strict=True)
+    for bits in [4] if recipe.target else (3, 8):
+        level = recipe.level(bits)
+        with torch.no_grad(), subspace.at(level):
+            weight = subspace.model.a.tensors()[0]
+            expected = subspace(x)
+        packed = frozen._packed(level, frozen._chosen(level, (x.shape,), (x,), {}))
+        layer = frozen._named["a"]
+        view = packed.tensors[layer.index][0]
+        folded, shift = view.folded
+        factor = layer.folded.weight / (layer.folded.running_var + layer.folded.eps).sqrt()
+        assert folded.planes is view.whole.planes and folded._prepacks is view.whole._prepacks
+        codes = NestedWeight.quantize(
+            layer.weight.detach() * folded_factor(layer, level), 8 if recipe.nested else 4, nested=recipe.nested
+        )
+        alive = torch.arange(6) != 2
+        assert torch.equal(folded.unpack(bits)[alive], codes.unpack(bits)[alive]) and not folded.unpack(bits)[2].any()
+        assert ((view.whole.unpack(bits) - weight).abs() <= 4 * 2**-24 * weight.abs()).all()
+        assert torch.allclose(shift, (layer.bias - layer.folded.running_mean) * factor + layer.folded.bias)
+        assert check_layers(frozen, x, level) == 3
+        with torch.no_grad():
+            assert torch.allclose(frozen(x, bits=bits), expected, rtol=1e-4, atol=1e-4)  # nothing rounds its inputs
 
 
 def test_a_model_that_cannot_be_traced_is_refused_where_its_batch_norms_are_kept():

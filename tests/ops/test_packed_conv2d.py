@@ -182,12 +182,19 @@ def test_ranges_without_a_step_or_an_end(isa, x_range):
     check_nan(torch.randn(geometry[0]), nested_weight(geometry[1]), geometry, x_range, False)
 
 
+WIDE = {
+    "two blocks": ((2, 16, 9, 7), (64, 16, 3, 3), 1, 1, 1, 1),
+    "blocks and a half": ((3, 9, 6, 5), (100, 9, 3, 3), (2, 1), 1, 1, 1),
+    "wide groups": ((2, 24, 5, 6), (90, 12, 3, 2), 1, (1, 0), 1, 2),
+}
+
+
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
-@pytest.mark.parametrize("name", ["1x1 strided", "3x3", "3x3 strided", "5x3", "groups", "depthwise", "many panels"])
+@pytest.mark.parametrize("name", ["1x1 strided", "3x3", "3x3 strided", "5x3", "groups", "depthwise", *WIDE])
 def test_codes_in_and_out_and_a_residual(isa, name, layout):
     """Every mixture of integers and floats, each equal to the reference bit for bit."""
     torch.manual_seed(16)
-    geometry = GEOMETRIES[name]
+    geometry = (GEOMETRIES | WIDE)[name]
     for i, bits in enumerate((8, 5, 4, 3, 2)):
         dtype, y_bits = DTYPES[i % 2], (8, 4, 2)[i % 3]
         weight, bias = nested_weight(geometry[1], ("channel", "tensor")[i % 2]), torch.randn(geometry[1][0])

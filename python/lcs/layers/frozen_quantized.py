@@ -16,11 +16,17 @@ from .quantized import QuantizedConv1d, QuantizedConv2d, QuantizedLinear
 
 @dataclass(frozen=True, eq=False)
 class NestedView:
-    """A convolution's weight, read at `bits` bits. `shared`: by all widths."""
+    """A convolution's weight, read at `bits` bits.
+
+    shared: by all widths.
+    folded: where a batch norm is folded into the weight, that weight, and what it leaves of the norm as a bias: their
+        convolution is that of `whole` and the norm. Both have the same codes.
+    """
 
     whole: NestedWeight
     bits: int
     shared: bool
+    folded: tuple[NestedWeight, Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -36,14 +42,14 @@ class NestedView:
 class _Frozen:
     """`tensors` gives a dense weight or a NestedView, the bias, and the bits of the input where it is rounded."""
 
-    def packed(self, x: Tensor, weight: NestedView, bias: Tensor | None, bits: list[Tensor], *geometry) -> Tensor:
+    def packed(self, x: Tensor, weight, view_bits: int, bias: Tensor | None, bits, *geometry, **after) -> Tensor:
         """The convolution of x (n, c, h, w), rounded on the way where `bits` are given."""
-        if x.dtype != torch.float32:
+        if x.dtype not in (torch.float32, torch.int8):
             raise RuntimeError(f"the input of a frozen layer is {x.dtype}, its weights are torch.float32")
         if not bits:
-            return packed_conv2d(x, weight.whole, weight.bits, bias, *geometry, exact=True)
+            return packed_conv2d(x, weight, view_bits, bias, *geometry, exact=True, **after)
         ends = self.input_low, self.input_high
-        return packed_conv2d(x, weight.whole, weight.bits, bias, *geometry, x_range=ends, x_bits=weight.bits)
+        return packed_conv2d(x, weight, view_bits, bias, *geometry, x_range=ends, x_bits=view_bits, **after)
 
 
 class FrozenQuantizedLinear(_Frozen, QuantizedLinear):
@@ -51,7 +57,8 @@ class FrozenQuantizedLinear(_Frozen, QuantizedLinear):
         weight, bias, *bits = self.slot.tensors(self, input.shape)
         if isinstance(weight, Tensor):
             return F.linear(self.rounded(input, *bits) if bits else input, weight, bias)
-        y = self.packed(input.reshape(-1, self.in_features, 1, 1), weight, bias, bits)
+        x = input.reshape(-1, self.in_features, 1, 1)
+        y = self.packed(x, weight.whole, weight.bits, bias, bits)
         return y.view(*input.shape[:-1], self.out_features)
 
 
@@ -59,7 +66,13 @@ class _FrozenConvolution(_Frozen):
     def forward(self, input: Tensor) -> Tensor:
         weight, bias, *bits = self.slot.tensors(self, input.shape)
         if isinstance(weight, Tensor):
-            return self._conv_forward(self.rounded(input, *bits) if bits else input, weight, bias)
+            return self.dense(input, weight, bias, bits)
+        return self.convolved(input, weight.whole, weight.bits, bias, bits)
+
+    def dense(self, input: Tensor, weight: Tensor, bias: Tensor | None, bits) -> Tensor:
+        return self._conv_forward(self.rounded(input, *bits) if bits else input, weight, bias)
+
+    def convolved(self, input: Tensor, weight: NestedWeight, view_bits: int, bias: Tensor | None, bits, **after):
         dims = len(self.kernel_size)
         batched = input if input.dim() == dims + 2 else input.unsqueeze(0)
         x, padding = batched, self.padding
@@ -69,7 +82,7 @@ class _FrozenConvolution(_Frozen):
         stride, dilation = self.stride, self.dilation
         if dims == 1:  # of height 1
             x, stride, padding, dilation = x.unsqueeze(2), (1, *stride), (0, *padding), (1, *dilation)
-        y = self.packed(x, weight, bias, bits, stride, padding, dilation, self.groups)
+        y = self.packed(x, weight, view_bits, bias, bits, stride, padding, dilation, self.groups, **after)
         y = y.squeeze(2) if dims == 1 else y
         return y if input.dim() == dims + 2 else y.squeeze(0)
 
@@ -79,7 +92,50 @@ class FrozenQuantizedConv1d(_FrozenConvolution, QuantizedConv1d):
 
 
 class FrozenQuantizedConv2d(_FrozenConvolution, QuantizedConv2d):
-    pass
+    """Does what comes after it, too (`lcs.fusing`): the norm that is folded into it, a sum, ReLU, and the rounding of
+    the only layer that reads the result, which then is integers.
+
+    successor: that layer.
+    """
+
+    successor: FrozenQuantizedConv2d | None = None
+
+    def takes_codes(self) -> bool:
+        """Whether its input may be integers: no padding by other values than 0 comes first."""
+        return self.compressed and self.padding_mode == "zeros" and not isinstance(self.padding, str)
+
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, norm: bool = False, relu: bool = False, codes: bool = False
+    ) -> Tensor:
+        weight, bias, *bits = self.slot.tensors(self, input.shape)
+        if isinstance(weight, Tensor):
+            return self._steps(self.dense(input, weight, bias, bits), residual, norm, relu)
+        if norm and weight.folded is None:
+            raise RuntimeError("the weight of a frozen layer was made without the norm that is folded into it")
+        whole, bias = weight.folded if norm else (weight.whole, bias)
+        if residual is not None and not self._fits(input, residual):
+            y = self.convolved(input, whole, weight.bits, bias, bits)
+            return self._steps(y, residual, False, relu)
+        after = {"residual": residual, "relu": relu}
+        if codes:
+            view, _, *rounded = self.slot.tensors(self.successor)
+            if rounded and not isinstance(view, Tensor):
+                ends = self.successor.input_low, self.successor.input_high
+                after |= {"y_range": ends, "y_bits": view.bits}
+        return self.convolved(input, whole, weight.bits, bias, bits, **after)
+
+    def _steps(self, y: Tensor, residual: Tensor | None, norm: bool, relu: bool) -> Tensor:
+        y = self.folded(y) if norm else y
+        y = y if residual is None else y + residual
+        return y.relu() if relu else y
+
+    def _fits(self, input: Tensor, residual: Tensor) -> bool:
+        """Whether a residual is of the very size of the result, which the kernel takes."""
+        if input.dim() != 4 or self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return False
+        axes = zip(input.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
+        return residual.dtype == torch.float32 and residual.shape == (len(input), self.out_channels, *size)
 
 
 FROZEN_LAYERS = {

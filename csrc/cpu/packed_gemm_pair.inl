@@ -1,0 +1,197 @@
+// Two blocks of the weight at once with VNNI, after packed_gemm_vnni.inl: 64 rows of codes fill four vectors, and meet
+// six rows of x, so that their 24 sums stay in registers over all columns. What follows the sum follows from there.
+constexpr int kPairVectors = 4, kPairTile = 6;
+
+// Of every 128 bits the rows that share bytes, so that `pair_codes` finds four rows after each other.
+template <int kField>
+inline __m512i ordered(__m512i joined) {
+  if constexpr (kField == 8) return joined;
+  if constexpr (kField == 4) return _mm512_shuffle_epi32(joined, _MM_PERM_DBCA);
+  return _mm512_shuffle_epi8(
+      joined, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15)));
+}
+
+template <int kChoice>
+inline __m512i mixed(__m512i a, __m512i b) {
+  return _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), kChoice));
+}
+
+// codes[half][v]: four columns of 16 rows, 4v to 4v + 3 and 16 + 4v to 19 + 4v of either block.
+template <int kBits>
+inline void pair_codes(const uint8_t* planes, int64_t plane_bytes, int64_t block_bytes,
+                       __m512i (*codes)[kPairVectors]) {
+  constexpr int kField = field_of(kBits), kFields = 8 / kField;
+  __m512i joined[kField], rows[8];
+  join_planes<kBits, kField>(
+      [&](int i) {
+        const uint8_t* const plane = planes + i * plane_bytes;
+        return _mm512_inserti64x4(_mm512_castsi256_si512(load_bytes(plane)), load_bytes(plane + block_bytes), 1);
+      },
+      joined);
+  LCS_UNROLL
+  for (int i = 0; i < kField; ++i) {
+    const __m512i turned =
+        _mm512_gf2p8affine_epi64_epi8(_mm512_set1_epi64(int64_t(0x8040201008040201)), ordered<kField>(joined[i]), 0);
+    LCS_UNROLL
+    for (int f = 0; f < kFields; ++f)
+      rows[i * kFields + f] = kFields == 1 ? turned
+                                           : _mm512_and_si512(_mm512_srli_epi16(turned, 8 - kField * (f + 1)),
+                                                              _mm512_set1_epi8(char((1 << kField) - 1)));
+  }
+  LCS_UNROLL
+  for (int v = 0; v < kPairVectors; ++v) {
+    codes[0][v] = mixed<0x88>(rows[2 * v], rows[2 * v + 1]);
+    codes[1][v] = mixed<0xdd>(rows[2 * v], rows[2 * v + 1]);
+  }
+}
+
+template <int kBits>
+void expand_pair_of(const PackedPair& e) {
+  __m512i sum[kPairVectors];
+  LCS_UNROLL
+  for (int v = 0; v < kPairVectors; ++v) sum[v] = _mm512_setzero_si512();
+  char* to = static_cast<char*>(e.panel);
+  for (int64_t step = 0; step < e.steps; ++step, to += kPairStepBytes) {
+    __m512i codes[2][kPairVectors];
+    const uint8_t* const planes = e.planes + step * kBlockRows;
+    if (step % 2 == 0) LCS_UNROLL
+    for (int i = 0; i < kBits; ++i) {
+      prefetch(planes + i * e.plane_bytes + kAhead);
+      prefetch(planes + i * e.plane_bytes + e.block_bytes + kAhead);
+    }
+    pair_codes<kBits>(planes, e.plane_bytes, e.block_bytes, codes);
+    LCS_UNROLL
+    for (int half = 0; half < 2; ++half) LCS_UNROLL
+    for (int v = 0; v < kPairVectors; ++v) {
+      _mm512_store_si512(to + (half * kPairVectors + v) * 64, codes[half][v]);
+      if (e.sums) add_products(sum[v], codes[half][v], _mm512_set1_epi8(1));
+    }
+  }
+  if (!e.sums) return;
+  LCS_UNROLL
+  for (int v = 0; v < kPairVectors; ++v) _mm512_storeu_si512(e.sums + 16 * v, sum[v]);
+}
+
+template <int... kBits>
+void expand_pair_any(const PackedPair& e, std::integer_sequence<int, kBits...>) {
+  static constexpr void (*kTable[])(const PackedPair&) = {expand_pair_of<kBits + 1>...};
+  kTable[e.bits - 1](e);
+}
+
+void expand_pair(const PackedPair& e) { expand_pair_any(e, std::make_integer_sequence<int, kPlanes>()); }
+
+template <int kChoice>
+inline __m512 lanes_of(__m512 a, __m512 b) {
+  return _mm512_shuffle_f32x4(a, b, kChoice);
+}
+
+// From the order of places to that of rows.
+inline void in_rows(__m512* v) {
+  const __m512 a = lanes_of<0x44>(v[0], v[1]), b = lanes_of<0xee>(v[0], v[1]), c = lanes_of<0x44>(v[2], v[3]),
+               d = lanes_of<0xee>(v[2], v[3]);
+  v[0] = lanes_of<0x88>(a, c);
+  v[1] = lanes_of<0xdd>(a, c);
+  v[2] = lanes_of<0x88>(b, d);
+  v[3] = lanes_of<0xdd>(b, d);
+}
+
+struct PairMasks {
+  __mmask16 of[kPairVectors];
+  __mmask64 all;
+
+  explicit PairMasks(int channels) : all(channels == 64 ? ~__mmask64{0} : (__mmask64{1} << channels) - 1) {
+    for (int v = 0; v < kPairVectors; ++v) of[v] = __mmask16(all >> (16 * v));
+  }
+};
+
+inline void put_codes(const __m512* value, const PackedCodes& code, int8_t* to, __mmask64 mask) {
+  const __m512 lowest = _mm512_set1_ps(float(code.lowest - code.zero)),
+               highest = _mm512_set1_ps(float(code.highest - code.zero)), inverse = _mm512_set1_ps(code.inverse);
+  __m128i bytes[kPairVectors];
+  LCS_UNROLL
+  for (int v = 0; v < kPairVectors; ++v) {
+    const __m512 scaled = _mm512_max_ps(_mm512_mul_ps(value[v], inverse), lowest);  // a NaN is taken for the lowest
+    const __m512i nearest = _mm512_cvtps_epi32(_mm512_min_ps(scaled, highest));
+    bytes[v] = _mm512_cvtepi32_epi8(_mm512_add_epi32(nearest, _mm512_set1_epi32(code.zero)));
+  }
+  const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(bytes[0]), bytes[1], 1),
+                high = _mm256_inserti128_si256(_mm256_castsi128_si256(bytes[2]), bytes[3], 1);
+  _mm512_mask_storeu_epi8(to, mask, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+}
+
+// Of row m of x.
+inline void finish_pair(const PackedPairOutput& o, const PairMasks& masks, int64_t m, const __m512i* sum) {
+  const __m512 floor = _mm512_set1_ps(o.relu ? 0.0f : -__builtin_inff()), row_scale = _mm512_set1_ps(o.row_scale[m]);
+  const __m512i sums = _mm512_set1_epi32(o.sums[m]);
+  const __m128i shift = _mm_cvtsi32_si128(o.shift);
+  __m512 value[kPairVectors];
+  LCS_UNROLL
+  for (int v = 0; v < kPairVectors; ++v) {
+    const __m512i moved = _mm512_mullo_epi32(_mm512_loadu_si512(o.center + 16 * v), sums);
+    const __m512 whole = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_sll_epi32(sum[v], shift), moved));
+    value[v] = _mm512_mul_ps(_mm512_mul_ps(whole, _mm512_loadu_ps(o.scale + 16 * v)), row_scale);
+  }
+  in_rows(value);
+  LCS_UNROLL
+  for (int v = 0; v < kPairVectors; ++v) {
+    if (o.bias) value[v] = _mm512_add_ps(value[v], _mm512_loadu_ps(o.bias + 16 * v));
+    if (o.residual)
+      value[v] =
+          _mm512_add_ps(value[v], _mm512_maskz_loadu_ps(masks.of[v], o.residual + m * o.residual_stride + 16 * v));
+    value[v] = _mm512_max_ps(floor, value[v]);  // a NaN stays
+  }
+  if (o.codes) return put_codes(value, o.grid, o.codes + m * o.stride, masks.all);
+  LCS_UNROLL
+  for (int v = 0; v < kPairVectors; ++v) _mm512_mask_storeu_ps(o.y + m * o.stride + 16 * v, masks.of[v], value[v]);
+}
+
+template <int kRows>
+void multiply_pair_tile(const PackedPairMultiply& p, int64_t row, const PairMasks& masks, const uint8_t* next,
+                        int planes) {
+  const char* x[kRows];
+  LCS_UNROLL
+  for (int m = 0; m < kRows; ++m) x[m] = p.x + p.row[row + m];
+  __m512i sum[kRows][kPairVectors];
+  LCS_UNROLL
+  for (int m = 0; m < kRows; ++m) LCS_UNROLL
+  for (int v = 0; v < kPairVectors; ++v) sum[m][v] = _mm512_loadu_si512(p.start + 16 * v);
+  const char* panel = static_cast<const char*>(p.panel);
+  for (int64_t step = 0; step < p.steps; ++step) {
+    for (int i = 0; i < planes; ++i) prefetch_second(next + i * p.plane_bytes + step * 2 * kBlockRows);
+    const int64_t at = p.step[step];
+    LCS_UNROLL
+    for (int half = 0; half < 2; ++half, panel += 64 * kPairVectors) {
+      __m512i w[kPairVectors];
+      LCS_UNROLL
+      for (int v = 0; v < kPairVectors; ++v) w[v] = _mm512_load_si512(panel + 64 * v);
+      LCS_UNROLL
+      for (int m = 0; m < kRows; ++m) {
+        const __m512i four = wide_broadcast(x[m] + at + 4 * half);
+        LCS_UNROLL
+        for (int v = 0; v < kPairVectors; ++v) add_products(sum[m][v], w[v], four);
+      }
+    }
+  }
+  LCS_UNROLL
+  for (int m = 0; m < kRows; ++m) finish_pair(p.output, masks, row + m, sum[m]);
+}
+
+template <int... kRows>
+void multiply_pair_of(const PackedPairMultiply& p, int64_t row, int rows, const PairMasks& masks, const uint8_t* next,
+                      int planes, std::integer_sequence<int, kRows...>) {
+  static constexpr void (*kTable[])(const PackedPairMultiply&, int64_t, const PairMasks&, const uint8_t*,
+                                    int) = {multiply_pair_tile<kRows + 1>...};
+  kTable[rows - 1](p, row, masks, next, planes);
+}
+
+// Loads the planes of the next two blocks meanwhile.
+void multiply_pair(const PackedPairMultiply& p) {
+  const PairMasks masks(p.output.channels);
+  const int64_t tiles = (p.rows + kPairTile - 1) / kPairTile;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t row = p.rows * i / tiles, end = p.rows * (i + 1) / tiles;
+    const int plane = int(p.planes * i / tiles), planes = int(p.planes * (i + 1) / tiles) - plane;
+    multiply_pair_of(p, row, int(end - row), masks, p.next + plane * p.plane_bytes, planes,
+                     std::make_integer_sequence<int, kPairTile>());
+  }
+}
