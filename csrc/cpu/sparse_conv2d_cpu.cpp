@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "dispatch.h"
@@ -12,9 +13,11 @@
 namespace lcs {
 namespace {
 
-constexpr int64_t kPanelBytes = 512 << 10;  // about a core's second-level cache
+constexpr int64_t kPanelBytes = 512 << 10;  // about half a core's second-level cache
 constexpr int kNeighbours = 14;             // vectors of a tile whose lanes are neighbours
 constexpr int64_t kImagesAtOnce = 128;      // of a single pixel each
+constexpr int64_t kFewPositions = 256;      // of an image, whose vectors may be of images
+constexpr int64_t kVeryFewPositions = 64;   // the same where all images fit one vector
 constexpr int64_t kTasks = 8;               // enough to keep the threads even
 constexpr int64_t kStreamed = 8 << 20;      // bytes of a result that the caches would not hold
 constexpr int64_t kTilesToPrepare = 4;      // tiles that pay for looking up all distances first
@@ -61,15 +64,15 @@ class SparseConv2d {
       : a_(args),
         parallel_(parallel),
         run_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
+        lanes_(choose_lanes()),
         rows_(args.vertical),
         columns_(args.horizontal),
         taps_(args.vertical.kernel * args.horizontal.kernel) {
-    lanes_ = choose_lanes();
     pitch_ = a_.y.width + columns_.reach - shared_padding();
     const int64_t row_bytes = int64_t(phases()) * pitch_ * lanes_ * a_.x.channels * 4;
     const int64_t least = std::min(a_.y.height, 2 * rows_.reach + 2);
-    bands_ = ceil_div(a_.y.height,
-                      std::clamp(kPanelBytes / std::max<int64_t>(row_bytes, 1) - rows_.reach, least, a_.y.height));
+    const int64_t rows = std::clamp(kPanelBytes / std::max<int64_t>(row_bytes, 1) - rows_.reach, least, a_.y.height);
+    bands_ = lanes_ > 1 ? 1 : ceil_div(a_.y.height, rows);
     if (images() * bands_ < kTasks / 4) bands_ = std::min(a_.y.height, kTasks / 4 / images());
     band_ = ceil_div(a_.y.height, bands_);
     bands_ = ceil_div(a_.y.height, band_);
@@ -82,7 +85,6 @@ class SparseConv2d {
 
   void run() {
     const int64_t panels = images() * bands_;
-    if (panels * ceil_div(vectors(band_), tile_vectors()) >= kTilesToPrepare) distances();
     panels >= kTasks ? run_many(panels) : run_few(panels);
   }
 
@@ -90,15 +92,25 @@ class SparseConv2d {
   int64_t images() const { return ceil_div(a_.x.n, lanes_); }
   int64_t phases() const { return int64_t(rows_.used.size() * columns_.used.size()); }
   int64_t vectors(int64_t height) const { return ceil_div(((height - 1) * pitch_ + a_.y.width) * lanes_, run_.lanes); }
+  int64_t tiles() const { return ceil_div(vectors(band_), tile_vectors()); }  // of a panel
   int64_t panel_floats() const { return a_.x.channels * channel_ + run_.max_vectors * run_.lanes; }
 
-  // How many images share a position: one, and a vector spans neighbours; or, where an image has too few of them, whole
-  // vectors of images.
-  int64_t choose_lanes() const {
-    const int64_t n = a_.x.n, positions = a_.y.height * a_.y.width, vectors = ceil_div(n, run_.lanes);
-    const int64_t most = std::min<int64_t>(run_.max_vectors, kImagesAtOnce / run_.lanes);
-    if (positions == 1) return ceil_div(vectors, ceil_div(vectors, most)) * run_.lanes;
-    return positions < 2 * run_.lanes && 4 * n >= 3 * vectors * run_.lanes ? run_.lanes : 1;
+  // How many images share a position: one, and a vector spans neighbours; or, where an image has few of them, vectors
+  // of images, which every tap reads at whole vectors. Those of several positions are short, as long ones would leave
+  // one panel for all threads.
+  int64_t choose_lanes() {
+    const int64_t n = a_.x.n, positions = a_.y.height * a_.y.width;
+    const auto fill = [n](int64_t lanes) { return 4 * n >= 3 * ceil_div(n, lanes) * lanes; };
+    if (positions == 1) {
+      const int64_t vectors = ceil_div(n, run_.lanes),
+                    most = std::min<int64_t>(run_.max_vectors, kImagesAtOnce / run_.lanes);
+      return ceil_div(vectors, ceil_div(vectors, most)) * run_.lanes;
+    }
+    if (max_isa() < Isa::avx2) return 1;
+    const SparseConv2dKernels narrow = avx2::sparse_conv2d_kernels();
+    if (positions > (n > narrow.lanes ? kFewPositions : kVeryFewPositions) || !fill(narrow.lanes)) return 1;
+    run_ = narrow;
+    return narrow.lanes;
   }
 
   // Where vectors span neighbours, the input of larger tiles falls out of the first-level cache.
@@ -132,19 +144,24 @@ class SparseConv2d {
         for (size_t j = 0; j < columns_.offset.size(); ++j) {
           const int64_t phase = rows_.phase[i] * int64_t(columns_.used.size()) + columns_.phase[j];
           offset_.push_back(c * channel_ + phase * plane_ + (rows_.offset[i] * pitch_ + columns_.offset[j]) * lanes_);
+          reach_ = std::max(reach_, offset_.back());
         }
   }
 
-  // Looks up every value's offset once, where many tiles would do so again and again.
-  void distances() {
-    if (*std::max_element(offset_.begin(), offset_.end()) > std::numeric_limits<int32_t>::max()) return;
+  // Looks up the offset of each value of rows [begin, end) once, where a thread's `tiles` would do so again and again.
+  // Each thread has its own, as writing what another has just read is slow. Null: not worth it.
+  const int32_t* distances(int64_t begin, int64_t end, int64_t tiles) const {
+    if (tiles < kTilesToPrepare || reach_ > std::numeric_limits<int32_t>::max()) return nullptr;
     static thread_local Scratch<int32_t> scratch;
-    const int64_t n = a_.weight.start[a_.weight.blocks()];
-    int32_t* const distance = scratch.reserve(std::max<int64_t>(n, 1));
-    parallel_(n, 1 << 15, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) distance[i] = int32_t(offset_[a_.weight.index[i]]);
-    });
-    distance_ = distance;
+    const SparsePrepack& w = a_.weight;
+    int32_t* const distance = scratch.reserve(std::max<int64_t>(w.start[w.blocks()], 1));
+    for (int64_t b = 0; b < w.blocks(); ++b) {
+      const int32_t* const count = w.count + b * w.rows;
+      int64_t at = std::accumulate(count, count + begin, w.start[b]);
+      const int64_t last = std::accumulate(count + begin, count + end, at);
+      for (; at < last; ++at) distance[at] = int32_t(offset_[w.index[at]]);
+    }
+    return distance;
   }
 
   // Many panels: each is filled and used by one thread.
@@ -152,10 +169,11 @@ class SparseConv2d {
     parallel_(panels, 1, [&](int64_t begin, int64_t end) {
       static thread_local Scratch<float> panel, sums;
       float* const x = panel.reserve(panel_floats());
+      const int32_t* const distance = distances(0, a_.y.channels, (end - begin) * tiles());
       clear(x, 0, a_.x.channels);
       for (int64_t i = begin; i < end; ++i) {
         fill(i, 0, a_.x.channels, x);
-        multiply(i, 0, a_.y.channels, x, sums);
+        multiply(i, 0, a_.y.channels, x, distance, sums);
       }
       if (stream_) run_.stream_end();
     });
@@ -177,9 +195,12 @@ class SparseConv2d {
     });
     parallel_(panels * shares, 1, [&](int64_t begin, int64_t end) {
       static thread_local Scratch<float> sums;
-      for (int64_t i = begin; i < end; ++i)
-        multiply(i / shares, i % shares * rows, std::min(a_.y.channels, (i % shares + 1) * rows),
-                 x + i / shares * panel_floats(), sums);
+      for (int64_t i = begin; i < end;) {
+        const int64_t stop = std::min(end, (i / shares + 1) * shares);  // shares of the same panel
+        const int64_t first = i % shares * rows, last = std::min(a_.y.channels, first + (stop - i) * rows);
+        multiply(i / shares, first, last, x + i / shares * panel_floats(), distances(first, last, tiles()), sums);
+        i = stop;
+      }
       if (stream_) run_.stream_end();
     });
   }
@@ -249,27 +270,29 @@ class SparseConv2d {
   }
 
   // Output channels [begin, end) of a panel: all sums of the band first, so that y is written in long runs.
-  void multiply(int64_t panel, int64_t begin, int64_t end, const float* x, Scratch<float>& scratch) const {
+  void multiply(int64_t panel, int64_t begin, int64_t end, const float* x, const int32_t* distance,
+                Scratch<float>& scratch) const {
     const int64_t row0 = panel % bands_ * band_, height = std::min(band_, a_.y.height - row0);
     const int64_t vectors = this->vectors(height), tile = ceil_div(vectors, ceil_div(vectors, tile_vectors()));
     // An odd number of cache lines here too.
     const int64_t stride = (ceil_div(vectors * run_.lanes, 16) | 1) * 16;
     float* const sums = scratch.reserve((end - begin) * stride);
     for (int64_t v = 0; v < vectors; v += tile)
-      accumulate(begin, end, x + v * run_.lanes, int(std::min(tile, vectors - v)), sums + v * run_.lanes, stride);
+      accumulate(begin, end, x + v * run_.lanes, distance, int(std::min(tile, vectors - v)), sums + v * run_.lanes,
+                 stride);
     write(panel / bands_ * lanes_, begin, end, row0, height, sums, stride);
   }
 
-  void accumulate(int64_t begin, int64_t end, const float* x, int vectors, float* sums, int64_t stride) const {
+  void accumulate(int64_t begin, int64_t end, const float* x, const int32_t* distance, int vectors, float* sums,
+                  int64_t stride) const {
     const SparsePrepack& w = a_.weight;
     const int64_t per_group = a_.y.channels / a_.groups, inputs = a_.x.channels / a_.groups;
     for (int64_t b = 0; b < w.blocks(); ++b) {
       const int32_t* const count = w.count + b * w.rows;
-      int64_t at = w.start[b];
-      for (int64_t row = 0; row < begin; ++row) at += count[row];
+      int64_t at = std::accumulate(count, count + begin, w.start[b]);
       for (int64_t row = begin; row < end;) {
         const int64_t group = row / per_group, stop = std::min(end, (group + 1) * per_group);
-        run_.accumulate({x + (group * inputs + b * w.block / taps_) * channel_, distance_ ? distance_ + at : nullptr,
+        run_.accumulate({x + (group * inputs + b * w.block / taps_) * channel_, distance ? distance + at : nullptr,
                          offset_.data(), count + row, w.index + at, w.values + at, sums + (row - begin) * stride,
                          stride, stop - row, a_.bias ? a_.bias + row : nullptr, vectors, b == 0,
                          a_.relu && b == w.blocks() - 1});
@@ -318,12 +341,13 @@ class SparseConv2d {
 
   const SparseConv2dArgs& a_;
   const Parallel& parallel_;
-  const SparseConv2dKernels run_;
+  SparseConv2dKernels run_;
+  const int64_t lanes_;
   const Phases rows_, columns_;
   const int64_t taps_;
-  int64_t lanes_, pitch_, bands_, band_, plane_, channel_;
+  int64_t pitch_, bands_, band_, plane_, channel_;
   std::vector<int64_t> offset_;
-  const int32_t* distance_ = nullptr;
+  int64_t reach_ = 0;  // the largest offset
   bool stream_;
 };
 
