@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from lcs_kernels import costs, isa, sparse_conv2d, sparse_linear
 from lcs_kernels.formats import SparseWeight
+from lcs_kernels.ops.sparse_linear import run
 
 from .harness import Row, measure
 from .machine import fingerprint
@@ -47,6 +49,21 @@ def calls(op: str, x: torch.Tensor, w: torch.Tensor, stride: int) -> dict[str, C
         return lambda: sparse_conv2d(x, weight, **options)
 
     return {"dense": lambda: dense(x, w, **options), **{str(density): sparse(density) for density in DENSITIES}}
+
+
+def tile_calls(x: torch.Tensor, w: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """sparse_linear of bfloat16 at every density, with AMX's tiles and by what is stored, by name."""
+    calls = {}
+    for density in DENSITIES:
+        weight = SparseWeight.pack(w * (torch.rand_like(w) < density))
+        for way, tiles in (("tiles", True), ("stored", False)):
+            calls[f"{way} {density}"] = functools.partial(run, x, weight, None, False, tiles)
+    return calls
+
+
+def tiles_break_even(timings: dict[str, float]) -> float:
+    """The density above which tiles are faster, from the timings of `tile_calls`."""
+    return break_even(1.0, {d: timings[f"stored {d}"] / timings[f"tiles {d}"] for d in DENSITIES})
 
 
 def break_even(dense: float, sparse: dict[float, float]) -> float:
@@ -88,6 +105,13 @@ def calibrate(path: Path, rounds: int, progress: Callable[[str], None]) -> None:
             {"op": op, "size": costs.size_of(op, x_shape, weight_shape, stride), "density": round(density, 4)}
         )
         progress(f"{op} {x_shape} by {weight_shape}, stride {stride}: breaks even at density {density:.3f}")
+    for rows, features in LINEAR if isa.max_name() == "amx" else ():
+        x, w = (torch.randn(n, features, dtype=torch.bfloat16) for n in (rows, features))
+        row = Row("sparse_linear", "", tile_calls(x, w), None, 0, lambda: None)
+        density = tiles_break_even({name: timing.median for name, timing in measure(row, rounds).items()})
+        size = (rows, features, features)
+        breaks.append({"op": "sparse_linear_tiles", "size": size, "density": round(density, 4)})
+        progress(f"sparse_linear {size[:2]} by {size[1:]}, bfloat16: tiles win above density {density:.3f}")
     tables = _present(path, progress)
     machine = fingerprint()
     tables[isa.max_name()] = {"machine": {key: machine[key] for key in ("cpu", "threads", "torch")}, "breaks": breaks}

@@ -64,6 +64,50 @@ def test_an_op_that_was_not_measured_runs_dense(table, vectors):
     assert not costs.pays("sparse_conv2d", (1, 8, 9, 9), (8, 8, 3, 3), 0.0)
 
 
+@pytest.fixture
+def amx(monkeypatch):
+    """A machine with AMX, whichever this one is."""
+    monkeypatch.setattr(isa, "max_name", lambda: "amx")
+
+
+@pytest.mark.parametrize(
+    ("rows", "density", "pays"), [(16, 0.05, True), (500, 1.0, True), (15, 1, False), (16, 0.04, 0)]
+)
+def test_tiles_without_a_measurement_follow_the_rule(table, amx, rows, density, pays):
+    table(avx2=[linear(1, 512, 0.6)])
+    assert costs.tiles_pay((rows, 512), (512, 512), density) == pays
+
+
+def test_a_measurement_of_tiles_replaces_the_rule(table, amx):
+    entry = linear(4, 512, 0.3) | {"op": "sparse_linear_tiles"}
+    table(amx=[entry, entry | {"size": [64, 512, 512], "density": 0.01}, linear(1, 512, 0.6)])
+    for rows, density in ((4, 0.3), (64, 0.01)):
+        assert costs.tiles_pay((rows, 512), (512, 512), density + 0.01)
+        assert not costs.tiles_pay((rows, 512), (512, 512), density)
+
+
+def test_tiles_need_amx(table, vectors):
+    table(avx2=[linear(64, 512, 0.3) | {"op": "sparse_linear_tiles"}])
+    assert not costs.tiles_pay((64, 512), (512, 512), 0.5)
+
+
+def test_calibration_on_amx_measures_tiles(table, amx, monkeypatch):
+    """The kernels stay those of this machine, which are right with a prepack of tiles wherever they run."""
+    table()
+    monkeypatch.setattr(calibrate, "cases", lambda: [])
+    monkeypatch.setattr(calibrate, "LINEAR", [(2, 32)])
+    said = []
+    calibrate.calibrate(costs.calibrated(), 1, said.append)
+    ((only,),) = costs.load(costs.calibrated()).values()
+    assert (only.op, only.size) == ("sparse_linear_tiles", (2, 32, 32)) and "tiles win above" in said[0]
+    assert costs.tiles_pay((2, 32), (32, 32), 1.0) == (only.density < 1.0)
+
+
+def test_break_even_of_tiles():
+    timings = {f"tiles {d}": 1.0 for d in calibrate.DENSITIES} | {f"stored {d}": 5 * d for d in calibrate.DENSITIES}
+    assert calibrate.tiles_break_even(timings) == pytest.approx(0.2)
+
+
 def test_scalar_kernels_never_pay(table):
     table(avx2=[linear(1, 512, 0.6)])
     before = isa.max_name()
@@ -88,7 +132,9 @@ def test_the_shipped_table_has_every_case():
     for name, breaks in costs.load(costs.SHIPPED).items():
         assert name in isa.NAMES
         measured = {(b.op, b.size) for b in breaks}
-        assert measured == {(op, costs.size_of(op, x, w, stride)) for op, x, w, stride in calibrate.cases()}
+        wanted = {(op, costs.size_of(op, x, w, stride)) for op, x, w, stride in calibrate.cases()}
+        tiles = {("sparse_linear_tiles", (rows, n, n)) for rows, n in calibrate.LINEAR if name == "amx"}
+        assert measured == wanted | tiles
         assert all(0 <= b.density <= 1 for b in breaks)
 
 

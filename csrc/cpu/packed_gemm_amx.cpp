@@ -158,7 +158,7 @@ void multiply_steps(const PackedMultiply& p, int64_t step, int64_t groups, int64
   int64_t row = 0;
   if (p.rows >= 2 * kTileRows) {
     const TileShape sums{kTileRows, kTileBytes}, x{kTileRows, columns};
-    const Tiles tiles({sums, sums, sums, sums, x, x, w, w});
+    tile_configure(tile_config({sums, sums, sums, sums, x, x, w, w}));
     for (; row + 2 * kTileRows <= p.rows; row += 2 * kTileRows)
       multiply_tiles<2>(p, row, 2 * kTileRows, step, groups, steps);
   }
@@ -167,11 +167,11 @@ void multiply_steps(const PackedMultiply& p, int64_t step, int64_t groups, int64
   const uint8_t first = uint8_t(std::min<int64_t>(rest, kTileRows)), second = uint8_t(rest - first);
   const TileShape sums0{first, kTileBytes}, x0{first, columns};
   if (second == 0) {
-    const Tiles tiles({sums0, sums0, {0, 0}, {0, 0}, x0, {0, 0}, w, w});
+    tile_configure(tile_config({sums0, sums0, {0, 0}, {0, 0}, x0, {0, 0}, w, w}));
     return multiply_tiles<1>(p, row, rest, step, groups, steps);
   }
   const TileShape sums1{second, kTileBytes}, x1{second, columns};
-  const Tiles tiles({sums0, sums0, sums1, sums1, x0, x1, w, w});
+  tile_configure(tile_config({sums0, sums0, sums1, sums1, x0, x1, w, w}));
   multiply_tiles<2>(p, row, rest, step, groups, steps);
 }
 
@@ -180,6 +180,7 @@ void multiply(const PackedMultiply& p, Panel panel) {
   const int64_t groups = p.steps / kTileSteps, rest = p.steps % kTileSteps;
   if (groups > 0) multiply_steps(p, 0, groups, kTileSteps);
   if (rest > 0) multiply_steps(p, p.steps - rest, 1, rest);
+  tile_release();
 }
 
 void multiply_planes(const PackedExpand& e, const PackedMultiply& p) {

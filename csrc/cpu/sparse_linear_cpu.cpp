@@ -1,6 +1,7 @@
 #include "lcs/sparse_linear.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "dispatch.h"
 #include "lcs/sparse_conv2d.h"
@@ -34,7 +35,52 @@ void single_row(const SparseLinearArgs& a, int64_t i, const Parallel& parallel) 
   });
 }
 
+// Rows of x that meet a block of the weight at once, as it is unpacked for them anew.
+constexpr int64_t kTileRowsAtOnce = 512;
+
+// Of those rows, all blocks; whether x was finite.
+bool multiply_tiles(const SparseLinearTilesArgs& a, int64_t first, int64_t rows, const Parallel& parallel) {
+  static thread_local Scratch<char> x_scratch;
+  constexpr int64_t kRows = SparseTiles::kRows, kBlock = 2 * kRows;
+  const SparseTiles& w = a.weight;
+  const SparseTileKernels run = amx::sparse_tile_kernels();
+  const auto copies = avx512::sparse_conv2d_kernels();
+  const int64_t tiles = (rows + kRows - 1) / kRows, row_bytes = w.column_tiles() * kSparseTileBytes;
+  char* const x = x_scratch.reserve(tiles * row_bytes);
+  std::atomic<bool> finite = true;
+  parallel(tiles, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      if (!run.pack(
+              {a.x + (first + t * kRows) * w.columns, std::min(kRows, rows - t * kRows), w.columns, x + t * row_bytes}))
+        finite.store(false, std::memory_order_relaxed);
+  });
+  if (!finite) return false;
+  parallel(w.blocks(), 1, [&](int64_t begin, int64_t end) {
+    static thread_local Scratch<char> scratch;
+    char* const panel = scratch.reserve(kSparsePanelBytes + tiles * kRows * kBlock * 4);
+    float* const acc = reinterpret_cast<float*>(panel + kSparsePanelBytes);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t channel = block * kBlock, channels = std::min(kBlock, w.rows - channel);
+      float start[kBlock] = {};
+      if (a.bias) std::copy_n(a.bias + channel, channels, start);
+      for (int64_t m = 0; m < tiles * kRows; ++m) std::copy_n(start, kBlock, acc + m * kBlock);
+      run.multiply({&w, block, x, tiles, panel, acc});
+      if (a.relu)
+        for (int64_t i = 0; i < rows * kBlock; ++i) acc[i] = acc[i] < 0.0f ? 0.0f : acc[i];
+      copies.store({acc, a.y + first * w.rows + channel, kBlock, 1, w.rows, rows, channels, DType::bfloat16, false});
+    }
+  });
+  return true;
+}
+
 }  // namespace
+
+bool sparse_linear_tiles(const SparseLinearTilesArgs& a, const Parallel& parallel) {
+  if (max_isa() < Isa::amx) return false;
+  for (int64_t first = 0; first < a.rows; first += kTileRowsAtOnce)
+    if (!multiply_tiles(a, first, std::min(kTileRowsAtOnce, a.rows - first), parallel)) return false;
+  return true;
+}
 
 void sparse_linear(const SparseLinearArgs& a, const Parallel& parallel) {
   const SparsePrepack& w = a.weight;

@@ -96,6 +96,15 @@ void fill(const SparsePrepack& p, Bits bits, const E* packed, uint16_t* index, f
   });
 }
 
+// Calls visit(word, bit) for every weight of the row that is stored, counted within its row tile.
+template <class Visit>
+void each_tile_bit(Bits bits, int64_t row, int64_t columns, Visit visit) {
+  each_bit(bits, row * columns, (row + 1) * columns, [&](int64_t i) {
+    const int64_t column = i - row * columns;
+    visit(column / 2, int(2 * (row % SparseTiles::kRows) + column % 2));
+  });
+}
+
 }  // namespace
 
 void nonzero_bits(const void* w, DType dtype, int64_t n, uint32_t* mask_bits, const Parallel& parallel) {
@@ -146,6 +155,43 @@ void sparse_prepack_fill(const SparsePrepack& counted, Bits mask_bits, const voi
   if (dtype == DType::bfloat16)
     return fill(counted, mask_bits, static_cast<const BFloat16*>(packed), index, values, parallel);
   fill(counted, mask_bits, static_cast<const float*>(packed), index, values, parallel);
+}
+
+void sparse_tiles_count(const SparseTiles& sizes, Bits mask_bits, uint32_t* bits, int64_t* start,
+                        const Parallel& parallel) {
+  const int64_t words = sizes.column_tiles() * SparseTiles::kWords, tiles = sizes.row_tiles();
+  parallel(tiles, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      uint32_t* const to = bits + tile * words;
+      std::fill(to, to + words, 0);
+      const int64_t first = tile * SparseTiles::kRows, last = std::min(sizes.rows, first + SparseTiles::kRows);
+      for (int64_t row = first; row < last; ++row)
+        each_tile_bit(mask_bits, row, sizes.columns, [&](int64_t word, int bit) { to[word] |= 1u << bit; });
+      start[tile + 1] = count_bits({to, size_t(words)}, 0, words * 32);
+    }
+  });
+  start[0] = 0;
+  for (int64_t tile = 0; tile < tiles; ++tile) start[tile + 1] += start[tile];
+}
+
+void sparse_tiles_fill(const SparseTiles& t, Bits mask_bits, const uint16_t* packed, uint16_t* values,
+                       const Parallel& parallel) {
+  const int64_t words = t.column_tiles() * SparseTiles::kWords;
+  parallel(t.row_tiles(), 1, [&](int64_t begin, int64_t end) {
+    std::vector<int64_t> at(static_cast<size_t>(words));  // where a word's values begin
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const uint32_t* const bits = t.bits + tile * words;
+      const uint16_t* from = packed + t.start[tile];  // whole rows: as many values come before
+      int64_t next = t.start[tile];
+      for (int64_t word = 0; word < words; next += std::popcount(bits[word++])) at[size_t(word)] = next;
+      const int64_t first = tile * SparseTiles::kRows, last = std::min(t.rows, first + SparseTiles::kRows);
+      for (int64_t row = first; row < last; ++row)
+        each_tile_bit(mask_bits, row, t.columns, [&](int64_t word, int bit) {
+          values[at[size_t(word)] + std::popcount(bits[word] & ((1u << bit) - 1))] = *from++;
+        });
+    }
+  });
+  std::fill_n(values + t.start[t.row_tiles()], SparseTiles::kPadding, uint16_t{0});
 }
 
 }  // namespace lcs

@@ -1,6 +1,6 @@
 // The tile instructions of AMX, in an unnamed namespace inside a target region of at least AVX-512. Tiles are numbered
-// 0 to 7 at compile time and hold up to 16 rows of 64 bytes; their shapes hold for the calling thread, from the
-// construction of a `Tiles` to its end. What is loaded, stored and multiplied is a tile's whole shape.
+// 0 to 7 at compile time and hold up to 16 rows of 64 bytes; their shapes hold for the calling thread, from
+// tile_configure() to tile_release(). What is loaded, stored and multiplied is a tile's whole shape.
 //
 // Written in assembly, as gcc 12's intrinsics do not say which memory they read. A build that defines
 // LCS_EMULATED_TILES computes the same bits without the instructions.
@@ -14,12 +14,11 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
-// Tiles beyond those given may not be used.
-template <int kTiles>
-inline TileConfig tile_config(const TileShape (&shapes)[kTiles]) {
-  static_assert(kTiles <= 8 && sizeof(TileConfig) == 64);
+// Tiles of no rows may not be used.
+constexpr TileConfig tile_config(const TileShape (&shapes)[8]) {
+  static_assert(sizeof(TileConfig) == 64);
   TileConfig config;
-  for (int i = 0; i < kTiles; ++i) {
+  for (int i = 0; i < 8; ++i) {
     config.bytes[i] = shapes[i].bytes;
     config.rows[i] = shapes[i].rows;
   }
@@ -35,10 +34,6 @@ inline void tile_configure(const TileConfig& config) {
 }
 inline void tile_release() { asm volatile("tilerelease" ::: "memory"); }
 
-template <int kTile>
-inline void tile_zero() {
-  asm volatile("tilezero %%tmm%c0" ::"n"(kTile));
-}
 template <int kTile>
 inline void tile_load(const void* from, int64_t stride) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "n"(kTile) : "memory");
@@ -60,14 +55,3 @@ inline void tile_dot_bfloat16() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"n"(kSum), "n"(kA), "n"(kB));
 }
 #endif
-
-class Tiles {
- public:
-  template <int kTiles>
-  explicit Tiles(const TileShape (&shapes)[kTiles]) {
-    tile_configure(tile_config(shapes));
-  }
-  ~Tiles() { tile_release(); }
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
-};

@@ -79,7 +79,44 @@ std::vector<Tensor> sparse_prepack_cpu(Tensor mask_bits, Tensor values, int64_t 
   return prepack("sparse_prepack", mask_bits, values, rows, columns, block);
 }
 
+std::vector<Tensor> sparse_prepack_tiles_cpu(Tensor mask_bits, Tensor values, int64_t rows, int64_t columns) {
+  constexpr const char* kOp = "sparse_prepack_tiles";
+  STD_TORCH_CHECK(rows >= 0 && columns >= 0, kOp, ": rows ", rows, " and columns ", columns, " must not be negative");
+  STD_TORCH_CHECK(values.scalar_type() == ScalarType::BFloat16, kOp, ": values must be bfloat16, got dtype ",
+                  int(values.scalar_type()));
+  const auto mask = bitmap(kOp, mask_bits, rows * columns);
+  SparseTiles tiles{rows, columns, nullptr, nullptr, nullptr};
+  Tensor bits = torch::stable::empty({tiles.row_tiles(), tiles.column_tiles(), SparseTiles::kWords}, ScalarType::Int);
+  Tensor start = torch::stable::empty({tiles.row_tiles() + 1}, ScalarType::Long);
+  sparse_tiles_count(tiles, mask, data<uint32_t>(bits), data<int64_t>(start), parallel);
+  tiles.bits = data<uint32_t>(bits);
+  tiles.start = data<int64_t>(start);
+  const int64_t n = tiles.start[tiles.row_tiles()];
+  check_values(kOp, values, {n});
+  Tensor ordered = torch::stable::empty({n + SparseTiles::kPadding}, ScalarType::BFloat16);
+  sparse_tiles_fill(tiles, mask, static_cast<const uint16_t*>(values.const_data_ptr()), data<uint16_t>(ordered),
+                    parallel);
+  return {bits, start, ordered};
+}
+
 }  // namespace
+
+SparseTiles tiles_of(const char* op, const Tensor& values, int64_t rows, int64_t columns,
+                     const std::vector<Tensor>& parts) {
+  SparseTiles tiles{rows, columns, nullptr, nullptr, nullptr};
+  STD_TORCH_CHECK(parts.size() == 3 && parts[0].scalar_type() == ScalarType::Int && parts[0].dim() == 3 &&
+                      parts[0].size(0) == tiles.row_tiles() && parts[0].size(1) == tiles.column_tiles() &&
+                      parts[0].size(2) == SparseTiles::kWords && parts[1].scalar_type() == ScalarType::Long &&
+                      parts[1].numel() == tiles.row_tiles() + 1 && parts[2].scalar_type() == ScalarType::BFloat16 &&
+                      parts[2].numel() == values.numel() + SparseTiles::kPadding,
+                  op, ": prepack is not what sparse_prepack_tiles makes of this weight");
+  for (const Tensor& part : parts)
+    STD_TORCH_CHECK(part.is_cpu() && part.is_contiguous(), op, ": prepack must be contiguous, on the CPU");
+  tiles.bits = data<uint32_t>(parts[0]);
+  tiles.start = data<int64_t>(parts[1]);
+  tiles.values = data<uint16_t>(parts[2]);
+  return tiles;
+}
 
 std::span<const uint32_t> bitmap(const char* op, const Tensor& mask_bits, int64_t n) {
   STD_TORCH_CHECK(mask_bits.is_cpu() && mask_bits.scalar_type() == ScalarType::Int && mask_bits.dim() == 1 &&
@@ -127,4 +164,5 @@ STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) {
   m.impl("sparse_pack", TORCH_BOX(&lcs::binding::sparse_pack_cpu));
   m.impl("sparse_unpack", TORCH_BOX(&lcs::binding::sparse_unpack_cpu));
   m.impl("sparse_prepack", TORCH_BOX(&lcs::binding::sparse_prepack_cpu));
+  m.impl("sparse_prepack_tiles", TORCH_BOX(&lcs::binding::sparse_prepack_tiles_cpu));
 }

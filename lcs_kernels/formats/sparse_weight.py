@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from lcs_kernels.ops.sparse_pack import sparse_pack, sparse_prepack, sparse_unpack
+from lcs_kernels.ops.sparse_pack import sparse_pack, sparse_prepack, sparse_prepack_tiles, sparse_unpack
 
+TILES = 0  # among the prepacks' block sizes
 MAX_BLOCK = 65536  # columns that a prepack's 16-bit indices can tell apart
 
 
@@ -24,8 +26,9 @@ class SparseWeight:
         mask_bits   [ 0 1 1 0 ... word 0      ] [ word 1 ]      int32, ceil(n / 32) words, bits past n are 0
         values      [ w1 ][ w2 ] ...                            float32 or bfloat16, one per set bit
 
-    so ceil(n / 32) * 4 + stored * itemsize bytes. That is the form to save. What the kernels read (`prepack`) is
-    derived from it on first use and kept beside it; code that torch.compile traces before that derives it in each call.
+    so ceil(n / 32) * 4 + stored * itemsize bytes. That is the form to save. What the kernels read (`prepack`: 6 bytes a
+    stored value; `prepack_tiles`: 2, and 4 for 32 weights) is derived from it on first use and kept beside it; code
+    that torch.compile traces before that derives it in each call.
 
     Attributes:
         mask_bits, values: the two tensors, contiguous and on one device. They are never changed.
@@ -92,11 +95,21 @@ class SparseWeight:
 
     def prepack(self, block: int) -> list[Tensor]:
         """The form that the kernels read, its columns cut into blocks of `block`; made once per block size."""
-        parts = self._prepacks.get(block)
+        return self._prepack(block, sparse_prepack, block)
+
+    def prepack_tiles(self) -> list[Tensor]:
+        """The form that kernels with matrix tiles read, of bfloat16 values; made once."""
+        return self._prepack(TILES, sparse_prepack_tiles)
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether `prepack_tiles` has been made."""
+        return TILES in self._prepacks
+
+    def _prepack(self, key: int, make: Callable[..., list[Tensor]], *arguments: int) -> list[Tensor]:
+        parts = self._prepacks.get(key)
         if parts is None:
-            rows = self.shape[0]
-            columns = math.prod(self.shape[1:])
-            parts = sparse_prepack(self.mask_bits, self.values, rows, columns, block)
+            parts = make(self.mask_bits, self.values, self.shape[0], math.prod(self.shape[1:]), *arguments)
             if not torch.compiler.is_compiling():  # a graph that changed the dict would be traced anew each time
-                parts = self._prepacks.setdefault(block, parts)
+                parts = self._prepacks.setdefault(key, parts)
         return parts

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lcs_kernels import costs
 from lcs_kernels._load import ensure_loaded
 
 from ._library import check_sparse, define, wants_grad
@@ -66,10 +67,23 @@ def block_for(rows: int, columns: int, density: float) -> int:
     return min(max(cached, int(max(8, 320 / at_once) / max(density, 1e-6)), 1), 65536)
 
 
+def takes_tiles(x: Tensor, weight: SparseWeight) -> bool:
+    """Whether the weight is to be unpacked into AMX's tiles: bfloat16 by bfloat16, where `costs` expects it to pay.
+
+    Code that torch.compile traces does so where an eager call has made the tiles before.
+    """
+    if not x.is_cpu or x.dtype != torch.bfloat16 or weight.values.dtype != torch.bfloat16:
+        return False
+    if torch.compiler.is_compiling():
+        return weight.has_tiles and x.numel() // max(x.shape[-1], 1) >= costs.TILE_ROWS
+    return costs.tiles_pay(x.shape, weight.shape, weight.density)
+
+
 def sparse_linear(x: Tensor, weight: SparseWeight, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """x @ weight.T + bias, then ReLU on request, from a sparse weight. Exact: float32 sums, rounded once.
 
-    Differentiable once, to x and bias.
+    Differentiable once, to x and bias. Where x and weight are bfloat16 and many rows meet AMX, the sums are those of
+    its matrix tiles: also float32, but with subnormal numbers taken for 0.
 
     Args:
         x: (..., in_features), float32 or bfloat16; float64 runs the eager reference.
@@ -88,9 +102,14 @@ def sparse_linear(x: Tensor, weight: SparseWeight, bias: Tensor | None = None, *
     ensure_loaded()
     check_fits("sparse_linear", x, weight.shape)
     bias = check_sparse("sparse_linear", x, weight, bias)
+    return run(x, weight, bias, relu, takes_tiles(x, weight))
+
+
+def run(x: Tensor, weight: SparseWeight, bias: Tensor | None, relu: bool, tiles: bool) -> Tensor:
+    """The checked op, with tiles or without."""
     rows = x.numel() // max(x.shape[-1], 1)
     block = block_for(rows, weight.shape[1], weight.density)
-    prepack = weight.prepack(block) if x.is_cpu else []
+    prepack = [] if not x.is_cpu else weight.prepack_tiles() if tiles else weight.prepack(block)
     if wants_grad(x, bias) or x.dtype == torch.float64:
         return SparseLinear.apply(x, bias, relu, weight, block, prepack)
     return _op(x, weight.mask_bits, weight.values, weight.shape[0], bias, relu, block, prepack)

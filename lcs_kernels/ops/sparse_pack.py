@@ -36,6 +36,20 @@ def reference_prepack(mask_bits: Tensor, values: Tensor, rows: int, columns: int
     return [count.to(torch.int32), start, index.to(torch.uint16).view(torch.int16), stored]
 
 
+def reference_prepack_tiles(mask_bits: Tensor, values: Tensor, rows: int, columns: int) -> list[Tensor]:
+    """In tiles of 16 rows and 32 columns: which weights are stored, where each row tile's begin, their values."""
+
+    def tiled(dense: Tensor) -> Tensor:
+        padded = torch.nn.functional.pad(dense.view(rows, columns), (0, -columns % 32, 0, -rows % 32))
+        tiles = padded.view(padded.shape[0] // 16, 16, padded.shape[1] // 32, 16, 2)
+        return tiles.permute(0, 2, 3, 1, 4).reshape(tiles.shape[0], tiles.shape[2], 16, 32)
+
+    mask = tiled(unpack_bits(mask_bits, rows * columns))
+    dense = tiled(reference_unpack(mask_bits, values, (rows * columns,)))
+    start = torch.cat([mask.new_zeros(1, dtype=torch.int64), mask.sum((1, 2, 3)).cumsum(0)])
+    return [pack_bits(mask.flatten()).view(mask.shape[:3]), start, torch.cat([dense[mask], values.new_zeros(32)])]
+
+
 def fake(w, mask_bits):
     stored = torch.library.get_ctx().new_dynamic_size()
     return w.new_empty((w.numel() + 31) // 32, dtype=torch.int32), w.new_empty(stored)
@@ -55,6 +69,15 @@ def fake_prepack(mask_bits, values, rows, columns, block):
     ]
 
 
+def fake_prepack_tiles(mask_bits, values, rows, columns):
+    row_tiles = (rows + 31) // 32 * 2
+    return [
+        mask_bits.new_empty((row_tiles, (columns + 31) // 32, 16)),
+        mask_bits.new_empty(row_tiles + 1, dtype=torch.int64),
+        values.new_empty(values.numel() + 32),
+    ]
+
+
 _op = define("sparse_pack(Tensor w, Tensor? mask_bits) -> (Tensor mask_bits, Tensor values)", reference, fake)
 _op_unpack = define(
     "sparse_unpack(Tensor mask_bits, Tensor values, SymInt[] shape) -> Tensor", reference_unpack, fake_unpack
@@ -63,6 +86,11 @@ _op_prepack = define(
     "sparse_prepack(Tensor mask_bits, Tensor values, SymInt rows, SymInt columns, SymInt block) -> Tensor[]",
     reference_prepack,
     fake_prepack,
+)
+_op_prepack_tiles = define(
+    "sparse_prepack_tiles(Tensor mask_bits, Tensor values, SymInt rows, SymInt columns) -> Tensor[]",
+    reference_prepack_tiles,
+    fake_prepack_tiles,
 )
 
 
@@ -110,3 +138,21 @@ def sparse_prepack(mask_bits: Tensor, values: Tensor, rows: int, columns: int, b
     """
     ensure_loaded()
     return _op_prepack(mask_bits, values, rows, columns, block)
+
+
+def sparse_prepack_tiles(mask_bits: Tensor, values: Tensor, rows: int, columns: int) -> list[Tensor]:
+    """What kernels with matrix tiles read instead, for bfloat16 values: still compressed, in tiles of 16 rows (an even
+    number of them) and 32 columns.
+
+    Returns:
+        bits int32 (row tiles, column tiles, 16): bit 2 * r + c of word i says whether row r of the tile has a weight in
+        its column 2 * i + c; start int64 (row tiles + 1,): where a row tile's values begin; values bfloat16
+        (stored + 32,), in the order of the bits, with zeros behind. 4 bytes for 32 weights, and 2 for each stored one.
+
+    Raises:
+        TypeError: values of another dtype.
+    """
+    ensure_loaded()
+    if values.dtype != torch.bfloat16:
+        raise TypeError(f"sparse_prepack_tiles: values must be bfloat16, got {values.dtype}")
+    return _op_prepack_tiles(mask_bits, values, rows, columns)

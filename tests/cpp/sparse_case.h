@@ -91,18 +91,33 @@ class Weight {
     prepack = {rows, columns, block, count_.as<int32_t>(), start_.as<int64_t>(), nullptr, nullptr};
     sparse_prepack_fill(prepack, bits, packed_[0].as(), dtype, packed_[1].as<uint16_t>(), packed_[2].as<float>(),
                         backwards);
+    if (dtype == DType::bfloat16) make_tiles(bits, guard);
     prepack.index = packed_[1].as<uint16_t>();
     prepack.values = packed_[2].as<float>();
     for (int64_t i = 0; i < n_; ++i) dense.push_back(get(dense_.as(), i, dtype));
   }
 
   SparsePrepack prepack;
+  SparseTiles tiles{};       // of bfloat16
   std::vector<float> dense;  // of rows x columns
 
  private:
+  void make_tiles(std::span<const uint32_t> bits, Guard guard) {
+    tiles = {prepack.rows, prepack.columns, nullptr, nullptr, nullptr};
+    const int64_t words = tiles.row_tiles() * tiles.column_tiles() * SparseTiles::kWords;
+    Guarded& found = packed_.emplace_back(words * 4, guard);
+    Guarded& start = packed_.emplace_back((tiles.row_tiles() + 1) * 8, guard);
+    sparse_tiles_count(tiles, bits, found.as<uint32_t>(), start.as<int64_t>(), backwards);
+    tiles.bits = found.as<uint32_t>();
+    tiles.start = start.as<int64_t>();
+    Guarded& values = packed_.emplace_back((start.as<int64_t>()[tiles.row_tiles()] + tiles.kPadding) * 2, guard);
+    sparse_tiles_fill(tiles, bits, packed_[0].as<uint16_t>(), values.as<uint16_t>(), backwards);
+    tiles.values = values.as<uint16_t>();
+  }
+
   int64_t n_;
   Guarded dense_, bits_, count_, start_;
-  std::deque<Guarded> packed_;  // values, then index and values of the prepack
+  std::deque<Guarded> packed_;  // values, then index and values of the prepack, then the tiles
 };
 
 }  // namespace lcs::test

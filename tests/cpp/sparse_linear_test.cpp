@@ -29,13 +29,35 @@ void check(const Case& c, Guard guard) {
       for (int64_t k = 0; k < c.in; ++k) sum += weight.dense[o * c.in + k] * get(x.as(), i * c.in + k, c.dtype);
       wanted.push_back(c.relu && sum < 0.0f ? 0.0f : sum);
     }
-  for (const Isa isa : isas())
+  const bool tiled = c.dtype == DType::bfloat16;
+  for (const Isa isa : isas({Isa::amx}))
     for (const Parallel& parallel : {Parallel(backwards), guard == Guard::behind ? fork_join(3) : serial}) {
       set_max_isa(isa);
       std::memset(y.as(), 0xff, size_t(c.rows * c.out * size_of(c.dtype)));
-      sparse_linear({x.as(), y.as(), c.dtype, c.rows, weight.prepack, c.bias ? bias.as<float>() : nullptr, c.relu},
-                    parallel);
+      const float* const start = c.bias ? bias.as<float>() : nullptr;
+      if (isa == Isa::amx && tiled)
+        CHECK(sparse_linear_tiles({x.as<BFloat16>(), y.as<BFloat16>(), c.rows, weight.tiles, start, c.relu}, parallel));
+      else
+        sparse_linear({x.as(), y.as(), c.dtype, c.rows, weight.prepack, start, c.relu}, parallel);
       for (size_t i = 0; i < wanted.size(); ++i) CHECK(get(y.as(), int64_t(i), c.dtype) == wanted[i]);
+    }
+}
+
+// What is not finite would reach weights that are not stored; and other instruction sets have no tiles.
+void refuse() {
+  const Weight weight(5, 40, 40, 50, DType::bfloat16, Guard::behind, 1);
+  for (const Isa isa : isas({Isa::amx}))
+    for (const uint16_t value : {0x7f80, 0xff80, 0x7fc0, 0x0080}) {
+      set_max_isa(isa);
+      std::vector<uint16_t> x(17 * 40), y(17 * 5);
+      x[16 * 40 + 39] = value;
+      const SparseLinearTilesArgs args{reinterpret_cast<const BFloat16*>(x.data()),
+                                       reinterpret_cast<BFloat16*>(y.data()),
+                                       17,
+                                       weight.tiles,
+                                       nullptr,
+                                       false};
+      CHECK(sparse_linear_tiles(args, backwards) == (isa == Isa::amx && value == 0x0080));
     }
 }
 
@@ -43,7 +65,7 @@ void check(const Case& c, Guard guard) {
 
 // Sums stay below 256, so that bfloat16 holds them.
 int main() {
-  isas();
+  isas({Isa::amx});
   for (const int64_t rows : {1, 2, 3, 17, 113})
     for (const auto& [in, out] : {std::pair{1, 1}, {59, 9}, {33, 70}, {0, 5}, {5, 0}})
       for (const int64_t block : {7, 65'536})
@@ -52,5 +74,8 @@ int main() {
             for (const Guard guard : kGuards)
               check({rows, in, out, block, percent, dtype, percent != 20, guard == Guard::behind}, guard);
   for (const int64_t rows : {0, 1, 3}) check({rows, 33, 9, 7, 0, DType::float32, true, false}, Guard::before);
+  for (const int64_t rows : {16, 530})  // more than are multiplied at once
+    check({rows, 600, 33, 600, 5, DType::bfloat16, true, false}, Guard::behind);
+  refuse();
   check({1, 70'001, 3, 65'536, 5, DType::float32, true, false}, Guard::behind);
 }

@@ -51,6 +51,26 @@ void check_prepack(int64_t rows, int64_t columns, int64_t block, int percent, DT
   CHECK(dense == weight.dense);
 }
 
+// The tiles scattered back are the dense weight, and nothing is stored around it.
+void check_tiles(int64_t rows, int64_t columns, int percent, Guard guard) {
+  const Weight weight(rows, columns, 32, percent, DType::bfloat16, guard, uint32_t(rows + columns));
+  const SparseTiles& t = weight.tiles;
+  std::vector<float> dense(rows * columns);
+  int64_t next = 0;
+  for (int64_t word = 0; word < t.row_tiles() * t.column_tiles() * 16; ++word) {
+    const int64_t tile = word / 16, row = tile / t.column_tiles() * 16,
+                  column = tile % t.column_tiles() * 32 + word % 16 * 2;
+    if (word % (t.column_tiles() * 16) == 0) CHECK(t.start[row / 16] == next);
+    for (int bit = 0; bit < 32; ++bit) {
+      if (!(t.bits[word] >> bit & 1)) continue;
+      CHECK(row + bit / 2 < rows && column + bit % 2 < columns);
+      dense[(row + bit / 2) * columns + column + bit % 2] = get(t.values, next++, DType::bfloat16);
+    }
+  }
+  CHECK(dense == weight.dense && t.start[t.row_tiles()] == next);
+  for (int i = 0; i < 32; ++i) CHECK(t.values[next + i] == 0);
+}
+
 }  // namespace
 
 int main() {
@@ -65,5 +85,8 @@ int main() {
       for (const DType dtype : kDTypes)
         for (const int percent : {0, 30, 100})
           for (const Guard guard : kGuards) check_prepack(rows, columns, block, percent, dtype, guard);
+  for (const auto& [rows, columns] : {std::pair{1, 1}, {9, 33}, {33, 101}, {16, 64}, {0, 5}, {5, 0}})
+    for (const int percent : {0, 30, 100})
+      for (const Guard guard : kGuards) check_tiles(rows, columns, percent, guard);
   check_prepack(2, 70'001, 65'536, 90, DType::float32, Guard::behind);
 }

@@ -5,7 +5,7 @@ from torch.library import opcheck
 from torch.nn import functional as F
 
 from lcs_kernels import sparse_linear
-from lcs_kernels.ops.sparse_linear import reference
+from lcs_kernels.ops.sparse_linear import reference, takes_tiles
 
 from .sparse_cases import DTYPES, assert_within_roundings, float_weight, integer_weight, integers, stored
 
@@ -25,7 +25,15 @@ def check(x, weight, bias=None, relu=False):
 @pytest.mark.parametrize("rows", ROWS)
 def test_integers_are_exact(isa, rows, dtype, w_dtype):
     torch.manual_seed(rows)
-    for out, columns, density in [(1, 1, 1), (33, 129, 0.05), (130, 67, 1), (9, 30, 0), (0, 5, 0.5), (5, 0, 0.5)]:
+    for out, columns, density in [
+        (1, 1, 1),
+        (33, 129, 0.05),
+        (130, 67, 1),
+        (40, 1100, 0.3),
+        (9, 30, 0),
+        (0, 5, 0.5),
+        (5, 0, 0.5),
+    ]:
         weight = integer_weight((out, columns), density, w_dtype)
         x = integers(rows, columns, dtype=dtype)
         check(x, weight)
@@ -69,10 +77,11 @@ def test_sums_round_as_often_as_they_must(isa, rows, dtype):
     assert_within_roundings(sparse_linear(x, weight, bias), exact, magnitude, stored(weight).sum(1))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 3, 17, 120])
-def test_threads_change_nothing(isa, rows):
+def test_threads_change_nothing(isa, rows, dtype):
     torch.manual_seed(2)
-    weight, x = float_weight((301, 500)), torch.randn(rows, 500)
+    weight, x = float_weight((301, 500), dtype=dtype), torch.randn(rows, 500).to(dtype)
     before = torch.get_num_threads()
     results = []
     for n in (1, 2, 3, 8):
@@ -83,10 +92,11 @@ def test_threads_change_nothing(isa, rows):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 3, 17])
-def test_what_is_not_finite_reaches_only_the_weights_that_are_stored(isa, rows, value):
+def test_what_is_not_finite_reaches_only_the_weights_that_are_stored(isa, rows, dtype, value):
     torch.manual_seed(3)
-    weight, x = integer_weight((90, 50), 0.1), torch.randn(rows, 50)
+    weight, x = integer_weight((90, 50), 0.1, dtype), integers(rows, 50, dtype=dtype)
     touched = torch.zeros(rows, 90, dtype=torch.bool)
     touched[rows // 2] = stored(weight)[:, 20] != 0
     clean = sparse_linear(x, weight)
@@ -135,6 +145,42 @@ def test_opcheck(dtype):
     for x in (integers(4, 9, dtype=dtype), integers(2, 1, 9, dtype=dtype)):
         opcheck(OP, (x, *fields, None, False, 4, []))
         opcheck(OP, (x, *fields, integers(5), True, 4, weight.prepack(4)))
+        if dtype == torch.bfloat16:
+            opcheck(OP, (x, *fields, integers(5), True, 4, weight.prepack_tiles()))
+
+
+def amx_rows(*shape):
+    """What takes tiles on a machine with AMX."""
+    return integers(*shape, dtype=torch.bfloat16), integer_weight((70, shape[-1]), dtype=torch.bfloat16)
+
+
+def test_many_bfloat16_rows_take_tiles_on_amx_alone(isa):
+    x, weight = amx_rows(16, 90)
+    assert takes_tiles(x, weight) == (isa == "amx")
+    for other in (x[:15], x.float()):
+        assert not takes_tiles(other, weight)
+    assert not takes_tiles(x, weight.to(dtype=torch.float32))
+    assert not takes_tiles(x, integer_weight((70, 90), 0.01, torch.bfloat16))
+    check(x, weight)
+    assert weight.has_tiles == (isa == "amx")
+    if weight.has_tiles:
+        assert weight.prepacked_nbytes == 6 * 3 * 16 * 4 + 7 * 8 + 2 * (weight.values.numel() + 32)
+
+
+@pytest.mark.parametrize("rows", [1, 31, 513])
+def test_a_prepack_of_tiles_is_right_on_any_instruction_set(isa, rows):
+    (x, weight), bias = amx_rows(rows, 520), integers(70)
+    args = (x, weight.mask_bits, weight.values, 70, bias, True, 64)
+    assert torch.equal(OP(*args, weight.prepack_tiles()), reference(*args, []))
+
+
+def test_compiled_code_takes_the_tiles_that_are_there(isa):
+    graphs = CompileCounterWithBackend("aot_eager")
+    (x, weight), bias = amx_rows(30, 90), integers(70)
+    expected = check(x, weight, bias)
+    run = torch.compile(lambda x: sparse_linear(x, weight, bias), fullgraph=True, backend=graphs)
+    assert torch.equal(run(x), expected) and torch.equal(run(x[:20]), expected[:20])
+    assert torch.equal(run(x[:17]), expected[:17]) and graphs.frame_count <= 2
 
 
 @pytest.mark.parametrize("warm", [False, True])
@@ -182,6 +228,8 @@ def test_bad_arguments(change, error, words):
 
 WEIGHT = integer_weight((5, 7), 0.5)
 PARTS = WEIGHT.prepack(3)
+TILED = WEIGHT.to(dtype=torch.bfloat16)
+TILES = TILED.prepack_tiles()
 
 
 @pytest.mark.parametrize(
@@ -204,6 +252,11 @@ PARTS = WEIGHT.prepack(3)
         ({"prepack": integer_weight((5, 7), 0).prepack(3)}, "prepack is not what"),
         ({"prepack": integer_weight((6, 7), 1).prepack(3)}, "prepack is not what"),
         ({"prepack": [PARTS[0].long(), *PARTS[1:]]}, "prepack is not what"),
+        ({"prepack": TILES}, "x must be bfloat16 for a prepack of tiles"),
+        ({"prepack": [TILES[0][:1], *TILES[1:]]}, "prepack is not what sparse_prepack_tiles makes of this weight"),
+        ({"prepack": [*TILES[:2], TILES[2][1:]]}, "prepack is not what sparse_prepack_tiles"),
+        ({"prepack": [*TILES[:2], TILES[2].half()]}, "prepack is not what sparse_prepack_tiles"),
+        ({"prepack": [TILES[0], TILES[1].repeat_interleave(2)[::2], TILES[2]]}, "prepack must be contiguous, on the CPU"),
         ({"prepack": [PARTS[0].t().contiguous().t(), *PARTS[1:]]}, "prepack must be contiguous, on the CPU"),
     ],
     ids=str,

@@ -7,7 +7,15 @@ from torch.library import opcheck
 
 from lcs_kernels import interpolate_prune, sparse_pack
 from lcs_kernels.ops._library import pack_bits
-from lcs_kernels.ops.sparse_pack import reference, reference_prepack, reference_unpack, sparse_prepack, sparse_unpack
+from lcs_kernels.ops.sparse_pack import (
+    reference,
+    reference_prepack,
+    reference_prepack_tiles,
+    reference_unpack,
+    sparse_prepack,
+    sparse_prepack_tiles,
+    sparse_unpack,
+)
 
 from .prune_cases import assert_same
 from .sparse_cases import DTYPES
@@ -15,6 +23,7 @@ from .sparse_cases import DTYPES
 PACK = torch.ops.lcs.sparse_pack.default
 UNPACK = torch.ops.lcs.sparse_unpack.default
 PREPACK = torch.ops.lcs.sparse_prepack.default
+PREPACK_TILES = torch.ops.lcs.sparse_prepack_tiles.default
 DENSITIES = [0, 0.02, 0.5, 1]
 SIZES = [0, 1, 2, 31, 32, 33, 1000, 16_383, 16_384, 16_385, 33_001]
 
@@ -120,6 +129,24 @@ def test_prepack_with_threads(threads):
     assert_all_same(sparse_prepack(*weight), reference_prepack(*weight))
 
 
+@pytest.mark.parametrize("columns", [0, 1, 31, 32, 33, 100])
+@pytest.mark.parametrize("rows", [0, 1, 15, 16, 17, 32, 50])
+def test_prepack_tiles_matches_reference(threads, rows, columns):
+    torch.manual_seed(rows + columns)
+    w = dense(rows * columns, 0.8, torch.bfloat16)
+    for density in (0, 0.3, 1):
+        weight = (*sparse_pack(w, pack_bits(torch.rand(rows * columns) < density)), rows, columns)
+        assert_all_same(sparse_prepack_tiles(*weight), reference_prepack_tiles(*weight))
+
+
+def test_a_prepack_of_tiles_read_back():
+    """By hand: the first row's weights are bits 0 and 1 of a word, the second row's the two above."""
+    w = torch.tensor([[1.0, 0, 2], [3, 4, 0]], dtype=torch.bfloat16)
+    bits, start, values = sparse_prepack_tiles(*sparse_pack(w), 2, 3)
+    assert bits.shape == (2, 1, 16) and bits.flatten().tolist() == [0b1101, 0b0001] + [0] * 30
+    assert start.tolist() == [0, 4, 4] and values.tolist() == [1, 3, 4, 2] + [0] * 32
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype):
     w, mask_bits = torch.randn(5, 9).to(dtype), pack_bits(torch.rand(45) < 0.5)
@@ -129,6 +156,8 @@ def test_opcheck(dtype):
     opcheck(UNPACK, (*packed, [5, 9]))
     opcheck(PREPACK, (*packed, 5, 9, 4))
     opcheck(PREPACK, (*sparse_pack(torch.zeros(5, 0)), 5, 0, 4))
+    if dtype == torch.bfloat16:
+        opcheck(PREPACK_TILES, (*packed, 5, 9))
 
 
 def words(n, dtype=torch.int32, device="cpu"):
@@ -176,6 +205,20 @@ def test_bad_unpack(mask_bits, values, shape, message):
     if len(shape) == 1:
         with pytest.raises(RuntimeError, match=f"sparse_prepack: .*{message}"):
             sparse_prepack(mask_bits, values, 1, math.prod(shape), 4)
+
+
+@pytest.mark.parametrize(
+    ("mask_bits", "values", "error", "message"),
+    [
+        (words(1), torch.ones(0), TypeError, "values must be bfloat16, got torch.float32"),
+        (words(2), torch.ones(0).bfloat16(), RuntimeError, "mask_bits must be 1 contiguous int32 words"),
+        (words(1) + 3, torch.ones(3).bfloat16(), RuntimeError, "the 2 weights that mask_bits names"),
+    ],
+    ids=str,
+)
+def test_bad_tiles(mask_bits, values, error, message):
+    with pytest.raises(error, match=f"sparse_prepack_tiles: .*{message}"):
+        sparse_prepack_tiles(mask_bits, values, 3, 3)
 
 
 @pytest.mark.parametrize("block", [0, -1, 65_537])

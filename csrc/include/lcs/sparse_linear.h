@@ -24,4 +24,17 @@ void sparse_linear(const SparseLinearArgs& args, const Parallel& parallel);
 // Up to so many rows of x are multiplied one by one; a prepack of a single block suits that best.
 constexpr int64_t kSparseLinearSingleRows = 2;
 
+// The same of bfloat16 x, y and weight, the weight unpacked on the way into matrix tiles. Returns false, with nothing
+// of worth in y, where AMX is not in use, or where x holds infinity or NaN, which would reach weights that are not
+// stored.
+struct SparseLinearTilesArgs {
+  const BFloat16* x;
+  BFloat16* y;
+  int64_t rows;
+  SparseTiles weight;
+  const float* bias;  // null: none
+  bool relu;
+};
+bool sparse_linear_tiles(const SparseLinearTilesArgs& args, const Parallel& parallel);
+
 }  // namespace lcs

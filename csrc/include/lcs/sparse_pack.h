@@ -48,4 +48,27 @@ void sparse_prepack_count(int64_t rows, int64_t columns, int64_t block, std::spa
 void sparse_prepack_fill(const SparsePrepack& counted, std::span<const uint32_t> mask_bits, const void* packed,
                          DType dtype, uint16_t* index, float* values, const Parallel& parallel);
 
+// What kernels with matrix tiles read instead: bfloat16 weights of rows x columns, still compressed, in tiles of 16
+// rows and 32 columns, an even number of tiles for the rows. Bit 2 * r + c of word i of a tile tells whether its row r
+// has a weight in column 2 * i + c; the values stand in the order of the bits, row tile after row tile.
+struct SparseTiles {
+  static constexpr int64_t kRows = 16, kColumns = 32, kWords = 16;  // of a tile
+  static constexpr int64_t kPadding = 32;                           // values behind the last one, which may be read
+
+  int64_t rows, columns;
+  const uint32_t* bits;    // row tiles x column tiles x 16
+  const int64_t* start;    // row tiles + 1: where a row tile's values begin
+  const uint16_t* values;  // bfloat16
+
+  int64_t blocks() const { return (rows + 2 * kRows - 1) / (2 * kRows); }  // of two row tiles
+  int64_t row_tiles() const { return 2 * blocks(); }
+  int64_t column_tiles() const { return (columns + kColumns - 1) / kColumns; }
+};
+
+// Step one fills `bits` and `start` for the rows and columns of `sizes`; step two the values from the packed ones.
+void sparse_tiles_count(const SparseTiles& sizes, std::span<const uint32_t> mask_bits, uint32_t* bits, int64_t* start,
+                        const Parallel& parallel);
+void sparse_tiles_fill(const SparseTiles& counted, std::span<const uint32_t> mask_bits, const uint16_t* packed,
+                       uint16_t* values, const Parallel& parallel);
+
 }  // namespace lcs
