@@ -202,6 +202,8 @@ PackedGemmKernels packed_gemm_kernels() {
   kernels.multiply = multiply;
   kernels.multiply_planes = multiply_planes;
   kernels.settle = settle;
+  kernels.expand_pair = nullptr;  // tiles take a convolution's many positions
+  kernels.multiply_pair = nullptr;
   return kernels;
 }
 
