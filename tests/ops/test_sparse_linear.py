@@ -256,7 +256,7 @@ TILES = TILED.prepack_tiles()
         ({"prepack": [TILES[0][:1], *TILES[1:]]}, "prepack is not what sparse_prepack_tiles makes of this weight"),
         ({"prepack": [*TILES[:2], TILES[2][1:]]}, "prepack is not what sparse_prepack_tiles"),
         ({"prepack": [*TILES[:2], TILES[2].half()]}, "prepack is not what sparse_prepack_tiles"),
-        ({"prepack": [TILES[0], TILES[1].repeat_interleave(2)[::2], TILES[2]]}, "prepack must be contiguous, on the CPU"),
+        ({"prepack": [*TILES[:2], TILES[2].repeat_interleave(2)[::2]]}, "prepack must be contiguous, on the CPU"),
         ({"prepack": [PARTS[0].t().contiguous().t(), *PARTS[1:]]}, "prepack must be contiguous, on the CPU"),
     ],
     ids=str,
