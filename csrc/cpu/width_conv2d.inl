@@ -1,33 +1,73 @@
 // Compiled once per instruction set, after its lanes_*.inl and block_copy.inl, in an unnamed namespace inside its
 // target region. kMaxVectors is how many vectors of channels a tile may span, pixels_of(vectors) at how many positions
-// their sums, one vector of weights each and one of x fit the registers.
+// their sums and one vector of weights each fit the registers.
 
 constexpr int kBlock = 16;
+// Without it gcc keeps the positions' addresses in registers, and those that do not fit in vectors, from where they
+// come back through the multipliers' ports.
+#define LCS_FORGET_MEMORY asm volatile("" ::: "memory")
+
+// Where each tap of each position begins in x; outside of the image: at zeros.
+template <int kPixels>
+void find_taps(const WidthTile& t, int64_t from, const float** at) {
+  for (int64_t tap = 0; tap < t.taps; ++tap, at += kPixels) {
+    const WidthPlace& k = t.tap[tap];
+    const WidthPlace* const place = t.place + from;
+    for (int p = 0; p < kPixels; ++p) {
+      const bool inside = uint64_t(place[p].row + k.row - t.first_row) < uint64_t(t.rows) &&
+                          uint64_t(place[p].column + k.column - t.first_column) < uint64_t(t.columns);
+      at[p] = inside ? t.x + (place[p].offset + k.offset) : t.zeros;
+    }
+  }
+}
+
+// The terms of kTogether input channels of a tap, the first of them `c`; sum[i] is of position i / kVectors, vector
+// i % kVectors.
+template <bool kDepthwise, int kVectors, int kPixels, int kTogether>
+__attribute__((always_inline)) inline void add_terms(const float* const* at, int64_t c, const float* weight,
+                                                     int64_t block_stride, Float (&sum)[kPixels * kVectors]) {
+  constexpr int kWeights = kTogether * kVectors;
+  Float w[kWeights];
+  LCS_FORGET_MEMORY;
+#pragma GCC unroll 32
+  for (int i = 0; i < kWeights; ++i) {
+    const int channel = i % kVectors * kLanes;
+    w[i] = load(weight + i / kVectors * kBlock + channel / kBlock * block_stride + channel % kBlock);
+  }
+#pragma GCC unroll 32
+  for (int p = 0; p < kPixels; ++p) {
+    const float* const x = at[p] + c;
+#pragma GCC unroll 32
+    for (int i = 0; i < kWeights; ++i) {
+      Float& to = sum[p * kVectors + i % kVectors];
+      to = fmadd(kDepthwise ? load(x + i * kLanes) : set1(x[i / kVectors]), w[i], to);
+    }
+  }
+}
 
 // Without the pragmas gcc keeps the sums in memory.
 template <bool kDepthwise, int kVectors, int kPixels>
 void accumulate_tile(const WidthTile& t, int64_t from) {
-  constexpr int kSums = kPixels * kVectors;  // of position i / kVectors, vector i % kVectors
+  constexpr int kSums = kPixels * kVectors;
+  constexpr int kTogether = kDepthwise || kVectors * kLanes > kBlock ? 1 : kTogetherAtMost;
   Float sum[kSums];
-  const float* x[kPixels];
-  const float* weight = t.weight;
   float* const sums = t.sums + from * t.sums_stride;
-  const int64_t stride = t.sums_stride;
-#pragma GCC unroll 32
-  for (int p = 0; p < kPixels; ++p) x[p] = t.x + t.pixel[from + p];
+  const int64_t stride = t.sums_stride, block_stride = t.block_stride;
+  find_taps<kPixels>(t, from, t.at);
 #pragma GCC unroll 32
   for (int i = 0; i < kSums; ++i)
     sum[i] = t.first ? set1(0.0f) : load(sums + i / kVectors * stride + i % kVectors * kLanes);
-  for (int64_t k = 0; k < t.terms; ++k, weight += kBlock) {
-    const int64_t offset = t.offset[k];
-    Float w[kVectors];
-#pragma GCC unroll 32
-    for (int v = 0; v < kVectors; ++v) w[v] = load(weight + v * kLanes / kBlock * t.block_stride + v * kLanes % kBlock);
-#pragma GCC unroll 32
-    for (int i = 0; i < kSums; ++i) {
-      const float* const at = x[i / kVectors] + offset;
-      const Float value = kDepthwise ? load(at + i % kVectors * kLanes) : set1(*at);
-      sum[i] = fmadd(value, w[i % kVectors], sum[i]);
+  const float* weight = t.weight;
+  for (int64_t block = t.begin; block < t.end; block += t.block) {
+    const int64_t end = std::min(block + t.block, t.end), next = std::min(t.block, t.stored - block) * kBlock;
+    const float* const* at = t.at;
+    for (int64_t tap = 0; tap < t.taps; ++tap, weight += next, at += kPixels) {
+      const float* w = weight;
+      int64_t c = block;
+      for (; c + kTogether <= end; c += kTogether, w += kTogether * kBlock)
+        add_terms<kDepthwise, kVectors, kPixels, kTogether>(at, c, w, block_stride, sum);
+      if constexpr (kTogether > 1)
+        for (; c < end; ++c, w += kBlock) add_terms<kDepthwise, kVectors, kPixels, 1>(at, c, w, block_stride, sum);
     }
   }
   if (t.last) {
@@ -52,7 +92,7 @@ void accumulate_some(const WidthTile& tile, int64_t n, int64_t from, std::intege
 template <bool kDepthwise, int kVectors>
 void accumulate_all(const WidthTile& tile) {
   constexpr int kMost = pixels_of(kVectors);
-  for (int64_t at = 0, left = tile.pixels; left > 0;) {
+  for (int64_t at = tile.from, left = tile.to - tile.from; left > 0;) {
     // The last two share evenly: few sums leave the multipliers waiting for each other.
     const int64_t n = left >= 2 * kMost ? kMost : left > kMost ? (left + 1) / 2 : left;
     accumulate_some<kDepthwise, kVectors>(tile, n, at, std::make_integer_sequence<int, kMost>());
@@ -72,4 +112,6 @@ void accumulate(const WidthTile& tile) {
   tile.depthwise ? accumulate_any<true>(tile, kVectors) : accumulate_any<false>(tile, kVectors);
 }
 
-WidthConv2dKernels table() { return {kLanes, kMaxVectors, accumulate, load_block, store_block}; }
+WidthConv2dKernels table() {
+  return {kLanes, kMaxVectors, pixels_of(kMaxVectors), accumulate, load_block, store_block};
+}

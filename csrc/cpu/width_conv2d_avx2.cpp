@@ -20,7 +20,7 @@ namespace eight {
 }
 using namespace eight;
 #include "transpose_avx2.inl"
-constexpr int kMaxVectors = 2;
+constexpr int kMaxVectors = 2, kTogetherAtMost = 1;
 constexpr int pixels_of(int vectors) { return 12 / vectors; }
 // After the lanes they are written in.
 #include "block_copy.inl"

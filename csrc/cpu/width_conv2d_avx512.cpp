@@ -20,8 +20,8 @@ namespace eight {
 }
 #include "lanes_avx512.inl"
 #include "transpose_avx2.inl"
-constexpr int kMaxVectors = 2;
-constexpr int pixels_of(int vectors) { return vectors == 1 ? 14 : 12; }
+constexpr int kMaxVectors = 2, kTogetherAtMost = 4;
+constexpr int pixels_of(int) { return 14; }
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "width_conv2d.inl"

@@ -11,11 +11,10 @@
 namespace lcs {
 namespace {
 
-constexpr int64_t kPanelPixels = 400;       // whose sums and weights stay in the second-level cache
-constexpr int64_t kPanelBytes = 320 << 10;  // of that cache
-constexpr int64_t kLeastPixels = 48;        // of a panel that is split to keep the threads even
-constexpr int64_t kTasks = 8;               // enough to do so
-constexpr int64_t kTerms = 640;             // that pay for coming back to their sums
+constexpr int64_t kPanelPixels = 400;        // whose sums and weights stay in the second-level cache
+constexpr int64_t kPanelBytes = 320 << 10;   // of that cache
+constexpr int64_t kWeightBytes = 512 << 10;  // of that cache, likewise
+constexpr int64_t kPanels = 8;               // enough for each thread to fill its own
 
 WidthConv2dKernels kernels() {
   return best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels);
@@ -24,19 +23,28 @@ WidthConv2dKernels kernels() {
 // The first `out` by `in` channels of a weight.
 void pack(const WidthWeight& w, int64_t out, int64_t in, float* packed, const Parallel& parallel) {
   const WidthConv2dKernels run = kernels();
-  const int64_t row = w.in_channels * w.taps, block = in * w.taps * kWidthBlock;
-  parallel(width_blocks(out), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      const int64_t rows = std::min(kWidthBlock, out - b * kWidthBlock);
-      if (rows < kWidthBlock) std::memset(packed + b * block, 0, size_t(block) * sizeof(float));
-      run.load({advance(w.data, b * kWidthBlock * row, w.dtype), packed + b * block, row, 1, kWidthBlock, rows,
-                in * w.taps, w.dtype, true});
+  const int64_t row = w.in_channels * w.taps, inputs = width_blocks(in);
+  parallel(width_blocks(out) * inputs, 1, [&](int64_t begin, int64_t end) {
+    static thread_local Scratch<float> scratch;
+    float* const block = scratch.reserve(kWidthBlock * w.taps * kWidthBlock);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first_out = i / inputs * kWidthBlock, first_in = i % inputs * kWidthBlock;
+      const int64_t rows = std::min(kWidthBlock, out - first_out), n = std::min(kWidthBlock, in - first_in);
+      if (rows < kWidthBlock) std::memset(block, 0, size_t(n * w.taps * kWidthBlock) * sizeof(float));
+      run.load({advance(w.data, first_out * row + first_in * w.taps, w.dtype), block, row, 1, kWidthBlock, rows,
+                n * w.taps, w.dtype, true});
+      float* to = packed + (first_out * in + first_in * kWidthBlock) * w.taps;
+      for (int64_t tap = 0; tap < w.taps; ++tap)
+        for (int64_t c = 0; c < n; ++c, to += kWidthBlock)
+          std::memcpy(to, block + (c * w.taps + tap) * kWidthBlock, kWidthBlock * sizeof(float));
     }
   });
 }
 
-// Panels are bands of rows of an image, or several small images. The input of a panel is a strip, channels last with
-// its padding, in which each tap of each output position is at a fixed distance: a copy, or x where it is one already.
+// Panels are bands of rows of an image, or several small images. The input of a panel is x itself where its channels
+// lie next to each other, else a strip, a copy with channels last and its padding. Each tap of each output position is
+// at a fixed distance in either. Panels, tiles of output channels and positions, in this order, are shared out among
+// the threads: each reads few weights, and those again and again.
 class WidthConv2d {
  public:
   WidthConv2d(const WidthConv2dArgs& args, const Parallel& parallel)
@@ -45,78 +53,85 @@ class WidthConv2d {
         run_(kernels()),
         rows_(args.vertical),
         columns_(args.horizontal),
-        taps_(args.vertical.kernel * args.horizontal.kernel),
         depthwise_(args.groups > 1 && args.groups == args.x.channels && args.groups == args.y.channels),
         groups_(depthwise_ ? 1 : args.groups),
         outputs_(args.y.channels / groups_),
-        inputs_(depthwise_ ? 1 : args.x.channels / groups_),
+        stored_(args.packed ? args.weight.in_channels : args.x.channels / args.groups),
+        block_stride_(stored_ * args.weight.taps * kWidthBlock),
         span_(run_.lanes * run_.max_vectors),
         tiles_(groups_ == 1 ? ceil_div(outputs_, span_) : (outputs_ + kWidthBlock - 2) / span_ + 1) {
-    in_place_ = a_.x.channel_stride == 1 && a_.dtype == DType::float32 && !depthwise_ && rows_.padding == 0 &&
-                columns_.padding == 0;
+    // The taps of a row of few channels are one with as many channels.
+    const int64_t kernel = columns_.kernel;
+    merged_ = groups_ == 1 && !depthwise_ && a_.x.channels > 0 && a_.x.channels < kWidthBlock &&
+              a_.x.channels == stored_ && kernel > 1 && columns_.dilation == 1;
+    inputs_ = depthwise_ ? 1 : a_.x.channels / groups_;
+    if (merged_) inputs_ = stored_ = block_ = inputs_ * kernel;
+    in_place_ = a_.x.channel_stride == 1 && a_.dtype == DType::float32 && !depthwise_ && !merged_;
+    column_ = in_place_ ? columns_.step * a_.x.column_stride : a_.x.channels;
     // No even number of cache lines, so that neighbours do not fall on the same sets.
-    column_ = a_.x.channels + (a_.x.channels % 32 == 0 ? 16 : 0);
-    if (in_place_) column_ = columns_.step * a_.x.column_stride;
+    if (!in_place_ && column_ % 32 == 0) column_ += 16;
     row_ = in_place_ ? rows_.step * a_.x.row_stride : columns_.length(a_.y.width) * column_;
     choose_panels();
-    chunk_ = std::max<int64_t>(ceil_div(inputs_, std::max<int64_t>(ceil_div(inputs_ * taps_, kTerms), 1)), 1);
+    const int64_t bytes = block_ * taps() * span_ * int64_t{sizeof(float)};
+    chunk_ = std::max<int64_t>(kWeightBytes / bytes, 1) * block_;
   }
 
   void run() {
-    static thread_local Scratch<int64_t> places;
-    static thread_local Scratch<float> affine, block;
-    if (a_.packed) {
-      weight_ = a_.packed;
-      block_stride_ = a_.weight.in_channels * taps_ * kWidthBlock;
-    } else {
-      block_stride_ = a_.x.channels / a_.groups * taps_ * kWidthBlock;
+    static thread_local Scratch<WidthPlace> places;
+    static thread_local Scratch<float> affine, block, zeros;
+    weight_ = a_.packed;
+    if (!weight_) {
       float* const packed = block.reserve(width_blocks(a_.y.channels) * block_stride_);
       pack(a_.weight, a_.y.channels, a_.x.channels / a_.groups, packed, parallel_);
       weight_ = packed;
     }
-    fill_places(places.reserve(panel_pixels() + chunk_ * taps_));
+    fill_places(places.reserve(panel_pixels() + taps()));
     fill_affine(affine.reserve(2 * (ceil_div(a_.y.channels, span_) + 1) * span_));
+    float* const none = zeros.reserve(a_.x.channels);
+    zeros_ = std::fill_n(none, a_.x.channels, 0.0f) - a_.x.channels;
     panels_ = ceil_div(a_.x.n, images_) * bands_;
-    panels_ < kTasks ? run_together() : run_apart();
+    units_ = ceil_div(panel_pixels(), run_.pixels);
+    if (in_place_) return multiply([this](int64_t panel) { return in_place(panel); });
+    panels_ < kPanels ? run_together() : run_apart();
   }
 
  private:
+  int64_t taps() const { return merged_ ? rows_.kernel : rows_.kernel * columns_.kernel; }
   int64_t panel_pixels() const { return images_ * band_ * a_.y.width; }
   int64_t strip_floats() const { return images_ * image_; }
 
   void choose_panels() {
-    const int64_t height = a_.y.height, width = a_.y.width, n = a_.x.n;
+    const int64_t height = a_.y.height, width = a_.y.width;
     const auto strip_bytes = [&](int64_t band) {
-      return int64_t{4} * rows_.length(band) * columns_.length(width) * column_;
+      return int64_t{4} * rows_.length(band) * columns_.length(width) * std::max<int64_t>(column_, 1);
     };
     band_ = std::clamp<int64_t>(kPanelPixels / width, 1, height);
     while (band_ > 1 && strip_bytes(band_) > kPanelBytes) --band_;
     bands_ = ceil_div(height, band_);
-    images_ = 1;
-    if (bands_ == 1)
-      images_ = std::clamp<int64_t>(std::min(kPanelPixels / (height * width), kPanelBytes / strip_bytes(height)), 1, n);
-    const auto tasks = [&] { return ceil_div(n, images_) * bands_ * tiles_ * groups_; };
-    while (images_ > 1 && tasks() < kTasks && images_ * height * width >= 2 * kLeastPixels)
-      images_ = ceil_div(images_, 2);
-    while (images_ == 1 && bands_ < height && tasks() < kTasks && ceil_div(height, 2 * bands_) * width >= kLeastPixels)
-      bands_ = std::min(2 * bands_, height);
     band_ = ceil_div(height, bands_);
     bands_ = ceil_div(height, band_);
+    images_ = 1;
+    if (bands_ == 1)
+      images_ =
+          std::clamp<int64_t>(std::min(kPanelPixels / (height * width), kPanelBytes / strip_bytes(height)), 1, a_.x.n);
     image_ = in_place_ ? a_.x.image_stride : rows_.length(band_) * row_;
   }
 
-  // Of the positions of a panel, and of the terms of a chunk of channels.
-  void fill_places(int64_t* to) {
-    pixel_ = to;
+  // Of the positions of a panel, and of the taps.
+  void fill_places(WidthPlace* to) {
+    place_ = to;
     for (int64_t image = 0; image < images_; ++image)
-      for (int64_t row = 0; row < band_; ++row)
-        for (int64_t column = 0; column < a_.y.width; ++column)
-          *to++ = image * image_ + row * rows_.stride * row_ + column * columns_.stride * column_;
-    offset_ = to;
-    for (int64_t c = 0; c < chunk_; ++c)
-      for (int64_t i = 0; i < rows_.kernel; ++i)
-        for (int64_t j = 0; j < columns_.kernel; ++j)
-          *to++ = c + i * rows_.dilation * row_ + j * columns_.dilation * column_;
+      for (int64_t i = 0; i < band_; ++i)
+        for (int64_t j = 0; j < a_.y.width; ++j) {
+          const int64_t row = i * rows_.stride, column = j * columns_.stride;
+          *to++ = {image * image_ + row * row_ + column * column_, row, column};
+        }
+    tap_ = to;
+    for (int64_t i = 0; i < rows_.kernel; ++i)
+      for (int64_t j = 0; j < taps() / rows_.kernel; ++j) {
+        const int64_t row = i * rows_.dilation, column = j * columns_.dilation;
+        *to++ = {row * row_ + column * column_, row, column};
+      }
   }
 
   // Scales and biases of whole tiles.
@@ -130,41 +145,33 @@ class WidthConv2d {
     if (a_.bias) std::copy(a_.bias, a_.bias + n, to + whole);
   }
 
-  // Many panels: each is filled and used by one thread.
+  // Many panels: each is filled by the threads that use it, mostly one.
   void run_apart() const {
-    parallel_(panels_, 1, [&](int64_t begin, int64_t end) {
+    multiply([this, filled = int64_t{-1}](int64_t panel) mutable {
       static thread_local Scratch<float> scratch;
-      float* const strip = in_place_ ? nullptr : scratch.reserve(strip_floats() + span_);
-      for (int64_t panel = begin; panel < end; ++panel) {
-        for (int64_t i = 0; strip && i < images_ * rows_.length(band_); ++i) fill(panel, i, strip);
-        const float* const x = strip ? strip : in_place(panel);
-        for (int64_t tile = 0; tile < tiles_ * groups_; ++tile) multiply(panel, tile, x);
-      }
+      float* const strip = scratch.reserve(strip_floats() + span_);
+      for (int64_t i = 0; panel != filled && i < images_ * rows_.length(band_); ++i) fill(panel, i, strip);
+      filled = panel;
+      return strip;
     });
   }
 
-  // Few: all threads fill them, then share out the tiles, so that each weight is read by few of them.
+  // Few: all threads fill them first.
   void run_together() const {
     static thread_local Scratch<float> strips;
-    float* x = nullptr;
-    if (!in_place_) {
-      x = strips.reserve(panels_ * strip_floats() + span_);
-      const int64_t rows = images_ * rows_.length(band_);
-      parallel_(panels_ * rows, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) fill(i / rows, i % rows, x + i / rows * strip_floats());
-      });
-    }
-    parallel_(panels_ * tiles_ * groups_, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t panel = i % panels_;
-        multiply(panel, i / panels_, in_place_ ? in_place(panel) : x + panel * strip_floats());
-      }
+    float* const x = strips.reserve(panels_ * strip_floats() + span_);
+    const int64_t rows = images_ * rows_.length(band_);
+    parallel_(panels_ * rows, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) fill(i / rows, i % rows, x + i / rows * strip_floats());
     });
+    multiply([&](int64_t panel) { return x + panel * strip_floats(); });
   }
 
+  // Where the first tap of the first position is, were x as large as its padding.
   const float* in_place(int64_t panel) const {
     return static_cast<const float*>(a_.x.data) + panel / bands_ * images_ * image_ +
-           panel % bands_ * band_ * rows_.stride * row_;
+           panel % bands_ * band_ * rows_.stride * row_ - rows_.padding * a_.x.row_stride -
+           columns_.padding * a_.x.column_stride;
   }
 
   // Row `at` of the strip of a panel, counted over its images.
@@ -195,27 +202,57 @@ class WidthConv2d {
 
   void clear(float* to, int64_t columns) const { std::memset(to, 0, size_t(columns * column_) * sizeof(float)); }
 
-  void multiply(int64_t panel, int64_t tile, const float* x) const {
+  // All results, a unit of positions of one tile at a time; input_of(panel) is called by the thread that needs it.
+  template <class InputOf>
+  void multiply(const InputOf& input_of) const {
+    const int64_t tiles = tiles_ * groups_;
+    parallel_(panels_ * tiles * units_, 1, [&](int64_t begin, int64_t end) {
+      static thread_local Scratch<const float*> taps;
+      const float** const at = taps.reserve(this->taps() * kWidthPixels);
+      InputOf input = input_of;
+      while (begin < end) {  // what is next to each other in one tile
+        const int64_t unit = begin % units_, last = std::min(end - begin + unit, units_),
+                      panel = begin / units_ / tiles;
+        multiply(panel, begin / units_ % tiles, unit * run_.pixels, last * run_.pixels, input(panel), at);
+        begin += last - unit;
+      }
+    });
+  }
+
+  void multiply(int64_t panel, int64_t tile, int64_t from, int64_t to, const float* x, const float** at) const {
     const int64_t first = tile / tiles_ * outputs_, end = first + outputs_;
     const int64_t start = first / kWidthBlock * kWidthBlock + tile % tiles_ * span_;
-    if (start >= end) return;  // a group that needs no more tiles than others may
-    static thread_local Scratch<float> scratch;
-    const int64_t rows = std::min(band_, a_.y.height - panel % bands_ * band_);
+    const int64_t top = panel % bands_ * band_, rows = std::min(band_, a_.y.height - top);
     const int64_t images = std::min(images_, a_.x.n - panel / bands_ * images_);
+    to = std::min(to, images * rows * a_.y.width);
+    if (start >= end || from >= to) return;  // of a group that needs no more tiles than others may, or a smaller panel
+    static thread_local Scratch<float> scratch;
     const int64_t vectors = std::min<int64_t>(run_.max_vectors, ceil_div(end - start, run_.lanes));
     // Whole tiles of float32 channels last are summed where they belong.
     const bool direct =
         a_.y.channel_stride == 1 && a_.dtype == DType::float32 && start >= first && start + vectors * run_.lanes <= end;
     const int64_t stride = direct ? a_.y.channels : vectors * run_.lanes;
     float* const sums = direct ? static_cast<float*>(output(panel, start)) : scratch.reserve(panel_pixels() * stride);
-    x += depthwise_ ? start : tile / tiles_ * inputs_;
-    const float* const weight = weight_ + start / kWidthBlock * block_stride_;
-    for (int64_t c = 0; c == 0 || c < inputs_; c += chunk_)
-      run_.accumulate({x + c, pixel_, images * rows * a_.y.width, offset_, std::min(chunk_, inputs_ - c) * taps_,
-                       weight + c * taps_ * kWidthBlock, block_stride_, int(vectors), sums, stride, scale_ + start,
-                       bias_ + start, c == 0, c + chunk_ >= inputs_, a_.relu, depthwise_});
+    WidthTile t{};
+    t.x = x + (depthwise_ ? start : tile / tiles_ * inputs_), t.zeros = zeros_, t.at = at;
+    t.place = place_, t.from = from, t.to = to, t.tap = tap_, t.taps = taps();
+    if (in_place_) {
+      t.first_row = rows_.first() - top * rows_.stride, t.rows = rows_.last(a_.x.height) - rows_.first();
+      t.first_column = columns_.first(), t.columns = columns_.last(a_.x.width) - columns_.first();
+    } else {
+      t.rows = rows_.length(band_), t.columns = columns_.length(a_.y.width);
+    }
+    t.block = block_, t.stored = stored_, t.block_stride = block_stride_, t.vectors = int(vectors);
+    t.sums = sums, t.sums_stride = stride, t.scale = scale_ + start, t.bias = bias_ + start;
+    t.relu = a_.relu, t.depthwise = depthwise_;
+    for (int64_t c = 0; c == 0 || c < inputs_; c += chunk_) {
+      t.begin = c, t.end = std::min(c + chunk_, inputs_), t.first = c == 0, t.last = c + chunk_ >= inputs_;
+      t.weight = weight_ + start / kWidthBlock * block_stride_ + c * taps() * kWidthBlock;
+      run_.accumulate(t);
+    }
     const int64_t begin = std::max(start, first);
-    if (!direct) write(panel, rows, images, begin, std::min(start + span_, end), sums + begin - start, stride);
+    if (!direct)
+      write(panel, rows * a_.y.width, from, to, begin, std::min(start + span_, end), sums + begin - start, stride);
   }
 
   // Where a panel's results of a channel begin.
@@ -225,34 +262,41 @@ class WidthConv2d {
                    a_.dtype);
   }
 
-  // Channels [begin, end) of the sums of a panel, `stride` floats a position, to where they belong.
-  void write(int64_t panel, int64_t rows, int64_t images, int64_t begin, int64_t end, const float* sums,
+  // Channels [begin, end) at positions [from, to), of `pixels` an image, to where they belong; `stride` floats of sums
+  // a position.
+  void write(int64_t panel, int64_t pixels, int64_t from, int64_t to, int64_t begin, int64_t end, const float* sums,
              int64_t stride) const {
     const Images& y = a_.y;
-    const int64_t pixels = rows * y.width;
-    void* const to = output(panel, begin);
-    if (y.channel_stride == 1)
-      return run_.store({sums, to, stride, 1, y.channels, images * pixels, end - begin, a_.dtype, false});
-    for (int64_t i = 0; i < images; ++i)
-      run_.store({sums + i * pixels * stride, advance(to, i * y.image_stride, a_.dtype), stride, 1, y.channel_stride,
-                  pixels, end - begin, a_.dtype, true});
+    for (int64_t next; from < to; from = next) {
+      const int64_t image = from / pixels;
+      next = std::min(to, (image + 1) * pixels);
+      void* const at =
+          advance(output(panel, begin), image * y.image_stride + from % pixels * y.column_stride, a_.dtype);
+      const float* const source = sums + from * stride;
+      if (y.channel_stride == 1)
+        run_.store({source, at, stride, 1, y.channels, next - from, end - begin, a_.dtype, false});
+      else
+        run_.store({source, at, stride, 1, y.channel_stride, next - from, end - begin, a_.dtype, true});
+    }
   }
 
   const WidthConv2dArgs& a_;
   const Parallel& parallel_;
   const WidthConv2dKernels run_;
   const Walk rows_, columns_;
-  const int64_t taps_;
   const bool depthwise_;
-  const int64_t groups_, outputs_, inputs_;  // the last two: channels of a group
-  const int64_t span_, tiles_;               // channels of a tile, tiles of a group
-  bool in_place_;
+  const int64_t groups_, outputs_;  // the latter: channels of a group
+  int64_t stored_;                  // input channels of the weight that is read
+  const int64_t block_stride_;
+  const int64_t span_, tiles_;  // channels of a tile, tiles of a group
+  bool merged_, in_place_;
+  int64_t inputs_;                // channels of a group
+  int64_t block_ = kWidthBlock;   // input channels that the weight keeps together
   int64_t column_, row_, image_;  // distances in a strip
-  int64_t band_, bands_, images_, panels_;
+  int64_t band_, bands_, images_, panels_, units_;
   int64_t chunk_;  // input channels of a call of the kernel
-  const int64_t *pixel_, *offset_;
-  const float *weight_, *scale_, *bias_;
-  int64_t block_stride_;
+  const WidthPlace *place_, *tap_;
+  const float *weight_, *scale_, *bias_, *zeros_;
 };
 
 }  // namespace

@@ -21,7 +21,7 @@ lcs::WidthWeight width_weight(const Tensor& weight) {
 
 Tensor width_conv2d_pack_cpu(Tensor weight) {
   const lcs::WidthWeight w = width_weight(weight);
-  Tensor packed = torch::stable::empty({lcs::width_blocks(w.out_channels), w.in_channels, w.taps, lcs::kWidthBlock},
+  Tensor packed = torch::stable::empty({lcs::width_blocks(w.out_channels), w.in_channels * w.taps, lcs::kWidthBlock},
                                        ScalarType::Float);
   lcs::width_pack(w, static_cast<float*>(packed.mutable_data_ptr()), parallel);
   return packed;
@@ -30,11 +30,11 @@ Tensor width_conv2d_pack_cpu(Tensor weight) {
 const float* packed_data(const std::optional<Tensor>& packed, const lcs::WidthWeight& w) {
   if (!packed) return nullptr;
   const void* const data = packed->const_data_ptr();
-  STD_TORCH_CHECK(
-      packed->is_cpu() && packed->is_contiguous() && packed->scalar_type() == ScalarType::Float && packed->dim() == 4 &&
-          packed->size(0) == lcs::width_blocks(w.out_channels) && packed->size(1) == w.in_channels &&
-          packed->size(2) == w.taps && packed->size(3) == lcs::kWidthBlock,
-      kWidthConv2d, ": packed is not what width_conv2d_pack makes of this weight, got shape ", shape_of(*packed));
+  STD_TORCH_CHECK(packed->is_cpu() && packed->is_contiguous() && packed->scalar_type() == ScalarType::Float &&
+                      packed->dim() == 3 && packed->size(0) == lcs::width_blocks(w.out_channels) &&
+                      packed->size(1) == w.in_channels * w.taps && packed->size(2) == lcs::kWidthBlock,
+                  kWidthConv2d, ": packed is not what width_conv2d_pack makes of this weight, got shape ",
+                  shape_of(*packed));
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(data) % 64 == 0, kWidthConv2d,
                   ": packed must begin at a cache line, as what width_conv2d_pack returns does");
   return static_cast<const float*>(data);

@@ -15,9 +15,11 @@ class WidthWeight:
     """The weight of a convolution at its full width, of which `width_conv2d` reads the channels that a width uses.
 
     What is saved is the weight itself. What the kernels read (`prepack`) is derived from it on first use and kept
-    beside it: float32, output channels in blocks of 16, zeros past the last,
+    beside it: float32, channels in blocks of 16, zeros past the last output channel, nothing past the last input one,
 
-        [block 0: [in 0: [tap 0: out 0 .. 15] [tap 1: out 0 .. 15] ...] [in 1: ...] ...] [block 1: out 16 .. 31 ...] ...
+        [out 0 .. 15: [in 0 .. 15: [tap 0: [in 0: out 0 .. 15] ... [in 15: out 0 .. 15]] [tap 1: ...] ...]
+                      [in 16 .. 31: ...] ...]
+        [out 16 .. 31: ...] ...
 
     so that the first output channels are the first blocks, and the first input channels the first part of each: a
     change of width repacks nothing. Code that torch.compile traces before the first use derives it in each call.
@@ -66,7 +68,7 @@ class WidthWeight:
         return sum(part.nbytes for part in self._prepacks)
 
     def prepack(self) -> Tensor:
-        """The form that the kernels read: float32 (blocks, in_channels / groups, h * w, 16); made once."""
+        """The form that the kernels read: float32 (blocks, in_channels / groups * h * w, 16); made once."""
         if self._prepacks:
             return self._prepacks[0]
         packed = width_conv2d_pack(self.weight)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lcs_kernels.formats import WidthWeight
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-BLOCK = 16  # output channels that the packed form keeps together
+BLOCK = 16  # channels that the packed form keeps together
 
 
 def reference(x, weight, out_channels, scale, bias, stride, padding, dilation, groups, relu, packed) -> Tensor:
@@ -89,7 +89,8 @@ def grown(block: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
 def reference_pack(weight: Tensor) -> Tensor:
     out, inputs, height, width = weight.shape
     padded = F.pad(weight.float().flatten(1), (0, 0, 0, -out % BLOCK))
-    return padded.view(-1, BLOCK, inputs, height * width).permute(0, 2, 3, 1).contiguous()
+    parts = padded.view(-1, BLOCK, inputs, height * width).split(BLOCK, 2)
+    return torch.cat([part.permute(0, 3, 2, 1).flatten(1, 2) for part in parts], 1)
 
 
 def fake(x, weight, out_channels, scale, bias, stride, padding, dilation, groups, relu, packed):
@@ -107,7 +108,7 @@ def fake_backward(grad, x, weight, scale, y, stride, padding, dilation, groups, 
 
 def fake_pack(weight):
     out, inputs, height, width = weight.shape
-    return weight.new_empty(((out + BLOCK - 1) // BLOCK, inputs, height * width, BLOCK), dtype=torch.float32)
+    return weight.new_empty(((out + BLOCK - 1) // BLOCK, inputs * height * width, BLOCK), dtype=torch.float32)
 
 
 _op = define(

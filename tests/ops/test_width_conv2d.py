@@ -114,7 +114,7 @@ def test_without_channels_or_pixels(isa):
 
 
 def test_the_packed_form(isa):
-    for shape in ((1, 1, 1, 1), (16, 3, 3, 3), (37, 5, 2, 3), (0, 3, 1, 1)):
+    for shape in ((1, 1, 1, 1), (16, 3, 3, 3), (37, 5, 2, 3), (20, 33, 2, 1), (0, 3, 1, 1)):
         for dtype in DTYPES:
             w = torch.randn(shape).to(dtype)
             assert torch.equal(PACK(w), reference_pack(w))
@@ -302,8 +302,8 @@ def test_bad_arguments(change, error, words):
         ({"dilation": [3, 1]}, "the kernel of 3 does not fit the padded input of 6"),
         ({"scale": torch.ones(4)}, r"scale must be a contiguous float32 vector of 5, got shape \(4\)"),
         ({"bias": torch.ones(5).double()}, "bias must be a contiguous float32 vector of 5"),
-        ({"packed": torch.ones(1, 4, 9, 15)}, "packed is not what width_conv2d_pack makes of this weight"),
-        ({"packed": torch.ones(1 + 4 * 9 * 16)[1:].view(1, 4, 9, 16)}, "packed must begin at a cache line"),
+        ({"packed": torch.ones(1, 36, 15)}, "packed is not what width_conv2d_pack makes of this weight"),
+        ({"packed": torch.ones(1 + 4 * 9 * 16)[1:].view(1, 36, 16)}, "packed must begin at a cache line"),
     ],
     ids=str,
 )

@@ -7,8 +7,9 @@
 
 namespace lcs {
 
-// A packed weight is float32, [block of kWidthBlock output channels][input channel][tap][output channel of the block],
-// zeros past the last output channel: the first channels of either kind are the first of their blocks.
+// A packed weight is float32, [block of kWidthBlock output channels][block of as many input channels][tap][input
+// channel of the block][output channel of the block], zeros past the last output channel, and nothing past the last
+// input channel: the first channels of either kind are the first of their blocks.
 constexpr int64_t kWidthBlock = 16;
 
 inline int64_t width_blocks(int64_t out_channels) { return (out_channels + kWidthBlock - 1) / kWidthBlock; }
