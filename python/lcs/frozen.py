@@ -87,6 +87,7 @@ class Counters:
     dense: dict[str, int]
     fallbacks: dict[str, int]
     unfused: str
+    contiguous: str
 
 
 class Frozen:
@@ -126,6 +127,8 @@ class Frozen:
         device = self._layers[0].weight.device.type
         self._fused, self._unfused = _fuse(model, device)
         self._forwards: dict[tuple, nn.Module] = {}
+        self._last: dict[tuple, None] = {}
+        self._contiguous = ""
         self._device = device if torch.amp.is_autocast_available(device) else None
         self._cache: LevelCache[Packed] = LevelCache(cache_bytes, LEVELS)
         self._shapes: dict[tuple, dict[int, Shape]] = {}
@@ -187,6 +190,7 @@ class Frozen:
             {name: n for (name, _), n in dense.items()},
             {name: n for (name, fallback), n in dense.items() if fallback},
             self._unfused,
+            self._contiguous,
         )
 
     @property
@@ -221,6 +225,8 @@ class Frozen:
         with _autocast_off(self._device):
             inputs = signature(args, kwargs)
             packed = self._packed(level, self._chosen(level, inputs, args, kwargs))
+            if inputs in self._last:
+                args, kwargs = _channels_last(args, kwargs)
             forward = self._forwards.get(inputs, self.model) if fused else self.model
             output = _run(forward, packed, args, kwargs)
         if inputs not in packed.inputs:
@@ -256,6 +262,8 @@ class Frozen:
             expected = _run(self.model, trace, args, kwargs)
             if self._fused is not None:
                 self._try_fused(inputs, expected, trace, args, kwargs)
+            if self._packer.channels_last and self._layers[0].weight.is_cpu:
+                self._try_channels_last(inputs, trace, args, kwargs)
         _remember(self._shapes, inputs, trace.shapes)
         return trace.shapes
 
@@ -271,11 +279,20 @@ class Frozen:
         else:
             self._unfused = "the fused forward gives another result"
 
+    def _try_channels_last(self, inputs: tuple, trace: Trace, args: tuple, kwargs: dict) -> None:
+        """Gives such inputs to the model with channels last from now on, if it takes them."""
+        try:
+            _run(self._forwards.get(inputs, self.model), trace, *_channels_last(args, kwargs))
+        except Exception as error:  # as a view does that fits one layout
+            self._contiguous = f"the forward fails on channels last: {type(error).__name__}: {error}"
+        else:
+            _remember(self._last, inputs, None)
+
     def _stored(self, layer: SubspaceLayer, level: Level) -> int:
         return self._packer.stored(layer, level) if layer.compressed else _size(layer)
 
     def _choose(self, layer: SubspaceLayer, x_shape: Shape | None, level: Level) -> Choice:
-        if layer.compressed:
+        if layer.compressed or (self._packer.dense and type(layer) in self._packer.layers.values()):
             return self._packer.choose(layer, x_shape, level)
         return Choice("torch", "never compressed" if isinstance(layer, tuple(WEIGHT_LAYERS)) else "norm")
 
@@ -328,6 +345,17 @@ def _run(model: nn.Module, running: Packed | Trace, args: tuple, kwargs: dict):
         return model(*args, **kwargs)
     finally:
         RUNNING.reset(token)
+
+
+def _channels_last(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """A call's arguments with all images' channels last."""
+
+    def last(value):
+        if isinstance(value, Tensor) and value.dim() == 4:
+            return value.contiguous(memory_format=torch.channels_last)
+        return value
+
+    return pytree.tree_map(last, (args, kwargs))
 
 
 def _same(a, b) -> bool:

@@ -41,9 +41,13 @@ class Packer:
 
     layers: by type of the subspace's layer, the one that runs such a weight.
     by_level: whether the choice depends on the level, beside the layer and its input.
+    dense: whether such layers run packed even where they are never compressed.
+    channels_last: whether its kernels on the CPU are faster with channels last.
     """
 
     by_level: ClassVar[bool] = True
+    dense: ClassVar[bool] = False
+    channels_last: ClassVar[bool] = False
     layers: ClassVar[Mapping[type[SubspaceLayer], type[SubspaceLayer]]] = {}
 
     def __init__(self, recipe: Recipe) -> None:

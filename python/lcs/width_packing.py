@@ -23,6 +23,8 @@ class WidthPacker(Packer):
     """Every width reads the same packed weights, which are made once; a level is only how many channels it uses."""
 
     by_level = False
+    dense = True
+    channels_last = True
     layers = {StructuredConv2d: FrozenWidthConv2d}
 
     def __init__(self, recipe: Recipe) -> None:

@@ -374,3 +374,26 @@ def test_threads_get_their_own_level_whole(pays):
     counts = stress(800)
     assert counts["right"] == 800 and counts["evictions"] > 100
     assert not counts["another level"] and not counts["of no level"]
+
+
+class Viewed(nn.Module):
+    """Its view fits one memory format alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        return self.second(self.first(x)).view(x.shape[0], -1).amax(1)
+
+
+@pytest.mark.parametrize("viewed", [False, True])
+def test_images_get_channels_last_where_the_model_takes_them(viewed):
+    model = Viewed() if viewed else nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    subspace = lcs.convert(model, lcs.Structured(line=False), dense=["second" if viewed else "1"])
+    fast, x = subspace.freeze(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad(), subspace.at(width=0.5):
+        torch.testing.assert_close(fast(x, width=0.5), subspace(x))
+    assert ("view" in fast.counters.contiguous) == viewed
+    if not viewed:
+        assert not fast.counters.contiguous and fast(x, width=0.5).is_contiguous(memory_format=torch.channels_last)
