@@ -19,6 +19,7 @@ ROWS = (1, 16, 128)
 WIDTHS = (8, 7, 6, 5, 4, 3, 2)
 SET = 128 << 20  # bytes of the layers that take turns: more than a cache holds
 MAX_FOUR_BIT_ROWS = 16  # of x, for which torch's 4-bit product is made
+LEAST_INT8_ROWS = 17  # that torch's int8 product on a GPU takes
 
 Calls = list[Callable[[], object]]
 
@@ -61,6 +62,20 @@ def four_bits(w: torch.Tensor, x: torch.Tensor) -> Callable[[], object]:
     return lambda: torch.ops.aten._weight_int4pack_mm_for_cpu(x, packed, 128, scales)
 
 
+def int8_on_a_gpu(w: torch.Tensor, x: torch.Tensor) -> Callable[[], object]:
+    """torch's int8 product, without scales, of an x that was quantised before."""
+    q, codes = ((t / t.abs().max() * 127).round().to(torch.int8) for t in (x, w))
+    return lambda: torch._int_mm(q, codes.t())
+
+
+def four_bits_on_a_gpu(w: torch.Tensor, x: torch.Tensor) -> Callable[[], object]:
+    """As `four_bits`, laid out for the tensor cores."""
+    packed = torch.ops.aten._convert_weight_to_int4pack(torch.randint(0, 256, (len(w), w.shape[1] // 2)).byte(), 8)
+    scales = torch.ones(w.shape[1] // 128, w.shape[0], 2, dtype=torch.bfloat16)
+    x = x.bfloat16()
+    return lambda: torch.ops.aten._weight_int4pack_mm(x, packed, 128, scales)
+
+
 def check(x: torch.Tensor, weight: NestedWeight, bits: int) -> None:
     fields = (weight.planes, weight.scales, weight.zero_points, weight.shape[0], weight.group)
     if not torch.equal(packed_linear(x, weight, bits), reference(x, *fields, bits, None, False, False, [])):
@@ -82,6 +97,16 @@ def row(x: torch.Tensor, weights: list[NestedWeight], bits: int, where: str, pee
 def peers_of(x: torch.Tensor, w: torch.Tensor, counts: tuple[int, int, int]) -> dict[str, Callable[[], object]]:
     """Each with so many copies of its weight, of 32, 8 and 4 bits, in turn."""
     dense = [w.clone() for _ in range(counts[0])]
+    if x.is_cuda:
+        halves, half = [w.bfloat16() for _ in range(2 * counts[0])], x.bfloat16()
+        peers = {
+            "torch float32": in_turn([lambda d=d: F.linear(x, d) for d in dense]),
+            "torch bfloat16": in_turn([lambda d=d: F.linear(half, d) for d in halves]),
+            "torch 4 bits, x bfloat16": in_turn([four_bits_on_a_gpu(w, x) for _ in range(counts[2])]),
+        }
+        if len(x) >= LEAST_INT8_ROWS:
+            peers["torch int8, x given in int8"] = in_turn([int8_on_a_gpu(w, x) for _ in range(counts[1])])
+        return peers
     peers = {
         "torch float32": in_turn([lambda d=d: F.linear(x, d) for d in dense]),
         "torch int8 fbgemm, x quantised": in_turn([dynamic(w, x) for _ in range(counts[1])]),

@@ -13,7 +13,8 @@ from . import _cuda, _load, _measured
 
 # With an <op>_backward beside.
 TRAINED = ("interpolate_prune", "interpolate_prune_foreach", "interpolate_quantize", "line_norm")
-OPS = {op: (op, f"{op}_backward") for op in TRAINED} | {op: (op,) for op in ("quantize", "width_conv2d")}
+ALONE = ("packed_conv2d", "packed_linear", "quantize", "width_conv2d")
+OPS = {op: (op, f"{op}_backward") for op in TRAINED} | {op: (op,) for op in ALONE}
 
 _LIBRARY = torch.library.Library("lcs", "IMPL", "CUDA")
 _registered = False

@@ -7,7 +7,7 @@ import lcs_kernels
 from lcs_kernels import _triton
 from lcs_kernels import isa as instruction_sets
 
-from .on_device import OF_TORCH, OnDevice, triton_on
+from .on_device import OF_THE_CPU, OF_TORCH, OnDevice, triton_on
 
 
 def machine_isas() -> list[str]:
@@ -41,6 +41,7 @@ def pytest_generate_tests(metafunc):
 def pytest_collection_modifyitems(config, items):
     if config.on_device:
         kept = [item for item in items if not OF_TORCH & set(item.function.__code__.co_names)]
+        kept = [item for item in kept if not item.function.__name__.startswith(OF_THE_CPU)]
         if config.getoption("--first"):
             kept = list({(item.path, item.function.__qualname__): item for item in reversed(kept)}.values())[::-1]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])

@@ -13,6 +13,8 @@ from lcs_kernels import _triton
 
 # A test that names one of these looks at what torch makes of an op, and has been through it on the CPU.
 OF_TORCH = {"opcheck", "compile", "gradcheck", "CompileCounterWithBackend", "copies_of"}
+# What the CPU's binding refuses, in its words; Triton's twins have theirs in tests/triton.
+OF_THE_CPU = "test_the_op_refuses"
 
 
 def moved(t: Tensor, device: str) -> Tensor:

@@ -93,10 +93,14 @@ def checked(*options):
     ("op", "options"),
     [
         ("quantize", ["ops", "cpu", "-k", "stride", "--twins"]),
+        (
+            "packed_linear",
+            ["ops", "cpu", "-k", "gradients or any_batch or any_shape or fewer or extreme", "--first", "--twins"],
+        ),
         ("interpolate_prune", ["triton", "cpu", "-k", "stride or bad_arguments"]),
         ("interpolate_prune", ["ops", "cpu", "--first", "--largest=20000", "--most=5"]),
     ],
-    ids=["twins", "tiles", "small"],
+    ids=["twins", "twins of a packed op", "tiles", "small"],
 )
 def test_an_ops_tests_run_on_a_device(op, options, monkeypatch):
     """On the CPU, with Triton's interpreter or without."""

@@ -241,7 +241,7 @@ def packed_conv2d(
     residual = _check_residual(x, weight.shape, residual, settings, y_range)
     by_reference = _by_reference(x, weight, x_range, exact)
     taps = weight.shape[2] * weight.shape[3]
-    prepack = weight.prepack(taps, groups) if x.is_cpu and not by_reference else []
+    prepack = weight.prepack(taps, groups) if (x.is_cpu or x.is_cuda) and not by_reference else []
     if wants or by_reference:
         return PackedConv2d.apply(
             x, bias, residual, weight, bits, settings, x_range, x_bits, relu, exact, prepack, y_range

@@ -119,7 +119,7 @@ def packed_linear(
     check_fits("packed_linear", x, weight.shape)
     bias = check_packed("packed_linear", x, weight, bits, bias)
     by_reference = _by_reference(x, weight, exact)
-    prepack = weight.prepack() if x.is_cpu and not by_reference else []
+    prepack = weight.prepack() if (x.is_cpu or x.is_cuda) and not by_reference else []
     if wants_grad(x, bias) or by_reference:
         return PackedLinear.apply(x, bias, relu, weight, bits, exact, prepack)
     fields = (weight.planes, weight.scales, weight.zero_points, weight.shape[0], weight.group)

@@ -4,11 +4,36 @@ which way it needs; where this process has the other, its tests run in one child
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
+from triton.runtime import interpreter
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_interpreter():
+    """Triton's interpreter without the two things that take half of its time and change nothing: it prepares
+    `triton.language` at each call of a function by a kernel, not once for each module that the functions are in, and
+    does integer arithmetic a second time for checks of overflow that it makes under `debug` alone."""
+    if not INTERPRETING:
+        yield
+        return
+    prepared = set()
+
+    def call(self, *args, **kwargs):
+        if self.fn.__module__ not in prepared:
+            prepared.add(self.fn.__module__)
+            interpreter._patch_lang(self.fn)
+        return self.rewrite()(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        builder = interpreter.interpreter_builder
+        patch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
+        patch.setattr(interpreter.InterpretedFunction, "__call__", call)
+        yield
 
 
 def needs_child(item) -> bool:

@@ -11,6 +11,8 @@ from lcs_kernels.triton_kernels import (
     interpolate_prune,
     interpolate_quantize,
     line_norm,
+    packed_conv2d,
+    packed_linear,
     quantize,
     width_conv2d,
 )
@@ -20,6 +22,8 @@ from triton.runtime.jit import JITFunction
 
 from lcs_kernels._triton import kernel
 from lcs_kernels.ops._library import pack_bits
+
+from ..ops.packed_cases import fields, nested_weight
 
 INTERPRET = False
 ARCHITECTURES = [80, 90, 100]
@@ -100,6 +104,51 @@ def depthwise_convolution():
     convolve(64, 64, torch.float32, groups=64)
 
 
+def packed_layer(rows, bits, dtype=torch.float32, exact=False, shape=(96, 256), group=256, bias=True):
+    weight, x = nested_weight(shape, "group", group), torch.randn(rows, shape[1]).to(dtype)
+    bias = torch.randn(shape[0]) if bias else None
+    arguments = (x, *fields(weight), shape[0], group, bits, bias, True, exact, weight.prepack())
+    kernel("packed_linear", "packed_linear")(*arguments)
+
+
+def packed_layer_of_one_row():
+    packed_layer(1, 4)
+
+
+def packed_layer_of_groups():
+    packed_layer(64, 8, torch.bfloat16, group=32, bias=False)
+
+
+def exact_packed_layer():
+    packed_layer(64, 4, exact=True)
+
+
+def packed_images(bits, dtype, ranged=False, exact=False, channels=64, size=14, groups=1, codes=False):
+    """`codes`: of x and of the result, with a residual."""
+    weight, x = nested_weight((64, channels // groups, 3, 3)), torch.ones(2, channels, size, size).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last if ranged else torch.contiguous_format)
+    one, ends, prepack = [1, 1], (-ALPHA, ALPHA) if ranged else (None, None), weight.prepack(9, groups)
+    arguments = (x, *fields(weight), weight.shape, bits, None, one, one, one, groups, *ends, 8, True, exact, prepack)
+    more = (torch.ones(2, 64, size, size), *ends, 8) if codes else ()
+    kernel("packed_conv2d", "packed_conv2d")(*arguments, *more)
+
+
+def packed_convolution():
+    packed_images(8, torch.float32)
+
+
+def packed_convolution_over_a_range():
+    packed_images(4, torch.bfloat16, ranged=True)
+
+
+def packed_convolution_of_codes():
+    packed_images(4, torch.int8, ranged=True, codes=True)
+
+
+def exact_packed_convolution():
+    packed_images(8, torch.bfloat16, exact=True)
+
+
 def norm(channels, groups, dtype, layout=torch.contiguous_format):
     x = torch.randn(2, channels, 14, 14).to(dtype).contiguous(memory_format=layout)
     ends, statistics = torch.randn(4, 64).unbind(), torch.ones(2, 2, groups)
@@ -133,6 +182,13 @@ CALLS = (
     convolution,
     convolution_of_bfloat16,
     depthwise_convolution,
+    packed_layer_of_one_row,
+    packed_layer_of_groups,
+    exact_packed_layer,
+    packed_convolution,
+    packed_convolution_over_a_range,
+    packed_convolution_of_codes,
+    exact_packed_convolution,
     group_norm,
     group_norm_of_channels_last,
     batch_norm,
@@ -190,9 +246,9 @@ def test_products_and_sums_round_apart(launches):
             sums = set() if call == "quantized_backward" else {"add.rn.f32"}  # which has no gradient to alpha
             assert arithmetic == {"mul.rn.f32", "sub.rn.f32"} | sums
             assert has(binary, "FMUL") and has(binary, "FADD") and not has(binary, "FFMA"), name
-        elif name.startswith("norm_"):
+        elif name.startswith(("norm_", "packed_", "quantize_")) and not call.startswith("exact_"):
             assert arithmetic and not any("fma" in a or "mad" in a for a in arithmetic), arithmetic
-        elif name != "convolve_kernel":
+        elif name not in ("convolve_kernel", "packed_linear_kernel", "packed_conv2d_kernel"):
             assert not arithmetic, name
 
 
@@ -242,13 +298,39 @@ def test_other_channels_and_groups_compile_nothing_new():
     assert {id(binary) for _, _, binary in compile_launches(90, other_widths)} <= before
 
 
+def test_other_sizes_of_a_packed_weight_compile_nothing_new():
+    before = {id(binary) for _, _, binary in compile_launches(90, packed_layer_of_one_row, packed_convolution)}
+
+    def other_sizes():
+        packed_layer(2, 4, shape=(33, 200), group=200)
+        packed_layer(16, 4, shape=(7, 255), group=255)
+        packed_images(8, torch.float32, channels=48, size=6)
+        packed_images(8, torch.float32, channels=128, size=4, groups=2)
+
+    assert {id(binary) for _, _, binary in compile_launches(90, other_sizes)} <= before
+
+
 def test_bfloat16_is_multiplied_by_the_matrix_units(launches):
     for call, _, binary in launches:
         if call == "convolution_of_bfloat16":
             assert re.search(r"(?:mma|wgmma)\S*tf32|tcgen05", binary.asm["ptx"])
 
 
+def test_integers_are_multiplied_by_the_matrix_units(launches):
+    for call, name, binary in launches:
+        if name in ("packed_linear_kernel", "packed_conv2d_kernel") and not call.startswith("exact_"):
+            assert re.search(r"mma\S*s32\.s8\.s8|tcgen05\.mma\S*i8", binary.asm["ptx"]), call
+
+
+def test_planes_of_a_weight_are_read_ahead_and_8_bytes_at_a_time(launches):
+    for call, name, binary in launches:
+        if call == "packed_layer_of_one_row" and name == "packed_linear_kernel":
+            copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[.*?\], \[.*?\], 0x(\w+)", binary.asm["ptx"])
+            assert len(copies) > 4 and set(copies) == {"8", "10"}  # 16 of x
+
+
 def test_every_kernel_is_launched(launches):
-    modules = (_common, interpolate_prune, interpolate_quantize, line_norm, quantize, width_conv2d)
+    modules = (_common, interpolate_prune, interpolate_quantize, line_norm, packed_conv2d, packed_linear, quantize)
+    modules += (width_conv2d,)
     kernels = {k for module in modules for k in vars(module) if k.endswith("_kernel")}
     assert kernels == {name for _, name, _ in launches}
