@@ -56,6 +56,9 @@ inline simde__m512i shifted_right(simde__m512i x, simde__m512i by) {
 
 }  // namespace lcs::emulated
 
+#ifndef _MM_PERM_DBCA
+#define _MM_PERM_DBCA 0xd8
+#endif
 #ifndef _MM_FROUND_NO_EXC
 #define _MM_FROUND_NO_EXC SIMDE_MM_FROUND_NO_EXC
 #endif
