@@ -21,7 +21,7 @@ from .machine import fingerprint
 from .markdown import table
 from .peers import Peer, PeerError
 
-LAYER = ("training_step", "network", "network_width")  # rows of the layer, beside those of the ops
+LAYER = ("training_step", "network", "network_bits", "network_width")  # rows of the layer, beside those of the ops
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -1,0 +1,96 @@
+"""Rows of a whole network at a bit width: frozen ResNet-18, all widths from one stored copy, against engines.
+
+Batch norms are folded into the weights before these are rounded, and activations stay int8 between the convolutions of
+a block. The first convolution is rounded, as OpenVINO's and any int8 engine's is, or float, as subspaces are mostly
+trained; the classifier is float. torch's row has float32 weights, and takes images channels last as ours does.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import cycle
+
+import torch
+from torch import Tensor
+
+import lcs
+from lcs.measure import check_layers
+
+from .harness import Row
+from .network import SIZE, compiled, model_of
+from .peers import Model
+
+WIDTHS = (8, 4, 3)
+
+
+def subspace_of(first_layer_float: bool) -> lcs.Subspace:
+    """With the ranges of its activations, as training leaves them."""
+    model = model_of("batch")
+    dense = [model.stem_name, model.classifier_name] if first_layer_float else [model.classifier_name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the statistics, which one set of weights shares
+        subspace = lcs.convert(model, lcs.Quantized(line=False, nested=True), norm="keep", dense=dense)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 0.0
+    subspace.train()
+    with subspace.at(bits=8), torch.no_grad():
+        subspace(torch.randn(4, 3, SIZE, SIZE))
+    return subspace.eval()
+
+
+def weight_bytes(frozen: lcs.Frozen, x: Tensor, bits: int) -> int:
+    """Of the compressed layers, that a width reads."""
+    return sum(row.bytes for row in frozen.report(x, bits=bits).rows if row.kernel == "packed_conv2d") // 2
+
+
+def row(frozen: lcs.Frozen, other: lcs.Frozen, x: Tensor, bits: int, peers: dict[str, Callable], model: Model) -> Row:
+    level, float_first = frozen.at(bits=bits), other.at(bits=bits)
+    candidates = {"lcs": lambda: level(x), "lcs, first layer float": lambda: float_first(x), **peers}
+    read = weight_bytes(frozen, x, bits)
+    return Row(
+        op="network_bits",
+        case=f"ResNet-18, {len(x)} x 3 x {SIZE} x {SIZE}, {bits} bits, {read / 2**20:.1f} MiB of weights read",
+        candidates={name: torch.no_grad()(call) for name, call in candidates.items()},
+        limit=None,
+        bytes=read,
+        check=lambda: check_layers(frozen, x, level.level),
+        model=model,
+    )
+
+
+def change_row(frozen: lcs.Frozen, x: Tensor) -> Row:
+    """What a call at another width costs beyond one at the same."""
+    widths, width = cycle(WIDTHS), WIDTHS[0]
+    builds = frozen.counters.builds
+
+    def check() -> None:
+        if frozen.counters.builds != builds:
+            raise AssertionError("a change of width made a level anew")
+
+    return Row(
+        op="network_bits",
+        case="ResNet-18, a change of width",
+        candidates={
+            "lcs": lambda: frozen.prepare(x, bits=next(widths)),
+            "the same width again": lambda: frozen.prepare(x, bits=width),
+        },
+        limit=None,
+        bytes=0,
+        check=check,
+    )
+
+
+def rows() -> Iterator[Row]:
+    torch.manual_seed(0)
+    subspace, other = subspace_of(False), subspace_of(True)
+    plain = lcs.unconvert(subspace_of(False), subspace.recipe.full()).requires_grad_(False).eval()
+    frozen = subspace.freeze(strict=True), other.freeze(strict=True)
+    for images in (1, 16):
+        x = torch.randn(images, 3, SIZE, SIZE)
+        last = x.contiguous(memory_format=torch.channels_last)
+        peers = {"torch float32, compiled": compiled(plain, last), "torch float32": lambda x=last: plain(x)}
+        for bits in WIDTHS:
+            yield row(*frozen, last, bits, peers, Model(plain, x))
+    yield change_row(frozen[0], last)
