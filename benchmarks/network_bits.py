@@ -41,8 +41,8 @@ def subspace_of(first_layer_float: bool) -> lcs.Subspace:
 
 
 def weight_bytes(frozen: lcs.Frozen, x: Tensor, bits: int) -> int:
-    """Of the compressed layers, that a width reads."""
-    return sum(row.bytes for row in frozen.report(x, bits=bits).rows if row.kernel == "packed_conv2d") // 2
+    """Of the compressed layers' codes, that a width reads."""
+    return sum(row.stored * bits // 8 for row in frozen.report(x, bits=bits).rows if row.kernel == "packed_conv2d")
 
 
 def row(frozen: lcs.Frozen, other: lcs.Frozen, x: Tensor, bits: int, peers: dict[str, Callable], model: Model) -> Row:

@@ -89,10 +89,11 @@ def range_tensors(op: str, low: float | Tensor, high: float | Tensor, x: Tensor)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if not isinstance(low, Tensor) and not isinstance(high, Tensor) and not low <= high:
         raise ValueError(f"{op}: low must not lie above high, got low={low}, high={high}")
-    ends = {"low": low, "high": high}
-    return tuple(
-        _scalar(op, name, end).detach().to(dtype)
-        if isinstance(end, Tensor)
-        else torch.full((), end, dtype=dtype, device=x.device)
-        for name, end in ends.items()
-    )
+    return _end(op, "low", low, dtype, x), _end(op, "high", high, dtype, x)
+
+
+def _end(op: str, name: str, end: float | Tensor, dtype: torch.dtype, x: Tensor) -> Tensor:
+    if not isinstance(end, Tensor):
+        return torch.full((), end, dtype=dtype, device=x.device)
+    end = _scalar(op, name, end)
+    return end if end.dtype == dtype and not end.requires_grad else end.detach().to(dtype)

@@ -15,6 +15,9 @@ namespace {
 // Between rows of x, which would otherwise lie in the same few sets of the cache where columns are many.
 constexpr int64_t kGap = 64;
 
+// Rows of x from which two blocks of the weight are unpacked whole before they are multiplied.
+constexpr int64_t kPairLeast = 24;
+
 // Rows of x up to which sums are looked up, at a price for each; an unpacked weight serves any number of them.
 constexpr int64_t look_up_rows(int bits) { return bits >= 7 ? 1 : bits >= 4 ? 2 : 3; }
 
@@ -123,16 +126,64 @@ class PackedLinear {
 
   void run_multiply() const {
     const int64_t blocks = layout_.blocks(), tiles = (a_.rows + kMaxPackedRows - 1) / kMaxPackedRows;
-    const char* const from = gemm_.panel() == Panel::bytes ? reinterpret_cast<const char*>(bytes_) : x_;
-    parallel_(blocks * tiles, 1, [&](int64_t begin, int64_t end) {
-      alignas(64) float tile[kMaxPackedRows * kBlockRows];
+    const int64_t pairs = gemm_.pairs() && a_.rows >= kPairLeast ? blocks / 2 : 0, units = blocks - pairs;
+    parallel_(units * tiles, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t block = i % blocks, row = a_.rows * (i / blocks) / tiles,
-                      rows = a_.rows * (i / blocks + 1) / tiles - row;
-        gemm_.multiply(block, {from, row_ + row, step_, rows, sums_ + row * groups_, scale_ + row}, tile);
-        store(tile, block, row, rows);
+        const int64_t unit = i % units, row = a_.rows * (i / units) / tiles,
+                      rows = a_.rows * (i / units + 1) / tiles - row;
+        unit < pairs ? multiply_pair(2 * unit, unit + 1 < pairs, row, rows) : multiply(unit + pairs, row, rows);
       }
     });
+  }
+
+  void multiply(int64_t block, int64_t row, int64_t rows) const {
+    const char* const from = gemm_.panel() == Panel::bytes ? reinterpret_cast<const char*>(bytes_) : x_;
+    alignas(64) float tile[kMaxPackedRows * kBlockRows];
+    gemm_.multiply(block, {from, row_ + row, step_, rows, sums_ + row * groups_, scale_ + row}, tile);
+    store(tile, block, row, rows);
+  }
+
+  // `more`: whether the two blocks after these come next.
+  void multiply_pair(int64_t block, bool more, int64_t row, int64_t rows) const {
+    static thread_local Scratch<char> scratch;
+    const int64_t panel_size = layout_.steps() * kPairStepBytes, first = gemm_.first_row(block);
+    const int64_t channels = kBlockRows + gemm_.rows(block + 1);
+    char* const panel = scratch.reserve(panel_size + kMaxPackedRows * kPairRows * 4);
+    float* const tile = reinterpret_cast<float*>(panel + panel_size);
+    gemm_.expand_pair(block, panel, nullptr);
+    const PackedGemm::PairFactors factors = gemm_.pair_factors(block);
+    const bool direct = a_.dtype == DType::float32;
+    float* const y = direct ? static_cast<float*>(a_.y) + row * layout_.rows + first : tile;
+    float bias[kPairRows] = {};
+    if (a_.bias) std::copy_n(a_.bias + first, channels, bias);
+    alignas(64) const int32_t start[kPairRows] = {};
+    gemm_.kernels().multiply_pair({panel,
+                                   layout_.steps(),
+                                   reinterpret_cast<const char*>(bytes_),
+                                   row_ + row,
+                                   step_,
+                                   rows,
+                                   start,
+                                   {sums_ + row,
+                                    gemm_.shift(),
+                                    factors.center,
+                                    factors.scale,
+                                    scale_ + row,
+                                    a_.bias ? bias : nullptr,
+                                    nullptr,
+                                    0,
+                                    a_.relu,
+                                    int(channels),
+                                    y,
+                                    nullptr,
+                                    direct ? layout_.rows : kPairRows,
+                                    {}},
+                                   gemm_.planes(more ? block + 2 : block),
+                                   layout_.plane_bytes(),
+                                   more ? a_.bits : 0});
+    if (!direct)
+      copies_.store({tile, advance(a_.y, row * layout_.rows + first, a_.dtype), kPairRows, 1, layout_.rows, rows,
+                     channels, a_.dtype, false});
   }
 
   const PackedLinearArgs& a_;
