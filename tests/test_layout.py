@@ -10,7 +10,8 @@ import lcs_kernels
 from lcs_kernels import ops
 
 ROOT = Path(__file__).parents[1]
-LAYER_ROWS = ("training_step.py", "network.py", "network_bits.py", "network_width.py")  # benchmarks that measure the layer
+# Benchmarks that measure the layer.
+LAYER_ROWS = ("training_step.py", "network.py", "network_bits.py", "network_width.py")
 
 
 @pytest.mark.parametrize("op", ops.names())
