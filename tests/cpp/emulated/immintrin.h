@@ -44,6 +44,16 @@ inline simde__m256i halves(simde__m512 x) {
   return packed;
 }
 
+// SIMDe's reads what the mask leaves out, too.
+inline simde__m512i masked_words(uint32_t mask, const void* from) {
+  uint16_t words[32] = {};
+  for (int i = 0; i < 32; ++i)
+    if (mask >> i & 1) std::memcpy(words + i, static_cast<const char*>(from) + 2 * i, 2);
+  simde__m512i x;
+  std::memcpy(&x, words, sizeof x);
+  return x;
+}
+
 inline simde__m512i shifted_right(simde__m512i x, simde__m512i by) {
   int32_t lanes[16];
   uint32_t shift[16];
@@ -62,6 +72,8 @@ inline simde__m512i shifted_right(simde__m512i x, simde__m512i by) {
 #ifndef _MM_FROUND_NO_EXC
 #define _MM_FROUND_NO_EXC SIMDE_MM_FROUND_NO_EXC
 #endif
+#undef _mm512_maskz_loadu_epi16
+#define _mm512_maskz_loadu_epi16 lcs::emulated::masked_words
 #define _mm512_srav_epi32 lcs::emulated::shifted_right
 #define _tzcnt_u32 lcs::emulated::tzcnt
 #define _blsr_u32 lcs::emulated::blsr
