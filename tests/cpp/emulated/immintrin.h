@@ -54,6 +54,24 @@ inline simde__m512i masked_words(uint32_t mask, const void* from) {
   return x;
 }
 
+inline simde__m512 masked_floats(uint16_t mask, const float* from) {
+  float lanes[16] = {};
+  for (int i = 0; i < 16; ++i)
+    if (mask >> i & 1) lanes[i] = from[i];
+  simde__m512 x;
+  std::memcpy(&x, lanes, sizeof x);
+  return x;
+}
+
+// Likewise its stores write.
+template <class T, class Mask, class Vector>
+inline void masked_store(T* to, Mask mask, Vector x) {
+  T lanes[64 / sizeof(T)];
+  std::memcpy(lanes, &x, sizeof x);
+  for (size_t i = 0; i < 64 / sizeof(T); ++i)
+    if (mask >> i & 1) to[i] = lanes[i];
+}
+
 inline simde__m512i shifted_right(simde__m512i x, simde__m512i by) {
   int32_t lanes[16];
   uint32_t shift[16];
@@ -72,6 +90,12 @@ inline simde__m512i shifted_right(simde__m512i x, simde__m512i by) {
 #ifndef _MM_FROUND_NO_EXC
 #define _MM_FROUND_NO_EXC SIMDE_MM_FROUND_NO_EXC
 #endif
+#undef _mm512_maskz_loadu_ps
+#define _mm512_maskz_loadu_ps lcs::emulated::masked_floats
+#undef _mm512_mask_storeu_ps
+#define _mm512_mask_storeu_ps lcs::emulated::masked_store
+#undef _mm512_mask_storeu_epi8
+#define _mm512_mask_storeu_epi8 lcs::emulated::masked_store
 #undef _mm512_maskz_loadu_epi16
 #define _mm512_maskz_loadu_epi16 lcs::emulated::masked_words
 #define _mm512_srav_epi32 lcs::emulated::shifted_right
