@@ -76,11 +76,11 @@ def _repeats(call: Callable[[], object] | Peer) -> int:
     return max(1, int(SAMPLE_SECONDS / best))
 
 
-def multiply_adds(flops: int) -> Callable[[], object]:
-    """A limit of `flops` floating point operations: the product of float32 matrices that lie in a cache."""
+def multiply_adds(flops: int, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+    """A limit of `flops` floating point operations: the product of matrices that lie in a cache."""
     side = 512
     depth = max(1, round(flops / (2 * side * side)))
-    a, b, out = torch.randn(side, depth), torch.randn(depth, side), torch.empty(side, side)
+    a, b, out = (torch.randn(shape).to(dtype) for shape in ((side, depth), (depth, side), (side, side)))
     return lambda: torch.mm(a, b, out=out)
 
 

@@ -13,6 +13,7 @@ from lcs_kernels.formats import WidthWeight
 from lcs_kernels.ops.width_conv2d import reference
 
 from .harness import Row, multiply_adds
+from .sparse_linear import fast_bfloat16
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 # images, input channels, side, output channels, kernel, stride
@@ -55,27 +56,26 @@ def check(x: Tensor, weight: WidthWeight, out: int, settings: tuple[list[int], l
         raise AssertionError("width_conv2d's result differs from its reference")
 
 
-def row(layer: tuple[int, ...], width: float, last: bool) -> Row:
-    """`last`: channels last, the best layout of oneDNN and cuDNN; else contiguous. bfloat16 on a GPU."""
+def row(layer: tuple[int, ...], width: float, last: bool, dtype: torch.dtype) -> Row:
+    """`last`: channels last, the best layout of oneDNN and cuDNN; else contiguous."""
     images, full_in, side, full_out, kernel, stride = layer
     inputs, out, settings = round(width * full_in), round(width * full_out), ([stride] * 2, [kernel // 2] * 2)
     x, w = torch.randn(images, inputs, side, side), torch.randn(full_out, full_in, kernel, kernel)
     x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-    if x.is_cuda:
-        x, w = x.bfloat16(), w.bfloat16()
+    x, w = x.to(dtype), w.to(dtype)
     weight, view = WidthWeight.pack(w), w[:out, :inputs]
     y = width_conv2d(x, weight, out, None, *settings)
     return Row(
         op="width_conv2d",
         case=f"{images} x {full_in} x {side} x {side}, {kernel} x {kernel} to {full_out}, stride {stride}, "
-        f"{'channels last' if last else 'contiguous'}, width {width}{', bfloat16' if x.is_cuda else ''}",
+        f"{'channels last' if last else 'contiguous'}, width {width}{', bfloat16' if dtype == torch.bfloat16 else ''}",
         candidates={
             "lcs": lambda: width_conv2d(x, weight, out, None, *settings),
             "torch, packed for this width": copied(x, view, settings) if x.is_cuda else prepacked(x, view, settings),
             "torch on the sliced weight": lambda: F.conv2d(x, view, None, *settings),
             "lcs from a tensor": lambda: width_conv2d(x, w, out, None, *settings),
         },
-        limit=multiply_adds(2 * y.numel() * view[0].numel()),
+        limit=multiply_adds(2 * y.numel() * view[0].numel(), dtype),
         bytes=x.nbytes + y.nbytes + view.numel() * view.itemsize,
         check=lambda: check(x, weight, out, settings),
         limited_by="FMA",
@@ -83,11 +83,15 @@ def row(layer: tuple[int, ...], width: float, last: bool) -> Row:
 
 
 def rows() -> Iterator[Row]:
+    """bfloat16 on a GPU; on a CPU float32, then the 3 x 3 layers of stride 1 in bfloat16 where it multiplies that."""
     torch.manual_seed(0)
+    gpu = torch.get_default_device().type == "cuda"
     with torch.no_grad():
-        for layer in LAYERS:
-            for width in WIDTHS:
-                yield row(layer, width, last=True)
-        for layer in LAYERS[:4]:
-            for width in WIDTHS:
-                yield row(layer, width, last=False)
+        for layers, last, dtype in (
+            (LAYERS, True, torch.bfloat16 if gpu else torch.float32),
+            (LAYERS[:4], False, torch.bfloat16 if gpu else torch.float32),
+            (() if gpu or not fast_bfloat16() else LAYERS[:4], True, torch.bfloat16),
+        ):
+            for layer in layers:
+                for width in WIDTHS:
+                    yield row(layer, width, last, dtype)

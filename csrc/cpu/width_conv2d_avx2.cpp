@@ -22,6 +22,7 @@ using namespace eight;
 #include "transpose_avx2.inl"
 constexpr int kMaxVectors = 2, kTogetherAtMost = 1;
 constexpr int pixels_of(int vectors) { return 12 / vectors; }
+inline Float term(Float x, Float weight, Float sum) { return fmadd(x, weight, sum); }
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "width_conv2d.inl"

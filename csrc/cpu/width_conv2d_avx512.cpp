@@ -22,6 +22,7 @@ namespace eight {
 #include "transpose_avx2.inl"
 constexpr int kMaxVectors = 2, kTogetherAtMost = 4;
 constexpr int pixels_of(int) { return 14; }
+inline Float term(Float x, Float weight, Float sum) { return fmadd(x, weight, sum); }
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "width_conv2d.inl"

@@ -1,6 +1,7 @@
 #include "lcs/width_conv2d.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "dispatch.h"
@@ -20,24 +21,33 @@ WidthConv2dKernels kernels() {
   return best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels);
 }
 
-// The first `out` by `in` channels of a weight.
-void pack(const WidthWeight& w, int64_t out, int64_t in, float* packed, const Parallel& parallel) {
+// Calls put(block, first output channel, first input channel, input channels) for each block of the first `out` by `in`
+// channels of a weight, [input channel][tap][output channel].
+template <class Put>
+void for_blocks(const WidthWeight& w, int64_t out, int64_t in, int64_t together, const Parallel& parallel, Put put) {
   const WidthConv2dKernels run = kernels();
-  const int64_t row = w.in_channels * w.taps, inputs = width_blocks(in);
+  const int64_t row = w.in_channels * w.taps, inputs = ceil_div(in, together);
   parallel(width_blocks(out) * inputs, 1, [&](int64_t begin, int64_t end) {
     static thread_local Scratch<float> scratch;
-    float* const block = scratch.reserve(kWidthBlock * w.taps * kWidthBlock);
+    float* const block = scratch.reserve(together * w.taps * kWidthBlock);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t first_out = i / inputs * kWidthBlock, first_in = i % inputs * kWidthBlock;
-      const int64_t rows = std::min(kWidthBlock, out - first_out), n = std::min(kWidthBlock, in - first_in);
+      const int64_t first_out = i / inputs * kWidthBlock, first_in = i % inputs * together;
+      const int64_t rows = std::min(kWidthBlock, out - first_out), n = std::min(together, in - first_in);
       if (rows < kWidthBlock) std::memset(block, 0, size_t(n * w.taps * kWidthBlock) * sizeof(float));
       run.load({advance(w.data, first_out * row + first_in * w.taps, w.dtype), block, row, 1, kWidthBlock, rows,
                 n * w.taps, w.dtype, true});
-      float* to = packed + (first_out * in + first_in * kWidthBlock) * w.taps;
-      for (int64_t tap = 0; tap < w.taps; ++tap)
-        for (int64_t c = 0; c < n; ++c, to += kWidthBlock)
-          std::memcpy(to, block + (c * w.taps + tap) * kWidthBlock, kWidthBlock * sizeof(float));
+      put(block, first_out, first_in, n);
     }
+  });
+}
+
+// The first `out` by `in` channels of a weight.
+void pack(const WidthWeight& w, int64_t out, int64_t in, float* packed, const Parallel& parallel) {
+  for_blocks(w, out, in, kWidthBlock, parallel, [&](const float* block, int64_t o, int64_t i, int64_t n) {
+    float* to = packed + (o * in + i * kWidthBlock) * w.taps;
+    for (int64_t tap = 0; tap < w.taps; ++tap)
+      for (int64_t c = 0; c < n; ++c, to += kWidthBlock)
+        std::memcpy(to, block + (c * w.taps + tap) * kWidthBlock, kWidthBlock * sizeof(float));
   });
 }
 
@@ -50,27 +60,32 @@ class WidthConv2d {
   WidthConv2d(const WidthConv2dArgs& args, const Parallel& parallel)
       : a_(args),
         parallel_(parallel),
-        run_(kernels()),
+        pairs_(args.pairs && args.dtype == DType::bfloat16 && args.groups == 1 && max_isa() >= Isa::avx512_bf16),
+        run_(pairs_ ? bf16::width_conv2d_kernels() : kernels()),
+        x_(pairs_ ? paired(args.x) : args.x),
         rows_(args.vertical),
         columns_(args.horizontal),
         depthwise_(args.groups > 1 && args.groups == args.x.channels && args.groups == args.y.channels),
         groups_(depthwise_ ? 1 : args.groups),
         outputs_(args.y.channels / groups_),
-        stored_(args.packed ? args.weight.in_channels : args.x.channels / args.groups),
+        stored_(pairs_        ? ceil_div(args.weight.in_channels, 2)
+                : args.packed ? args.weight.in_channels
+                              : args.x.channels / args.groups),
         block_stride_(stored_ * args.weight.taps * kWidthBlock),
         span_(run_.lanes * run_.max_vectors),
         tiles_(groups_ == 1 ? ceil_div(outputs_, span_) : (outputs_ + kWidthBlock - 2) / span_ + 1) {
     // The taps of a row of few channels are one with as many channels.
     const int64_t kernel = columns_.kernel;
-    merged_ = groups_ == 1 && !depthwise_ && a_.x.channels > 0 && a_.x.channels < kWidthBlock &&
+    merged_ = groups_ == 1 && !depthwise_ && !pairs_ && a_.x.channels > 0 && a_.x.channels < kWidthBlock &&
               a_.x.channels == stored_ && kernel > 1 && columns_.dilation == 1;
-    inputs_ = depthwise_ ? 1 : a_.x.channels / groups_;
+    inputs_ = depthwise_ ? 1 : x_.channels / groups_;
     if (merged_) inputs_ = stored_ = block_ = inputs_ * kernel;
-    in_place_ = a_.x.channel_stride == 1 && a_.dtype == DType::float32 && !depthwise_ && !merged_;
-    column_ = in_place_ ? columns_.step * a_.x.column_stride : a_.x.channels;
+    in_place_ = a_.x.channel_stride == 1 && (pairs_ ? whole_pairs(a_.x) : a_.dtype == DType::float32) && !depthwise_ &&
+                !merged_;
+    column_ = in_place_ ? columns_.step * x_.column_stride : x_.channels;
     // No even number of cache lines, so that neighbours do not fall on the same sets.
     if (!in_place_ && column_ % 32 == 0) column_ += 16;
-    row_ = in_place_ ? rows_.step * a_.x.row_stride : columns_.length(a_.y.width) * column_;
+    row_ = in_place_ ? rows_.step * x_.row_stride : columns_.length(a_.y.width) * column_;
     choose_panels();
     const int64_t bytes = block_ * taps() * span_ * int64_t{sizeof(float)};
     chunk_ = std::max<int64_t>(kWeightBytes / bytes, 1) * block_;
@@ -79,7 +94,7 @@ class WidthConv2d {
   void run() {
     static thread_local Scratch<WidthPlace> places;
     static thread_local Scratch<float> affine, block, zeros;
-    weight_ = a_.packed;
+    weight_ = pairs_ ? static_cast<const float*>(static_cast<const void*>(a_.pairs)) : a_.packed;
     if (!weight_) {
       float* const packed = block.reserve(width_blocks(a_.y.channels) * block_stride_);
       pack(a_.weight, a_.y.channels, a_.x.channels / a_.groups, packed, parallel_);
@@ -87,8 +102,8 @@ class WidthConv2d {
     }
     fill_places(places.reserve(panel_pixels() + taps()));
     fill_affine(affine.reserve(2 * (ceil_div(a_.y.channels, span_) + 1) * span_));
-    float* const none = zeros.reserve(a_.x.channels);
-    zeros_ = std::fill_n(none, a_.x.channels, 0.0f) - a_.x.channels;
+    float* const none = zeros.reserve(x_.channels);
+    zeros_ = std::fill_n(none, x_.channels, 0.0f) - x_.channels;
     panels_ = ceil_div(a_.x.n, images_) * bands_;
     units_ = ceil_div(panel_pixels(), run_.pixels);
     if (in_place_) return multiply([this](int64_t panel) { return in_place(panel); });
@@ -114,7 +129,7 @@ class WidthConv2d {
     if (bands_ == 1)
       images_ =
           std::clamp<int64_t>(std::min(kPanelPixels / (height * width), kPanelBytes / strip_bytes(height)), 1, a_.x.n);
-    image_ = in_place_ ? a_.x.image_stride : rows_.length(band_) * row_;
+    image_ = in_place_ ? x_.image_stride : rows_.length(band_) * row_;
   }
 
   // Of the positions of a panel, and of the taps.
@@ -170,8 +185,8 @@ class WidthConv2d {
   // Where the first tap of the first position is, were x as large as its padding.
   const float* in_place(int64_t panel) const {
     return static_cast<const float*>(a_.x.data) + panel / bands_ * images_ * image_ +
-           panel % bands_ * band_ * rows_.stride * row_ - rows_.padding * a_.x.row_stride -
-           columns_.padding * a_.x.column_stride;
+           panel % bands_ * band_ * rows_.stride * row_ - rows_.padding * x_.row_stride -
+           columns_.padding * x_.column_stride;
   }
 
   // Row `at` of the strip of a panel, counted over its images.
@@ -188,16 +203,27 @@ class WidthConv2d {
     const Images& x = a_.x;
     const int64_t from = image * x.image_stride + (row * rows_.step - rows_.padding) * x.row_stride +
                          (begin * columns_.step - columns_.padding) * x.column_stride;
-    const int64_t step = columns_.step * x.column_stride;
-    if (x.channel_stride == 1 && step == column_)
-      run_.load({advance(x.data, from, a_.dtype), to + begin * column_, 0, 1, 0, 1, (end - begin) * column_, a_.dtype,
-                 false});
+    const int64_t step = columns_.step * x.column_stride, count = end - begin;
+    float* const first = to + begin * column_;
+    if (!pairs_) return copy(advance(x.data, from, a_.dtype), step, count, column_, first);
+    static thread_local Scratch<float> scratch;
+    const int64_t channels = 2 * x_.channels;
+    float* const wide = scratch.reserve(count * channels);
+    if (channels != x.channels) std::memset(wide, 0, size_t(count * channels) * sizeof(float));
+    copy(advance(x.data, from, a_.dtype), step, count, channels, wide);
+    if (column_ == x_.channels) return run_.store({wide, first, 0, 1, 0, 1, count * channels, a_.dtype, false});
+    run_.store({wide, first, channels, 1, 2 * column_, count, channels, a_.dtype, false});
+  }
+
+  // `count` columns, `step` apart, to floats with channels last, `column` apart.
+  void copy(const void* from, int64_t step, int64_t count, int64_t column, float* to) const {
+    const Images& x = a_.x;
+    if (x.channel_stride == 1 && step == column && column == x.channels)
+      run_.load({from, to, 0, 1, 0, 1, count * column, a_.dtype, false});
     else if (x.channel_stride == 1)
-      run_.load({advance(x.data, from, a_.dtype), to + begin * column_, step, 1, column_, end - begin, x.channels,
-                 a_.dtype, false});
+      run_.load({from, to, step, 1, column, count, x.channels, a_.dtype, false});
     else
-      run_.load({advance(x.data, from, a_.dtype), to + begin * column_, x.channel_stride, step, column_, x.channels,
-                 end - begin, a_.dtype, true});
+      run_.load({from, to, x.channel_stride, step, column, x.channels, count, a_.dtype, true});
   }
 
   void clear(float* to, int64_t columns) const { std::memset(to, 0, size_t(columns * column_) * sizeof(float)); }
@@ -280,9 +306,23 @@ class WidthConv2d {
     }
   }
 
+  // Whether pairs of compact channels lie where floats may.
+  static bool whole_pairs(const Images& x) {
+    return x.channels % 2 == 0 && reinterpret_cast<uintptr_t>(x.data) % sizeof(float) == 0;
+  }
+
+  // Images of bfloat16 as images of pairs of their channels, which are floats to all but the kernel.
+  static Images paired(Images x) {
+    x.channels = ceil_div(x.channels, 2);
+    x.image_stride /= 2, x.row_stride /= 2, x.column_stride /= 2;
+    return x;
+  }
+
   const WidthConv2dArgs& a_;
   const Parallel& parallel_;
+  const bool pairs_;
   const WidthConv2dKernels run_;
+  const Images x_;
   const Walk rows_, columns_;
   const bool depthwise_;
   const int64_t groups_, outputs_;  // the latter: channels of a group
@@ -303,6 +343,21 @@ class WidthConv2d {
 
 void width_pack(const WidthWeight& weight, float* packed, const Parallel& parallel) {
   pack(weight, weight.out_channels, weight.in_channels, packed, parallel);
+}
+
+void width_pack_pairs(const WidthWeight& w, BFloat16* packed, const Parallel& parallel) {
+  const int64_t pairs = ceil_div(w.in_channels, 2);
+  for_blocks(w, w.out_channels, w.in_channels, 2 * kWidthBlock, parallel,
+             [&](const float* block, int64_t o, int64_t i, int64_t n) {
+               BFloat16* to = packed + (o * pairs + i / 2 * kWidthBlock) * w.taps * 2;
+               for (int64_t tap = 0; tap < w.taps; ++tap)
+                 for (int64_t c = 0; c < n; c += 2)
+                   for (int64_t k = 0; k < kWidthBlock; ++k, to += 2)
+                     for (int64_t half = 0; half < 2; ++half) {
+                       const float* const at = block + ((c + half) * w.taps + tap) * kWidthBlock + k;
+                       to[half].bits = c + half < n ? uint16_t(std::bit_cast<uint32_t>(*at) >> 16) : 0;
+                     }
+             });
 }
 
 void width_conv2d(const WidthConv2dArgs& args, const Parallel& parallel) {

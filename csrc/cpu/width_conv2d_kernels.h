@@ -54,5 +54,8 @@ WidthConv2dKernels width_conv2d_kernels();
 namespace avx512 {
 WidthConv2dKernels width_conv2d_kernels();
 }
+namespace bf16 {  // x and the weight are pairs of bfloat16 where the others' are floats; not depthwise
+WidthConv2dKernels width_conv2d_kernels();
+}
 
 }  // namespace lcs

@@ -27,6 +27,7 @@ template <class From, class To>
 inline void stream_square(const From* from, To* to) {
   stream(to, rounded<To>(load(from)));
 }
+inline Float term(Float x, Float weight, Float sum) { return fmadd(x, weight, sum); }
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "width_conv2d.inl"

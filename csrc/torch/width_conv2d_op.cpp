@@ -19,25 +19,36 @@ lcs::WidthWeight width_weight(const Tensor& weight) {
           weight.size(2) * weight.size(3)};
 }
 
-Tensor width_conv2d_pack_cpu(Tensor weight) {
+Tensor width_conv2d_pack_cpu(Tensor weight, bool pairs) {
   const lcs::WidthWeight w = width_weight(weight);
+  if (pairs) {
+    STD_TORCH_CHECK(w.dtype == lcs::DType::bfloat16, kWidthConv2d, ": pairs are of a bfloat16 weight");
+    Tensor packed = torch::stable::empty(
+        {lcs::width_blocks(w.out_channels), (w.in_channels + 1) / 2 * w.taps, 2 * lcs::kWidthBlock},
+        ScalarType::BFloat16);
+    lcs::width_pack_pairs(w, static_cast<lcs::BFloat16*>(packed.mutable_data_ptr()), parallel);
+    return packed;
+  }
   Tensor packed = torch::stable::empty({lcs::width_blocks(w.out_channels), w.in_channels * w.taps, lcs::kWidthBlock},
                                        ScalarType::Float);
   lcs::width_pack(w, static_cast<float*>(packed.mutable_data_ptr()), parallel);
   return packed;
 }
 
-const float* packed_data(const std::optional<Tensor>& packed, const lcs::WidthWeight& w) {
-  if (!packed) return nullptr;
+// What width_conv2d_pack makes of a weight, of floats or pairs.
+const void* packed_data(const std::optional<Tensor>& packed, const lcs::WidthWeight& w, bool pairs) {
+  if (!packed || (packed->scalar_type() == ScalarType::BFloat16) != pairs) return nullptr;
   const void* const data = packed->const_data_ptr();
-  STD_TORCH_CHECK(packed->is_cpu() && packed->is_contiguous() && packed->scalar_type() == ScalarType::Float &&
-                      packed->dim() == 3 && packed->size(0) == lcs::width_blocks(w.out_channels) &&
-                      packed->size(1) == w.in_channels * w.taps && packed->size(2) == lcs::kWidthBlock,
+  const int64_t inputs = pairs ? (w.in_channels + 1) / 2 : w.in_channels, width = (1 + pairs) * lcs::kWidthBlock;
+  STD_TORCH_CHECK(packed->is_cpu() && packed->is_contiguous() && packed->dim() == 3 &&
+                      packed->scalar_type() == (pairs ? ScalarType::BFloat16 : ScalarType::Float) &&
+                      packed->size(0) == lcs::width_blocks(w.out_channels) && packed->size(1) == inputs * w.taps &&
+                      packed->size(2) == width,
                   kWidthConv2d, ": packed is not what width_conv2d_pack makes of this weight, got shape ",
                   shape_of(*packed));
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(data) % 64 == 0, kWidthConv2d,
                   ": packed must begin at a cache line, as what width_conv2d_pack returns does");
-  return static_cast<const float*>(data);
+  return data;
 }
 
 Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::optional<Tensor> scale,
@@ -63,7 +74,8 @@ Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::opti
                           x.scalar_type(), last);
   lcs::width_conv2d(
       {images(input, const_cast<void*>(input.const_data_ptr()), last), images(y, y.mutable_data_ptr(), last), dtype,
-       vertical, horizontal, groups, w, packed_data(packed, w), vector_of(kWidthConv2d, "scale", scale, out),
+       vertical, horizontal, groups, w, static_cast<const float*>(packed_data(packed, w, false)),
+       static_cast<const lcs::BFloat16*>(packed_data(packed, w, true)), vector_of(kWidthConv2d, "scale", scale, out),
        vector_of(kWidthConv2d, "bias", bias, out), relu},
       parallel);
   return y;

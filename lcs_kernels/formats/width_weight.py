@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lcs_kernels import isa
 from lcs_kernels.ops.width_conv2d import width_conv2d_pack
+
+PAIRS = ("avx512_bf16", "amx")  # instruction sets that multiply pairs of bfloat16
+FEW = 16  # input channels below which pairing those of x costs more than it saves
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +25,10 @@ class WidthWeight:
                       [in 16 .. 31: ...] ...]
         [out 16 .. 31: ...] ...
 
-    so that the first output channels are the first blocks, and the first input channels the first part of each: a
-    change of width repacks nothing. Code that torch.compile traces before the first use derives it in each call.
+    or bfloat16, with pairs of input channels, [in 0, out 0] [in 1, out 0] [in 0, out 1] ..., where there is one of
+    float32, the last filled up with 0. So the first output channels are the first blocks, and the first input channels
+    the first part of each: a change of width repacks nothing. Code that torch.compile traces before the first use
+    derives it in each call.
 
     Attributes:
         weight: (out_channels, in_channels / groups, h, w), contiguous, float32 or bfloat16. It must not change.
@@ -67,11 +73,21 @@ class WidthWeight:
         """Bytes of what has been derived for the kernels so far."""
         return sum(part.nbytes for part in self._prepacks)
 
-    def prepack(self) -> Tensor:
-        """The form that the kernels read: float32 (blocks, in_channels / groups * h * w, 16); made once."""
-        if self._prepacks:
-            return self._prepacks[0]
-        packed = width_conv2d_pack(self.weight)
-        if not torch.compiler.is_compiling():  # a graph that changed the list would be traced anew each time
-            self._prepacks.append(packed)
+    def prepack(self, pairs: bool = False) -> Tensor:
+        """The form that the kernels read: float32 (blocks, in_channels / groups * h * w, 16); made once.
+
+        pairs: rather bfloat16 (blocks, ceil(in_channels / 2) * h * w, 32), for x of bfloat16, where the weight is, too,
+            of 16 input channels or more, and the instruction set in use multiplies such pairs.
+        """
+        pairs = pairs and self.weight.dtype == torch.bfloat16 and self.weight.shape[1] >= FEW
+        dtype = torch.bfloat16 if pairs else torch.float32
+        for packed in self._prepacks:
+            if packed.dtype == dtype:
+                return packed
+        if torch.compiler.is_compiling():  # a graph that changed the list would be traced anew each time
+            return width_conv2d_pack(self.weight)
+        if pairs and isa.max_name() not in PAIRS:
+            return self.prepack()
+        packed = width_conv2d_pack(self.weight, pairs)
+        self._prepacks.append(packed)
         return packed

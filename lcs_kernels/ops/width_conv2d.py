@@ -86,8 +86,13 @@ def grown(block: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return full
 
 
-def reference_pack(weight: Tensor) -> Tensor:
+def reference_pack(weight: Tensor, pairs: bool) -> Tensor:
+    """`pairs`: of a bfloat16 weight, pairs of input channels next to each other, where there is one else."""
     out, inputs, height, width = weight.shape
+    if pairs:
+        even = F.pad(weight, (0, 0, 0, 0, 0, inputs % 2))
+        halves = [reference_pack(even[:, half::2], False) for half in range(2)]
+        return torch.stack(halves, -1).flatten(2).bfloat16()
     padded = F.pad(weight.float().flatten(1), (0, 0, 0, -out % BLOCK))
     parts = padded.view(-1, BLOCK, inputs, height * width).split(BLOCK, 2)
     return torch.cat([part.permute(0, 3, 2, 1).flatten(1, 2) for part in parts], 1)
@@ -106,8 +111,11 @@ def fake_backward(grad, x, weight, scale, y, stride, padding, dilation, groups, 
     return grads[0].contiguous(memory_format=memory_format(x)) if wanted[0] else grads[0], *grads[1:]
 
 
-def fake_pack(weight):
+def fake_pack(weight, pairs):
     out, inputs, height, width = weight.shape
+    if pairs:
+        shape = (out + BLOCK - 1) // BLOCK, (inputs + 1) // 2 * height * width, 2 * BLOCK
+        return weight.new_empty(shape, dtype=torch.bfloat16)
     return weight.new_empty(((out + BLOCK - 1) // BLOCK, inputs * height * width, BLOCK), dtype=torch.float32)
 
 
@@ -124,7 +132,7 @@ _op_backward = define(
     reference_backward,
     fake_backward,
 )
-_op_pack = define("width_conv2d_pack(Tensor weight) -> Tensor", reference_pack, fake_pack)
+_op_pack = define("width_conv2d_pack(Tensor weight, bool pairs) -> Tensor", reference_pack, fake_pack)
 
 
 class WidthConv2d(torch.autograd.Function):
@@ -145,10 +153,10 @@ class WidthConv2d(torch.autograd.Function):
         return *(g if w else None for g, w in zip(grads, wanted, strict=True)), *[None] * 4
 
 
-def width_conv2d_pack(weight: Tensor) -> Tensor:
+def width_conv2d_pack(weight: Tensor, pairs: bool = False) -> Tensor:
     """What the kernels read in place of a weight of (out, in, h, w): see `lcs_kernels.formats.WidthWeight`."""
     ensure_loaded()
-    return _op_pack(weight)
+    return _op_pack(weight, pairs)
 
 
 def width_conv2d(
@@ -166,10 +174,12 @@ def width_conv2d(
 ) -> Tensor:
     """`torch.nn.functional.conv2d` with weight[:out_channels, : x.shape[1] / groups], which is not sliced.
 
-    The result is scale * convolution + bias, then ReLU on request: sums in float32, rounded once. With a `WidthWeight`
-    a change of width repacks and allocates nothing; a tensor's block is packed in each call, in memory that is kept.
-    Differentiable once, to x, a weight that is a tensor, scale and bias: gradients of the full shapes, 0 outside of
-    what was used. So all widths of a network share one weight (arXiv 2110.04252).
+    The result is scale * convolution + bias, then ReLU on request: sums in float32, rounded once. Where the machine
+    multiplies pairs of bfloat16 (AVX512_BF16), a `WidthWeight` of bfloat16, of one group and 16 input channels or more,
+    is multiplied so by x of bfloat16: each product is rounded into its sum in two steps, to nearest, and denormals
+    count as 0. With a `WidthWeight` a change of width repacks and allocates nothing; a tensor's block is packed in each
+    call, in memory that is kept. Differentiable once, to x, a weight that is a tensor, scale and bias: gradients of the
+    full shapes, 0 outside of what was used. So all widths of a network share one weight (arXiv 2110.04252).
 
     A width of a grouped convolution: where each group has one input channel (depthwise) there are as many groups as x
     has channels, each with weight.shape[0] / groups output channels. Otherwise the groups stay, and share the channels
@@ -197,7 +207,8 @@ def width_conv2d(
     ensure_loaded()
     packed = None
     if not isinstance(weight, Tensor):
-        packed = weight.prepack() if x.is_cpu and x.dtype != torch.float64 else None
+        if x.is_cpu and x.dtype != torch.float64:
+            packed = weight.prepack(pairs=x.dtype == torch.bfloat16 and groups == 1)
         weight = weight.weight
     stride, padding, dilation = geometry("width_conv2d", stride, padding, dilation)
     out_channels, groups = _width(x, weight, out_channels, groups)

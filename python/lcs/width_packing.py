@@ -62,5 +62,5 @@ class WidthPacker(Packer):
             if layer not in self._packed:
                 self._packed[layer] = WidthWeight.pack(layer.weight)
                 if layer.weight.is_cpu:
-                    self._packed[layer].prepack()
+                    self._packed[layer].prepack(pairs=layer.groups == 1)
             return self._packed[layer]

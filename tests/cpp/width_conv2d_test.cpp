@@ -87,7 +87,8 @@ void check(const Case& c, DType dtype, DType weight_dtype, bool last, Guard guar
   const int64_t inputs = c.n * c.in * c.height * c.width, outputs = c.n * c.out * height * width;
   const int64_t floats = width_blocks(c.full_out) * c.full_in * taps * kWidthBlock;
   const Guarded x(inputs * size_of(dtype), guard), y(outputs * size_of(dtype), guard), bias(c.out * 4, guard),
-      weight(weights * size_of(weight_dtype), guard), packed(floats * 4, guard);
+      weight(weights * size_of(weight_dtype), guard), packed(floats * 4, guard),
+      pairs(width_blocks(c.full_out) * ((c.full_in + 1) / 2) * taps * kWidthBlock * 4, guard);
   fill(x, inputs, dtype, uint32_t(inputs));
   fill(weight, weights, weight_dtype, uint32_t(weights));
   fill(bias, c.out, DType::float32, 3);
@@ -98,6 +99,7 @@ void check(const Case& c, DType dtype, DType weight_dtype, bool last, Guard guar
                        c.horizontal,
                        c.groups,
                        {weight.as(), weight_dtype, c.full_out, c.full_in, taps},
+                       nullptr,
                        nullptr,
                        last ? bias.as<float>() : nullptr,
                        last ? nullptr : bias.as<float>(),
@@ -113,6 +115,13 @@ void check(const Case& c, DType dtype, DType weight_dtype, bool last, Guard guar
         std::memset(y.as(), 0xff, size_t(outputs * size_of(dtype)));
         width_conv2d(args, parallel);
         for (int64_t i = 0; i < outputs; ++i) CHECK(get(y.as(), i, dtype) == held(wanted[i], dtype));
+        if (dtype != DType::bfloat16 || weight_dtype != DType::bfloat16) continue;
+        width_pack_pairs(args.weight, pairs.as<BFloat16>(), parallel);
+        args.pairs = pairs.as<BFloat16>();
+        std::memset(y.as(), 0xff, size_t(outputs * size_of(dtype)));
+        width_conv2d(args, parallel);
+        for (int64_t i = 0; i < outputs; ++i) CHECK(get(y.as(), i, dtype) == held(wanted[i], dtype));
+        args.pairs = nullptr;
       }
 }
 
@@ -125,5 +134,6 @@ int main() {
       for (const Guard guard : kGuards) {
         check(c, DType::float32, DType::bfloat16, last, guard);
         check(c, DType::bfloat16, DType::float32, last, guard);
+        check(c, DType::bfloat16, DType::bfloat16, last, guard);
       }
 }

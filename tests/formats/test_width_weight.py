@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+from lcs_kernels import isa
 from lcs_kernels.formats import WidthWeight
+from lcs_kernels.formats.width_weight import FEW, PAIRS
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -11,9 +13,25 @@ def test_keeps_the_weight_and_packs_it_once(dtype):
     assert weight.prepacked_nbytes == 0 and weight.nbytes == w.nbytes and weight.shape == w.shape
     assert weight.unpack().data_ptr() == w.data_ptr() and not weight.unpack().requires_grad
     packed = weight.prepack()
-    assert packed.shape == (3, 5, 6, 16) and weight.prepack() is packed and weight.prepacked_nbytes == packed.nbytes
-    rows = packed.permute(0, 3, 1, 2).reshape(48, 5, 3, 2)
+    assert packed.shape == (3, 30, 16) and weight.prepack() is packed and weight.prepacked_nbytes == packed.nbytes
+    rows = packed.view(3, 6, 5, 16).permute(0, 3, 2, 1).reshape(48, 5, 3, 2)
     assert torch.equal(rows[:37], w.float()) and not rows[37:].any()
+
+
+@pytest.mark.parametrize("inputs", [FEW - 1, FEW, 2 * FEW - 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_pairs_are_packed_where_they_are_multiplied(dtype, inputs):
+    w = torch.randn(37, inputs, 3, 2).to(dtype)
+    weight = WidthWeight.pack(w)
+    packed, pairs = weight.prepack(), weight.prepack(pairs=True)
+    assert weight.prepack(pairs=True) is pairs and weight.prepack() is packed
+    if dtype == torch.float32 or inputs < FEW or isa.max_name() not in PAIRS:
+        assert pairs is packed
+        return
+    n = (inputs + 1) // 2
+    assert pairs.shape == (3, 6 * n, 32) and weight.prepacked_nbytes == packed.nbytes + pairs.nbytes
+    rows = pairs.view(3, 6, n, 16, 2).permute(0, 3, 2, 4, 1).reshape(48, 2 * n, 3, 2)
+    assert torch.equal(rows[:37, :inputs], w) and not rows[37:].any() and not rows[:, inputs:].any()
 
 
 def test_other_strides_and_dtypes():

@@ -57,11 +57,15 @@ def call_arguments(geometry):
 
 
 def check(x, w, geometry, scale=None, bias=None, relu=False):
-    """A tensor and the packed form, against the reference."""
+    """A tensor and the packed forms, against the reference."""
     out, settings = call_arguments(geometry)
     expected = reference(x, w, out, scale, bias, *settings, relu, None)
-    for weight in (w, WidthWeight.pack(w)):
-        y = width_conv2d(x, weight, out, bias, *geometry[3:], scale=scale, relu=relu)
+    results = [
+        width_conv2d(x, weight, out, bias, *geometry[3:], scale=scale, relu=relu) for weight in (w, WidthWeight.pack(w))
+    ]
+    if x.dtype == w.dtype == torch.bfloat16:  # pairs of few input channels, too
+        results.append(OP(x, w, out, scale, bias, *settings, relu, PACK(w, True)))
+    for y in results:
         assert y.dtype == x.dtype and torch.equal(y, expected)
         for layout in FORMATS:
             assert y.is_contiguous(memory_format=layout) == expected.is_contiguous(memory_format=layout)
@@ -74,7 +78,7 @@ def test_integers_are_exact(isa, name, layout):
     torch.manual_seed(0)
     geometry = GEOMETRIES[name]
     scale, bias = integers(geometry[1][0]), integers(geometry[1][0])
-    for dtype, w_dtype in (DTYPES, DTYPES[::-1], DTYPES[:1] * 2):
+    for dtype, w_dtype in (DTYPES, DTYPES[::-1], DTYPES[:1] * 2, DTYPES[1:] * 2):
         x, w = integers(*geometry[0], dtype=dtype).to(memory_format=layout), integers(*geometry[1], dtype=w_dtype)
         check(x, w, geometry)
         check(x, w, geometry, scale, bias, relu=True)
@@ -106,6 +110,14 @@ def test_batches(isa, n, size):
         check(x, w, (x.shape, w.shape, 20, 1, 1, 1, 1))
 
 
+def test_pairs_that_do_not_begin_at_a_float(isa):
+    torch.manual_seed(7)
+    x, w = integers(1 + 2 * 6 * 5 * 8, dtype=torch.bfloat16), integers(20, 9, 3, 3, dtype=torch.bfloat16)
+    x = x[1:].view(2, 6, 5, 8).permute(0, 3, 1, 2)
+    assert x.data_ptr() % 4 == 2 and x.is_contiguous(memory_format=torch.channels_last)
+    check(x, w, (x.shape, w.shape, 17, 1, 1, 1, 1))
+
+
 def test_without_channels_or_pixels(isa):
     """Where torch's own convolution refuses."""
     for x in (torch.ones(2, 3, 0, 4), torch.ones(2, 0, 2, 6)):
@@ -117,7 +129,8 @@ def test_the_packed_form(isa):
     for shape in ((1, 1, 1, 1), (16, 3, 3, 3), (37, 5, 2, 3), (20, 33, 2, 1), (0, 3, 1, 1)):
         for dtype in DTYPES:
             w = torch.randn(shape).to(dtype)
-            assert torch.equal(PACK(w), reference_pack(w))
+            for pairs in (False, True)[: 1 + (dtype == torch.bfloat16)]:
+                assert torch.equal(PACK(w, pairs), reference_pack(w, pairs))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -130,8 +143,11 @@ def test_sums_round_as_often_as_they_must(isa, name, dtype):
     block = w[:out, : x.shape[1] // settings[-1]].double()
     exact = F.conv2d(x.double(), block, bias[:out].double(), *settings)
     magnitude = F.conv2d(x.double().abs(), block.abs(), bias[:out].double().abs(), *settings)
-    y = width_conv2d(x, w, out, bias, *geometry[3:])
-    assert_within_roundings(y, exact, magnitude, torch.tensor(block[0].numel()))
+    results = [width_conv2d(x, weight, out, bias, *geometry[3:]) for weight in (w, WidthWeight.pack(w))]
+    if dtype == torch.bfloat16:  # a pair's two products are rounded into the sum one by one
+        results.append(OP(x, w, out, None, bias.float(), *settings, False, PACK(w, True)))
+    for y in results:
+        assert_within_roundings(y, exact, magnitude, torch.tensor(block[0].numel()))
 
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
@@ -210,8 +226,8 @@ def test_opcheck(dtype, layout):
     x, w = integers(2, 4, 6, 5, dtype=dtype).to(memory_format=layout), integers(6, 3, 3, 2, dtype=dtype)
     opcheck(OP, (x, w, 4, None, integers(6), [1, 2], [2, 1], [1, 1], 2, False, None))
     opcheck(OP, (x, integers(6, 5, 3, 2), 5, integers(6), None, [1, 1], [0, 0], [1, 1], 1, True, None))
-    opcheck(OP, (x, w, 4, None, None, [1, 1], [0, 0], [1, 1], 2, True, PACK(w)))
-    opcheck(PACK, (w,))
+    opcheck(OP, (x, w, 4, None, None, [1, 1], [0, 0], [1, 1], 2, True, PACK(w, False)))
+    opcheck(PACK, (w, dtype == torch.bfloat16))
     grad, geometry = integers(2, 4, 6, 6, dtype=dtype), ([1, 1], [1, 1], [1, 1], 2)
     opcheck(BACKWARD, (grad, x, w, integers(6), grad.clone(), *geometry, [True] * 4))
     opcheck(BACKWARD, (grad, x, w, None, None, *geometry, [False, True, False, True]))

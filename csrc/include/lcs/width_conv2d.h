@@ -23,6 +23,10 @@ struct WidthWeight {
 
 void width_pack(const WidthWeight& weight, float* packed, const Parallel& parallel);
 
+// The same form of a bfloat16 weight with pairs of input channels, the first in the lower half, in place of channels
+// and their floats, the last filled up with 0: rows of 64 bytes, as vdpbf16ps and AMX tiles read them.
+void width_pack_pairs(const WidthWeight& weight, BFloat16* packed, const Parallel& parallel);
+
 // y = x convolved with the first y.channels by x.channels / groups channels of the weight, times a scale and plus a
 // bias per channel, then ReLU on request; accumulated in float32, rounded once.
 struct WidthConv2dArgs {
@@ -32,6 +36,7 @@ struct WidthConv2dArgs {
   int64_t groups;  // as many as channels of x and of y: depthwise
   WidthWeight weight;
   const float* packed;        // the whole weight, at a cache line's start; null: what is used of it is packed here
+  const BFloat16* pairs;      // likewise, read where x is bfloat16, in one group, and the instruction set multiplies it
   const float *scale, *bias;  // of y.channels; null: none
   bool relu;
 };
