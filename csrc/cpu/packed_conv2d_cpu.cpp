@@ -97,11 +97,19 @@ class PackedConv2d {
         pixel_.push_back(element_ * (row * rows_.stride * row_ + column * columns_.stride * column_));
   }
 
+  // Whether the strip leaves out nothing of the images: then quantising it meets every NaN.
+  bool reads_all() const {
+    const auto all = [](const Walk& walk, int64_t size, int64_t outputs) {
+      return walk.step == 1 && walk.last(size) <= walk.length(outputs);
+    };
+    return all(rows_, a_.x.height, a_.y.height) && all(columns_, a_.x.width, a_.y.width);
+  }
+
   // Of every image: how it is quantised, and what half of a unit is worth.
   void find_scales() {
     inverse_.assign(size_t(a_.x.n), codes_.inverse);
     scale_.assign(size_t(a_.x.n), a_.exact ? 0.5f : half_scale_);
-    if (a_.exact || a_.range) return;
+    if (a_.exact || a_.x_codes || (a_.range && reads_all())) return;
     const int64_t n = a_.x.channels * a_.x.height * a_.x.width, pieces = ceil_div(n, kPiece);
     std::vector<float> largest(size_t(a_.x.n * pieces));
     parallel_(a_.x.n * pieces, 1, [&](int64_t begin, int64_t end) {
@@ -115,9 +123,10 @@ class PackedConv2d {
       int32_t most = 0;  // as bits, among which NaN comes last
       for (int64_t i = 0; i < pieces; ++i)
         most = std::max(most, std::bit_cast<int32_t>(largest[size_t(image * pieces + i)]));
-      const Quantization q(std::bit_cast<float>(most));
-      inverse_[size_t(image)] = q.inverse;
-      scale_[size_t(image)] = q.half_scale;
+      const float found = std::bit_cast<float>(most);
+      const Quantization q(found);
+      if (!a_.range) inverse_[size_t(image)] = q.inverse;
+      if (!a_.range || std::isnan(found)) scale_[size_t(image)] = q.half_scale;
     }
   }
 

@@ -165,6 +165,18 @@ def test_what_is_not_finite(isa, layout, value, x_range):
         assert torch.equal(y[others], (clean.relu() if relu else clean)[others])
 
 
+@pytest.mark.parametrize("at", [(3, 2), (2, 7), (8, 2)], ids=str)
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+def test_nan_spoils_its_image_where_no_window_reads_it(isa, layout, kernel, at):
+    torch.manual_seed(18)
+    geometry = (3, 6, 9, 8), (7, 6, kernel, kernel), (4, 2), 0, 1, 1
+    x = torch.randn(geometry[0]).to(memory_format=layout)
+    x[(1, 3, *at)] = torch.nan
+    y = check_nan(x, nested_weight(geometry[1]), geometry, (-1.0, 3.0, 8), False)
+    assert y[1].isnan().all() and y[::2].isfinite().all()
+
+
 def check_nan(x, weight, geometry, x_range, relu):
     y = call(x, weight, 4, None, geometry, x_range, relu=relu)
     arguments = (*settings(geometry), *ends(x_range, x), x_range[2], relu, False, [])
