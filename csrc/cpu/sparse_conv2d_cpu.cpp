@@ -100,7 +100,6 @@ class SparseConv2d {
   // one panel for all threads.
   int64_t choose_lanes() {
     const int64_t n = a_.x.n, positions = a_.y.height * a_.y.width;
-    const auto fill = [n](int64_t lanes) { return 4 * n >= 3 * ceil_div(n, lanes) * lanes; };
     if (positions == 1) {
       const int64_t vectors = ceil_div(n, run_.lanes),
                     most = std::min<int64_t>(run_.max_vectors, kImagesAtOnce / run_.lanes);
@@ -108,7 +107,8 @@ class SparseConv2d {
     }
     if (max_isa() < Isa::avx2) return 1;
     const SparseConv2dKernels narrow = avx2::sparse_conv2d_kernels();
-    if (positions > (n > narrow.lanes ? kFewPositions : kVeryFewPositions) || !fill(narrow.lanes)) return 1;
+    const bool filled = 4 * n >= 3 * ceil_div(n, narrow.lanes) * narrow.lanes;
+    if (!filled || positions > (n > narrow.lanes ? kFewPositions : kVeryFewPositions)) return 1;
     run_ = narrow;
     return narrow.lanes;
   }
