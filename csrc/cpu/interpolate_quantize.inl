@@ -33,15 +33,10 @@ struct Extremes {
 };
 
 template <class T>
-ValueRange range_of(const QuantizeChunk& chunk) {
-  const Blend<T> blend(chunk.w0, chunk.w1, chunk.alpha);
-  const int64_t whole = chunk.n / kBlock * kBlock;
+ValueRange range_of(const Blend<T>& blend, float alpha, int64_t begin, int64_t end) {
   Extremes<T> extremes;
-  for (int64_t i = 0; i < whole; i += kBlock) extremes.block(blend, i);
-  if (whole < chunk.n) {
-    const Tail<T> tail(blend, whole, chunk.n);
-    extremes.block(tail.blend(chunk.alpha), 0);
-  }
+  for (; begin + kBlock <= end; begin += kBlock) extremes.block(blend, begin);
+  if (begin < end) extremes.block(Tail<T>(blend, begin, end).blend(alpha), 0);
   return extremes.range();
 }
 
@@ -78,27 +73,53 @@ void write_block(const Blend<T>& from, int64_t i, const Grid& grid, typename T::
 }
 
 template <class T>
-void write_chunk(const QuantizeChunk& chunk, const QuantizeGrid& values, bool streams) {
+void write_range(const Blend<T>& blend, float alpha, int64_t begin, int64_t end, const Grid& grid, typename T::out* w,
+                 bool streams) {
+  if (streams)
+    for (; begin + kBlock <= end; begin += kBlock) write_block<T, true>(blend, begin, grid, w + begin);
+  else
+    for (; begin + kBlock <= end; begin += kBlock) write_block<T, false>(blend, begin, grid, w + begin);
+  if (begin == end) return;
+  Tail<T> tail(blend, begin, end);
+  write_block<T, false>(tail.blend(alpha), 0, grid, tail.w);
+  copy(w + begin, tail.w, end - begin);
+}
+
+template <class T>
+void write_groups(const QuantizeChunk& chunk, int64_t group, const QuantizeCodes& codes, bool streams) {
+  constexpr int kGroups = 16;  // whose grids are computed side by side
   const Blend<T> blend(chunk.w0, chunk.w1, chunk.alpha);
-  const Grid grid(values);
-  const int64_t whole = chunk.n / kBlock * kBlock;
   auto* w = static_cast<typename T::out*>(chunk.w);
-  if (streams) {
-    for (int64_t i = 0; i < whole; i += kBlock) write_block<T, true>(blend, i, grid, w + i);
-    stream_end();
-  } else {
-    for (int64_t i = 0; i < whole; i += kBlock) write_block<T, false>(blend, i, grid, w + i);
+  ValueRange ranges[kGroups] = {};
+  QuantizeGrid grids[kGroups];
+  for (int64_t from = 0; from < chunk.n; from += kGroups * group) {
+    const auto bound = [&](int64_t i) { return std::min(from + i * group, chunk.n); };
+    const int64_t filled = std::min<int64_t>((chunk.n - from + group - 1) / group, kGroups);
+    for (int64_t i = 0; i < filled; ++i) ranges[i] = range_of(blend, chunk.alpha, bound(i), bound(i + 1));
+    for (int i = 0; i < kGroups; ++i) grids[i] = quantize_grid(ranges[i], codes);
+    for (int64_t i = 0; i < filled; ++i)
+      write_range(blend, chunk.alpha, bound(i), bound(i + 1), Grid(grids[i]), w,
+                  streams && reinterpret_cast<uintptr_t>(w + bound(i)) % kCacheLine == 0);
   }
-  if (whole == chunk.n) return;
-  Tail<T> tail(blend, whole, chunk.n);
-  write_block<T, false>(tail.blend(chunk.alpha), 0, grid, tail.w);
-  copy(w + whole, tail.w, chunk.n - whole);
+  if (streams) stream_end();
 }
 
 ValueRange range(const QuantizeChunk& chunk) {
-  return with_types(chunk.in, chunk.out, chunk.w1, [&](auto types) { return range_of<decltype(types)>(chunk); });
+  return with_types(chunk.in, chunk.out, chunk.w1, [&](auto types) {
+    return range_of(Blend<decltype(types)>(chunk.w0, chunk.w1, chunk.alpha), chunk.alpha, 0, chunk.n);
+  });
 }
 
 void write(const QuantizeChunk& chunk, const QuantizeGrid& grid, bool streams) {
-  with_types(chunk.in, chunk.out, chunk.w1, [&](auto types) { write_chunk<decltype(types)>(chunk, grid, streams); });
+  with_types(chunk.in, chunk.out, chunk.w1, [&](auto types) {
+    using T = decltype(types);
+    write_range(Blend<T>(chunk.w0, chunk.w1, chunk.alpha), chunk.alpha, 0, chunk.n, Grid(grid),
+                static_cast<typename T::out*>(chunk.w), streams);
+    if (streams) stream_end();
+  });
+}
+
+void groups(const QuantizeChunk& chunk, int64_t group, const QuantizeCodes& codes, bool streams) {
+  with_types(chunk.in, chunk.out, chunk.w1,
+             [&](auto types) { write_groups<decltype(types)>(chunk, group, codes, streams); });
 }

@@ -15,7 +15,7 @@ namespace {
 #include "interpolate_quantize.inl"
 }  // namespace
 
-InterpolateQuantizeKernels interpolate_quantize_kernels() { return {range, write}; }
+InterpolateQuantizeKernels interpolate_quantize_kernels() { return {range, write, groups}; }
 
 }  // namespace lcs::avx2
 LCS_TARGET_END

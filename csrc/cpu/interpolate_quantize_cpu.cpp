@@ -9,7 +9,7 @@
 namespace lcs {
 namespace {
 
-constexpr int64_t kLongGroup = 1 << 10;  // weights from which on the wait for streamed results is a small part
+constexpr int64_t kLongRow = 1 << 10;  // weights from which on the wait for streamed results is a small part
 
 class Quantizer {
  public:
@@ -20,9 +20,10 @@ class Quantizer {
                   avx512::interpolate_quantize_kernels)),
         codes_(quantize_codes(args.bits, args.nested)),
         group_(std::min(args.group, args.columns)),
-        in_row_((args.columns + group_ - 1) / group_),
-        groups_(args.rows * in_row_),
-        stream_(args.rows * args.columns * size_of(args.out) >= kStreamed && group_ >= kLongGroup) {}
+        columns_(args.columns % group_ ? args.columns : args.rows * args.columns),  // rows of whole groups are one row
+        in_row_((columns_ + group_ - 1) / group_),
+        groups_(args.rows * args.columns / columns_ * in_row_),
+        stream_(args.rows * args.columns * size_of(args.out) >= kStreamed && columns_ >= kLongRow) {}
 
   void run() { group_ <= kChunk ? short_groups() : long_groups(); }
 
@@ -30,9 +31,11 @@ class Quantizer {
   // Whose weights are still cached when they are read again.
   void short_groups() {
     parallel_(groups_, std::max<int64_t>(1, 2 * kChunk / group_), [this](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const QuantizeChunk chunk = piece(i, 0, group_);
-        write(chunk, grid(run_.range(chunk)));
+      while (begin < end) {
+        const int64_t row = begin / in_row_, next = std::min(end, (row + 1) * in_row_);
+        run_.groups(weights(row, (begin - row * in_row_) * group_, (next - row * in_row_) * group_), group_, codes_,
+                    stream_);
+        begin = next;
       }
     });
   }
@@ -60,13 +63,17 @@ class Quantizer {
 
   // Up to `n` weights of a group from `begin` on; none past its end.
   QuantizeChunk piece(int64_t group, int64_t begin, int64_t n) const {
-    const int64_t in_row = group % in_row_ * group_ + begin,
-                  end = std::min((group % in_row_ + 1) * group_, args_.columns);
-    const int64_t at = group / in_row_ * args_.columns + in_row;
+    const int64_t from = group % in_row_ * group_;
+    return weights(group / in_row_, from + begin, from + std::min(begin + n, group_));
+  }
+
+  // Of a row; none past its end.
+  QuantizeChunk weights(int64_t row, int64_t begin, int64_t end) const {
+    const int64_t at = row * columns_ + begin;
     return {advance(args_.w0, at, args_.in),
             advance(args_.w1, at, args_.in),
             advance(args_.w, at, args_.out),
-            std::clamp<int64_t>(end - in_row, 0, n),
+            std::max<int64_t>(std::min(end, columns_) - begin, 0),
             args_.alpha,
             args_.in,
             args_.out};
@@ -82,7 +89,7 @@ class Quantizer {
   const Parallel& parallel_;
   InterpolateQuantizeKernels run_;
   QuantizeCodes codes_;
-  int64_t group_, in_row_, groups_;
+  int64_t group_, columns_, in_row_, groups_;
   bool stream_;
 };
 

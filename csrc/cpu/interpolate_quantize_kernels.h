@@ -4,7 +4,7 @@
 #include "lcs/dtype.h"
 #include "quantize_grid.h"
 
-// What each instruction set implements, on up to a chunk of weights that share a scale.
+// What each instruction set implements, on weights that share a scale, or on groups of them.
 namespace lcs {
 
 struct QuantizeChunk {
@@ -19,6 +19,9 @@ struct InterpolateQuantizeKernels {
   ValueRange (*range)(const QuantizeChunk& chunk);
   // `stream`: w goes past the caches; it then begins at a cache line.
   void (*write)(const QuantizeChunk& chunk, const QuantizeGrid& grid, bool stream);
+  // Range, grid and values of every `group` consecutive weights of a chunk of any length, its last group maybe shorter.
+  // `stream`: the values of groups that begin at a cache line go past the caches.
+  void (*groups)(const QuantizeChunk& chunk, int64_t group, const QuantizeCodes& codes, bool stream);
 };
 
 namespace scalar {

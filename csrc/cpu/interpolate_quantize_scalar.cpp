@@ -13,6 +13,6 @@ namespace {
 #include "interpolate_quantize.inl"
 }  // namespace
 
-InterpolateQuantizeKernels interpolate_quantize_kernels() { return {range, write}; }
+InterpolateQuantizeKernels interpolate_quantize_kernels() { return {range, write, groups}; }
 
 }  // namespace lcs::scalar

@@ -1,8 +1,6 @@
 #include "lcs/quantize.h"
 
 #include <algorithm>
-#include <cfloat>
-#include <cmath>
 
 #include "dispatch.h"
 #include "interpolate_quantize_kernels.h"
@@ -13,23 +11,6 @@ QuantizeCodes quantize_codes(int64_t bits, bool nested) {
   const int kept = int(std::clamp<int64_t>(bits, 2, 8)), coded = nested ? 8 : kept;
   const double lowest = nested ? 0 : -(1 << (coded - 1));
   return {lowest, lowest + (1 << coded) - 1, double(1 << (coded - kept))};
-}
-
-QuantizeGrid quantize_grid(ValueRange range, const QuantizeCodes& codes) {
-  constexpr double kWhole = 0x1.8p52;  // added and taken away again, rounds to whole numbers, half to even
-  if (!std::isfinite(range.low) || !std::isfinite(range.high)) return {0, 0, 0, 0, 1, 1, 0, NAN};
-  const double low = std::min<double>(range.low, 0), high = std::max<double>(range.high, 0);
-  const double scale = (high - low) / (codes.highest - codes.lowest);
-  if (scale < FLT_MIN) return {0, 0, 0, 0, 1, 1, 0, 0};
-  const double zero = std::clamp(codes.lowest - low / scale + kWhole - kWhole, codes.lowest, codes.highest);
-  return {float(1 / scale),
-          float(zero),
-          float(codes.lowest),
-          float(codes.highest),
-          float(1 / codes.step),
-          float(codes.step),
-          float((codes.step - 1) / 2 - zero),
-          float(scale)};
 }
 
 void quantize(const QuantizeArgs& args, const Parallel& parallel) {

@@ -1,4 +1,6 @@
 #pragma once
+#include <cfloat>
+#include <cmath>
 #include <cstdint>
 
 namespace lcs {
@@ -23,7 +25,26 @@ struct QuantizeCodes {
 QuantizeCodes quantize_codes(int64_t bits, bool nested);  // bits are clamped to [2, 8]
 
 // For a range that includes 0, whatever is given. A scale below float32's least normal number counts as 0; where the
-// range is not finite, every value is NaN.
-QuantizeGrid quantize_grid(ValueRange range, const QuantizeCodes& codes);
+// range is not finite, every value is NaN. Nothing branches, so that the grids of many groups are computed in vectors.
+[[gnu::always_inline]] inline QuantizeGrid quantize_grid(ValueRange range, const QuantizeCodes& codes) {
+  constexpr double kWhole = 0x1.8p52;  // added and taken away again, rounds to whole numbers, half to even
+  const bool finite = range.low - range.low == 0 & range.high - range.high == 0;
+  const double low = range.low < 0 ? range.low : 0, high = range.high > 0 ? range.high : 0;
+  const double scale = (high - low) / (codes.highest - codes.lowest);
+  const bool spread = finite & scale >= FLT_MIN;
+  const double divisor = spread ? scale : 1;
+  const double nearest = codes.lowest - low / divisor + kWhole - kWhole;
+  const double least = nearest < codes.lowest ? codes.lowest : nearest;
+  const double zero = least > codes.highest ? codes.highest : least;
+  const float flat = finite ? 0 : NAN;
+  return {spread ? float(1 / divisor) : 0,
+          spread ? float(zero) : 0,
+          spread ? float(codes.lowest) : 0,
+          spread ? float(codes.highest) : 0,
+          spread ? float(1 / codes.step) : 1,
+          spread ? float(codes.step) : 1,
+          spread ? float((codes.step - 1) / 2 - zero) : 0,
+          spread ? float(scale) : flat};
+}
 
 }  // namespace lcs
