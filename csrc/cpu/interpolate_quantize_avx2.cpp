@@ -1,5 +1,6 @@
 #include <immintrin.h>
 
+#include <algorithm>
 #include <type_traits>
 
 #include "interpolate_quantize_kernels.h"

@@ -64,6 +64,10 @@ inline Float gather(const float* base, const uint16_t* index) { return base[*ind
 inline float reduce(Float x) { return x; }
 inline float reduce_least(Float x) { return x; }
 inline float reduce_greatest(Float x) { return x; }
+// Of kLanes vectors, each into a lane.
+inline Float reduce_each(const Float* x) { return *x; }
+inline Float reduce_least_each(const Float* x) { return *x; }
+inline Float reduce_greatest_each(const Float* x) { return *x; }
 inline Float raised_to(Float x, Float floor) { return x < floor ? floor : x; }         // a NaN stays
 inline Float lowered_to(Float x, Float ceiling) { return x > ceiling ? ceiling : x; }  // likewise
 inline Float nearest(Float x) { return __builtin_nearbyintf(x); }                      // half to even

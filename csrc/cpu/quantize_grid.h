@@ -1,6 +1,5 @@
 #pragma once
 #include <cfloat>
-#include <cmath>
 #include <cstdint>
 
 namespace lcs {
@@ -24,27 +23,41 @@ struct QuantizeCodes {
 
 QuantizeCodes quantize_codes(int64_t bits, bool nested);  // bits are clamped to [2, 8]
 
-// For a range that includes 0, whatever is given. A scale below float32's least normal number counts as 0; where the
-// range is not finite, every value is NaN. Nothing branches, so that the grids of many groups are computed in vectors.
-[[gnu::always_inline]] inline QuantizeGrid quantize_grid(ValueRange range, const QuantizeCodes& codes) {
+// A grid not yet rounded to float32; or those of a vector of ranges.
+template <class Double>
+struct WideGrid {
+  Double inverse, zero, lowest, highest, part, step, offset, scale;
+};
+
+// For ranges that include 0, whatever is given. A scale below float32's least normal number counts as 0; where the
+// range is not finite, every value is NaN.
+template <class Double>
+[[gnu::always_inline]] inline WideGrid<Double> wide_grid(const Double& least, const Double& greatest,
+                                                         const QuantizeCodes& codes) {
   constexpr double kWhole = 0x1.8p52;  // added and taken away again, rounds to whole numbers, half to even
-  const bool finite = range.low - range.low == 0 & range.high - range.high == 0;
-  const double low = range.low < 0 ? range.low : 0, high = range.high > 0 ? range.high : 0;
-  const double scale = (high - low) / (codes.highest - codes.lowest);
-  const bool spread = finite & scale >= FLT_MIN;
-  const double divisor = spread ? scale : 1;
-  const double nearest = codes.lowest - low / divisor + kWhole - kWhole;
-  const double least = nearest < codes.lowest ? codes.lowest : nearest;
-  const double zero = least > codes.highest ? codes.highest : least;
-  const float flat = finite ? 0 : NAN;
-  return {spread ? float(1 / divisor) : 0,
-          spread ? float(zero) : 0,
-          spread ? float(codes.lowest) : 0,
-          spread ? float(codes.highest) : 0,
-          spread ? float(1 / codes.step) : 1,
-          spread ? float(codes.step) : 1,
-          spread ? float((codes.step - 1) / 2 - zero) : 0,
-          spread ? float(scale) : flat};
+  const Double none{}, one = none + 1, lowest = none + codes.lowest, highest = none + codes.highest;
+  const Double error = (least - least) + (greatest - greatest);  // 0 or NaN
+  const Double low = least < none ? least : none, high = greatest > none ? greatest : none;
+  const Double scale = (high - low) / (codes.highest - codes.lowest) + error;
+  const auto spread = scale >= none + FLT_MIN;
+  const Double divisor = spread ? scale : one;
+  Double zero = codes.lowest - low / divisor + kWhole - kWhole;
+  zero = zero < lowest ? lowest : zero;
+  zero = zero > highest ? highest : zero;
+  return {spread ? 1 / divisor : none,
+          spread ? zero : none,
+          spread ? lowest : none,
+          spread ? highest : none,
+          spread ? none + 1 / codes.step : one,
+          spread ? none + codes.step : one,
+          spread ? (codes.step - 1) / 2 - zero : none,
+          scale < none + FLT_MIN ? none : scale};
+}
+
+inline QuantizeGrid quantize_grid(ValueRange range, const QuantizeCodes& codes) {
+  const auto wide = wide_grid<double>(range.low, range.high, codes);
+  return {float(wide.inverse), float(wide.zero), float(wide.lowest), float(wide.highest),
+          float(wide.part),    float(wide.step), float(wide.offset), float(wide.scale)};
 }
 
 }  // namespace lcs
