@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <vector>
 
 #include "dispatch.h"
 #include "scratch.h"
@@ -16,6 +17,8 @@ constexpr int64_t kPanelPixels = 400;        // whose sums and weights stay in t
 constexpr int64_t kPanelBytes = 320 << 10;   // of that cache
 constexpr int64_t kWeightBytes = 512 << 10;  // of that cache, likewise
 constexpr int64_t kPanels = 8;               // enough for each thread to fill its own
+constexpr int64_t kTasks = 16;               // enough for threads to share evenly
+constexpr int64_t kPartRows = 4;             // that a task has at least
 
 WidthConv2dKernels kernels() {
   return best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels);
@@ -51,10 +54,31 @@ void pack(const WidthWeight& w, int64_t out, int64_t in, float* packed, const Pa
   });
 }
 
+// Outputs [begin, end) of an axis, which the taps [first, last) reach, and no other inside the input.
+struct Run {
+  int64_t begin, end, first, last;
+};
+
+std::vector<Run> runs_of(const Walk& axis, int64_t outputs, int64_t size, bool padded) {
+  std::vector<Run> runs;
+  for (int64_t i = 0; i < outputs; ++i) {
+    const auto tap_at = [&](int64_t coordinate) {
+      return std::clamp<int64_t>(ceil_div(coordinate - i * axis.stride, axis.dilation), 0, axis.kernel);
+    };
+    const int64_t first = padded ? 0 : tap_at(axis.first()), last = padded ? 1 : tap_at(axis.last(size));
+    if (!runs.empty() && runs.back().first == first && runs.back().last == last)
+      ++runs.back().end;
+    else
+      runs.push_back({i, i + 1, first, last});
+  }
+  return runs;
+}
+
 // Panels are bands of rows of an image, or several small images. The input of a panel is x itself where its channels
-// lie next to each other, else a strip, a copy with channels last and its padding. Each tap of each output position is
-// at a fixed distance in either. Panels, tiles of output channels and positions, in this order, are shared out among
-// the threads: each reads few weights, and those again and again.
+// lie next to each other, else a strip, a copy with channels last. Each tap of each output position is at a fixed
+// distance in either; positions that the same taps reach are computed together, and no padding is. Panels, tiles of
+// output channels and parts of a panel's rows, in this order, are shared out among the threads: each reads few weights,
+// and those again and again.
 class WidthConv2d {
  public:
   WidthConv2d(const WidthConv2dArgs& args, const Parallel& parallel)
@@ -92,20 +116,20 @@ class WidthConv2d {
   }
 
   void run() {
-    static thread_local Scratch<WidthPlace> places;
-    static thread_local Scratch<float> affine, block, zeros;
+    static thread_local Scratch<float> affine, block;
     weight_ = pairs_ ? static_cast<const float*>(static_cast<const void*>(a_.pairs)) : a_.packed;
     if (!weight_) {
       float* const packed = block.reserve(width_blocks(a_.y.channels) * block_stride_);
       pack(a_.weight, a_.y.channels, a_.x.channels / a_.groups, packed, parallel_);
       weight_ = packed;
     }
-    fill_places(places.reserve(panel_pixels() + taps()));
     fill_affine(affine.reserve(2 * (ceil_div(a_.y.channels, span_) + 1) * span_));
-    float* const none = zeros.reserve(x_.channels);
-    zeros_ = std::fill_n(none, x_.channels, 0.0f) - x_.channels;
+    row_runs_ = runs_of(rows_, a_.y.height, a_.x.height, false);
+    column_runs_ = runs_of(columns_, a_.y.width, a_.x.width, merged_);
     panels_ = ceil_div(a_.x.n, images_) * bands_;
-    units_ = ceil_div(panel_pixels(), run_.pixels);
+    const int64_t most = images_ == 1 ? std::max<int64_t>(band_ / kPartRows, 1) : 1;
+    part_rows_ = ceil_div(band_, std::clamp<int64_t>(kTasks / (panels_ * tiles_ * groups_), 1, most));
+    parts_ = ceil_div(band_, part_rows_);
     if (in_place_) return multiply([this](int64_t panel) { return in_place(panel); });
     panels_ < kPanels ? run_together() : run_apart();
   }
@@ -129,24 +153,8 @@ class WidthConv2d {
     if (bands_ == 1)
       images_ =
           std::clamp<int64_t>(std::min(kPanelPixels / (height * width), kPanelBytes / strip_bytes(height)), 1, a_.x.n);
+    images_ = ceil_div(a_.x.n, ceil_div(a_.x.n, images_));
     image_ = in_place_ ? x_.image_stride : rows_.length(band_) * row_;
-  }
-
-  // Of the positions of a panel, and of the taps.
-  void fill_places(WidthPlace* to) {
-    place_ = to;
-    for (int64_t image = 0; image < images_; ++image)
-      for (int64_t i = 0; i < band_; ++i)
-        for (int64_t j = 0; j < a_.y.width; ++j) {
-          const int64_t row = i * rows_.stride, column = j * columns_.stride;
-          *to++ = {image * image_ + row * row_ + column * column_, row, column};
-        }
-    tap_ = to;
-    for (int64_t i = 0; i < rows_.kernel; ++i)
-      for (int64_t j = 0; j < taps() / rows_.kernel; ++j) {
-        const int64_t row = i * rows_.dilation, column = j * columns_.dilation;
-        *to++ = {row * row_ + column * column_, row, column};
-      }
   }
 
   // Scales and biases of whole tiles.
@@ -197,9 +205,11 @@ class WidthConv2d {
     const int64_t begin = std::min(columns_.first(), columns),
                   end = std::clamp(columns_.last(a_.x.width), begin, columns);
     if (image >= a_.x.n || row < rows_.first() || row >= rows_.last(a_.x.height) || begin == end)
-      return clear(to, columns);
-    clear(to, begin);
-    clear(to + end * column_, columns - end);
+      return;  // no tap reads it
+    if (merged_) {
+      clear(to, begin);
+      clear(to + end * column_, columns - end);
+    }
     const Images& x = a_.x;
     const int64_t from = image * x.image_stride + (row * rows_.step - rows_.padding) * x.row_stride +
                          (begin * columns_.step - columns_.padding) * x.column_stride;
@@ -228,29 +238,27 @@ class WidthConv2d {
 
   void clear(float* to, int64_t columns) const { std::memset(to, 0, size_t(columns * column_) * sizeof(float)); }
 
-  // All results, a unit of positions of one tile at a time; input_of(panel) is called by the thread that needs it.
+  // All results, a part of a panel in one tile at a time; input_of(panel) is called by the thread that needs it.
   template <class InputOf>
   void multiply(const InputOf& input_of) const {
     const int64_t tiles = tiles_ * groups_;
-    parallel_(panels_ * tiles * units_, 1, [&](int64_t begin, int64_t end) {
-      static thread_local Scratch<const float*> taps;
-      const float** const at = taps.reserve(this->taps() * kWidthPixels);
+    parallel_(panels_ * tiles * parts_, 1, [&](int64_t begin, int64_t end) {
       InputOf input = input_of;
       while (begin < end) {  // what is next to each other in one tile
-        const int64_t unit = begin % units_, last = std::min(end - begin + unit, units_),
-                      panel = begin / units_ / tiles;
-        multiply(panel, begin / units_ % tiles, unit * run_.pixels, last * run_.pixels, input(panel), at);
-        begin += last - unit;
+        const int64_t part = begin % parts_, last = std::min(end - begin + part, parts_),
+                      panel = begin / parts_ / tiles;
+        multiply(panel, begin / parts_ % tiles, part * part_rows_, last * part_rows_, input(panel));
+        begin += last - part;
       }
     });
   }
 
-  void multiply(int64_t panel, int64_t tile, int64_t from, int64_t to, const float* x, const float** at) const {
+  // Rows [from, to) of the panel's band in a tile.
+  void multiply(int64_t panel, int64_t tile, int64_t from, int64_t to, const float* x) const {
     const int64_t first = tile / tiles_ * outputs_, end = first + outputs_;
     const int64_t start = first / kWidthBlock * kWidthBlock + tile % tiles_ * span_;
     const int64_t top = panel % bands_ * band_, rows = std::min(band_, a_.y.height - top);
-    const int64_t images = std::min(images_, a_.x.n - panel / bands_ * images_);
-    to = std::min(to, images * rows * a_.y.width);
+    to = std::min(to, rows);
     if (start >= end || from >= to) return;  // of a group that needs no more tiles than others may, or a smaller panel
     static thread_local Scratch<float> scratch;
     const int64_t vectors = std::min<int64_t>(run_.max_vectors, ceil_div(end - start, run_.lanes));
@@ -260,25 +268,59 @@ class WidthConv2d {
     const int64_t stride = direct ? a_.y.channels : vectors * run_.lanes;
     float* const sums = direct ? static_cast<float*>(output(panel, start)) : scratch.reserve(panel_pixels() * stride);
     WidthTile t{};
-    t.x = x + (depthwise_ ? start : tile / tiles_ * inputs_), t.zeros = zeros_, t.at = at;
-    t.place = place_, t.from = from, t.to = to, t.tap = tap_, t.taps = taps();
-    if (in_place_) {
-      t.first_row = rows_.first() - top * rows_.stride, t.rows = rows_.last(a_.x.height) - rows_.first();
-      t.first_column = columns_.first(), t.columns = columns_.last(a_.x.width) - columns_.first();
-    } else {
-      t.rows = rows_.length(band_), t.columns = columns_.length(a_.y.width);
-    }
     t.block = block_, t.stored = stored_, t.block_stride = block_stride_, t.vectors = int(vectors);
-    t.sums = sums, t.sums_stride = stride, t.scale = scale_ + start, t.bias = bias_ + start;
+    t.weight_taps = taps(), t.scale = scale_ + start, t.bias = bias_ + start;
     t.relu = a_.relu, t.depthwise = depthwise_;
+    const int64_t images = std::min(images_, a_.x.n - panel / bands_ * images_);
+    const Span span{top, from, to, images, rows * a_.y.width * stride, stride};
     for (int64_t c = 0; c == 0 || c < inputs_; c += chunk_) {
       t.begin = c, t.end = std::min(c + chunk_, inputs_), t.first = c == 0, t.last = c + chunk_ >= inputs_;
       t.weight = weight_ + start / kWidthBlock * block_stride_ + c * taps() * kWidthBlock;
-      run_.accumulate(t);
+      accumulate(t, span, x + (depthwise_ ? start : tile / tiles_ * inputs_), sums);
     }
-    const int64_t begin = std::max(start, first);
+    const int64_t begin = std::max(start, first), pixels = rows * a_.y.width;
     if (!direct)
-      write(panel, rows * a_.y.width, from, to, begin, std::min(start + span_, end), sums + begin - start, stride);
+      write(panel, pixels, from * a_.y.width, images == 1 ? to * a_.y.width : images * pixels, begin,
+            std::min(start + span_, end), sums + begin - start, stride);
+  }
+
+  // Rows [from, to) of a band that begins at row `top`, of each of several images; floats of sums from image to image,
+  // and from position to position.
+  struct Span {
+    int64_t top, from, to, images, image, position;
+  };
+
+  void accumulate(WidthTile& t, const Span& s, const float* x, float* sums) const {
+    static thread_local Scratch<WidthTap> scratch;
+    WidthTap* const taps = scratch.reserve(this->taps());
+    for (const Run& rows : row_runs_) {
+      const int64_t begin = std::max(rows.begin - s.top, s.from), end = std::min(rows.end - s.top, s.to);
+      for (const Run& columns : column_runs_) {
+        t.tap = taps, t.taps = 0;
+        for (int64_t i = rows.first; i < rows.last; ++i)
+          for (int64_t j = columns.first; j < columns.last; ++j)
+            taps[t.taps++] = {i * rows_.dilation * row_ + j * columns_.dilation * column_,
+                              i * (this->taps() / rows_.kernel) + j};
+        int64_t left = s.images * std::max<int64_t>(end - begin, 0) * (columns.end - columns.begin), next = share(t, left);
+        for (int64_t image = 0; image < s.images; ++image)
+          for (int64_t i = begin; i < end; ++i)
+            for (int64_t j = columns.begin; j < columns.end; ++j) {
+              t.at[t.pixels] = x + image * image_ + i * rows_.stride * row_ + j * columns_.stride * column_;
+              t.sums[t.pixels] = sums + image * s.image + (i * a_.y.width + j) * s.position;
+              if (++t.pixels < next) continue;
+              run_.accumulate(t);
+              next = share(t, left -= next);
+            }
+      }
+    }
+  }
+
+  // How many of the positions that are left are the next tile. The last two share evenly: few sums leave the
+  // multipliers waiting for each other.
+  int64_t share(WidthTile& t, int64_t left) const {
+    t.pixels = 0;
+    const int64_t most = run_.pixels(t.vectors);
+    return left >= 2 * most ? most : left > most ? (left + 1) / 2 : left;
   }
 
   // Where a panel's results of a channel begin.
@@ -333,10 +375,10 @@ class WidthConv2d {
   int64_t inputs_;                // channels of a group
   int64_t block_ = kWidthBlock;   // input channels that the weight keeps together
   int64_t column_, row_, image_;  // distances in a strip
-  int64_t band_, bands_, images_, panels_, units_;
+  int64_t band_, bands_, images_, panels_, part_rows_, parts_;
   int64_t chunk_;  // input channels of a call of the kernel
-  const WidthPlace *place_, *tap_;
-  const float *weight_, *scale_, *bias_, *zeros_;
+  std::vector<Run> row_runs_, column_runs_;
+  const float *weight_, *scale_, *bias_;
 };
 
 }  // namespace
