@@ -1,7 +1,8 @@
 // Compiled once per instruction set, after its lanes_*.inl and block_copy.inl, in an unnamed namespace inside its
 // target region. kMaxVectors is how many vectors of channels a tile may span, pixels_of(vectors) at how many positions
 // their sums and one vector of weights each fit the registers, term(x, weight, sum) the sum with one more term: of a
-// float, or of a pair of bfloat16 where one lies in its place.
+// float, or of a pair of bfloat16 where one lies in its place. term_of_all(x, weight, sum) is that of one x in all
+// lanes, which the multiplication itself reads from memory.
 
 constexpr int kBlock = 16;
 // Without it gcc keeps the positions' addresses in registers, and those that do not fit in vectors, from where they
@@ -27,7 +28,10 @@ __attribute__((always_inline)) inline void add_terms(const float* const* at, int
 #pragma GCC unroll 32
     for (int i = 0; i < kWeights; ++i) {
       Float& to = sum[p * kVectors + i % kVectors];
-      to = term(kDepthwise ? load(x + i * kLanes) : set1(x[i / kVectors]), w[i], to);
+      if constexpr (kVectors == 1 && !kDepthwise)
+        to = term_of_all(x[i], w[i], to);
+      else
+        to = term(kDepthwise ? load(x + i * kLanes) : set1(x[i / kVectors]), w[i], to);
     }
   }
 }

@@ -23,6 +23,7 @@ using namespace eight;
 constexpr int kMaxVectors = 2, kTogetherAtMost = 1;
 constexpr int pixels_of(int vectors) { return 12 / vectors; }
 inline Float term(Float x, Float weight, Float sum) { return fmadd(x, weight, sum); }
+inline Float term_of_all(const float& x, Float weight, Float sum) { return fmadd(set1(x), weight, sum); }
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "width_conv2d.inl"

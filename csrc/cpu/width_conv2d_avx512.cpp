@@ -23,6 +23,7 @@ namespace eight {
 constexpr int kMaxVectors = 2, kTogetherAtMost = 4;
 constexpr int pixels_of(int) { return 14; }
 inline Float term(Float x, Float weight, Float sum) { return fmadd(x, weight, sum); }
+inline Float term_of_all(const float& x, Float weight, Float sum) { return fmadd(set1(x), weight, sum); }
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "width_conv2d.inl"

@@ -24,6 +24,10 @@ constexpr int kMaxVectors = 2, kTogetherAtMost = 4;
 constexpr int pixels_of(int) { return 14; }
 // Of pairs: the second products first, then the first ones, each rounded, denormals as zeros.
 inline Float term(Float x, Float weight, Float sum) { return _mm512_dpbf16_ps(sum, __m512bh(x), __m512bh(weight)); }
+inline Float term_of_all(const float& x, Float weight, Float sum) {  // in a form that gcc has no pattern for
+  asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(weight), "m"(x));
+  return sum;
+}
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "width_conv2d.inl"

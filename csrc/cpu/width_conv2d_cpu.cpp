@@ -307,12 +307,24 @@ class WidthConv2d {
             for (int64_t j = columns.begin; j < columns.end; ++j) {
               t.at[t.pixels] = x + image * image_ + i * rows_.stride * row_ + j * columns_.stride * column_;
               t.sums[t.pixels] = sums + image * s.image + (i * a_.y.width + j) * s.position;
+              if (t.first) prefetch(t, t.at[t.pixels], t.sums[t.pixels]);
               if (++t.pixels < next) continue;
               run_.accumulate(t);
               next = share(t, left -= next);
             }
       }
     }
+  }
+
+  // What is read first about a tile later, and what this one writes.
+  void prefetch(const WidthTile& t, const float* at, float* sums) const {
+    constexpr int64_t kLine = 16;  // floats
+    for (int64_t i = 0; i < t.vectors * run_.lanes; i += kLine) __builtin_prefetch(sums + i, 1);
+    if (!in_place_) return;
+    const int64_t column = columns_.stride * column_;
+    for (int64_t row = std::max<int64_t>(rows_.kernel - rows_.stride, 0); row < rows_.kernel; ++row)
+      for (int64_t i = 0; i < column; i += kLine)
+        __builtin_prefetch(at + row * rows_.dilation * row_ + kWidthPixels * column + i, 0, 2);
   }
 
   // How many of the positions that are left are the next tile. The last two share evenly: few sums leave the

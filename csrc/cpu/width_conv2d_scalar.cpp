@@ -28,6 +28,7 @@ inline void stream_square(const From* from, To* to) {
   stream(to, rounded<To>(load(from)));
 }
 inline Float term(Float x, Float weight, Float sum) { return fmadd(x, weight, sum); }
+inline Float term_of_all(const float& x, Float weight, Float sum) { return fmadd(set1(x), weight, sum); }
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "width_conv2d.inl"
