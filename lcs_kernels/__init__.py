@@ -23,6 +23,7 @@ from .ops.sparse_conv2d import sparse_conv2d
 from .ops.sparse_linear import sparse_linear
 from .ops.sparse_pack import sparse_pack
 from .ops.width_conv2d import width_conv2d
+from .ops.width_conv2d_norm import width_conv2d_norm
 
 __all__ = [
     "LcsUnavailableError",
@@ -44,6 +45,7 @@ __all__ = [
     "sparse_linear",
     "sparse_pack",
     "width_conv2d",
+    "width_conv2d_norm",
 ]
 
 _load.load_installed()

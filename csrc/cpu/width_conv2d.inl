@@ -44,14 +44,14 @@ void accumulate_tile(const WidthTile& t) {
   Float sum[kSums];
   const int64_t block_stride = t.block_stride;
 #pragma GCC unroll 32
-  for (int i = 0; i < kSums; ++i)
-    sum[i] = t.first ? set1(0.0f) : load(t.sums[i / kVectors] + i % kVectors * kLanes);
-  const float* weight = t.weight;
+  for (int i = 0; i < kSums; ++i) sum[i] = t.first ? set1(0.0f) : load(t.sums[i / kVectors] + i % kVectors * kLanes);
+  const float *weight = t.weight, *ahead = t.ahead;
   for (int64_t block = t.begin; block < t.end; block += t.block) {
     const int64_t end = std::min(block + t.block, t.end), next = std::min(t.block, t.stored - block) * kBlock;
     for (const WidthTap* tap = t.tap; tap != t.tap + t.taps; ++tap) {
       const float* w = weight + tap->index * next;
       const int64_t last = end + tap->offset;
+      for (int i = 0; i < t.ahead_lines; ++i, ahead += kBlock) __builtin_prefetch(ahead, 0, 2);
       int64_t c = block + tap->offset;
       for (; c + kTogether <= last; c += kTogether, w += kTogether * kBlock)
         add_terms<kDepthwise, kVectors, kPixels, kTogether>(t.at, c, w, block_stride, sum);
@@ -94,6 +94,4 @@ void accumulate(const WidthTile& tile) {
   tile.depthwise ? accumulate_any<true>(tile, kVectors) : accumulate_any<false>(tile, kVectors);
 }
 
-WidthConv2dKernels table() {
-  return {kLanes, kMaxVectors, pixels_of, accumulate, load_block, store_block};
-}
+WidthConv2dKernels table() { return {kLanes, kMaxVectors, pixels_of, accumulate, load_block, store_block}; }

@@ -17,6 +17,7 @@ constexpr int64_t kPanelPixels = 400;        // whose sums and weights stay in t
 constexpr int64_t kPanelBytes = 320 << 10;   // of that cache
 constexpr int64_t kWeightBytes = 512 << 10;  // of that cache, likewise
 constexpr int64_t kPanels = 8;               // enough for each thread to fill its own
+constexpr int64_t kLine = 16;                // floats
 constexpr int64_t kTasks = 16;               // enough for threads to share evenly
 constexpr int64_t kPartRows = 4;             // that a task has at least
 
@@ -112,7 +113,9 @@ class WidthConv2d {
     row_ = in_place_ ? rows_.step * x_.row_stride : columns_.length(a_.y.width) * column_;
     choose_panels();
     const int64_t bytes = block_ * taps() * span_ * int64_t{sizeof(float)};
-    chunk_ = std::max<int64_t>(kWeightBytes / bytes, 1) * block_;
+    const int64_t blocks = std::max<int64_t>(ceil_div(inputs_, block_), 1),
+                  at_once = std::max<int64_t>(kWeightBytes / bytes, 1);
+    chunk_ = ceil_div(blocks, ceil_div(blocks, at_once)) * block_;
   }
 
   void run() {
@@ -271,6 +274,9 @@ class WidthConv2d {
     t.block = block_, t.stored = stored_, t.block_stride = block_stride_, t.vectors = int(vectors);
     t.weight_taps = taps(), t.scale = scale_ + start, t.bias = bias_ + start;
     t.relu = a_.relu, t.depthwise = depthwise_;
+    // What other tiles of outputs have read is near, as is a strip.
+    if (in_place_ && tile == 0)
+      t.ahead_lines = int(ceil_div(run_.pixels(t.vectors) * columns_.stride * block_, taps() * kLine));
     const int64_t images = std::min(images_, a_.x.n - panel / bands_ * images_);
     const Span span{top, from, to, images, rows * a_.y.width * stride, stride};
     for (int64_t c = 0; c == 0 || c < inputs_; c += chunk_) {
@@ -293,6 +299,9 @@ class WidthConv2d {
   void accumulate(WidthTile& t, const Span& s, const float* x, float* sums) const {
     static thread_local Scratch<WidthTap> scratch;
     WidthTap* const taps = scratch.reserve(this->taps());
+    const int64_t step = columns_.stride * column_, lines = ceil_div(t.vectors * run_.lanes, kLine);
+    const int64_t ahead =
+        (rows_.kernel - 1) * rows_.dilation * row_ + (columns_.kernel - 1) * columns_.dilation * column_;
     for (const Run& rows : row_runs_) {
       const int64_t begin = std::max(rows.begin - s.top, s.from), end = std::min(rows.end - s.top, s.to);
       for (const Run& columns : column_runs_) {
@@ -301,30 +310,24 @@ class WidthConv2d {
           for (int64_t j = columns.first; j < columns.last; ++j)
             taps[t.taps++] = {i * rows_.dilation * row_ + j * columns_.dilation * column_,
                               i * (this->taps() / rows_.kernel) + j};
-        int64_t left = s.images * std::max<int64_t>(end - begin, 0) * (columns.end - columns.begin), next = share(t, left);
+        int64_t left = s.images * std::max<int64_t>(end - begin, 0) * (columns.end - columns.begin),
+                next = share(t, left);
         for (int64_t image = 0; image < s.images; ++image)
-          for (int64_t i = begin; i < end; ++i)
-            for (int64_t j = columns.begin; j < columns.end; ++j) {
-              t.at[t.pixels] = x + image * image_ + i * rows_.stride * row_ + j * columns_.stride * column_;
-              t.sums[t.pixels] = sums + image * s.image + (i * a_.y.width + j) * s.position;
-              if (t.first) prefetch(t, t.at[t.pixels], t.sums[t.pixels]);
+          for (int64_t i = begin; i < end; ++i) {
+            const float* at = x + image * image_ + i * rows_.stride * row_ + columns.begin * step;
+            float* to = sums + image * s.image + (i * a_.y.width + columns.begin) * s.position;
+            for (int64_t j = columns.begin; j < columns.end; ++j, at += step, to += s.position) {
+              t.at[t.pixels] = at, t.sums[t.pixels] = to;
+              if (t.first)
+                for (int64_t v = 0; v < lines; ++v) __builtin_prefetch(to + v * kLine, 1);
               if (++t.pixels < next) continue;
+              t.ahead = t.at[0] + ahead + next * step;
               run_.accumulate(t);
               next = share(t, left -= next);
             }
+          }
       }
     }
-  }
-
-  // What is read first about a tile later, and what this one writes.
-  void prefetch(const WidthTile& t, const float* at, float* sums) const {
-    constexpr int64_t kLine = 16;  // floats
-    for (int64_t i = 0; i < t.vectors * run_.lanes; i += kLine) __builtin_prefetch(sums + i, 1);
-    if (!in_place_) return;
-    const int64_t column = columns_.stride * column_;
-    for (int64_t row = std::max<int64_t>(rows_.kernel - rows_.stride, 0); row < rows_.kernel; ++row)
-      for (int64_t i = 0; i < column; i += kLine)
-        __builtin_prefetch(at + row * rows_.dilation * row_ + kWidthPixels * column + i, 0, 2);
   }
 
   // How many of the positions that are left are the next tile. The last two share evenly: few sums leave the

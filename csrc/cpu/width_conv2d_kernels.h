@@ -28,6 +28,8 @@ struct WidthTile {
   const float* weight;          // of the first of these output channels and of channel `begin`
   int64_t block_stride;         // floats from one block of output channels to the next
   const float *scale, *bias;    // of each channel; applied in the last call, as is ReLU
+  const float* ahead;           // what later tiles read first, from which each tap prefetches so many cache lines
+  int ahead_lines;
   bool first, last, relu, depthwise;
 };
 

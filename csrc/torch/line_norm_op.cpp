@@ -2,7 +2,40 @@
 
 #include <tuple>
 
-#include "binding.h"
+#include "line_norm_binding.h"
+
+namespace lcs::binding {
+namespace {
+
+void check_vector(const Tensor& t, int64_t channels, const char* op, const char* name) {
+  STD_TORCH_CHECK(t.is_cpu() && t.dim() == 1 && t.size(0) >= channels && t.is_contiguous(), op, ": ", name,
+                  " must be a contiguous vector of at least ", channels, " on the CPU, got shape ", shape_of(t));
+}
+
+LineVector ends(const std::optional<Tensor>& end0, const std::optional<Tensor>& end1, int64_t channels, ScalarType like,
+                const char* op, const char* name0, const char* name1) {
+  STD_TORCH_CHECK(end0 || !end1, op, ": ", name1, " without ", name0);
+  if (!end0) return {nullptr, nullptr, DType::float32};
+  check_vector(*end0, channels, op, name0);
+  const ScalarType type = end0->scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == like, op, ": ", name0, " must be float32 or of x's dtype");
+  if (!end1) return {end0->const_data_ptr(), nullptr, dtype_of(type, op, name0)};
+  check_vector(*end1, channels, op, name1);
+  STD_TORCH_CHECK(end1->scalar_type() == type && end1->size(0) == end0->size(0), op, ": ", name1,
+                  " must have the shape and the dtype of ", name0, ", got shape ", shape_of(*end1));
+  return {end0->const_data_ptr(), end1->const_data_ptr(), dtype_of(type, op, name0)};
+}
+
+}  // namespace
+
+void take_line(const char* op, LineNormArgs& args, ScalarType type, const LineVectors& line) {
+  STD_TORCH_CHECK(line.alpha || (!line.weight1 && !line.bias1), op, ": a line needs an alpha");
+  args.weight = ends(line.weight0, line.weight1, args.channels, type, op, "weight0", "weight1");
+  args.bias = ends(line.bias0, line.bias1, args.channels, type, op, "bias0", "bias1");
+  args.alpha = line.alpha ? scalar_of<float>(*line.alpha, ScalarType::Float, op, "alpha") : 0;
+}
+
+}  // namespace lcs::binding
 
 namespace {
 
@@ -27,31 +60,11 @@ Tensor laid_out_as(const Tensor& t, const Tensor& like, bool last, const char* n
   return torch::stable::copy_(copy, t);
 }
 
-void check_vector(const Tensor& t, const Tensor& x, const char* name) {
-  STD_TORCH_CHECK(t.is_cpu() && t.dim() == 1 && t.size(0) >= x.size(1) && t.is_contiguous(), kLineNorm, ": ", name,
-                  " must be a contiguous vector of at least ", x.size(1), " on the CPU, got shape ", shape_of(t));
-}
-
 const float* given(const std::optional<Tensor>& t, const Tensor& x, const char* name) {
   if (!t) return nullptr;
-  check_vector(*t, x, name);
+  check_vector(*t, x.size(1), kLineNorm, name);
   STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float, kLineNorm, ": ", name, " must be float32");
   return static_cast<const float*>(t->const_data_ptr());
-}
-
-lcs::LineVector ends(const std::optional<Tensor>& end0, const std::optional<Tensor>& end1, const Tensor& x,
-                     const char* name0, const char* name1) {
-  STD_TORCH_CHECK(end0 || !end1, kLineNorm, ": ", name1, " without ", name0);
-  if (!end0) return {nullptr, nullptr, lcs::DType::float32};
-  check_vector(*end0, x, name0);
-  const ScalarType type = end0->scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == x.scalar_type(), kLineNorm, ": ", name0,
-                  " must be float32 or of x's dtype");
-  if (!end1) return {end0->const_data_ptr(), nullptr, dtype_of(type, kLineNorm, name0)};
-  check_vector(*end1, x, name1);
-  STD_TORCH_CHECK(end1->scalar_type() == type && end1->size(0) == end0->size(0), kLineNorm, ": ", name1,
-                  " must have the shape and the dtype of ", name0, ", got shape ", shape_of(*end1));
-  return {end0->const_data_ptr(), end1->const_data_ptr(), dtype_of(type, kLineNorm, name0)};
 }
 
 // What forward and backward take alike, checked; x is laid out already.
@@ -68,12 +81,9 @@ lcs::LineNormArgs arguments(const Tensor& x, bool last, const std::optional<Tens
   STD_TORCH_CHECK(mean || (groups >= 1 && args.channels % groups == 0), kLineNorm, ": ", groups,
                   " groups do not divide ", args.channels, " channels of x");
   STD_TORCH_CHECK(eps >= 0, kLineNorm, ": eps must be at least 0, got ", eps);
-  STD_TORCH_CHECK(alpha || (!weight1 && !bias1), kLineNorm, ": a line needs an alpha");
   args.x = x.const_data_ptr(), args.groups = groups, args.eps = eps, args.relu = relu;
   args.last = last || args.pixels == 1;
-  args.weight = ends(weight0, weight1, x, "weight0", "weight1");
-  args.bias = ends(bias0, bias1, x, "bias0", "bias1");
-  args.alpha = alpha ? scalar_of<float>(*alpha, ScalarType::Float, kLineNorm, "alpha") : 0;
+  take_line(kLineNorm, args, x.scalar_type(), {weight0, weight1, bias0, bias1, alpha});
   args.mean = given(mean, x, "mean"), args.var = given(var, x, "var");
   return args;
 }

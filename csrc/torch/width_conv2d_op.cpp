@@ -2,25 +2,64 @@
 
 #include "images_binding.h"
 #include "sparse_weight_binding.h"
+#include "width_weight_binding.h"
+
+namespace lcs::binding {
+
+WidthWeight width_weight(const Tensor& weight, const char* op) {
+  const ScalarType type = weight.scalar_type();
+  STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 4 && weight.is_contiguous(), op,
+                  ": weight must be contiguous (out_channels, in_channels / groups, h, w) on the CPU, got shape ",
+                  shape_of(weight));
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, op,
+                  ": weight must be float32 or bfloat16, got dtype ", int(type));
+  return {weight.const_data_ptr(), dtype_of(type, op, "weight"), weight.size(0), weight.size(1),
+          weight.size(2) * weight.size(3)};
+}
+
+const void* packed_data(const std::optional<Tensor>& packed, const WidthWeight& w, bool pairs, const char* op) {
+  if (!packed || (packed->scalar_type() == ScalarType::BFloat16) != pairs) return nullptr;
+  const void* const data = packed->const_data_ptr();
+  const int64_t inputs = pairs ? (w.in_channels + 1) / 2 : w.in_channels, width = (1 + pairs) * kWidthBlock;
+  STD_TORCH_CHECK(packed->is_cpu() && packed->is_contiguous() && packed->dim() == 3 &&
+                      packed->scalar_type() == (pairs ? ScalarType::BFloat16 : ScalarType::Float) &&
+                      packed->size(0) == width_blocks(w.out_channels) && packed->size(1) == inputs * w.taps &&
+                      packed->size(2) == width,
+                  op, ": packed is not what width_conv2d_pack makes of this weight, got shape ", shape_of(*packed));
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(data) % 64 == 0, op,
+                  ": packed must begin at a cache line, as what width_conv2d_pack returns does");
+  return data;
+}
+
+WidthConv2dCall width_conv2d_call(const char* op, const Tensor& x, const Tensor& weight, int64_t out_channels,
+                                  const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                                  const std::vector<int64_t>& dilation, int64_t groups,
+                                  const std::optional<Tensor>& packed) {
+  STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4, op, ": x and weight must have 4 dimensions, got ", shape_of(x),
+                  " and ", shape_of(weight));
+  const WidthWeight w = width_weight(weight, op);
+  const int64_t out = w.out_channels;
+  STD_TORCH_CHECK(out_channels >= 0 && out_channels <= out, op, ": out_channels ", out_channels, " of a weight of ",
+                  out);
+  STD_TORCH_CHECK(
+      groups >= 1 && x.size(1) % groups == 0 && x.size(1) / groups <= w.in_channels && out_channels % groups == 0, op,
+      ": ", groups, " groups do not share ", x.size(1), " channels of x and ", out_channels,
+      " of the result, or read more than the weight's ", w.in_channels);
+  return {w, axis(op, stride, padding, dilation, weight.size(2), 0),
+          axis(op, stride, padding, dilation, weight.size(3), 1),
+          static_cast<const float*>(packed_data(packed, w, false, op)),
+          static_cast<const BFloat16*>(packed_data(packed, w, true, op))};
+}
+
+}  // namespace lcs::binding
 
 namespace {
 
 using namespace lcs::binding;
 constexpr const char* kWidthConv2d = "width_conv2d";
 
-lcs::WidthWeight width_weight(const Tensor& weight) {
-  const ScalarType type = weight.scalar_type();
-  STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 4 && weight.is_contiguous(), kWidthConv2d,
-                  ": weight must be contiguous (out_channels, in_channels / groups, h, w) on the CPU, got shape ",
-                  shape_of(weight));
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, kWidthConv2d,
-                  ": weight must be float32 or bfloat16, got dtype ", int(type));
-  return {weight.const_data_ptr(), dtype_of(type, kWidthConv2d, "weight"), weight.size(0), weight.size(1),
-          weight.size(2) * weight.size(3)};
-}
-
 Tensor width_conv2d_pack_cpu(Tensor weight, bool pairs) {
-  const lcs::WidthWeight w = width_weight(weight);
+  const lcs::WidthWeight w = width_weight(weight, kWidthConv2d);
   if (pairs) {
     STD_TORCH_CHECK(w.dtype == lcs::DType::bfloat16, kWidthConv2d, ": pairs are of a bfloat16 weight");
     Tensor packed = torch::stable::empty(
@@ -35,48 +74,22 @@ Tensor width_conv2d_pack_cpu(Tensor weight, bool pairs) {
   return packed;
 }
 
-// What width_conv2d_pack makes of a weight, of floats or pairs.
-const void* packed_data(const std::optional<Tensor>& packed, const lcs::WidthWeight& w, bool pairs) {
-  if (!packed || (packed->scalar_type() == ScalarType::BFloat16) != pairs) return nullptr;
-  const void* const data = packed->const_data_ptr();
-  const int64_t inputs = pairs ? (w.in_channels + 1) / 2 : w.in_channels, width = (1 + pairs) * lcs::kWidthBlock;
-  STD_TORCH_CHECK(packed->is_cpu() && packed->is_contiguous() && packed->dim() == 3 &&
-                      packed->scalar_type() == (pairs ? ScalarType::BFloat16 : ScalarType::Float) &&
-                      packed->size(0) == lcs::width_blocks(w.out_channels) && packed->size(1) == inputs * w.taps &&
-                      packed->size(2) == width,
-                  kWidthConv2d, ": packed is not what width_conv2d_pack makes of this weight, got shape ",
-                  shape_of(*packed));
-  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(data) % 64 == 0, kWidthConv2d,
-                  ": packed must begin at a cache line, as what width_conv2d_pack returns does");
-  return data;
-}
-
 Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::optional<Tensor> scale,
                         std::optional<Tensor> bias, std::vector<int64_t> stride, std::vector<int64_t> padding,
                         std::vector<int64_t> dilation, int64_t groups, bool relu, std::optional<Tensor> packed) {
   const lcs::DType dtype = activation_dtype(kWidthConv2d, x);
-  STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4, kWidthConv2d, ": x and weight must have 4 dimensions, got ",
-                  shape_of(x), " and ", shape_of(weight));
-  const lcs::WidthWeight w = width_weight(weight);
-  const int64_t out = w.out_channels;
-  STD_TORCH_CHECK(out_channels >= 0 && out_channels <= out, kWidthConv2d, ": out_channels ", out_channels,
-                  " of a weight of ", out);
-  STD_TORCH_CHECK(
-      groups >= 1 && x.size(1) % groups == 0 && x.size(1) / groups <= w.in_channels && out_channels % groups == 0,
-      kWidthConv2d, ": ", groups, " groups do not share ", x.size(1), " channels of x and ", out_channels,
-      " of the result, or read more than the weight's ", w.in_channels);
-  const lcs::Axis vertical = axis(kWidthConv2d, stride, padding, dilation, weight.size(2), 0),
-                  horizontal = axis(kWidthConv2d, stride, padding, dilation, weight.size(3), 1);
+  const WidthConv2dCall call =
+      width_conv2d_call(kWidthConv2d, x, weight, out_channels, stride, padding, dilation, groups, packed);
   const bool last = wants_channels_last(x);
   const Tensor input = last ? x : torch::stable::contiguous(x);
-  Tensor y = empty_images({x.size(0), out_channels, output_size(kWidthConv2d, vertical, x.size(2)),
-                           output_size(kWidthConv2d, horizontal, x.size(3))},
+  Tensor y = empty_images({x.size(0), out_channels, output_size(kWidthConv2d, call.vertical, x.size(2)),
+                           output_size(kWidthConv2d, call.horizontal, x.size(3))},
                           x.scalar_type(), last);
+  const int64_t out = call.weight.out_channels;
   lcs::width_conv2d(
       {images(input, const_cast<void*>(input.const_data_ptr()), last), images(y, y.mutable_data_ptr(), last), dtype,
-       vertical, horizontal, groups, w, static_cast<const float*>(packed_data(packed, w, false)),
-       static_cast<const lcs::BFloat16*>(packed_data(packed, w, true)), vector_of(kWidthConv2d, "scale", scale, out),
-       vector_of(kWidthConv2d, "bias", bias, out), relu},
+       call.vertical, call.horizontal, groups, call.weight, call.packed, call.pairs,
+       vector_of(kWidthConv2d, "scale", scale, out), vector_of(kWidthConv2d, "bias", bias, out), relu},
       parallel);
   return y;
 }

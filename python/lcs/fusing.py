@@ -1,6 +1,7 @@
 """The forward of a frozen network in cheaper steps that give the same bits.
 
-Sums and ReLUs become part of the norm before them, or happen in place; pooling runs in vectors. A quantised
+Sums and ReLUs become part of the norm before them, or happen in place; a norm becomes part of a convolution of all
+widths before it; pooling runs in vectors. A quantised
 convolution takes in the batch norm that is folded into it, and what follows: at a level of integers, whose sums are
 then rounded fewer times, its result is that of the model within rounding, and otherwise the same bits.
 """
@@ -16,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from .layers import SubspaceLayer
 from .layers.frozen_quantized import FrozenQuantizedConv2d
+from .layers.frozen_width import FrozenWidthConv2d
 from .layers.norms import FusedNorm
 
 
@@ -32,6 +34,8 @@ def fused(model: nn.Module) -> nn.Module:
     modules = dict(model.named_modules())
     for node in list(graph.nodes):
         _rewrite(graph, node, modules)
+    for node in list(graph.nodes):
+        _norm_behind(graph, node, modules)
     for node in graph.nodes:
         _keep_codes(graph, node, modules)
     graph.lint()
@@ -122,13 +126,33 @@ def _norm(node: object, modules: dict[str, nn.Module]) -> bool:
     return _fresh(node, modules) and isinstance(_called(node, modules), taking) and "relu" not in node.kwargs
 
 
+def _norm_behind(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> None:
+    """Lets a convolution of all widths do the norm that alone reads its result."""
+    norm = _called(node, modules)
+    before = node.args[0] if isinstance(norm, FusedNorm) and not _hooked(norm) else None
+    if not _fresh(before, modules) or not isinstance(_called(before, modules), FrozenWidthConv2d):
+        return
+    layer = _called(before, modules)
+    if before not in node.kwargs.values() and _once(graph, layer, modules) and _once(graph, norm, modules):
+        layer.__dict__["behind"] = norm  # not as a module of it
+        with graph.inserting_before(node):
+            new = graph.call_module(before.target, before.args, {**node.kwargs, "normed": True})
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+        graph.erase_node(before)
+
+
+def _once(graph: fx.Graph, module: nn.Module, modules: dict[str, nn.Module]) -> bool:
+    return sum(_called(node, modules) is module for node in graph.nodes) == 1
+
+
 def _keep_codes(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> None:
     """Lets a convolution round its result for the convolution that alone reads it."""
     if not _fresh(node, modules) or not isinstance(_called(node, modules), FrozenQuantizedConv2d):
         return
     (reader,) = node.users
     layer, successor = _called(node, modules), _called(reader, modules)
-    once = all(sum(_called(n, modules) is m for n in graph.nodes) == 1 for m in (layer, successor))
+    once = _once(graph, layer, modules) and _once(graph, successor, modules)
     if once and isinstance(successor, FrozenQuantizedConv2d) and not _hooked(successor) and reader.args == (node,):
         if layer.compressed and successor.takes_codes() and node not in reader.kwargs.values():
             layer.__dict__["successor"] = successor  # not as a module of it

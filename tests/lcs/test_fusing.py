@@ -234,3 +234,16 @@ def test_fusing_leaves_the_model_alone():
     before = list(subspace.model.state_dict())
     fused(subspace.model)
     assert list(subspace.model.state_dict()) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_convolution_of_all_widths_does_the_norm_behind_it(dtype):
+    model = models.build("resnet18", 10, in_channels=3, seed=0, norm="instance").to(dtype)
+    fast = lcs.convert(model, lcs.Structured(), dense=["fc"], init="independent").freeze()
+    x = torch.randn(2, 3, 65, 70).to(dtype)
+    for width in (0.25, 0.61, 1.0):
+        found = fast(x, width=width)
+        assert torch.equal(found, fast._call(fast.recipe.level(width), (x,), {}, fused=False))
+    assert fast.counters.unfused == "" and fast._forwards and norms(fast) == []
+    assert sum(node.kwargs.get("normed", False) for node in fast._fused.graph.nodes) == 20
+    assert fast(x.clone().requires_grad_(), width=0.5).requires_grad

@@ -14,22 +14,33 @@ class FusedNorm(SubspaceLayer):
     `tensors` are those of a point, (weight, bias, ...), or both ends and alpha.
     """
 
-    def norm(self, input: Tensor, groups: int, residual: Tensor | None, relu: bool) -> Tensor:
+    def affine_line(self) -> tuple[Tensor | None, ...]:
+        """Both ends of the weight, then of the bias, and alpha, as `line_norm` takes them."""
         weight, bias, weight_1, bias_1, alpha = (*self.tensors(), None, None, None)[:5]
-        ends = (weight, weight_1, bias, bias_1)
+        return weight, weight_1, bias, bias_1, alpha
+
+    def groups_of(self, channels: int) -> int:
+        """How many groups so many channels are."""
+        raise NotImplementedError
+
+    def norm(self, input: Tensor, groups: int, residual: Tensor | None, relu: bool) -> Tensor:
+        line = self.affine_line()
         if residual is None or (residual.shape == input.shape and residual.dtype == input.dtype):
-            return line_norm(input, *ends, alpha, groups, self.eps, residual=residual, relu=relu)
-        y = line_norm(input, *ends, alpha, groups, self.eps) + residual
+            return line_norm(input, *line, groups, self.eps, residual=residual, relu=relu)
+        y = line_norm(input, *line, groups, self.eps) + residual
         return y.relu_() if relu else y
 
 
 class SubspaceGroupNorm(FusedNorm, nn.GroupNorm):
     takes_ends = True
 
+    def groups_of(self, channels: int) -> int:
+        return self.num_groups
+
     def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         if input.dim() < 2 or input.shape[1] != self.num_channels:
             raise ValueError(f"a norm of {self.num_channels} channels got an input of shape {tuple(input.shape)}")
-        return self.norm(input, self.num_groups, residual, relu)
+        return self.norm(input, self.groups_of(input.shape[1]), residual, relu)
 
 
 class SubspaceLayerNorm(SubspaceLayer, nn.LayerNorm):
@@ -43,6 +54,9 @@ class _InstanceNorm(FusedNorm):
     @property
     def takes_ends(self) -> bool:
         return not self.track_running_stats
+
+    def groups_of(self, channels: int) -> int:
+        return channels
 
     def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         self._check_input_dim(input)
@@ -59,9 +73,9 @@ class _InstanceNorm(FusedNorm):
 
     def _normalize(self, input: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
         if self.takes_ends:
-            if input[0, 0].numel() == 1:
+            if input.shape[2:].numel() == 1:
                 raise ValueError(f"instance norm needs more than one element a channel, got {tuple(input.shape)}")
-            return self.norm(input, input.shape[1], residual, relu)
+            return self.norm(input, self.groups_of(input.shape[1]), residual, relu)
         weight, bias, *statistics = self.tensors()
         mean, var = statistics or (self.running_mean, self.running_var)
         y = F.instance_norm(input, mean, var, weight, bias, self.training, self.momentum or 0.0, self.eps)

@@ -1,0 +1,45 @@
+#include "lcs/width_conv2d_norm.h"
+
+#include <algorithm>
+
+#include "scratch.h"
+#include "walk.h"
+
+namespace lcs {
+namespace {
+
+constexpr int64_t kPixels = 400;  // of the images that go together, so that their convolution's tiles are whole
+constexpr int64_t kGroups = 8;    // enough for threads to share evenly
+
+// Images [begin, end) of a call.
+void run(const WidthConv2dNormArgs& args, int64_t begin, int64_t end, const Parallel& parallel) {
+  static thread_local Scratch<float> between, statistics;
+  WidthConv2dArgs conv = args.conv;
+  LineNormArgs norm = args.norm;
+  const int64_t n = end - begin, from = begin * conv.y.image_stride;
+  conv.x.n = conv.y.n = norm.n = n;
+  conv.x.data = advance(conv.x.data, begin * conv.x.image_stride, conv.dtype);
+  conv.y.data = between.reserve(n * conv.y.image_stride);
+  norm.x = conv.y.data;
+  norm.y = advance(norm.y, from, norm.dtype);
+  norm.residual = norm.residual ? advance(norm.residual, from, norm.dtype) : nullptr;
+  norm.means = statistics.reserve(2 * n * norm.groups);
+  norm.rstds = norm.means + n * norm.groups;
+  width_conv2d(conv, parallel);
+  line_norm(norm, parallel);
+}
+
+}  // namespace
+
+void width_conv2d_norm(const WidthConv2dNormArgs& args, const Parallel& parallel) {
+  const Images& y = args.conv.y;
+  if (y.n * y.image_stride == 0) return;
+  const int64_t together = std::clamp<int64_t>(kPixels / (y.height * y.width), 1, y.n);
+  const int64_t groups = ceil_div(y.n, together);
+  if (groups < kGroups) return run(args, 0, y.n, parallel);
+  parallel(groups, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) run(args, i * together, std::min((i + 1) * together, y.n), serial);
+  });
+}
+
+}  // namespace lcs

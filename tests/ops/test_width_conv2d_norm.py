@@ -1,0 +1,119 @@
+import pytest
+import torch
+from torch.library import opcheck
+
+from lcs_kernels import line_norm, width_conv2d, width_conv2d_norm
+from lcs_kernels.formats import WidthWeight
+
+OP = torch.ops.lcs.width_conv2d_norm.default
+FORMATS = [torch.contiguous_format, torch.channels_last]
+# x, full weight, out_channels, stride, padding, groups of the norm
+CASES = {
+    "instance": ((2, 19, 15, 17), (37, 21, 3, 3), 33, 1, 1, 33),
+    "many images": ((20, 5, 14, 13), (40, 8, 3, 3), 16, 1, 1, 16),
+    "many large images": ((9, 3, 45, 43), (8, 3, 7, 7), 5, 2, 3, 5),
+    "groups of images": ((33, 6, 6, 7), (24, 9, 3, 3), 18, 1, 1, 6),
+    "1x1 strided": ((3, 16, 9, 9), (50, 16, 1, 1), 48, 2, 0, 1),
+    "one image": ((1, 64, 7, 7), (64, 64, 3, 3), 64, 1, 1, 64),
+    "no images": ((0, 3, 9, 10), (4, 3, 3, 3), 4, 1, 1, 2),
+}
+
+
+def line_of(channels, dtype=torch.float32):
+    return *(torch.randn(channels + 3).to(dtype) for _ in range(4)), torch.tensor(0.3)
+
+
+def apart(x, weight, out, norm, groups, eps=1e-5, residual=None, relu=False, **conv):
+    return line_norm(width_conv2d(x, weight, out, **conv), *norm, groups, eps, residual=residual, relu=relu)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_gives_the_bits_of_both(isa, name, layout, dtype):
+    torch.manual_seed(0)
+    x, w, out, stride, padding, groups = CASES[name]
+    x, weight = torch.randn(x).to(dtype).to(memory_format=layout), WidthWeight.pack(torch.randn(w).to(dtype))
+    conv = {"stride": (stride,) * 2, "padding": (padding,) * 2}
+    before = torch.get_num_threads()
+    for norm in (line_of(out), (torch.randn(out), None, None, None, None), (None,) * 5):
+        expected = apart(x, weight, out, norm, groups, **conv)
+        residual = torch.randn_like(expected)
+        for bias in (None, torch.randn(w[0])):
+            for after in ({}, {"relu": True}, {"residual": residual}, {"residual": residual, "relu": True}):
+                expected = apart(x, weight, out, norm, groups, bias=bias, **after, **conv)
+                for threads in (1, 3):
+                    torch.set_num_threads(threads)
+                    y = width_conv2d_norm(x, weight, out, norm, groups, bias=bias, **after, **conv)
+                    assert torch.equal(y, expected) and y.stride() == expected.stride()
+    torch.set_num_threads(before)
+
+
+def test_a_residual_in_another_layout_is_copied(isa):
+    weight, norm = WidthWeight.pack(torch.randn(8, 6, 3, 3)), line_of(7)
+    for layout in FORMATS:
+        x = torch.randn(3, 6, 5, 7).to(memory_format=layout)
+        for other in FORMATS:
+            residual = torch.randn(3, 7, 3, 5).to(memory_format=other)
+            y = width_conv2d_norm(x, weight, 7, norm, residual=residual)
+            assert torch.equal(y, apart(x, weight, 7, norm, 7, residual=residual))
+            assert y.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gradients_are_those_of_both(dtype):
+    torch.manual_seed(1)
+    x, w = torch.randn(2, 5, 6, 7, dtype=dtype), torch.randn(9, 6, 3, 3, dtype=dtype)
+    norm = [torch.randn(9, dtype=dtype) for _ in range(4)] + [torch.tensor(0.25, dtype=dtype)]
+    leaves = [x, w, *norm]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    found, expected = (
+        torch.autograd.grad(f(x, w, 8, norm, 4, padding=(1, 1), relu=True).square().sum(), leaves)
+        for f in (width_conv2d_norm, apart)
+    )
+    assert all(map(torch.equal, found, expected))
+
+
+def test_opcheck():
+    for layout in FORMATS:
+        x, weight = torch.randn(2, 4, 6, 5).to(memory_format=layout), torch.randn(6, 5, 3, 2)
+        packed = WidthWeight.pack(weight).prepack()
+        conv, norm = ([1, 2], [2, 1], [1, 1], 1), (*line_of(6), torch.randn(2, 6, 8, 3), 3, 1e-5, True)
+        opcheck(OP, (x, weight, 6, None, *conv, packed, *norm))
+        opcheck(OP, (x, weight, 6, torch.randn(6), *conv, None, *norm))
+
+
+def test_compiles():
+    weight, norm = WidthWeight.pack(torch.randn(16, 16, 3, 3)), line_of(16)
+    weight.prepack()
+    compiled = torch.compile(width_conv2d_norm, fullgraph=True, backend="aot_eager")
+    for inputs, out in ((16, 16), (4, 8), (7, 3)):
+        x = torch.randn(2, inputs, 8, 9)
+        expected = width_conv2d_norm(x, weight, out, norm, padding=(1, 1), relu=True)
+        assert torch.equal(compiled(x, weight, out, norm, padding=(1, 1), relu=True), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"x": torch.ones(2, 7, 6, 6)}, ValueError, "width_conv2d: x has 7 channels"),
+        ({"x": torch.ones(2, 4, 6, 6).half()}, TypeError, "width_conv2d: x must be float32 or bfloat16"),
+        ({"out_channels": 6}, ValueError, "width_conv2d: .* out_channels is 6"),
+        ({"norm_groups": 3}, ValueError, "line_norm: 3 groups do not divide 5 channels"),
+        ({"norm": (torch.ones(4), None, None, None, None)}, ValueError, "line_norm: weight0 must be .* at least 5"),
+        ({"norm": (torch.ones(5), torch.ones(5), None, None, None)}, ValueError, "line_norm: a line needs an alpha"),
+        ({"residual": torch.ones(2, 5, 6, 6)}, ValueError, r"line_norm: residual must be \(2, 5, 4, 4\)"),
+        ({"dilation": (1, 3)}, ValueError, "width_conv2d: a kernel of 3, dilated by 3, does not fit"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(change, error, words):
+    arguments = {
+        "x": torch.ones(2, 4, 6, 6),
+        "weight": WidthWeight.pack(torch.ones(5, 4, 3, 3)),
+        "out_channels": 5,
+        "norm": (None,) * 5,
+    } | change
+    with pytest.raises(error, match=words):
+        width_conv2d_norm(**arguments)
