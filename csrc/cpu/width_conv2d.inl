@@ -5,6 +5,7 @@
 // lanes, which the multiplication itself reads from memory.
 
 constexpr int kBlock = 16;
+constexpr int kAhead = 24 * kBlock;  // floats of the weight, which may come from memory
 // Without it gcc keeps the positions' addresses in registers, and those that do not fit in vectors, from where they
 // come back through the multipliers' ports.
 #define LCS_FORGET_MEMORY asm volatile("" ::: "memory")
@@ -20,7 +21,9 @@ __attribute__((always_inline)) inline void add_terms(const float* const* at, int
 #pragma GCC unroll 32
   for (int i = 0; i < kWeights; ++i) {
     const int channel = i % kVectors * kLanes;
-    w[i] = load(weight + i / kVectors * kBlock + channel / kBlock * block_stride + channel % kBlock);
+    const float* const at = weight + i / kVectors * kBlock + channel / kBlock * block_stride + channel % kBlock;
+    w[i] = load(at);
+    if (channel % kBlock == 0) __builtin_prefetch(at + kAhead);
   }
 #pragma GCC unroll 32
   for (int p = 0; p < kPixels; ++p) {

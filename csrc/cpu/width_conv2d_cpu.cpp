@@ -148,14 +148,15 @@ class WidthConv2d {
       return int64_t{4} * rows_.length(band) * columns_.length(width) * std::max<int64_t>(column_, 1);
     };
     band_ = std::clamp<int64_t>(kPanelPixels / width, 1, height);
-    while (band_ > 1 && strip_bytes(band_) > kPanelBytes) --band_;
+    while (band_ > 1 && !in_place_ && strip_bytes(band_) > kPanelBytes) --band_;
     bands_ = ceil_div(height, band_);
     band_ = ceil_div(height, bands_);
     bands_ = ceil_div(height, band_);
     images_ = 1;
-    if (bands_ == 1)
-      images_ =
-          std::clamp<int64_t>(std::min(kPanelPixels / (height * width), kPanelBytes / strip_bytes(height)), 1, a_.x.n);
+    if (bands_ == 1) {
+      const int64_t fit = in_place_ ? a_.x.n : kPanelBytes / strip_bytes(height);
+      images_ = std::clamp<int64_t>(std::min(kPanelPixels / (height * width), fit), 1, a_.x.n);
+    }
     images_ = ceil_div(a_.x.n, ceil_div(a_.x.n, images_));
     image_ = in_place_ ? x_.image_stride : rows_.length(band_) * row_;
   }
