@@ -2,7 +2,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from lcs_kernels.benchmarks import accuracy
 
 QUICK = ["--data", "digits", "--limit", "64", "--epochs", "1", "--threads", "2"]

@@ -11,7 +11,7 @@ from lcs_kernels import ops
 
 ROOT = Path(__file__).parents[1]
 # Benchmarks that measure the layer.
-LAYER_ROWS = ("training_step.py", "network.py", "network_bits.py", "network_width.py")
+LAYER_ROWS = ("accuracy.py", "training_step.py", "network.py", "network_bits.py", "network_width.py")
 
 
 @pytest.mark.parametrize("op", ops.names())

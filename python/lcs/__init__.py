@@ -5,6 +5,7 @@ import importlib
 from .convert import convert, plan, unconvert
 from .frozen import Frozen, FrozenLevel
 from .levels import Level
+from .model_file import load, save
 from .planning import Plan, Row
 from .quantized import Quantized
 from .slimming import Slimmed, slim
@@ -26,7 +27,9 @@ __all__ = [
     "Subspace",
     "Unstructured",
     "convert",
+    "load",
     "plan",
+    "save",
     "slim",
     "unconvert",
 ]

@@ -102,7 +102,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any])
     Raises CheckpointError where the disk is full or cannot be written; earlier checkpoints are then untouched.
     """
     try:
-        write_atomic(path, _encode(tensors, manifest))
+        write_atomic(path, encode(tensors, manifest))
     except OSError as error:
         raise CheckpointError(
             f"{path}: the checkpoint cannot be written: {error.strerror or error}; earlier checkpoints are kept. "
@@ -112,7 +112,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any])
         old.unlink()
 
 
-def _encode(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> bytes:
+def encode(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> bytes:
+    """A file's bytes, which `load` reads."""
     manifest = json.dumps({"format_version": FORMAT_VERSION, **manifest}, sort_keys=True)
     blank = optional.require("safetensors.torch").save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
@@ -137,7 +138,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     start = data.find(_PREFIX) + len(_PREFIX)
     if start < len(_PREFIX):
-        raise CheckpointError(f"{path}: no hash in its header: not a checkpoint, or a damaged one")
+        raise CheckpointError(f"{path}: no hash in its header: not a file of lcs, or a damaged one")
     blank = data[:start] + b"0" * _DIGITS + data[start + _DIGITS :]
     if _digest(blank) != data[start : start + _DIGITS]:
         raise CheckpointError(f"{path}: its {len(data)} bytes do not match their hash: truncated or damaged")

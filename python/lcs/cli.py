@@ -182,6 +182,32 @@ def _eval(argv: list[str]) -> int:
 
 
 @dataclass(frozen=True)
+class FreezeArguments:
+    run: Path
+    """run directory whose newest checkpoint is frozen"""
+    out: Path = Path("model.lcs")
+    """the file"""
+
+
+def _freeze(argv: list[str]) -> int:
+    """Write a trained run as one file that runs at any level: lcs.load(FILE)."""
+    tyro = optional.require("tyro")
+    arguments = tyro.cli(FreezeArguments, prog="lcs freeze", args=argv, config=(tyro.conf.PositionalRequiredArgs,))
+    from .evaluate import load_run, values_of
+    from .model_file import save
+
+    config, _, subspace, step = load_run(arguments.run, "cpu")
+    if config.method == "lec":
+        return _fail("freeze", f"{arguments.run}: a lec run gives another network for each width; make it by lcs.slim")
+    save(subspace.freeze(), arguments.out)
+    levels = values_of(config, ends=True)
+    print(f"{arguments.out}: {config.model} at step {step}, {arguments.out.stat().st_size:,} bytes")
+    print(f"trained for {config.unit} {levels[0]:g} to {levels[-1]:g}; it runs as")
+    print(f"  lcs.load({str(arguments.out)!r})(images, {config.unit}={levels[0]:g})")
+    return 0
+
+
+@dataclass(frozen=True)
 class ReportArguments:
     runs: tuple[Path, ...]
     """run directories on the same data, in the order of the table's columns"""
@@ -260,6 +286,7 @@ def _demo(argv: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "eval": _eval,
+    "freeze": _freeze,
     "report": _report,
     "bench": _bench,
     "doctor": _doctor,

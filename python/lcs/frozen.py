@@ -194,6 +194,11 @@ class Frozen:
         )
 
     @property
+    def layers(self) -> dict[str, SubspaceLayer]:
+        """Of the model, by name."""
+        return dict(self._named)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the model's parameters and buffers: both ends. Levels come on top (`counters.nbytes`)."""
         return sum(t.nbytes for t in (*self.model.parameters(), *self.model.buffers()))

@@ -73,7 +73,7 @@ def test_appended_bytes_are_found(saved):
 def test_other_files(tmp_path, content):
     path = tmp_path / "step-000000001.safetensors"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
+    with pytest.raises(CheckpointError, match="not a file of lcs"):
         checkpoint.load(path)
 
 

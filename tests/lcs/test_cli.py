@@ -3,7 +3,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+import lcs
 from lcs import demo as demonstration
 from lcs import evaluate, measure
 from lcs.cli import main, parse_train
@@ -19,10 +21,10 @@ TINY += ["--threads", "1", "--device", "cpu", "--evaluation-interval", "0"]
 def test_help_names_the_commands(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("train", "eval", "doctor", "demo"))
+    assert all(name in shown for name in ("train", "eval", "freeze", "doctor", "demo"))
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "doctor", "demo"])
+@pytest.mark.parametrize("command", ["train", "eval", "freeze", "doctor", "demo"])
 def test_help_of_each_command(command, capsys):
     assert main([command, "--help"]) == 0
     assert f"lcs {command}" in capsys.readouterr().out
@@ -53,6 +55,7 @@ def test_train_help_tells_the_presets_apart(capsys):
         (["eval", "run", "--bits", "9"], "bits"),
         (["eval", "run", "--batch-size", "0"], "batch_size"),
         (["eval", "run", "--measure-batch", "0"], "measure_batch"),
+        (["freeze"], "run"),
         (["doctor", "--yaml"], "--yaml"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -105,6 +108,23 @@ def test_train_and_eval(tmp_path, monkeypatch, capsys):
     assert (run / "evaluation.png").exists()
     assert main(["train", *TINY, "--out", str(run), "--overwrite"]) == 0
     assert not (run / "evaluation.json").exists()
+
+
+def test_freeze_writes_a_file_that_loads(tmp_path, capsys):
+    run, file = tmp_path / "run", tmp_path / "model.lcs"
+    assert main(["train", *TINY, "--compression", "structured", "--out", str(run)]) == 0
+    assert main(["freeze", str(run), "--out", str(file)]) == 0
+    shown = capsys.readouterr().out
+    assert f"{file.stat().st_size:,} bytes" in shown and "width 0.25 to 1" in shown
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(lcs.load(file)(x, width=0.5), evaluate.load_run(run, "cpu")[2].freeze()(x, width=0.5))
+    assert main(["freeze", str(run), "--out", str(tmp_path / "absent" / "model.lcs")]) == 1
+    assert "cannot be written: No such file or directory" in capsys.readouterr().err
+    assert main(["freeze", str(tmp_path / "absent"), "--out", str(file)]) == 1
+    slimmed = ["--compression", "structured", "--method", "lec", "--out", str(tmp_path / "lec")]
+    assert main(["train", *TINY, *slimmed]) == 0
+    assert main(["freeze", str(tmp_path / "lec"), "--out", str(file)]) == 1
+    assert "lcs.slim" in capsys.readouterr().err
 
 
 def test_widths_of_a_structured_run(tmp_path, capsys):

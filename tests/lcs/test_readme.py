@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lcs import models
-from lcs.cli import COMMANDS, EvaluateArguments, ReportArguments, parse_train
+from lcs.cli import COMMANDS, EvaluateArguments, FreezeArguments, ReportArguments, parse_train
 from lcs.config import presets_table
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -21,7 +21,8 @@ def blocks(language: str) -> list[str]:
 COMMAND_LINES = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("lcs ")]
 
 
-def test_the_examples_run():
+def test_the_examples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     images, labels = torch.randn(2, 3, 16, 16), torch.tensor([3, 7])
     names = {
         "model": models.build("cpreresnet20", 10, seed=0),
@@ -61,6 +62,11 @@ def test_a_command_line_is_understood(line, tmp_path, monkeypatch):
 
         parsed = tyro.cli(EvaluateArguments, args=arguments, config=(tyro.conf.PositionalRequiredArgs,))
         assert parsed.run.parent == Path("runs") and parsed.problem() is None
+    elif command == "freeze":
+        import tyro
+
+        parsed = tyro.cli(FreezeArguments, args=arguments, config=(tyro.conf.PositionalRequiredArgs,))
+        assert parsed.run.parent == Path("runs") and parsed.out.suffix == ".lcs"
     elif command == "report":
         import tyro
 

@@ -40,7 +40,8 @@ def build(
     Convolutions start Kaiming-normal (fan in, ReLU gain), norms at 1 and 0. With a `seed` the weights depend on it
     alone and torch's global generator is left as it was; without one they are drawn from the global generator.
     `norm` is "group" (GroupNorm with min(32, channels) groups), "batch" or "instance". `norm_after` is of cpreresnet20:
-    a norm after each convolution of a block, and the block's input, its shortcut's too, after a ReLU.
+    a norm after each convolution of a block, and the block's input, its shortcut's too, after a ReLU. The model's
+    `architecture` holds these arguments but the seed, so that `lcs.load` can build it again.
 
     Raises ValueError for an unknown name or norm, or a count below 1.
     """
@@ -60,4 +61,11 @@ def build(
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+    model.architecture = {
+        "name": name,
+        "num_classes": num_classes,
+        "in_channels": in_channels,
+        "norm": norm,
+        "norm_after": norm_after,
+    }
     return model

@@ -1,0 +1,124 @@
+"""A frozen network as one file: `lcs.save` and `lcs.load`."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import checkpoint, models
+from .checkpoint import CheckpointError
+from .convert import convert
+from .frozen import CACHE_BYTES, PACKERS, Frozen
+from .layers.support import is_batch_norm
+from .recipe import Recipe
+from .subspace import Subspace
+
+KIND = "frozen network"
+_RECIPES = {recipe.__name__: recipe for recipe in PACKERS}
+
+
+def save(frozen: Frozen, path: str | Path) -> None:
+    """Writes a frozen network to one file, from which `load` makes it again: both ends, the recipe, what each layer is.
+
+    The file is safetensors with a JSON manifest and a hash of the whole; a crash leaves the old file or the new one. It
+    holds no code: of a model that `lcs.models.build` made it holds the arguments; any other model `load` must be given.
+    Raises CheckpointError where the file cannot be written.
+    """
+    if not isinstance(frozen, Frozen):
+        raise TypeError(f"lcs.save takes what Subspace.freeze returns, got {type(frozen).__name__}")
+    data = checkpoint.encode(frozen.model.state_dict(), _manifest(frozen))
+    try:
+        checkpoint.write_atomic(Path(path), data)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: {len(data):,} bytes cannot be written: {error.strerror or error}; what was there is kept"
+        ) from error
+
+
+def load(
+    path: str | Path,
+    model: nn.Module | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    cache_bytes: int = CACHE_BYTES,
+    strict: bool = False,
+) -> Frozen:
+    """The frozen network that `save` wrote to `path`; its results are the same bit for bit.
+
+    Args:
+        model: dense, as it was before `lcs.convert`, of any weights; it is converted in place. Needed where
+            `lcs.models.build` did not make the model.
+        device: where the weights go.
+        cache_bytes, strict: as of `Subspace.freeze`.
+
+    Raises CheckpointError naming the file where it is damaged, of another version or kind, or of another model.
+    """
+    path = Path(path)
+    tensors, manifest = checkpoint.load(path)
+    if manifest.get("kind") != KIND:
+        raise CheckpointError(
+            f"{path}: holds a training checkpoint, not a frozen network; write one with `lcs freeze RUN --out FILE`"
+        )
+    try:
+        subspace = _converted(_built(path, manifest) if model is None else model, manifest)
+    except CheckpointError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its manifest and the model do not fit: {error}") from error
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    wanted = {name: t.to(dtypes.get(name, t.dtype)) for name, t in subspace.model.state_dict().items()}
+    checkpoint.check_tensors(path, tensors, wanted)
+    if model is not None:
+        model.to(device)  # what its state_dict leaves out
+    subspace.model.load_state_dict({name: tensor.to(device) for name, tensor in tensors.items()}, assign=True)
+    return subspace.freeze(cache_bytes=cache_bytes, strict=strict)
+
+
+def _manifest(frozen: Frozen) -> dict[str, Any]:
+    return {
+        "kind": KIND,
+        "model": type(frozen.model).__name__,
+        "architecture": getattr(frozen.model, "architecture", None),
+        "recipe": {"type": type(frozen.recipe).__name__, **asdict(frozen.recipe)},
+        "layers": {name: layer.compressed for name, layer in frozen.layers.items()},
+        "norm": _norm(frozen),
+    }
+
+
+def _norm(frozen: Frozen) -> str | None:
+    """What `convert` made of batch norms; None where there were none."""
+    made = [layer for layer in frozen.layers.values() if layer.was_batch_norm]
+    if made:
+        return "group" if isinstance(made[0], nn.GroupNorm) else "instance"
+    return "keep" if any(map(is_batch_norm, frozen.layers.values())) else None
+
+
+def _recipe(stored: dict[str, Any]) -> Recipe:
+    options = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items() if name != "type"}
+    return _RECIPES[stored["type"]](**options)
+
+
+def _built(path: Path, manifest: dict[str, Any]) -> nn.Module:
+    if manifest["architecture"] is None:
+        raise CheckpointError(
+            f"{path}: holds the weights of a {manifest['model']}, which lcs cannot build; give it, dense: "
+            f"lcs.load({str(path)!r}, model={manifest['model']}(...))"
+        )
+    with torch.device("meta"):
+        return models.build(**manifest["architecture"])
+
+
+def _converted(model: nn.Module, manifest: dict[str, Any]) -> Subspace:
+    recipe, compressed = _recipe(manifest["recipe"]), manifest["layers"]
+    missing = compressed.keys() - dict(model.named_modules()).keys()
+    if missing:
+        raise ValueError(f"{type(model).__name__} has no module {min(missing)}")
+    whole = [name for name, is_compressed in compressed.items() if not is_compressed]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of batch statistics: said when it was converted
+        return convert(model, recipe, include=list(compressed), dense=whole, norm=manifest["norm"])

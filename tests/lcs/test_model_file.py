@@ -1,0 +1,153 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import lcs
+from lcs import checkpoint, models
+from lcs.checkpoint import CheckpointError
+
+X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+RECIPES = {
+    "density": (lcs.Unstructured(), [{"density": 0.1}, {"density": 0.7, "alpha": 0.2}]),
+    "width": (lcs.Structured(), [{"width": 0.25}, {"width": 1.0}]),
+    "bits": (lcs.Quantized(bits=(3, 8)), [{"bits": 3}, {"bits": 8}]),
+    "nested": (lcs.Quantized(line=False, nested=True, per_channel=True), [{"bits": 2}, {"bits": 6}]),
+    "per width": (lcs.Structured(line=False, fixed=(1.0, 0.5), per_width=True), [{"width": 0.5}]),
+}
+
+
+class Network(nn.Module):
+    """Of no builder: batch norms, a layer that is left alone, one that stays dense, a plain buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.body, self.last, self.head = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
+        self.register_buffer("shift", torch.tensor(0.25), persistent=False)
+
+    def forward(self, x):
+        x = self.body(self.norm(self.stem(x)).relu()).relu()
+        return self.head(self.last(x).mean((2, 3)) + self.shift)
+
+
+def subspace_of(recipe, norm=None):
+    norm = norm or ("keep" if getattr(recipe, "per_width", False) else recipe.norm)
+    model = models.build("cpreresnet20", 7, seed=0, norm="batch" if norm == "keep" else norm)
+    dense = ["fc"] if recipe.cuts else ["conv1", "fc"]
+    generator = torch.Generator().manual_seed(1)
+    return lcs.convert(model, recipe, dense=dense, norm=norm, init="independent", generator=generator)
+
+
+def own_network():
+    torch.manual_seed(2)
+    subspace = lcs.convert(Network(), lcs.Unstructured(), dense=["head"], exclude=["last"], init="independent")
+    return subspace.freeze()
+
+
+@pytest.mark.filterwarnings("ignore:running statistics")
+@pytest.mark.parametrize("name", RECIPES)
+def test_gives_the_same_results(name, tmp_path):
+    recipe, settings = RECIPES[name]
+    subspace = subspace_of(recipe)
+    if recipe.unit == "bits":
+        with subspace.at(bits=recipe.bits[1]):
+            subspace.train()(X)  # which sets the inputs' ranges
+    frozen, file = subspace.freeze(), tmp_path / "model.lcs"
+    lcs.save(frozen, file)
+    found = lcs.load(file)
+    assert found.recipe == recipe and found.nbytes == frozen.nbytes
+    for setting in settings:
+        assert torch.equal(found(X, **setting), frozen(X, **setting)), setting
+        assert found.report(X, **setting).rows == frozen.report(X, **setting).rows
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_keeps_the_dtype(dtype, tmp_path):
+    frozen = subspace_of(lcs.Unstructured()).to(dtype).freeze()
+    lcs.save(frozen, tmp_path / "model.lcs")
+    x = X.to(dtype)
+    assert torch.equal(lcs.load(tmp_path / "model.lcs")(x, density=0.2), frozen(x, density=0.2))
+
+
+def test_a_model_of_ones_own_is_given(tmp_path):
+    frozen, file = own_network(), tmp_path / "own.lcs"
+    lcs.save(frozen, file)
+    with pytest.raises(CheckpointError, match=r"own\.lcs.*a Network.*model=Network\(\.\.\.\)"):
+        lcs.load(file)
+    found = lcs.load(file, Network())
+    assert torch.equal(found(X, density=0.3), frozen(X, density=0.3))
+    assert {name: layer.compressed for name, layer in found.layers.items()} == {
+        "stem": True,
+        "norm": False,
+        "body": True,
+        "head": False,
+    }
+    assert isinstance(found.model.norm, nn.GroupNorm) and type(found.model.last) is nn.Conv2d
+    assert not found.model.training and not any(p.requires_grad for p in found.model.parameters())
+
+
+def test_another_model_is_refused_by_name(tmp_path):
+    file = tmp_path / "own.lcs"
+    lcs.save(own_network(), file)
+    wider = Network()
+    wider.last = nn.Conv2d(8, 8, 3)
+    with pytest.raises(CheckpointError, match=r"own\.lcs: is of another model: tensor last\.weight"):
+        lcs.load(file, wider)
+    with pytest.raises(CheckpointError, match=r"Sequential has no module body"):
+        lcs.load(file, nn.Sequential(nn.Linear(3, 3)))
+
+
+def test_what_is_damaged_is_said(tmp_path):
+    frozen, file = subspace_of(lcs.Unstructured()).freeze(), tmp_path / "model.lcs"
+    lcs.save(frozen, file)
+    data = file.read_bytes()
+    for wrong in (data[:-1], data[:1000], b"", data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]):
+        file.write_bytes(wrong)
+        with pytest.raises(CheckpointError, match=r"model\.lcs"):
+            lcs.load(file)
+    with pytest.raises(CheckpointError, match="absent.lcs: cannot be read"):
+        lcs.load(tmp_path / "absent.lcs")
+    checkpoint.save(file, {"w": torch.zeros(1)}, {"step": 1})
+    with pytest.raises(CheckpointError, match="training checkpoint.*lcs freeze"):
+        lcs.load(file)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recipe": {"type": "Recipe"}},
+        {"recipe": {"type": "Unstructured", "density": [2, 3]}},
+        {"recipe": {"type": "Unstructured", "colour": 1}},
+        {"architecture": {"name": "cpreresnet20", "num_classes": 10**15}},
+        {"architecture": {"name": "no such"}},
+        {"layers": {"no.such": True}},
+        {"layers": []},
+        {"norm": "no such"},
+    ],
+    ids=json.dumps,
+)
+def test_a_manifest_that_does_not_fit_is_said(change, tmp_path):
+    frozen, file = subspace_of(lcs.Unstructured()).freeze(), tmp_path / "model.lcs"
+    lcs.save(frozen, file)
+    tensors, manifest = checkpoint.load(file)
+    checkpoint.write_atomic(file, checkpoint.encode(tensors, {**manifest, **change}))
+    with pytest.raises(CheckpointError, match=r"model\.lcs"):
+        lcs.load(file)
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    frozen, file = own_network(), tmp_path / "model.lcs"
+    lcs.save(frozen, file)
+    before = file.read_bytes()
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(CheckpointError, match=r"model\.lcs: [\d,]+ bytes cannot be written: No space left"):
+        lcs.save(frozen, file)
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+    with pytest.raises(TypeError, match="takes what Subspace.freeze returns, got Network"):
+        lcs.save(Network(), file)
