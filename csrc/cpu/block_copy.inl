@@ -2,20 +2,23 @@
 // namespace `single`, and its transpose_*.inl.
 
 template <class From, class To>
-void copy_element(const From* from, To* to) {
-  single::store(to, single::rounded<To>(single::load(from)));
+void copy_lanes(const From* from, To* to) {
+  store(to, rounded<To>(load(from)));
 }
 
+// The last vector overlaps the one before it, rather than to be copied in pieces.
 template <class From, class To>
 void copy_row(const From* from, int64_t step, To* to, int64_t n) {
-  if (step != 1) {
-    for (int64_t i = 0; i < n; i += kSquare)
-      copy_first(from + i * step, step, to + i, std::min<int64_t>(kSquare, n - i));
-    return;
+  int64_t i = 0;
+  if (step == 1 && n >= kLanes) {
+    for (; i + kLanes <= n; i += kLanes) copy_lanes(from + i, to + i);
+    if (i < n) copy_lanes(from + n - kLanes, to + n - kLanes);
+  } else if (step == 1 && n >= kSquare) {
+    copy_first(from, 1, to, kSquare);
+    copy_first(from + n - kSquare, 1, to + n - kSquare, kSquare);
+  } else {
+    for (; i < n; i += kSquare) copy_first(from + i * step, step, to + i, std::min<int64_t>(kSquare, n - i));
   }
-  const int64_t whole = n / kLanes * kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes) store(to + i, rounded<To>(load(from + i)));
-  for (int64_t i = whole; i < n; ++i) copy_element(from + i, to + i);
 }
 
 template <class From, class To>

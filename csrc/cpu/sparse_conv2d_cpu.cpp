@@ -1,6 +1,7 @@
 #include "lcs/sparse_conv2d.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -13,14 +14,15 @@
 namespace lcs {
 namespace {
 
-constexpr int64_t kPanelBytes = 512 << 10;  // about half a core's second-level cache
-constexpr int kNeighbours = 14;             // vectors of a tile whose lanes are neighbours
-constexpr int64_t kImagesAtOnce = 128;      // of a single pixel each
-constexpr int64_t kFewPositions = 256;      // of an image, whose vectors may be of images
-constexpr int64_t kVeryFewPositions = 64;   // the same where all images fit one vector
-constexpr int64_t kTasks = 8;               // enough to keep the threads even
-constexpr int64_t kStreamed = 8 << 20;      // bytes of a result that the caches would not hold
-constexpr int64_t kTilesToPrepare = 4;      // tiles that pay for looking up all distances first
+constexpr int64_t kPanelBytes = 512 << 10;    // about half a core's second-level cache
+constexpr int64_t kOnlyPanelBytes = 1 << 20;  // the same where sums are written at once
+constexpr int kNeighbours = 15;               // vectors of a tile whose lanes are neighbours
+constexpr int64_t kImagesAtOnce = 128;        // of a single pixel each
+constexpr int64_t kFewPositions = 256;        // of an image, whose vectors may be of images
+constexpr int64_t kVeryFewPositions = 64;     // the same where all images, or all their rows, fit few vectors
+constexpr int64_t kTasks = 8;                 // enough to keep the threads even
+constexpr int64_t kStreamed = 8 << 20;        // bytes of a result that the caches would not hold
+constexpr int64_t kTilesToPrepare = 4;        // tiles that pay for looking up all distances first
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -56,61 +58,123 @@ struct Inside {
   }
 };
 
-// A convolution on panels: float32 copies of a band of the input in which every tap of every output position is at a
-// fixed distance. Positions run along rows of `pitch`, then over the band's rows; each holds `lanes` images.
+// Tasks that each thread takes from its own range in order, and then from what others have not begun, the last first:
+// a thread whose core is slow keeps nobody waiting for long.
+class Tasks {
+ public:
+  struct Some {
+    int64_t begin, end;  // equal: none is left
+  };
+
+  explicit Tasks(int64_t n) : taken_(n) {}
+
+  class Taker {
+   public:
+    Taker(Tasks& tasks, int64_t begin, int64_t end) : tasks_(tasks), own_(begin), end_(end), left_(tasks.size()) {}
+
+    Some one() { return some(1); }
+    Some half() { return some((end_ - own_ + 1) / 2); }  // of its own that are left, which follow each other
+
+   private:
+    Some some(int64_t most) {
+      while (own_ < end_ && !tasks_.take(own_)) ++own_;
+      if (own_ < end_) {
+        const int64_t begin = own_++;
+        while (own_ < std::min(end_, begin + most) && tasks_.take(own_)) ++own_;
+        return {begin, own_};
+      }
+      while (left_ > 0)
+        if (tasks_.take(--left_)) return {left_, left_ + 1};
+      return {0, 0};
+    }
+
+    Tasks& tasks_;
+    int64_t own_, end_, left_;
+  };
+
+ private:
+  int64_t size() const { return int64_t(taken_.size()); }
+  bool take(int64_t i) {
+    return !taken_[i].load(std::memory_order_relaxed) && !taken_[i].exchange(true, std::memory_order_relaxed);
+  }
+
+  std::vector<std::atomic<bool>> taken_;
+};
+
+// A convolution on panels: float32 copies of `lanes` strips, each some rows of an image, in which every tap of every
+// output position is at a fixed distance. Positions run along rows of `pitch`, then over the strip's rows; each holds
+// all lanes.
 class SparseConv2d {
  public:
   SparseConv2d(const SparseConv2dArgs& args, const Parallel& parallel)
       : a_(args),
         parallel_(parallel),
         run_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
-        lanes_(choose_lanes()),
         rows_(args.vertical),
         columns_(args.horizontal),
         taps_(args.vertical.kernel * args.horizontal.kernel) {
     pitch_ = a_.y.width + columns_.reach - shared_padding();
-    const int64_t row_bytes = int64_t(phases()) * pitch_ * lanes_ * a_.x.channels * 4;
-    const int64_t least = std::min(a_.y.height, 2 * rows_.reach + 2);
-    const int64_t rows = std::clamp(kPanelBytes / std::max<int64_t>(row_bytes, 1) - rows_.reach, least, a_.y.height);
-    bands_ = lanes_ > 1 ? 1 : ceil_div(a_.y.height, rows);
-    if (images() * bands_ < kTasks / 4) bands_ = std::min(a_.y.height, kTasks / 4 / images());
-    band_ = ceil_div(a_.y.height, bands_);
-    bands_ = ceil_div(a_.y.height, band_);
-    plane_ = (band_ + rows_.reach) * pitch_ * lanes_;
+    choose_strips();
+    strips_ = ceil_div(a_.y.height, strip_);
+    plane_ = (strip_ + rows_.reach) * pitch_ * lanes_;
     // An odd number of cache lines, so that channels do not fall on the same sets.
     channel_ = (ceil_div(phases() * plane_ + columns_.reach * lanes_, 16) | 1) * 16;
-    stream_ = may_stream();
+    choose_tiles();
     offsets();
   }
 
   void run() {
-    const int64_t panels = images() * bands_;
+    const int64_t panels = ceil_div(a_.x.n * strips_, lanes_);
     panels >= kTasks ? run_many(panels) : run_few(panels);
   }
 
  private:
-  int64_t images() const { return ceil_div(a_.x.n, lanes_); }
   int64_t phases() const { return int64_t(rows_.used.size() * columns_.used.size()); }
-  int64_t vectors(int64_t height) const { return ceil_div(((height - 1) * pitch_ + a_.y.width) * lanes_, run_.lanes); }
-  int64_t tiles() const { return ceil_div(vectors(band_), tile_vectors()); }  // of a panel
+  int64_t vectors(int64_t rows) const { return ceil_div(((rows - 1) * pitch_ + a_.y.width) * lanes_, run_.lanes); }
+  int64_t tiles() const { return ceil_div(strip_, tile_rows_) * ceil_div(vectors(tile_rows_), tile_vectors()); }
   int64_t panel_floats() const { return a_.x.channels * channel_ + run_.max_vectors * run_.lanes; }
+  int64_t row_bytes(int64_t lanes) const { return phases() * pitch_ * lanes * a_.x.channels * 4; }
 
-  // How many images share a position: one, and a vector spans neighbours; or, where an image has few of them, vectors
-  // of images, which every tap reads at whole vectors. Those of several positions are short, as long ones would leave
-  // one panel for all threads.
-  int64_t choose_lanes() {
-    const int64_t n = a_.x.n, positions = a_.y.height * a_.y.width;
-    if (positions == 1) {
+  // How many strips share a position, and how high they are. One, and a vector spans neighbours, most of which loads
+  // cross a line; or vectors of strips, which every tap reads whole.
+  void choose_strips() {
+    const int64_t n = a_.x.n, height = a_.y.height;
+    lanes_ = 1, strip_ = height;
+    if (height * a_.y.width == 1) {
       const int64_t vectors = ceil_div(n, run_.lanes),
                     most = std::min<int64_t>(run_.max_vectors, kImagesAtOnce / run_.lanes);
-      return ceil_div(vectors, ceil_div(vectors, most)) * run_.lanes;
+      lanes_ = ceil_div(vectors, ceil_div(vectors, most)) * run_.lanes;
+      return;
     }
-    if (max_isa() < Isa::avx2) return 1;
     const SparseConv2dKernels narrow = avx2::sparse_conv2d_kernels();
-    const bool filled = 4 * n >= 3 * ceil_div(n, narrow.lanes) * narrow.lanes;
-    if (!filled || positions > (n > narrow.lanes ? kFewPositions : kVeryFewPositions)) return 1;
-    run_ = narrow;
-    return narrow.lanes;
+    if (max_isa() >= Isa::avx2)
+      if (const int64_t strip = strip_of(narrow.lanes)) {
+        run_ = narrow, lanes_ = narrow.lanes, strip_ = strip;
+        return;
+      }
+    stream_ = may_stream();
+    const int64_t least = std::min(height, 2 * rows_.reach + 2), bytes = stream_ ? kOnlyPanelBytes : kPanelBytes;
+    strip_ = std::clamp(bytes / std::max<int64_t>(row_bytes(1), 1) - rows_.reach, least, height);
+    int64_t strips = ceil_div(height, strip_);
+    if (n * strips < kTasks / 4) strips = std::min(height, kTasks / 4 / n);
+    strip_ = ceil_div(height, strips);
+  }
+
+  // The height of strips, of whole images or single rows, that fill `lanes` lanes well; 0: there is none.
+  int64_t strip_of(int64_t lanes) const {
+    const int64_t n = a_.x.n, height = a_.y.height, positions = height * a_.y.width;
+    const auto fill = [&](int64_t strips) { return 4 * strips >= 3 * ceil_div(strips, lanes) * lanes; };
+    if (fill(n) && positions <= (n > lanes ? kFewPositions : kVeryFewPositions)) return height;
+    return fill(n * height) && positions <= kVeryFewPositions ? 1 : 0;
+  }
+
+  // How many rows of a strip are summed before they are written: where that goes past the caches, few, so that it does
+  // not wait until the end, if they take about as few tiles.
+  void choose_tiles() {
+    tile_rows_ = strip_;
+    if (!stream_) return;
+    const int64_t all = tiles();
+    for (tile_rows_ = 1; 8 * tiles() > 9 * all;) ++tile_rows_;
   }
 
   // Where vectors span neighbours, the input of larger tiles falls out of the first-level cache.
@@ -166,14 +230,18 @@ class SparseConv2d {
 
   // Many panels: each is filled and used by one thread.
   void run_many(int64_t panels) const {
+    Tasks tasks(panels);
     parallel_(panels, 1, [&](int64_t begin, int64_t end) {
+      Tasks::Taker taker(tasks, begin, end);
+      Tasks::Some some = taker.one();
+      if (some.begin == some.end) return;
       static thread_local Scratch<float> panel, sums;
       float* const x = panel.reserve(panel_floats());
       const int32_t* const distance = distances(0, a_.y.channels, (end - begin) * tiles());
       clear(x, 0, a_.x.channels);
-      for (int64_t i = begin; i < end; ++i) {
-        fill(i, 0, a_.x.channels, x);
-        multiply(i, 0, a_.y.channels, x, distance, sums);
+      for (; some.begin < some.end; some = taker.one()) {
+        fill(some.begin, 0, a_.x.channels, x);
+        multiply(some.begin, 0, a_.y.channels, x, distance, sums);
       }
       if (stream_) run_.stream_end();
     });
@@ -193,14 +261,17 @@ class SparseConv2d {
         fill(i / fills, first, last, x + i / fills * panel_floats());
       }
     });
+    Tasks tasks(panels * shares);
     parallel_(panels * shares, 1, [&](int64_t begin, int64_t end) {
       static thread_local Scratch<float> sums;
-      for (int64_t i = begin; i < end;) {
-        const int64_t stop = std::min(end, (i / shares + 1) * shares);  // shares of the same panel
-        const int64_t first = i % shares * rows, last = std::min(a_.y.channels, first + (stop - i) * rows);
-        multiply(i / shares, first, last, x + i / shares * panel_floats(), distances(first, last, tiles()), sums);
-        i = stop;
-      }
+      Tasks::Taker taker(tasks, begin, end);
+      for (Tasks::Some some = taker.half(); some.begin < some.end; some = taker.half())
+        for (int64_t i = some.begin; i < some.end;) {
+          const int64_t stop = std::min(some.end, (i / shares + 1) * shares);  // shares of the same panel
+          const int64_t first = i % shares * rows, last = std::min(a_.y.channels, first + (stop - i) * rows);
+          multiply(i / shares, first, last, x + i / shares * panel_floats(), distances(first, last, tiles()), sums);
+          i = stop;
+        }
       if (stream_) run_.stream_end();
     });
   }
@@ -216,51 +287,112 @@ class SparseConv2d {
                                                                    row * x.row_stride + column * x.column_stride);
   }
 
+  // Lanes of a panel whose strips are those of one image, or of images of one strip each: they lie evenly in memory.
+  struct Run {
+    int64_t lane, lanes, image, row;  // of the first lane: image, and first row of y
+  };
+
+  // f(run) for all lanes of a panel that hold a strip.
+  template <class F>
+  void runs(int64_t panel, F f) const {
+    const int64_t first = panel * lanes_, last = std::min(first + lanes_, a_.x.n * strips_);
+    for (int64_t at = first; at < last;) {
+      const int64_t stop = strips_ == 1 ? last : std::min(last, (at / strips_ + 1) * strips_);
+      f(Run{at - first, stop - at, at / strips_, at % strips_ * strip_});
+      at = stop;
+    }
+  }
+
+  // The lanes of a run whose row lies in [0, size): `row` in the first, `step` rows further in each strip of an image.
+  Run inside(const Run& run, int64_t row, int64_t step, int64_t size) const {
+    if (strips_ == 1) return {run.lane, row < 0 || row >= size ? 0 : run.lanes, run.image, row};
+    const int64_t skip = row < 0 ? std::min(ceil_div(-row, step), run.lanes) : 0;
+    const int64_t stop = std::clamp(ceil_div(size - row, step), skip, run.lanes);
+    return {run.lane + skip, stop - skip, run.image, row + skip * step};
+  }
+
+  int64_t lane_stride(const Images& t, int64_t rows) const {
+    return strips_ == 1 ? t.image_stride : rows * t.row_stride;
+  }
+
+  // One row of a run's lanes: those that lie on the image, and how many there are besides.
+  struct Piece {
+    int64_t row, lane, lanes;
+    Run inside;
+  };
+
+  // `rows` rows of all lanes, from row `first` of x or y on: `step` apart in a strip, `apart` from strip to strip.
+  std::vector<Piece> pieces(int64_t panel, int64_t rows, int64_t first, int64_t step, int64_t size) const {
+    std::vector<Piece> found;
+    runs(panel, [&](const Run& run) {
+      for (int64_t row = 0; row < rows; ++row)
+        found.push_back({row, run.lane, run.lanes, inside(run, (run.row + row) * step + first, strip_ * step, size)});
+    });
+    return found;
+  }
+
   // Channels [begin, end) of a panel. Rows outside the image are zeros.
   void fill(int64_t panel, int64_t begin, int64_t end, float* to) const {
-    const int64_t image = panel / bands_ * lanes_, row0 = panel % bands_ * band_;
-    const int64_t height = band_ + rows_.reach, width = a_.y.width + columns_.reach;
+    const int64_t width = a_.y.width + columns_.reach;
     for (size_t i = 0; i < rows_.used.size(); ++i)
       for (size_t j = 0; j < columns_.used.size(); ++j) {
         float* const plane = to + int64_t(i * columns_.used.size() + j) * plane_;
-        const Inside rows(a_.vertical, rows_.used[i], a_.x.height, row0, height);
         const Inside columns(a_.horizontal, columns_.used[j], a_.x.width, 0, width);
-        for (int64_t c = begin; c < end; ++c) {
-          float* const p = plane + c * channel_;
-          std::fill(p, p + (rows.begin - row0) * pitch_ * lanes_, 0.0f);
-          std::fill(p + (rows.end - row0) * pitch_ * lanes_, p + plane_, 0.0f);
-        }
-        if (rows.begin == rows.end || columns.begin == columns.end) continue;
-        float* const first = plane + ((rows.begin - row0) * pitch_ + columns.begin) * lanes_;
-        if (a_.x.channel_stride == 1)
-          fill_channels_last(image, begin, end, rows, columns, first);
+        if (lanes_ == 1)
+          fill_rows(panel, begin, end, rows_.used[i], columns, plane);
         else
-          for (int64_t c = begin; c < end; ++c) fill_channel(image, c, rows, columns, first + c * channel_);
+          fill_lanes(
+              begin, end,
+              pieces(panel, strip_ + rows_.reach, rows_.used[i] - a_.vertical.padding, a_.vertical.stride, a_.x.height),
+              columns, plane);
       }
   }
 
-  // Rows and columns that lie inside the image.
-  void fill_channel(int64_t image, int64_t c, const Inside& rows, const Inside& columns, float* to) const {
-    const int64_t n = columns.end - columns.begin, images = std::min(lanes_, a_.x.n - image);
-    const int64_t step = a_.horizontal.stride, row_stride = a_.vertical.stride * a_.x.row_stride;
-    const char* from = input(image, c, rows.first, columns.first);
-    if (lanes_ == 1) return load(from, row_stride, step, rows.end - rows.begin, n, to, pitch_, false);
-    for (int64_t row = rows.begin; row < rows.end; ++row, from += row_stride * size_of(a_.dtype), to += pitch_ * lanes_)
-      load(from, a_.x.image_stride, step, images, n, to, lanes_, true);
+  // All rows of a panel of one strip.
+  void fill_rows(int64_t panel, int64_t begin, int64_t end, int64_t remainder, const Inside& columns,
+                 float* plane) const {
+    const int64_t image = panel / strips_, row0 = panel % strips_ * strip_;
+    const Inside rows(a_.vertical, remainder, a_.x.height, row0, strip_ + rows_.reach);
+    for (int64_t c = begin; c < end; ++c) {
+      float* const p = plane + c * channel_;
+      std::fill(p, p + (rows.begin - row0) * pitch_, 0.0f);
+      std::fill(p + (rows.end - row0) * pitch_, p + plane_, 0.0f);
+    }
+    const int64_t n = columns.end - columns.begin, step = a_.horizontal.stride;
+    float* to = plane + (rows.begin - row0) * pitch_ + columns.begin;
+    if (n == 0 || rows.begin == rows.end) return;
+    if (a_.x.channel_stride != 1) {
+      for (int64_t c = begin; c < end; ++c)
+        load(input(image, c, rows.first, columns.first), a_.vertical.stride * a_.x.row_stride, step,
+             rows.end - rows.begin, n, to + c * channel_, pitch_, false);
+      return;
+    }
+    to += begin * channel_;
+    for (int64_t row = rows.begin, at = rows.first; row < rows.end; ++row, at += a_.vertical.stride, to += pitch_)
+      load(input(image, begin, at, columns.first), step * a_.x.column_stride, 1, n, end - begin, to, channel_, true);
   }
 
-  void fill_channels_last(int64_t image, int64_t begin, int64_t end, const Inside& rows, const Inside& columns,
-                          float* to) const {
+  void fill_lanes(int64_t begin, int64_t end, const std::vector<Piece>& pieces, const Inside& columns,
+                  float* plane) const {
     const int64_t n = columns.end - columns.begin, step = a_.horizontal.stride;
-    to += begin * channel_;
-    for (int64_t row = rows.begin; row < rows.end; ++row, to += pitch_ * lanes_) {
-      const int64_t at = rows.first + (row - rows.begin) * a_.vertical.stride;
-      if (lanes_ == 1)
-        load(input(image, begin, at, columns.first), step * a_.x.column_stride, 1, n, end - begin, to, channel_, true);
-      else
-        for (int64_t i = 0; i < n; ++i)
-          load(input(image, begin, at, columns.first + i * step), a_.x.image_stride, 1,
-               std::min(lanes_, a_.x.n - image), end - begin, to + i * lanes_, channel_, true);
+    const int64_t stride = lane_stride(a_.x, strip_ * a_.vertical.stride);
+    for (int64_t c = begin; c < end; ++c)
+      for (const Piece& piece : pieces) {
+        const Run& in = piece.inside;
+        float* const row = plane + c * channel_ + piece.row * pitch_ * lanes_;
+        if (in.lanes < piece.lanes)
+          for (int64_t i = 0; i < pitch_; ++i) std::fill_n(row + i * lanes_ + piece.lane, piece.lanes, 0.0f);
+        if (in.lanes > 0 && n > 0 && a_.x.channel_stride != 1)
+          load(input(in.image, c, in.row, columns.first), stride, step, in.lanes, n,
+               row + columns.begin * lanes_ + in.lane, lanes_, true);
+      }
+    if (a_.x.channel_stride != 1) return;
+    for (const Piece& piece : pieces) {
+      const Run& in = piece.inside;
+      float* const row = plane + begin * channel_ + (piece.row * pitch_ + columns.begin) * lanes_ + in.lane;
+      for (int64_t i = 0; in.lanes > 0 && i < n; ++i)
+        load(input(in.image, begin, in.row, columns.first + i * step), stride, 1, in.lanes, end - begin,
+             row + i * lanes_, channel_, true);
     }
   }
 
@@ -269,18 +401,21 @@ class SparseConv2d {
     run_.load({from, to, from_stride, from_step, to_stride, rows, columns, a_.dtype, transposed});
   }
 
-  // Output channels [begin, end) of a panel: all sums of the band first, so that y is written in long runs.
+  // Output channels [begin, end) of a panel: all sums of a tile's rows first, so that y is written in long runs.
   void multiply(int64_t panel, int64_t begin, int64_t end, const float* x, const int32_t* distance,
                 Scratch<float>& scratch) const {
-    const int64_t row0 = panel % bands_ * band_, height = std::min(band_, a_.y.height - row0);
-    const int64_t vectors = this->vectors(height), tile = ceil_div(vectors, ceil_div(vectors, tile_vectors()));
+    const int64_t height = lanes_ == 1 ? std::min(strip_, a_.y.height - panel % strips_ * strip_) : strip_;
     // An odd number of cache lines here too.
-    const int64_t stride = (ceil_div(vectors * run_.lanes, 16) | 1) * 16;
+    const int64_t stride = (ceil_div(this->vectors(tile_rows_) * run_.lanes, 16) | 1) * 16;
     float* const sums = scratch.reserve((end - begin) * stride);
-    for (int64_t v = 0; v < vectors; v += tile)
-      accumulate(begin, end, x + v * run_.lanes, distance, int(std::min(tile, vectors - v)), sums + v * run_.lanes,
-                 stride);
-    write(panel / bands_ * lanes_, begin, end, row0, height, sums, stride);
+    for (int64_t row = 0; row < height; row += tile_rows_, x += tile_rows_ * pitch_ * lanes_) {
+      const int64_t rows = std::min(tile_rows_, height - row), vectors = this->vectors(rows),
+                    tile = ceil_div(vectors, ceil_div(vectors, tile_vectors()));
+      for (int64_t v = 0; v < vectors; v += tile)
+        accumulate(begin, end, x + v * run_.lanes, distance, int(std::min(tile, vectors - v)), sums + v * run_.lanes,
+                   stride);
+      write(panel, begin, end, row, rows, sums, stride);
+    }
   }
 
   void accumulate(int64_t begin, int64_t end, const float* x, const int32_t* distance, int vectors, float* sums,
@@ -308,30 +443,33 @@ class SparseConv2d {
                                                              row * y.row_stride + column * y.column_stride);
   }
 
-  // The sums of `height` rows from row0, `stride` floats an output channel, to where they belong.
-  void write(int64_t image, int64_t begin, int64_t end, int64_t row0, int64_t height, const float* sums,
+  // The sums of `rows` rows from `row` of all strips, `stride` floats an output channel, to where they belong.
+  void write(int64_t panel, int64_t begin, int64_t end, int64_t row, int64_t rows, const float* sums,
              int64_t stride) const {
-    const int64_t images = std::min(lanes_, a_.y.n - image), width = a_.y.width;
-    if (a_.y.channel_stride == 1) return write_channels_last(image, images, begin, end, row0, height, sums, stride);
-    for (int64_t c = begin; c < end; ++c, sums += stride) {
-      if (lanes_ == 1) {
-        store(sums, pitch_, height, width, output(image, c, row0, 0), a_.y.row_stride, false);
-        continue;
-      }
-      for (int64_t row = 0; row < height; ++row)
-        store(sums + row * pitch_ * lanes_, lanes_, width, images, output(image, c, row0 + row, 0), a_.y.image_stride,
-              true);
+    const int64_t width = a_.y.width, apart = lane_stride(a_.y, strip_);
+    if (lanes_ == 1 && a_.y.channel_stride != 1) {
+      const int64_t image = panel / strips_, row0 = panel % strips_ * strip_ + row;
+      for (int64_t c = begin; c < end; ++c, sums += stride)
+        store(sums, pitch_, rows, width, output(image, c, row0, 0), a_.y.row_stride, false);
+      return;
     }
-  }
-
-  void write_channels_last(int64_t image, int64_t images, int64_t begin, int64_t end, int64_t row0, int64_t height,
-                           const float* sums, int64_t stride) const {
-    for (int64_t row = row0; row < row0 + height; ++row, sums += pitch_ * lanes_)
+    const std::vector<Piece> pieces = this->pieces(panel, rows, row, 1, a_.y.height);
+    if (a_.y.channel_stride != 1) {
+      for (int64_t c = begin; c < end; ++c, sums += stride)
+        for (const auto& [at, lane, lanes, in] : pieces)
+          if (in.lanes > 0)
+            store(sums + at * pitch_ * lanes_ + in.lane, lanes_, width, in.lanes, output(in.image, c, in.row, 0), apart,
+                  true);
+      return;
+    }
+    for (const auto& [at, lane, lanes, in] : pieces) {
+      const float* const from = sums + at * pitch_ * lanes_ + in.lane;
       if (lanes_ == 1)
-        store(sums, stride, end - begin, a_.y.width, output(image, begin, row, 0), a_.y.column_stride, true);
+        store(from, stride, end - begin, width, output(in.image, begin, in.row, 0), a_.y.column_stride, true);
       else
-        for (int64_t i = 0; i < a_.y.width; ++i)
-          store(sums + i * lanes_, stride, end - begin, images, output(image, begin, row, i), a_.y.image_stride, true);
+        for (int64_t j = 0; in.lanes > 0 && j < width; ++j)
+          store(from + j * lanes_, stride, end - begin, in.lanes, output(in.image, begin, in.row, j), apart, true);
+    }
   }
 
   void store(const float* from, int64_t from_stride, int64_t rows, int64_t columns, void* to, int64_t to_stride,
@@ -342,13 +480,13 @@ class SparseConv2d {
   const SparseConv2dArgs& a_;
   const Parallel& parallel_;
   SparseConv2dKernels run_;
-  const int64_t lanes_;
   const Phases rows_, columns_;
   const int64_t taps_;
-  int64_t pitch_, bands_, band_, plane_, channel_;
+  int64_t lanes_, strip_, strips_;  // strip_: rows of y; strips_: of an image
+  int64_t pitch_, plane_, channel_, tile_rows_;
   std::vector<int64_t> offset_;
   int64_t reach_ = 0;  // the largest offset
-  bool stream_;
+  bool stream_ = false;
 };
 
 }  // namespace

@@ -35,6 +35,9 @@ GEOMETRIES = {
     "one column": ((2, 3, 400, 1), (5, 3, 3, 3), 1, 1, 1, 1),
     "several bands": ((1, 64, 70, 66), (6, 64, 3, 3), 1, 1, 1, 1),
     "many panels": ((11, 5, 20, 19), (6, 5, 3, 3), 1, 1, 1, 1),
+    "rows of few images": ((3, 6, 7, 7), (9, 6, 3, 3), 1, 1, 1, 1),
+    "rows of a strided image": ((1, 6, 15, 13), (9, 6, 3, 3), 2, 1, 1, 1),
+    "rows far apart": ((1, 6, 8, 8), (9, 6, 3, 3), (1, 2), (5, 3), (4, 2), 1),
     "one channel": ((2, 1, 9, 10), (1, 1, 3, 3), 1, 1, 1, 1),
     "no images": ((0, 3, 9, 10), (4, 3, 3, 3), 1, 1, 1, 1),
 }
@@ -72,7 +75,7 @@ def test_integers_are_exact(isa, name, layout):
 
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
-@pytest.mark.parametrize("size", [(1, 1), (3, 3), (3, 5), (9, 9)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (3, 5), (7, 7), (9, 9)], ids=str)
 def test_batches(isa, size, layout):
     torch.manual_seed(1)
     weight = integer_weight((11, 9, 3, 3))
@@ -84,7 +87,7 @@ def test_batches(isa, size, layout):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(2, 8, 64, 80), (9, 8, 31, 32), (1, 8, 127, 128)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 8, 64, 80), (9, 8, 31, 32), (1, 8, 127, 128), (2, 8, 9, 512)], ids=str)
 def test_results_larger_than_the_caches(isa, shape, dtype):
     """Of which the aligned ones are written past them."""
     torch.manual_seed(4)
@@ -96,7 +99,7 @@ def test_results_larger_than_the_caches(isa, shape, dtype):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8], indirect=True)
-@pytest.mark.parametrize("name", ["3x3", "groups", "tiny images", "many panels", "one result"])
+@pytest.mark.parametrize("name", ["3x3", "groups", "tiny images", "many panels", "one result", "rows of few images"])
 def test_blocks_and_threads_change_no_integer(isa, threads, name):
     torch.manual_seed(2)
     geometry = GEOMETRIES[name]
