@@ -110,7 +110,7 @@ class EvaluateArguments:
     """run of method dense, drawn as a level line"""
     device: str = "auto"
     """cpu, cuda or auto"""
-    batch_size: int = 256
+    batch_size: int = 64
     """images at a time"""
     x_axis: Literal["linear", "log"] = "linear"
     """of the plot"""
@@ -217,7 +217,7 @@ class ReportArguments:
     """of the plot"""
     device: str = "auto"
     """cpu, cuda or auto, for runs without an evaluation of their newest checkpoint"""
-    batch_size: int = 256
+    batch_size: int = 64
     """images at a time, likewise"""
     json: Path = Path("report.json")
     """where the numbers go"""

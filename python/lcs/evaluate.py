@@ -160,7 +160,7 @@ def evaluate(
     targets: Sequence[str | Path] = (),
     dense: str | Path | None = None,
     device: str = "auto",
-    batch_size: int = 256,
+    batch_size: int = 64,
     measure_batch: int | None = None,
 ) -> Evaluation:
     """Measures `run` on its test images at `values` of its unit (default: `values_of`), no retraining between them.

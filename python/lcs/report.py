@@ -33,7 +33,7 @@ class Report:
 
 
 def report(
-    runs: Sequence[Path], *, device: str = "auto", batch_size: int = 256, tell: Callable[[str], None] = print
+    runs: Sequence[Path], *, device: str = "auto", batch_size: int = 64, tell: Callable[[str], None] = print
 ) -> Report:
     """The evaluation.json of each run where it is of the newest checkpoint; else evaluates as `lcs eval` and writes it.
 
