@@ -11,7 +11,15 @@ namespace lcs {
 namespace {
 
 constexpr int64_t kGrain = 1 << 15;  // elements below which another thread does not pay
+constexpr int64_t kGroup = 1 << 8;   // elements that take as long as what there is to do for a group besides
 constexpr int64_t kPiece = 1 << 14;  // elements of a sample, channels last, that are summed together
+constexpr int64_t kSamples = 8;      // enough for threads to share them evenly
+
+// Pieces of a sample of so many pixels: an even number, for two threads to share evenly.
+int64_t pieces_of(int64_t pixels, int64_t most) {
+  const int64_t pieces = (pixels + most - 1) / most;
+  return pieces == 1 ? 1 : (pieces + 1) / 2 * 2;
+}
 
 int64_t tasks_of(int64_t elements) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(elements, 1)); }
 
@@ -24,8 +32,8 @@ class Norm {
         padded_(args.channels + kNormRow),
         in_group_(args.mean ? 1 : args.channels / args.groups),
         size_(in_group_ * args.pixels),
-        rows_(std::clamp<int64_t>(kPiece / args.channels, 1, args.pixels)),
-        pieces_((args.pixels + rows_ - 1) / rows_) {
+        rows_((args.pixels - 1) / pieces_of(args.pixels, std::max<int64_t>(kPiece / args.channels, 1)) + 1),
+        pieces_((args.pixels - 1) / rows_ + 1) {
     static thread_local Scratch<float> vectors;
     weight_ = vectors.reserve(3 * padded_), bias_ = weight_ + padded_, given_ = bias_ + padded_;
     fill(args.weight, 1, weight_);
@@ -51,6 +59,16 @@ class Norm {
         to[c] = one.mean, to[padded_ + c] = one.scale;
       }
     return {to, to + padded_, bias_};
+  }
+
+  // Calls body(first sample, the one past the last, parallel): for each alone where they are many, so that what is read
+  // twice is in the caches.
+  template <class Body>
+  void for_samples(const Parallel& parallel, Body body) const {
+    if (args_.n < kSamples) return body(0, args_.n, parallel);
+    parallel(args_.n, tasks_of(args_.pixels * args_.channels + kGroup), [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) body(n, n + 1, serial);
+    });
   }
 
   int64_t group(int64_t n, int64_t c) const { return n * args_.groups + c / in_group_; }
@@ -80,10 +98,12 @@ class Forward : Norm {
 
   void run() const {
     if (args_.last) {
-      if (!args_.mean) column_statistics();
-      normalise_pieces();
+      for_samples(parallel_, [this](int64_t begin, int64_t end, const Parallel& parallel) {
+        if (!args_.mean) column_statistics(begin, end, parallel);
+        normalise_pieces(begin, end, parallel);
+      });
     } else {
-      parallel_(args_.n * groups(), tasks_of(size_), [this](int64_t begin, int64_t end) {
+      parallel_(args_.n * groups(), tasks_of(size_ + kGroup), [this](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) normalise_group(i / groups(), i % groups());
       });
     }
@@ -107,20 +127,21 @@ class Forward : Norm {
                 affine(n, first));
   }
 
-  void column_statistics() const {
+  // Of samples [from, to).
+  void column_statistics(int64_t from, int64_t to, const Parallel& parallel) const {
     static thread_local Scratch<float> scratch;
-    float* const columns = scratch.reserve(args_.n * pieces_ * 3 * padded_);
-    parallel_(args_.n * pieces_, tasks_of(rows_ * args_.channels), [&](int64_t begin, int64_t end) {
+    float* const columns = scratch.reserve((to - from) * pieces_ * 3 * padded_);
+    parallel((to - from) * pieces_, tasks_of(rows_ * args_.channels), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         float* const near = columns + i * 3 * padded_;
-        const int64_t n = i / pieces_, piece = i % pieces_;
+        const int64_t n = from + i / pieces_, piece = i % pieces_;
         run_.column_moments(at(args_.x, first(n, piece)), rows_of(piece), args_.channels, args_.dtype,
                             {near, near + padded_, near + 2 * padded_});
       }
     });
-    parallel_(args_.n * args_.groups, tasks_of(pieces_ * in_group_), [&](int64_t begin, int64_t end) {
+    parallel((to - from) * args_.groups, tasks_of(pieces_ * in_group_), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
-        combine(columns + i / args_.groups * pieces_ * 3 * padded_, i / args_.groups, i % args_.groups);
+        combine(columns + i / args_.groups * pieces_ * 3 * padded_, from + i / args_.groups, i % args_.groups);
     });
   }
 
@@ -144,14 +165,14 @@ class Forward : Norm {
         body(double(rows_of(piece)), columns[c], columns[padded_ + c], columns[2 * padded_ + c]);
   }
 
-  void normalise_pieces() const {
-    parallel_(args_.n * pieces_, tasks_of(rows_ * args_.channels), [this](int64_t begin, int64_t end) {
+  void normalise_pieces(int64_t from, int64_t to, const Parallel& parallel) const {
+    parallel((to - from) * pieces_, tasks_of(rows_ * args_.channels), [&](int64_t begin, int64_t end) {
       static thread_local Scratch<float> scratch;
       float* const table = scratch.reserve(2 * padded_);
       int64_t made = -1;
       NormLines lines{};
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t n = i / pieces_, piece = i % pieces_, x = first(n, piece);
+        const int64_t n = from + i / pieces_, piece = i % pieces_, x = first(n, piece);
         if (n != made) lines = this->lines(made = n, table);
         run_.columns({at(args_.x, x), at(args_.residual, x), at(args_.y, x), rows_of(piece), args_.channels, args_.relu,
                       args_.dtype},
@@ -173,10 +194,12 @@ class Backward : Norm {
 
   double run() {
     if (args_.last) {
-      sum_pieces();
-      grad_pieces();
+      for_samples(parallel_, [this](int64_t begin, int64_t end, const Parallel& parallel) {
+        sum_pieces(begin, end, parallel);
+        grad_pieces(begin, end, parallel);
+      });
     } else {
-      parallel_(args_.n * groups(), tasks_of(size_), [this](int64_t begin, int64_t end) {
+      parallel_(args_.n * groups(), tasks_of(size_ + kGroup), [this](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) grad_group(i / groups(), i % groups());
       });
     }
@@ -215,17 +238,18 @@ class Backward : Norm {
     run_.grad_planes(planes, affine(n, first), to.slope, to.offset);
   }
 
-  void sum_pieces() {
+  void sum_pieces(int64_t from, int64_t to, const Parallel& parallel) {
     static thread_local Scratch<float> scratch;
-    float* const columns = scratch.reserve(args_.n * pieces_ * 2 * padded_);
-    for_pieces([&](int64_t i, const NormGradRows& job, const NormLines& lines, float*) {
+    float* const columns = scratch.reserve((to - from) * pieces_ * 2 * padded_);
+    for_pieces(from, to, parallel, [&](int64_t i, const NormGradRows& job, const NormLines& lines, float*) {
       run_.column_sums(job, lines, columns + i * 2 * padded_, columns + i * 2 * padded_ + padded_);
     });
-    parallel_(args_.n, tasks_of(pieces_ * args_.channels), [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n)
+    parallel(to - from, tasks_of(pieces_ * args_.channels), [&](int64_t begin, int64_t end) {
+      for (int64_t at = begin; at < end; ++at)
         for (int64_t c = 0; c < args_.channels; ++c) {
+          const int64_t n = from + at;
           double grad = 0, product = 0;
-          for (int64_t i = n * pieces_; i < (n + 1) * pieces_; ++i) {
+          for (int64_t i = at * pieces_; i < (at + 1) * pieces_; ++i) {
             grad += columns[i * 2 * padded_ + c];
             product += columns[(i * 2 + 1) * padded_ + c];
           }
@@ -235,10 +259,10 @@ class Backward : Norm {
     });
   }
 
-  void grad_pieces() {
-    for_pieces([&](int64_t i, const NormGradRows& job, const NormLines& lines, float* slopes) {
+  void grad_pieces(int64_t from, int64_t to, const Parallel& parallel) {
+    for_pieces(from, to, parallel, [&](int64_t i, const NormGradRows& job, const NormLines& lines, float* slopes) {
       for (int64_t g = 0; g < groups(); ++g) {
-        const Slope to = slope(i / pieces_, g);
+        const Slope to = slope(from + i / pieces_, g);
         std::fill_n(slopes + g * in_group_, in_group_, to.slope);
         std::fill_n(slopes + padded_ + g * in_group_, in_group_, to.offset);
       }
@@ -246,15 +270,15 @@ class Backward : Norm {
     });
   }
 
-  // Calls body(piece, job, lines, room for two padded vectors).
+  // Calls body(piece, job, lines, room for two padded vectors) for the pieces of samples [from, to).
   template <class Body>
-  void for_pieces(Body body) {
-    parallel_(args_.n * pieces_, tasks_of(rows_ * args_.channels), [&](int64_t begin, int64_t end) {
+  void for_pieces(int64_t from, int64_t to, const Parallel& parallel, Body body) {
+    parallel((to - from) * pieces_, tasks_of(rows_ * args_.channels), [&](int64_t begin, int64_t end) {
       static thread_local Scratch<float> scratch;
       float* const room = scratch.reserve(4 * padded_);
       std::fill_n(room, 4 * padded_, 0.0f);
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t n = i / pieces_, piece = i % pieces_;
+        const int64_t n = from + i / pieces_, piece = i % pieces_;
         body(i, job(first(n, piece), rows_of(piece), args_.channels), lines(n, room), room + 2 * padded_);
       }
     });

@@ -5,7 +5,7 @@
 // lanes, which the multiplication itself reads from memory.
 
 constexpr int kBlock = 16;
-constexpr int kAhead = 24 * kBlock;  // floats of the weight, which may come from memory
+constexpr int kAhead = 48 * kBlock;  // floats of the weight, which may come from memory
 // Without it gcc keeps the positions' addresses in registers, and those that do not fit in vectors, from where they
 // come back through the multipliers' ports.
 #define LCS_FORGET_MEMORY asm volatile("" ::: "memory")

@@ -137,8 +137,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> line_norm_backward_cp
   }
   const Tensor g = laid_out_as(grad, input, last, "grad");
   Tensor grad_x = empty_laid_out_as(input);
-  const auto grad_of = [](const std::optional<Tensor>& end) {
-    return torch::stable::empty({end ? end->size(0) : 0}, ScalarType::Float);
+  const int64_t one[] = {1};
+  const auto grad_of = [&](const std::optional<Tensor>& end) {
+    const int64_t size[] = {end ? end->size(0) : 0};
+    return empty_strided(size, one, aoti_torch_dtype_float32());
   };
   Tensor weights[] = {grad_of(weight0), grad_of(weight1)}, biases[] = {grad_of(bias0), grad_of(bias1)};
   const auto data = [](Tensor& t, bool wanted) { return wanted ? static_cast<float*>(t.mutable_data_ptr()) : nullptr; };
@@ -149,13 +151,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> line_norm_backward_cp
        {data(weights[0], weight0.has_value()), data(weights[1], weight1.has_value()), weights[0].numel()},
        {data(biases[0], bias0.has_value()), data(biases[1], bias1.has_value()), biases[0].numel()}},
       parallel);
-  return {grad_x,
-          weights[0],
-          weights[1],
-          biases[0],
-          biases[1],
-          weight1 || bias1 ? torch::stable::full({}, grad_alpha, ScalarType::Float)
-                           : torch::stable::empty({0}, ScalarType::Float)};
+  const int64_t none[] = {0};
+  const bool line = weight1 || bias1;
+  Tensor to_alpha = empty_strided({none, size_t(!line)}, {one, size_t(!line)}, aoti_torch_dtype_float32());
+  if (line) *static_cast<float*>(to_alpha.mutable_data_ptr()) = float(grad_alpha);
+  return {grad_x, weights[0], weights[1], biases[0], biases[1], to_alpha};
 }
 
 }  // namespace

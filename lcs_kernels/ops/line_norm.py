@@ -157,7 +157,10 @@ class LineNorm(torch.autograd.Function):
         grad = grad if y is None else torch.where(y > 0, grad, 0)
         run = reference_backward if grad.dtype == torch.float64 else _op_backward
         *found, grad_alpha = run(grad, *saved, *ctx.settings)
-        ends = (None if end is None else g.to(end.dtype) for g, end in zip(found[1:], saved[1:5], strict=True))
+        ends = (
+            None if end is None else g if g.dtype == end.dtype else g.to(end.dtype)
+            for g, end in zip(found[1:], saved[1:5], strict=True)
+        )
         return (
             found[0],
             *ends,
@@ -219,10 +222,9 @@ def line_norm(
     elif alpha is not None and not _is_ready(alpha, x):
         alpha = alpha_tensor("line_norm", alpha, False, x)
     arguments = (x, weight0, weight1, bias0, bias1, alpha)
-    if x.dtype == torch.float64 or wants_grad(*arguments, residual):
-        _check(*arguments, mean, var, residual, groups, eps)
-        return LineNorm.apply(*arguments, residual, mean, var, groups, eps, relu)
     try:
+        if x.dtype == torch.float64 or wants_grad(*arguments, residual):
+            return LineNorm.apply(*arguments, residual, mean, var, groups, eps, relu)
         return _op(*arguments, mean, var, residual, groups, eps, relu)[0]
     except RuntimeError:
         _check(*arguments, mean, var, residual, groups, eps)  # says it as a ValueError or a TypeError

@@ -1,8 +1,8 @@
 """A convolution of a frozen structured network: the first channels of one packed weight."""
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,6 +12,17 @@ from lcs_kernels.formats import WidthWeight
 from .norms import FusedNorm
 from .structured import StructuredConv2d
 
+_PLANS = 64  # shapes of inputs that a level remembers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A convolution and the norm behind it in one op: the result's shape, the norm's arguments, the convolution's."""
+
+    shape: tuple[int, ...]
+    norm: tuple
+    settings: dict
+
 
 @dataclass(frozen=True, eq=False)
 class WidthView:
@@ -19,6 +30,7 @@ class WidthView:
 
     whole: WidthWeight
     outputs: int
+    plans: dict[torch.Size, Plan | None] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return self.outputs
@@ -44,36 +56,33 @@ class FrozenWidthConv2d(StructuredConv2d):
         return self._normed(input, residual, relu) if normed else self._convolved(input)
 
     def _normed(self, input: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-        norm = self.behind
-        weight, bias = self.slot.tensors(self, input.shape)
-        if not isinstance(weight, WidthView) or not self._fits(input, residual, weight.outputs):
-            return norm(self._convolved(input), residual, relu)
+        weight, _ = self.slot.tensors(self, input.shape)
+        plan = self._plan(input.shape, weight) if isinstance(weight, WidthView) else None
+        if plan is None or (
+            residual is not None and (residual.shape != plan.shape or residual.dtype != input.dtype)  # it is broadcast
+        ):
+            return self.behind(self._convolved(input), residual, relu)
         _check_dtype(input, weight)
-        channels = weight.outputs
         return width_conv2d_norm(
-            input,
-            weight.whole,
-            channels,
-            norm.affine_line(),
-            norm.groups_of(channels),
-            norm.eps,
-            bias=self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            residual=residual,
-            relu=relu,
+            input, weight.whole, weight.outputs, *plan.norm, residual=residual, relu=relu, **plan.settings
         )
 
-    def _fits(self, input: Tensor, residual: Tensor | None, outputs: int) -> bool:
-        """Whether one op does it all: no other padding than of zeros, no groups, and what is added is not broadcast. A
-        norm of single pixels is left to complain itself."""
-        if input.dim() != 4 or self.groups != 1 or self.padding_mode != "zeros" or isinstance(self.padding, str):
-            return False
-        size = _output_size(input.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)
-        expected = (input.shape[0], outputs, *size)
-        same = residual is None or (residual.shape == expected and residual.dtype == input.dtype)
-        return same and size != (1, 1) and self.behind.takes_ends
+    def _plan(self, shape: torch.Size, weight: WidthView) -> Plan | None:
+        """How one op does it all for inputs of a shape; it leaves out other padding than of zeros, and groups. A norm
+        of single pixels is left to complain itself."""
+        if shape in weight.plans:
+            return weight.plans[shape]
+        plan, norm, channels = None, self.behind, weight.outputs
+        if len(shape) == 4 and self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str):
+            size = _output_size(shape[2:], self.kernel_size, self.stride, self.padding, self.dilation)
+            if size != (1, 1) and norm.takes_ends:
+                settings = {name: getattr(self, name) for name in ("bias", "stride", "padding", "dilation")}
+                line = norm.affine_line()
+                plan = Plan((shape[0], channels, *size), (line, norm.groups_of(channels), norm.eps), settings)
+        if len(weight.plans) >= _PLANS:
+            weight.plans.clear()
+        weight.plans[shape] = plan
+        return plan
 
     def _convolved(self, input: Tensor) -> Tensor:
         batched = input if input.dim() == 4 else input.unsqueeze(0)
@@ -95,7 +104,6 @@ def _check_dtype(input: Tensor, weight: WidthView) -> None:
         raise RuntimeError(f"the input of a frozen layer is {input.dtype}, its weights are {weight.whole.weight.dtype}")
 
 
-@lru_cache
 def _output_size(size, kernel, stride, padding, dilation) -> tuple[int, ...]:
     return tuple(
         (n + 2 * p - d * (k - 1) - 1) // s + 1
