@@ -81,7 +81,7 @@ void nested_values(const NestedPrepack& weight, const uint8_t* codes, int bits, 
 
 void nested_prepack(const NestedLayout& l, const uint8_t* codes, int depth, uint8_t* prepack,
                     const Parallel& parallel) {
-  const int64_t steps = l.steps(), plane = l.plane_bytes(), stride = l.taps;
+  const int64_t steps = l.steps(), plane = l.plane_bytes();
   parallel(l.blocks(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block % l.part_blocks() * NestedLayout::kBlock;
@@ -89,13 +89,21 @@ void nested_prepack(const NestedLayout& l, const uint8_t* codes, int depth, uint
       const int64_t rows = std::min(NestedLayout::kBlock, l.part_rows() - first);
       for (int64_t step = 0; step < steps; ++step) {
         const int64_t segment = step / l.segment_steps(), offset = step % l.segment_steps() * NestedLayout::kStep;
-        const int64_t column = l.taps > 1 ? segment + offset * l.taps : segment * l.segment() + offset;
         const int64_t end_of = l.taps > 1 ? l.segment() : std::min(l.segment(), l.columns - segment * l.segment());
+        const int64_t n = std::clamp<int64_t>(end_of - offset, 0, NestedLayout::kStep);
+        const auto step_of = [&](const uint8_t* row) {
+          if (l.taps == 1) return eight(row + segment * l.segment() + offset, 1, n);
+          if (l.joined == 1) return eight(row + segment + offset * l.taps, l.taps, n);
+          uint8_t joined[NestedLayout::kStep];
+          const int64_t channels = l.columns / l.taps;
+          for (int64_t i = 0; i < n; ++i)
+            joined[i] = row[(offset + i) % channels * l.taps + segment * l.joined + (offset + i) / channels];
+          return eight(joined, 1, n);
+        };
         uint8_t* const to = prepack + (block * steps + step) * NestedLayout::kBlock;
         for (int p = 0; p < depth; ++p) std::memset(to + p * plane, 0, NestedLayout::kBlock);
         for (int64_t row = 0; row < rows; ++row) {
-          const uint8_t* from = codes + (row0 + row) * l.columns + column;
-          const uint64_t bits = transposed(eight(from, stride, std::clamp<int64_t>(end_of - offset, 0, 8)));
+          const uint64_t bits = transposed(step_of(codes + (row0 + row) * l.columns));
           for (int p = 0; p < depth; ++p) to[p * plane + row] = byte_of(bits, depth - 1 - p);
         }
       }

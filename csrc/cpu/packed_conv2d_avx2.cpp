@@ -123,7 +123,7 @@ bool quantize(const PackedPixels& pixels) {
   return pixels.dtype == DType::bfloat16 ? quantize_of<BFloat16>(pixels) : quantize_of<float>(pixels);
 }
 
-int32_t sum(const int8_t* x, int64_t n) {
+inline int32_t sum(const int8_t* x, int64_t n) {
   const __m256i ones = _mm256_set1_epi8(1), pairs = _mm256_set1_epi16(1);
   const auto fours = [&](__m256i bytes) { return _mm256_madd_epi16(_mm256_maddubs_epi16(ones, bytes), pairs); };
   __m256i sums = _mm256_setzero_si256();
@@ -136,6 +136,10 @@ int32_t sum(const int8_t* x, int64_t n) {
   const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
   const __m128i two = _mm_add_epi32(half, _mm_unpackhi_epi64(half, half));
   return _mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 1);
+}
+
+void sums(const int8_t* x, int64_t stride, int64_t n, int64_t count, int32_t* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = sum(x + i * stride, n);
 }
 
 inline __m256i load_ints(const void* p, int i) { return _mm256_loadu_si256(static_cast<const __m256i*>(p) + i); }
@@ -181,7 +185,7 @@ void output(const PackedOutput& o) { o.sums ? output_of<true>(o) : output_of<fal
 
 }  // namespace
 
-PackedConv2dKernels packed_conv2d_kernels() { return {quantize, sum, output}; }
+PackedConv2dKernels packed_conv2d_kernels() { return {quantize, sums, output}; }
 
 }  // namespace lcs::avx2
 LCS_TARGET_END

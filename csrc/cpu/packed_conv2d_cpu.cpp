@@ -37,8 +37,9 @@ PackedCodes codes_of(const QuantizeGrid& grid) {
 }
 
 // The input becomes a strip: int8 (or what the panel takes), channels last, each group's channels padded to whole
-// steps, with the padding of the convolution, so that each tap of each output position is at a fixed distance. Then
-// each block of the weight is unpacked, and meets the strip of many output positions.
+// steps, with the padding of the convolution, so that each tap of each output position is at a fixed distance. Where
+// taps are joined, its columns are those of the output, each with all that a row of the kernel reads there. Then each
+// block of the weight is unpacked, and meets the strip of many output positions.
 class PackedConv2d {
  public:
   PackedConv2d(const PackedConv2dArgs& args, const Parallel& parallel)
@@ -54,9 +55,14 @@ class PackedConv2d {
         inputs_(args.x.channels / groups_),
         segment_(layout_.segment_steps() * kStepColumns),
         element_(element_bytes(gemm_.panel())),
+        joined_(layout_.joined > 1),
+        row_taps_(joined_ ? 1 : columns_.kernel),
+        stride_(joined_ ? 1 : columns_.stride),
+        lines_(rows_.length(args.y.height)),
+        line_(joined_ ? args.y.width : columns_.length(args.y.width)),
         column_(groups_ * segment_),
-        row_(columns_.length(args.y.width) * column_),
-        image_(rows_.length(args.y.height) * row_),
+        row_(line_ * column_),
+        image_(lines_ * row_),
         pixels_(args.y.height * args.y.width) {
     images_ = std::clamp<int64_t>(kStripBytes / std::max<int64_t>(image_ * element_, 1), 1, a_.x.n);
     images_ = ceil_div(a_.x.n, ceil_div(a_.x.n, images_));
@@ -70,13 +76,11 @@ class PackedConv2d {
 
   void run() {
     static thread_local Scratch<char> scratch;
-    const int64_t strip_pixels = images_ * rows_.length(a_.y.height) * columns_.length(a_.y.width);
-    const int64_t sums = a_.exact ? 0 : groups_ * (strip_pixels + images_ * pixels_);
+    const int64_t sums = a_.exact ? 0 : groups_ * images_ * lines_ * line_;
     const int64_t strip = (images_ * image_ * element_ + 63) / 64 * 64;
     char* const at = scratch.reserve(strip + sums * 4);
     strip_ = at;
     strip_sums_ = reinterpret_cast<int32_t*>(at + strip);
-    sums_ = strip_sums_ + (a_.exact ? 0 : groups_ * strip_pixels);
     fill_distances();
     choose_units();
     find_scales();
@@ -89,12 +93,9 @@ class PackedConv2d {
     const int64_t steps = layout_.segment_steps();
     for (int64_t s = 0; s < layout_.steps(); ++s) {
       const int64_t tap = s / steps;
-      step_.push_back(element_ * (tap / columns_.kernel * rows_.dilation * row_ +
-                                  tap % columns_.kernel * columns_.dilation * column_ + s % steps * kStepColumns));
+      step_.push_back(element_ * (tap / row_taps_ * rows_.dilation * row_ +
+                                  tap % row_taps_ * columns_.dilation * column_ + s % steps * kStepColumns));
     }
-    for (int64_t row = 0; row < a_.y.height; ++row)
-      for (int64_t column = 0; column < a_.y.width; ++column)
-        pixel_.push_back(element_ * (row * rows_.stride * row_ + column * columns_.stride * column_));
   }
 
   // Whether the strip leaves out nothing of the images: then quantising it meets every NaN.
@@ -144,34 +145,34 @@ class PackedConv2d {
   void choose_ranges() {
     const int64_t pixels = images_ * pixels_, blocks = int64_t(units_.size());
     ranges_ = std::clamp<int64_t>(images_ * image_ * element_ / kRangeBytes, 1, ceil_div(pixels, kLeastPixels));
+    in_cache_ = ranges_ == 1;
     while (ranges_ * blocks < kTasks && ceil_div(pixels, 2 * ranges_) >= kLeastPixels) ranges_ *= 2;
   }
 
   void run_images(int64_t images) {
-    const int64_t rows = rows_.length(a_.y.height);
     const int64_t at_once = a_.x.channel_stride == 1 || a_.exact ? 1 : ceil_div(kRun, a_.x.width + 1);
-    const int64_t bands = ceil_div(rows, at_once);
+    const int64_t bands = ceil_div(lines_, at_once);
     parallel_(images * bands, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t row = i % bands * at_once;
-        a_.exact ? copy(i / bands, row) : quantize(i / bands, row, std::min(row + at_once, rows));
+        const int64_t image = i / bands, line = i % bands * at_once, last = std::min(line + at_once, lines_);
+        a_.exact ? copy(image, line) : quantize(image, line, last);
       }
     });
-    if (!a_.exact)
-      parallel_(images * a_.y.height, 4, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) add_sums(i / a_.y.height, i % a_.y.height);
-      });
+    // Ranges of a unit, or where the strip does not stay in the cache units of a range, come after each other.
     const int64_t units = int64_t(units_.size()), pixels = images * pixels_;
     parallel_(units * ranges_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t from = pixels * (i / units) / ranges_, to = pixels * (i / units + 1) / ranges_;
-        units_[size_t(i % units)].blocks == 2 ? multiply_pair(i, from, to)
-                                              : multiply(units_[size_t(i % units)].block, from, to);
+        const int64_t unit = in_cache_ ? i / ranges_ : i % units, range = in_cache_ ? i % ranges_ : i / units;
+        if (in_cache_) i = std::min(end, (unit + 1) * ranges_) - 1;
+        const int64_t last = in_cache_ ? i % ranges_ : range;
+        const int64_t from = pixels * range / ranges_, to = pixels * (last + 1) / ranges_;
+        units_[size_t(unit)].blocks == 2 ? multiply_pair(unit, from, to)
+                                         : multiply(units_[size_t(unit)].block, from, to);
       }
     });
   }
 
-  // The strip's columns of a row that lie inside the image; none where the row does not.
+  // The columns of a row, with the convolution's padding, that lie inside the image; none where the row does not.
   struct Inside {
     int64_t begin, end, from;  // `from`: of the first one's element of x
   };
@@ -185,52 +186,99 @@ class PackedConv2d {
                 (begin * columns_.step - columns_.padding) * x.column_stride};
   }
 
-  // A row of the strip in float32.
-  void copy(int64_t image, int64_t row) const {
-    float* const to = reinterpret_cast<float*>(strip_) + image * image_ + row * row_;
-    const Inside in = inside(image, row);
-    const Images& x = a_.x;
-    std::memset(to, 0, size_t(row_) * 4);
-    if (in.begin == in.end) return;
-    for (int64_t group = 0; group < groups_; ++group) {
-      const void* const from = advance(x.data, in.from + group * inputs_ * x.channel_stride, a_.dtype);
-      float* const first = to + in.begin * column_ + group * segment_;
-      const int64_t step = columns_.step * x.column_stride, n = in.end - in.begin;
-      if (x.channel_stride == 1)
-        copies_.load({from, first, step, 1, column_, n, inputs_, a_.dtype, false});
-      else
-        copies_.load({from, first, x.channel_stride, step, column_, inputs_, n, a_.dtype, true});
-    }
+  // Where the rows of x are written, each column's elements of it: the strip, or lines that are joined afterwards.
+  struct Lines {
+    int64_t column, group, row;  // distances
+  };
+  Lines lines() const {
+    if (!joined_) return {column_, segment_, row_};
+    const int64_t group = columns_.length(a_.y.width) * inputs_ + kStepColumns;  // whole steps are written
+    return {inputs_, group, groups_ * group};
   }
 
-  // Rows [begin, end) of the strip in integers, and the sums of each column's channels.
+  // Of each column of a row of the strip, and each group: what a row of the kernel reads there.
+  template <class T>
+  void join(const T* from, T* to) const {
+    const int64_t n = columns_.kernel * inputs_;
+    for (int64_t group = 0; group < groups_; ++group, from += lines().group)
+      for (int64_t column = 0; column < line_; ++column) {
+        const T* const first = from + column * columns_.stride * inputs_;
+        T* const at = to + column * column_ + group * segment_;
+        if (columns_.dilation == 1) {
+          std::memcpy(at, first, size_t(n) * sizeof(T));
+        } else {
+          for (int64_t tap = 0; tap < columns_.kernel; ++tap)
+            std::memcpy(at + tap * inputs_, first + tap * columns_.dilation * inputs_, size_t(inputs_) * sizeof(T));
+        }
+        std::memset(at + n, 0, size_t(segment_ - n) * sizeof(T));
+      }
+  }
+
+  // A row of the strip in float32.
+  void copy(int64_t image, int64_t row) const {
+    static thread_local Scratch<float> scratch;
+    float* const strip = reinterpret_cast<float*>(strip_) + image * image_ + row * row_;
+    const Lines line = lines();
+    float* const to = joined_ ? scratch.reserve(line.row) : strip;
+    const Inside in = inside(image, row);
+    const Images& x = a_.x;
+    std::memset(to, 0, size_t(line.row) * 4);
+    for (int64_t group = 0; group < groups_ && in.begin < in.end; ++group) {
+      const void* const from = advance(x.data, in.from + group * inputs_ * x.channel_stride, a_.dtype);
+      float* const first = to + in.begin * line.column + group * line.group;
+      const int64_t step = columns_.step * x.column_stride, n = in.end - in.begin;
+      if (x.channel_stride == 1)
+        copies_.load({from, first, step, 1, line.column, n, inputs_, a_.dtype, false});
+      else
+        copies_.load({from, first, x.channel_stride, step, line.column, inputs_, n, a_.dtype, true});
+    }
+    if (joined_) join(to, strip);
+  }
+
+  // Rows [begin, end) of the strip in integers, and the sums of each column's elements.
   void quantize(int64_t image, int64_t begin, int64_t end) {
     static thread_local Scratch<int8_t> scratch;
     const bool bytes = gemm_.panel() == Panel::bytes;
+    const Lines line = lines();
     char* const strip = strip_ + (image * image_ + begin * row_) * element_;
-    int8_t* const to = bytes ? reinterpret_cast<int8_t*>(strip) : scratch.reserve((end - begin) * row_);
-    const int64_t columns = columns_.length(a_.y.width);
-    for (int64_t row = begin; row < end; ++row) {
-      const Inside in = inside(image, row);
-      int8_t* const first = to + (row - begin) * row_;
-      std::memset(first, codes_.zero, size_t(in.begin * column_));
-      std::memset(first + in.end * column_, codes_.zero, size_t((columns - in.end) * column_));
-    }
+    const int64_t rows = end - begin, strip_size = bytes ? 0 : rows * row_;
+    int8_t* const own = scratch.reserve(strip_size + (joined_ ? rows * line.row : 0));
+    int8_t* const codes = bytes ? reinterpret_cast<int8_t*>(strip) : own;
+    int8_t* const to = joined_ ? own + strip_size : codes;
     const int64_t at_once = a_.x.channel_stride == 1 ? inputs_ : kChannels;
     for (int64_t group = 0; group < groups_; ++group)
       for (int64_t c = 0; c < inputs_; c += at_once)
         for (int64_t row = begin; row < end; ++row)
           quantize_row(image, row, group * inputs_ + c, std::min(at_once, inputs_ - c),
-                       to + (row - begin) * row_ + group * segment_ + c);
+                       to + (row - begin) * line.row + group * line.group + c);
+    for (int64_t row = begin; row < end; ++row) {
+      int8_t* const at = to + (row - begin) * line.row;
+      pad(inside(image, row), at);
+      if (joined_) join(at, codes + (row - begin) * row_);
+    }
     for (int64_t group = 0; group < groups_; ++group)
-      for (int64_t row = begin; row < end; ++row) {
-        const Inside in = inside(image, row);
-        const int8_t* const first = to + (row - begin) * row_ + group * segment_;
-        int32_t* const sums = strip_sums_ + ((group * images_ + image) * rows_.length(a_.y.height) + row) * columns;
-        std::fill(sums, sums + columns, int32_t(codes_.zero * inputs_));
-        for (int64_t i = in.begin; i < in.end; ++i) sums[i] = run_.sum(first + i * column_, segment_);
+      run_.sums(codes + group * segment_, column_, segment_, rows * line_,
+                strip_sums_ + ((group * images_ + image) * lines_ + begin) * line_);
+    if (!bytes) gemm_.kernels().widen(codes, rows * row_, reinterpret_cast<int16_t*>(strip));
+  }
+
+  // The columns of a row outside the image hold the code of 0 in every channel.
+  void pad(const Inside& in, int8_t* to) const {
+    const Lines line = lines();
+    const int64_t columns = columns_.length(a_.y.width);
+    for (int64_t group = 0; group < groups_; ++group, to += line.group) {
+      if (groups_ > 1 || inputs_ < segment_) {
+        for (int64_t column = 0; column < columns; ++column) {
+          if (column == in.begin) column = in.end;
+          if (column == columns) break;
+          std::memset(to + column * line.column, codes_.zero, size_t(inputs_));
+          if (!joined_) std::memset(to + column * line.column + inputs_, 0, size_t(segment_ - inputs_));
+        }
+      } else {
+        std::memset(to, codes_.zero, size_t(in.begin * line.column));
+        std::memset(to + in.end * line.column, codes_.zero, size_t((columns - in.end) * line.column));
       }
-    if (!bytes) gemm_.kernels().widen(to, (end - begin) * row_, reinterpret_cast<int16_t*>(strip));
+    }
   }
 
   // What of a row lies inside the image, of some channels.
@@ -238,40 +286,27 @@ class PackedConv2d {
     const Inside in = inside(image, row);
     if (in.begin == in.end) return;
     const Images& x = a_.x;
+    const int64_t step = columns_.step * x.column_stride, column = lines().column, n = in.end - in.begin;
+    const bool dense = x.channel_stride == 1 && step == channels && column == channels;  // as a single pixel
+    to += in.begin * column;
     if (a_.x_codes) {  // all of a group's channels
-      const int8_t* const from = static_cast<const int8_t*>(x.data) + in.from + channel;
-      for (int64_t i = 0; i < in.end - in.begin; ++i) {
-        int8_t* const pixel = to + (in.begin + i) * column_;
-        std::memcpy(pixel, from + i * columns_.step * x.column_stride, size_t(channels));
-        std::memset(pixel + channels, 0, size_t(segment_ - channels));
+      const int8_t* from = static_cast<const int8_t*>(x.data) + in.from + channel;
+      if (dense) {
+        std::memcpy(to, from, size_t(n * channels));
+        return;
+      }
+      for (int64_t i = 0; i < n; ++i, from += step, to += column) {
+        std::memcpy(to, from, size_t(channels));
+        if (!joined_) std::memset(to + channels, 0, size_t(segment_ - channels));
       }
       return;
     }
     PackedCodes codes = codes_;
     codes.inverse = inverse_[size_t(first_ + image)];
-    if (run_.quantize({advance(x.data, in.from + channel * x.channel_stride, a_.dtype), a_.dtype, x.channel_stride,
-                       columns_.step * x.column_stride, in.end - in.begin, channels, to + in.begin * column_, column_,
-                       codes}))
+    if (run_.quantize({advance(x.data, in.from + channel * x.channel_stride, a_.dtype), a_.dtype, x.channel_stride, step,
+                       dense ? 1 : n, dense ? n * channels : channels, to, column, codes}))
       std::atomic_ref(scale_[size_t(first_ + image)])
           .store(std::numeric_limits<float>::quiet_NaN(), std::memory_order_relaxed);
-  }
-
-  // The sums of x, less its zero point, over the windows of a row of the output.
-  void add_sums(int64_t image, int64_t row) const {
-    const int64_t rows = rows_.length(a_.y.height), columns = columns_.length(a_.y.width), width = a_.y.width;
-    for (int64_t group = 0; group < groups_; ++group) {
-      int32_t* const to = sums_ + (group * images_ + image) * pixels_ + row * width;
-      const int32_t* const from = strip_sums_ + ((group * images_ + image) * rows + row * rows_.stride) * columns;
-      std::fill(to, to + width, int32_t(-codes_.zero * layout_.columns));
-      for (int64_t i = 0; i < rows_.kernel; ++i)
-        for (int64_t j = 0; j < columns_.kernel; ++j) {
-          const int32_t* const tap = from + i * rows_.dilation * columns + j * columns_.dilation;
-          if (columns_.stride == 1)
-            for (int64_t column = 0; column < width; ++column) to[column] += tap[column];
-          else
-            for (int64_t column = 0; column < width; ++column) to[column] += tap[column * columns_.stride];
-        }
-    }
   }
 
   // Of a block's rows: minus the zero point of x times the sum of their codes.
@@ -304,15 +339,16 @@ class PackedConv2d {
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t first = begin + (end - begin) * i / tiles, last = begin + (end - begin) * (i + 1) / tiles;
       for (int64_t m = 0; m < last - first; ++m) std::memcpy(acc + m * kBlockRows, start, sizeof start);
-      multiply_tile(block, first, last - first, panel, acc);
-      finish(block, first, last - first, factors, acc, tile, tile + tile_size);
+      Rows rows;
+      find_rows(block, first, last - first, rows);
+      multiply_tile(block, last - first, rows, panel, acc);
+      finish(block, first, last - first, rows, factors, acc, tile, tile + tile_size);
     }
   }
 
-  // Of unit i % units, and range i / units.
-  void multiply_pair(int64_t i, int64_t begin, int64_t end) const {
+  void multiply_pair(int64_t unit, int64_t begin, int64_t end) const {
     static thread_local Scratch<char> scratch;
-    const int64_t units = int64_t(units_.size()), block = units_[size_t(i % units)].block;
+    const int64_t units = int64_t(units_.size()), block = units_[size_t(unit)].block;
     const int64_t panel_size = layout_.steps() * kPairStepBytes;
     char* const panel = scratch.reserve(panel_size + 2 * kTile * kPairRows * 4);
     float* const tile = reinterpret_cast<float*>(panel + panel_size);
@@ -320,25 +356,25 @@ class PackedConv2d {
     alignas(64) int32_t start[kPairRows] = {};
     gemm_.expand_pair(block, panel, codes_.zero ? start : nullptr);
     for (int32_t& sum : start) sum *= -codes_.zero;
-    const bool more = i % units + 1 < units && units_[size_t(i % units + 1)].blocks == 2;
-    const uint8_t* const next = gemm_.planes(more ? units_[size_t(i % units + 1)].block : block);
+    const bool more = unit + 1 < units && units_[size_t(unit + 1)].blocks == 2;
+    const uint8_t* const next = gemm_.planes(more ? units_[size_t(unit + 1)].block : block);
     const int64_t tiles = ceil_div(end - begin, kTile);
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t first = begin + (end - begin) * t / tiles, n = begin + (end - begin) * (t + 1) / tiles - first;
-      int64_t row[kTile];
-      find_rows(first, n, row);
-      float bias[kPairRows], row_scale[kTile];
-      const Output out = output_of(block, 2, first, n, tile, tile + kTile * kPairRows, bias, row_scale);
+      Rows rows;
+      find_rows(block, first, n, rows);
+      float bias[kPairRows];
+      const Output out = output_of(block, 2, first, n, tile, tile + kTile * kPairRows, bias);
       const char* const x = strip_ + block / layout_.part_blocks() * segment_;
       gemm_.kernels().multiply_pair(
           {panel,
            layout_.steps(),
            x,
-           row,
+           rows.x,
            step_.data(),
            n,
            start,
-           {sums_of(block, first), gemm_.shift(), factors.center, factors.scale, row_scale, out.bias, out.residual,
+           {rows.sums, gemm_.shift(), factors.center, factors.scale, rows.scale, out.bias, out.residual,
             out.residual_stride, a_.relu, int(out.channels), out.y, out.codes, out.stride, y_codes_},
            next,
            layout_.plane_bytes(),
@@ -347,32 +383,54 @@ class PackedConv2d {
     }
   }
 
-  void find_rows(int64_t first, int64_t n, int64_t* row) const {
-    for (int64_t m = 0; m < n; ++m)
-      row[m] = (first + m) / pixels_ * image_ * element_ + pixel_[size_t((first + m) % pixels_)];
+  // Of output positions: where their windows begin, the sums of these less the zero point of x, and the scale of x.
+  struct Rows {
+    int64_t x[kTile];
+    int32_t sums[kTile];
+    float scale[kTile];
+  };
+
+  void find_rows(int64_t block, int64_t first, int64_t n, Rows& to) const {
+    const int64_t width = a_.y.width, part = block / layout_.part_blocks();
+    int64_t image = first / pixels_, row = first % pixels_ / width, column = first % width;
+    for (int64_t m = 0; m < n;) {
+      const int64_t run = std::min(n - m, width - column), line = row * rows_.stride, at = column * stride_;
+      const int64_t from = element_ * (image * image_ + line * row_ + at * column_), step = element_ * stride_ * column_;
+      for (int64_t i = 0; i < run; ++i) to.x[m + i] = from + i * step;
+      std::fill_n(to.scale + m, run, scale_[size_t(first_ + image)]);
+      if (!a_.exact) add_sums(strip_sums_ + ((part * images_ + image) * lines_ + line) * line_ + at, run, to.sums + m);
+      m += run;
+      column = 0;
+      if (++row == a_.y.height) row = 0, ++image;
+    }
   }
 
-  const int32_t* sums_of(int64_t block, int64_t first) const {
-    return sums_ + block / layout_.part_blocks() * images_ * pixels_ + first;
+  void add_sums(const int32_t* from, int64_t n, int32_t* to) const {
+    std::fill_n(to, n, int32_t(-codes_.zero * layout_.columns));
+    for (int64_t i = 0; i < rows_.kernel; ++i)
+      for (int64_t j = 0; j < row_taps_; ++j) {
+        const int32_t* const tap = from + i * rows_.dilation * line_ + j * columns_.dilation;
+        if (stride_ == 1)
+          for (int64_t m = 0; m < n; ++m) to[m] += tap[m];
+        else
+          for (int64_t m = 0; m < n; ++m) to[m] += tap[m * stride_];
+      }
   }
 
-  void multiply_tile(int64_t block, int64_t first, int64_t n, const char* panel, int32_t* acc) const {
-    int64_t row[kTile];
-    find_rows(first, n, row);
+  void multiply_tile(int64_t block, int64_t n, const Rows& rows, const char* panel, int32_t* acc) const {
     const int64_t step_bytes = panel_bytes(gemm_.panel()), at_once = kChunkBytes / step_bytes;
     const char* const x = strip_ + block / layout_.part_blocks() * segment_ * element_;
     for (int64_t step = 0; step < layout_.steps(); step += at_once)
-      gemm_.kernels().multiply({panel + step * step_bytes, std::min(at_once, layout_.steps() - step), a_.bits, x, row,
+      gemm_.kernels().multiply({panel + step * step_bytes, std::min(at_once, layout_.steps() - step), a_.bits, x, rows.x,
                                 step_.data() + step, n, acc},
                                gemm_.panel());
   }
 
-  void finish(int64_t block, int64_t first, int64_t n, const PackedGemm::Factors& factors, const int32_t* acc,
-              float* tile, float* residual) const {
-    float bias[kBlockRows], row_scale[kTile];
-    const Output out = output_of(block, 1, first, n, tile, residual, bias, row_scale);
-    run_.output({acc, a_.exact ? nullptr : sums_of(block, first), n, gemm_.shift(), factors.center, factors.scale,
-                 row_scale, out.bias, out.residual, out.residual_stride, a_.relu, out.y, out.stride});
+  void finish(int64_t block, int64_t first, int64_t n, const Rows& rows, const PackedGemm::Factors& factors,
+              const int32_t* acc, float* tile, float* residual) const {
+    float bias[kBlockRows];
+    const Output out = output_of(block, 1, first, n, tile, residual, bias);
+    run_.output({acc, a_.exact ? nullptr : rows.sums, n, gemm_.shift(), factors.center, factors.scale, rows.scale, out.bias, out.residual, out.residual_stride, a_.relu, out.y, out.stride});
     if (out.y == tile) store(block, out.channels, kBlockRows, first, n, tile);
   }
 
@@ -386,15 +444,14 @@ class PackedConv2d {
   };
 
   // Of y itself where the kernels can write it, else of `tile`. A kernel of one block writes it whole, and no codes.
-  Output output_of(int64_t block, int64_t blocks, int64_t first, int64_t n, float* tile, float* residual, float* bias,
-                   float* row_scale) const {
+  Output output_of(int64_t block, int64_t blocks, int64_t first, int64_t n, float* tile, float* residual,
+                   float* bias) const {
     const int64_t wide = blocks * kBlockRows, channel = gemm_.first_row(block);
     const int64_t channels = blocks == 2 ? kBlockRows + gemm_.rows(block + 1) : gemm_.rows(block);
     const int64_t start = first_ * pixels_ + first, at = start * a_.y.channels + channel;  // channels last
     const bool whole = a_.y.channel_stride == 1 && (blocks == 2 || channels == wide);
     const bool floats = whole && a_.dtype == DType::float32;
     Output out{nullptr, nullptr, wide, channels, tile, nullptr, wide};
-    for (int64_t m = 0; m < n; ++m) row_scale[m] = scale_[size_t(first_ + (first + m) / pixels_)];
     if (a_.bias) {
       std::fill(std::copy_n(a_.bias + channel, channels, bias), bias + wide, 0.0f);
       out.bias = bias;
@@ -462,15 +519,19 @@ class PackedConv2d {
   const Walk rows_, columns_;
   const int64_t groups_, inputs_, segment_;      // channels of a group, and with their padding
   const int64_t element_;                        // bytes
+  const bool joined_;
+  const int64_t row_taps_, stride_;  // of the strip: taps of a row of the kernel, and between columns of outputs
+  const int64_t lines_, line_;       // rows and columns of an image of the strip
   const int64_t column_, row_, image_, pixels_;  // elements of the strip; positions of an image of y
   PackedCodes codes_{0.0f, 0, -127, 127}, y_codes_{};
   float half_scale_ = 0.0f;
   int64_t images_, ranges_, first_;  // images of the strip, parts of their positions, the first of the images
+  bool in_cache_;                    // whether the strip stays in the second-level cache from block to block
   std::vector<Unit> units_;
-  std::vector<int64_t> step_, pixel_;
+  std::vector<int64_t> step_;
   std::vector<float> inverse_, scale_;  // of each image
   char* strip_;
-  int32_t *strip_sums_, *sums_;
+  int32_t* strip_sums_;
 };
 
 }  // namespace

@@ -39,7 +39,8 @@ struct PackedOutput {
 
 struct PackedConv2dKernels {
   bool (*quantize)(const PackedPixels& pixels);  // whether a NaN was among them
-  int32_t (*sum)(const int8_t* x, int64_t n);    // n is a multiple of 8
+  // to[i] = the sum of x[i * stride] and the n - 1 after it; n is a multiple of 8
+  void (*sums)(const int8_t* x, int64_t stride, int64_t n, int64_t count, int32_t* to);
   void (*output)(const PackedOutput& output);
 };
 

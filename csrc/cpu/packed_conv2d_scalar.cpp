@@ -2,6 +2,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <type_traits>
 
 #include "keys.h"
@@ -35,10 +36,8 @@ bool quantize(const PackedPixels& pixels) {
   return pixels.dtype == DType::bfloat16 ? quantize_of<BFloat16>(pixels) : quantize_of<float>(pixels);
 }
 
-int32_t sum(const int8_t* x, int64_t n) {
-  int32_t sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += x[i];
-  return sum;
+void sums(const int8_t* x, int64_t stride, int64_t n, int64_t count, int32_t* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = std::accumulate(x + i * stride, x + i * stride + n, int32_t{0});
 }
 
 void output(const PackedOutput& o) {
@@ -63,6 +62,6 @@ void output(const PackedOutput& o) {
 
 }  // namespace
 
-PackedConv2dKernels packed_conv2d_kernels() { return {quantize, sum, output}; }
+PackedConv2dKernels packed_conv2d_kernels() { return {quantize, sums, output}; }
 
 }  // namespace lcs::scalar

@@ -33,9 +33,9 @@ NestedPrepack scaled(const char* op, const Tensor& planes, const Tensor& scales,
 
 void check_layout(const char* op, const NestedLayout& l) {
   STD_TORCH_CHECK(l.rows >= 0 && l.columns >= 0 && l.group >= 1 && l.taps >= 1 && l.parts >= 1 &&
-                      l.columns % l.taps == 0 && l.rows % l.parts == 0,
+                      l.joined >= 1 && l.taps % l.joined == 0 && l.columns % l.taps == 0 && l.rows % l.parts == 0,
                   op, ": ", l.rows, " rows and ", l.columns, " columns do not fit a group of ", l.group, " columns, ",
-                  l.taps, " taps and ", l.parts, " parts");
+                  l.taps, " taps of which ", l.joined, " are joined, and ", l.parts, " parts");
 }
 
 Tensor codes_of(const char* op, const Tensor& planes, int64_t n, int bits) {
@@ -87,9 +87,10 @@ Tensor nested_unpack_cpu(Tensor planes, Tensor scales, Tensor zero_points, std::
   return w;
 }
 
-Tensor nested_prepack_cpu(Tensor planes, int64_t rows, int64_t columns, int64_t group, int64_t taps, int64_t parts) {
+Tensor nested_prepack_cpu(Tensor planes, int64_t rows, int64_t columns, int64_t group, int64_t taps, int64_t parts,
+                          int64_t joined) {
   constexpr const char* kOp = "nested_prepack";
-  const NestedLayout layout{rows, columns, group, taps, parts};
+  const NestedLayout layout{rows, columns, group, taps, parts, joined};
   check_layout(kOp, layout);
   plane_words_of(kOp, planes, rows * columns);
   return prepack(kOp, planes, layout);

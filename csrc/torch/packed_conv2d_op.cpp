@@ -30,8 +30,9 @@ Tensor packed_conv2d_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_poi
   const int64_t most = low ? lcs::kMaxRangedTerms : lcs::kMaxPackedTerms;
   STD_TORCH_CHECK(exact || columns <= most, kPackedConv2d, ": sums of ", columns,
                   " products run by the reference, above ", most);
+  const int64_t joined = weight_shape[1] < lcs::NestedLayout::kStep ? weight_shape[3] : 1;
   const Nested weight = nested(kPackedConv2d, planes, scales, zero_points,
-                               {out, columns, std::max<int64_t>(columns, 1), taps, groups}, prepack);
+                               {out, columns, std::max<int64_t>(columns, 1), taps, groups, joined}, prepack);
   const lcs::DType dtype = x_codes ? lcs::DType::float32 : activation_dtype(kPackedConv2d, x);
   const lcs::Axis vertical = axis(kPackedConv2d, stride, padding, dilation, weight_shape[2], 0),
                   horizontal = axis(kPackedConv2d, stride, padding, dilation, weight_shape[3], 1);

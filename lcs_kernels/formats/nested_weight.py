@@ -47,7 +47,7 @@ class NestedWeight:
     zero_points: Tensor
     shape: tuple[int, ...]
     group: int
-    _prepacks: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
+    _prepacks: dict[tuple[int, int, int], Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
         if not self.shape:
@@ -196,16 +196,17 @@ class NestedWeight:
         """Bytes of what has been derived for the kernels so far."""
         return sum(planes.nbytes for planes in list(self._prepacks.values()))
 
-    def prepack(self, taps: int = 1, parts: int = 1) -> list[Tensor]:
+    def prepack(self, taps: int = 1, parts: int = 1, joined: int = 1) -> list[Tensor]:
         """The form that the kernels read at every width; made once for linear layers, and per geometry of convolutions.
 
         Args:
             taps: of a convolution's kernel.
             parts: the groups of a convolution.
+            joined: taps after each other whose channels lie together.
         """
-        planes = self._prepacks.get((taps, parts))
+        planes = self._prepacks.get((taps, parts, joined))
         if planes is None:
-            planes = nested_prepack(self.planes, self.shape[0], self.columns, self.group, taps, parts)
+            planes = nested_prepack(self.planes, self.shape[0], self.columns, self.group, taps, parts, joined)
             if not torch.compiler.is_compiling():  # a graph that changed the dict would be traced anew each time
-                planes = self._prepacks.setdefault((taps, parts), planes)
+                planes = self._prepacks.setdefault((taps, parts, joined), planes)
         return [planes]

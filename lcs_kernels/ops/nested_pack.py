@@ -41,12 +41,15 @@ def reference_unpack(
     return (scale * (doubled.float() / 2)).view(shape)
 
 
-def reference_prepack(planes: Tensor, rows: int, columns: int, group: int, taps: int, parts: int) -> Tensor:
+def reference_prepack(
+    planes: Tensor, rows: int, columns: int, group: int, taps: int, parts: int, joined: int = 1
+) -> Tensor:
     """(plane, part, block, segment, step, row): a byte whose bit i belongs to the step's column i."""
     depth = len(planes)
     codes = codes_of(planes, (parts, rows // parts, columns), depth)
     if taps > 1:
         codes = codes.unflatten(2, (columns // taps, taps)).transpose(2, 3)
+        codes = codes.reshape(parts, rows // parts, taps // joined, columns // taps * joined)
     else:
         group = min(group, columns) or 1
         codes = torch.nn.functional.pad(codes, (0, -columns % group)).unflatten(2, (-1, group))
@@ -65,10 +68,10 @@ def fake_unpack(planes, scales, zero_points, shape, group, bits):
     return scales.new_empty(shape)
 
 
-def fake_prepack(planes, rows, columns, group, taps, parts):
+def fake_prepack(planes, rows, columns, group, taps, parts, joined=1):
     blocks = parts * ((rows // parts + BLOCK - 1) // BLOCK)
     if taps > 1:
-        steps = taps * ((columns // taps + STEP - 1) // STEP)
+        steps = taps // joined * ((columns // taps * joined + STEP - 1) // STEP)
     elif columns > group:
         steps = (columns + group - 1) // group * ((group + STEP - 1) // STEP)
     else:
@@ -84,7 +87,8 @@ _op_unpack = define(
     fake_unpack,
 )
 _op_prepack = define(
-    "nested_prepack(Tensor planes, SymInt rows, SymInt columns, SymInt group, SymInt taps, SymInt parts) -> Tensor",
+    "nested_prepack(Tensor planes, SymInt rows, SymInt columns, SymInt group, SymInt taps, SymInt parts,"
+    " SymInt joined=1) -> Tensor",
     reference_prepack,
     fake_prepack,
 )
@@ -121,7 +125,9 @@ def nested_unpack(
     return _op_unpack(planes, scales, zero_points, shape, group, bits)
 
 
-def nested_prepack(planes: Tensor, rows: int, columns: int, group: int, taps: int = 1, parts: int = 1) -> Tensor:
+def nested_prepack(
+    planes: Tensor, rows: int, columns: int, group: int, taps: int = 1, parts: int = 1, joined: int = 1
+) -> Tensor:
     """What the packed kernels read in place of the planes of a weight of rows x columns.
 
     Args:
@@ -129,9 +135,10 @@ def nested_prepack(planes: Tensor, rows: int, columns: int, group: int, taps: in
         group: columns that share a scale, padded to whole steps of 8; not used where there are several taps.
         taps: the columns are channel * taps + tap, and the channels of a tap are put together.
         parts: of equal numbers of rows, each padded to whole blocks of 32.
+        joined: taps after each other whose channels are put together, tap by tap, before they are padded.
 
     Returns:
         uint8 (depth, bytes of a plane): per plane, block and step a byte for each row, whose bit i belongs to column i.
     """
     ensure_loaded()
-    return _op_prepack(planes, rows, columns, group, taps, parts)
+    return _op_prepack(planes, rows, columns, group, taps, parts, joined)

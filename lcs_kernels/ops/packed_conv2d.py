@@ -13,7 +13,7 @@ from lcs_kernels.levels import range_tensors
 
 from ._convolution import backward, check_fits, geometry, memory_format, output_size
 from ._library import check_packed, define, wants_grad
-from .nested_pack import codes_of, reference_unpack
+from .nested_pack import STEP, codes_of, reference_unpack
 from .packed_linear import quantized
 from .quantize import grid
 
@@ -137,6 +137,13 @@ def _by_reference(x: Tensor, weight: NestedWeight, x_range: tuple, exact: bool) 
     return x.dtype == torch.float64 or weight.group < weight.columns or (not exact and weight.columns > most)
 
 
+def prepacked(weight: NestedWeight, groups: int, device: torch.device) -> list[Tensor]:
+    """What the kernels read. On a CPU the taps of a kernel's row are put together where they have few channels each."""
+    _, channels, height, width = weight.shape
+    joined = width if device.type == "cpu" and channels < STEP else 1
+    return weight.prepack(height * width, groups, joined)
+
+
 def _check_residual(x: Tensor, weight_shape, residual: Tensor | None, settings, y_range: tuple) -> Tensor | None:
     """As the op takes it: laid out as the result."""
     if residual is None:
@@ -240,8 +247,7 @@ def packed_conv2d(
     settings = (stride, padding, dilation, groups)
     residual = _check_residual(x, weight.shape, residual, settings, y_range)
     by_reference = _by_reference(x, weight, x_range, exact)
-    taps = weight.shape[2] * weight.shape[3]
-    prepack = weight.prepack(taps, groups) if (x.is_cpu or x.is_cuda) and not by_reference else []
+    prepack = prepacked(weight, groups, x.device) if (x.is_cpu or x.is_cuda) and not by_reference else []
     if wants or by_reference:
         return PackedConv2d.apply(
             x, bias, residual, weight, bits, settings, x_range, x_bits, relu, exact, prepack, y_range

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import lcs_kernels
 from lcs_kernels.formats import NestedWeight
-from lcs_kernels.ops.packed_conv2d import MAX_RANGED_TERMS
+from lcs_kernels.ops.packed_conv2d import MAX_RANGED_TERMS, prepacked
 
 from .layers import SubspaceLayer
 from .layers.base import blend
@@ -82,7 +82,7 @@ class QuantizedPacker(Packer):
         per = "channel" if self.recipe.per_channel else "tensor"
         made = NestedWeight.quantize(w, bits, per, nested=self.recipe.nested)
         if w.is_cpu:
-            made.prepack(w.shape[2] * w.shape[3], getattr(layer, "groups", 1))
+            prepacked(made, getattr(layer, "groups", 1), w.device)
         if factor is None:
             return NestedView(made, level.bits, shared)
         factor = factor.flatten()

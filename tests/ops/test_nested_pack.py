@@ -50,11 +50,21 @@ def test_values(shape, group, rows):
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "group", "taps", "parts"),
-    [(1, 1, 1, 1, 1), (33, 70, 70, 1, 1), (64, 70, 16, 1, 2), (40, 27, 27, 9, 1), (66, 90, 90, 9, 3), (5, 0, 1, 1, 1)],
+    ("rows", "columns", "group", "taps", "parts", "joined"),
+    [
+        (1, 1, 1, 1, 1, 1),
+        (33, 70, 70, 1, 1, 1),
+        (64, 70, 16, 1, 2, 1),
+        (40, 27, 27, 9, 1, 1),
+        (66, 90, 90, 9, 3, 1),
+        (5, 0, 1, 1, 1, 1),
+        (40, 147, 147, 49, 1, 7),
+        (66, 30, 30, 6, 3, 3),
+        (33, 14, 14, 7, 1, 7),
+    ],
 )
-def test_prepack(threads, rows, columns, group, taps, parts):
-    arguments = (nested_pack(codes(rows * columns)), rows, columns, group, taps, parts)
+def test_prepack(threads, rows, columns, group, taps, parts, joined):
+    arguments = (nested_pack(codes(rows * columns)), rows, columns, group, taps, parts, joined)
     assert torch.equal(nested_prepack(*arguments), reference_prepack(*arguments))
 
 

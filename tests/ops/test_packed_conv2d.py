@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from lcs_kernels import packed_conv2d, quantize
 from lcs_kernels.formats import NestedWeight
-from lcs_kernels.ops.packed_conv2d import MAX_RANGED_TERMS, MAX_TERMS, codes_on, reference
+from lcs_kernels.ops.packed_conv2d import MAX_RANGED_TERMS, MAX_TERMS, codes_on, prepacked, reference
 
 from .packed_cases import DTYPES, WIDTHS, assert_within_roundings, fields, nested_weight
 from .test_sparse_conv2d import FORMATS, GEOMETRIES, copies_of, settings
@@ -360,7 +360,7 @@ def test_opcheck(dtype, layout):
     opcheck(OP, (x, *given, 3, None, [1, 2], [2, 1], [1, 1], 2, None, None, 8, False, False, []))
     opcheck(OP, (x, *given, 8, torch.randn(6), [1, 1], [0, 0], [1, 1], 2, None, None, 8, True, True, []))
     one = [1, 1]
-    rest = (8, torch.randn(6), one, one, one, 2, low, high, 4, True, False, weight.prepack(6, 2))
+    rest = (8, torch.randn(6), one, one, one, 2, low, high, 4, True, False, prepacked(weight, 2, x.device))
     opcheck(OP, (x, *given, *rest))
     y = OP(x, *given, *rest)
     last = y.to(memory_format=torch.channels_last)

@@ -18,17 +18,18 @@ void nested_pack(const uint8_t* codes, int64_t n, int depth, uint32_t* planes, c
 void nested_codes(const uint32_t* planes, int64_t n, int bits, uint8_t* codes, const Parallel& parallel);
 
 // How the kernels cut a weight of rows x columns. The columns form segments, each padded to whole steps: `group`
-// columns that share a scale, or, where there are several taps, the channels of a tap, column channel * taps + tap. The
-// rows form parts of equal size, each padded to whole blocks.
+// columns that share a scale, or, where there are several taps, the channels of a tap, column channel * taps + tap; so
+// many taps after each other are `joined` to one segment. The rows form parts of equal size, each padded to whole
+// blocks.
 struct NestedLayout {
   static constexpr int64_t kBlock = 32;  // rows
   static constexpr int64_t kStep = 8;    // columns
 
-  int64_t rows, columns, group, taps, parts;
+  int64_t rows, columns, group, taps, parts, joined = 1;
 
   int64_t groups() const { return taps > 1 ? 1 : segments(); }  // of scales
-  int64_t segments() const { return taps > 1 ? taps : columns > group ? (columns + group - 1) / group : 1; }
-  int64_t segment() const { return taps > 1 ? columns / taps : group < columns ? group : columns; }
+  int64_t segments() const { return taps > 1 ? taps / joined : columns > group ? (columns + group - 1) / group : 1; }
+  int64_t segment() const { return taps > 1 ? columns / taps * joined : group < columns ? group : columns; }
   int64_t segment_steps() const { return (segment() + kStep - 1) / kStep; }
   int64_t steps() const { return segments() * segment_steps(); }
   int64_t part_rows() const { return rows / parts; }
