@@ -18,6 +18,7 @@ from .ops.line_norm import line_norm
 from .ops.nested_pack import nested_pack
 from .ops.packed_conv2d import packed_conv2d
 from .ops.packed_linear import packed_linear
+from .ops.packed_network import packed_network
 from .ops.quantize import quantize
 from .ops.sparse_conv2d import sparse_conv2d
 from .ops.sparse_linear import sparse_linear
@@ -40,6 +41,7 @@ __all__ = [
     "nested_pack",
     "packed_conv2d",
     "packed_linear",
+    "packed_network",
     "quantize",
     "sparse_conv2d",
     "sparse_linear",

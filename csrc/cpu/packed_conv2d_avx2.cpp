@@ -123,23 +123,29 @@ bool quantize(const PackedPixels& pixels) {
   return pixels.dtype == DType::bfloat16 ? quantize_of<BFloat16>(pixels) : quantize_of<float>(pixels);
 }
 
-inline int32_t sum(const int8_t* x, int64_t n) {
-  const __m256i ones = _mm256_set1_epi8(1), pairs = _mm256_set1_epi16(1);
-  const auto fours = [&](__m256i bytes) { return _mm256_madd_epi16(_mm256_maddubs_epi16(ones, bytes), pairs); };
-  __m256i sums = _mm256_setzero_si256();
-  int64_t i = 0;
-  for (; i + 32 <= n; i += 32)
-    sums = _mm256_add_epi32(sums, fours(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + i))));
-  for (; i < n; i += 8)
-    sums =
-        _mm256_add_epi32(sums, fours(_mm256_zextsi128_si256(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x + i)))));
-  const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-  const __m128i two = _mm_add_epi32(half, _mm_unpackhi_epi64(half, half));
-  return _mm_cvtsi128_si32(two) + _mm_extract_epi32(two, 1);
-}
-
+// Of unsigned bytes, 128 more than x each.
 void sums(const int8_t* x, int64_t stride, int64_t n, int64_t count, int32_t* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = sum(x + i * stride, n);
+  const __m256i turned = _mm256_set1_epi8(char(0x80)), zero = _mm256_setzero_si256();
+  const __m128i few = _mm256_castsi256_si128(turned), none = _mm256_castsi256_si128(zero);
+  for (int64_t i = 0; i < count; ++i, x += stride) {
+    __m256i wide = zero;
+    int64_t c = 0;
+    for (; c + 32 <= n; c += 32) {
+      const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + c));
+      wide = _mm256_add_epi64(wide, _mm256_sad_epu8(_mm256_xor_si256(bytes, turned), zero));
+    }
+    __m128i sum = _mm_add_epi64(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+    for (; c + 16 <= n; c += 16) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + c));
+      sum = _mm_add_epi64(sum, _mm_sad_epu8(_mm_xor_si128(bytes, few), none));
+    }
+    sum = _mm_add_epi64(sum, _mm_unpackhi_epi64(sum, sum));
+    if (c < n) {
+      const __m128i bytes = _mm_xor_si128(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x + c)), few);
+      sum = _mm_add_epi64(sum, _mm_sad_epu8(bytes, none));
+    }
+    to[i] = _mm_cvtsi128_si32(sum) - int32_t(128 * n);
+  }
 }
 
 inline __m256i load_ints(const void* p, int i) { return _mm256_loadu_si256(static_cast<const __m256i*>(p) + i); }

@@ -21,7 +21,7 @@ namespace {
 
 constexpr int64_t kStripBytes = 2 << 20;       // of the images that are quantised before they are multiplied
 constexpr int64_t kRangeBytes = 384 << 10;     // of that, what stays in the second-level cache from block to block
-constexpr int64_t kTasks = 8;                  // enough to keep the threads even
+constexpr int64_t kTasks = 16;                 // enough to keep the threads even
 constexpr int64_t kLeastPixels = 96;           // that pay for unpacking a block of the weight
 constexpr int64_t kPiece = 1 << 14;            // elements of which the largest is looked for
 constexpr int64_t kChannels = 16, kRun = 256;  // read at once of NCHW images: channels, and elements of each
@@ -83,6 +83,7 @@ class PackedConv2d {
     strip_sums_ = reinterpret_cast<int32_t*>(at + strip);
     fill_distances();
     choose_units();
+    choose_regions();
     find_scales();
     choose_ranges();
     for (first_ = 0; first_ < a_.x.n; first_ += images_) run_images(std::min(images_, a_.x.n - first_));
@@ -110,7 +111,9 @@ class PackedConv2d {
   void find_scales() {
     inverse_.assign(size_t(a_.x.n), codes_.inverse);
     scale_.assign(size_t(a_.x.n), a_.exact ? 0.5f : half_scale_);
-    if (a_.exact || a_.x_codes || (a_.range && reads_all())) return;
+    for (int64_t image = 0; a_.spoilt && image < a_.x.n; ++image)
+      if (a_.spoilt[image]) scale_[size_t(image)] = std::numeric_limits<float>::quiet_NaN();
+    if (a_.exact || a_.x_codes || a_.spoilt || (a_.range && reads_all())) return;
     const int64_t n = a_.x.channels * a_.x.height * a_.x.width, pieces = ceil_div(n, kPiece);
     std::vector<float> largest(size_t(a_.x.n * pieces));
     parallel_(a_.x.n * pieces, 1, [&](int64_t begin, int64_t end) {
@@ -142,6 +145,71 @@ class PackedConv2d {
       for (int64_t b = 0; b < blocks; b += most) units_.push_back({part * blocks + b, std::min(most, blocks - b)});
   }
 
+  // Output positions whose windows reach equally far out of the image, and the steps of what they read inside it. The
+  // positions of `images_` images are numbered region by region, and in a region image by image.
+  struct Region {
+    int64_t row, rows, column, columns;
+    std::vector<PackedRun> runs;
+    int64_t steps, taps_begin[2], taps_end[2];  // taps of the kernel's columns, and of its rows
+  };
+
+  // Outputs in a row that read the same taps.
+  struct Span {
+    int64_t first, count, begin, end;  // outputs; taps
+  };
+  static std::vector<Span> spans(const Axis& axis, int64_t size, int64_t outputs) {
+    std::vector<Span> found;
+    const int64_t reach = (axis.kernel - 1) * axis.dilation;
+    for (int64_t o = 0; o < outputs; ++o) {
+      const int64_t from = axis.padding - o * axis.stride;  // the tap at distance `from` is the first inside
+      const int64_t begin = std::clamp<int64_t>(ceil_div(std::max<int64_t>(from, 0), axis.dilation), 0, axis.kernel),
+                    end = std::clamp<int64_t>(ceil_div(std::max<int64_t>(from + size, 0), axis.dilation), begin,
+                                              axis.kernel);
+      if (found.empty() || found.back().begin != begin || found.back().end != end) found.push_back({o, 0, begin, end});
+      ++found.back().count;
+      if (begin > 0 || end < axis.kernel) continue;
+      const int64_t inside = (size + axis.padding - reach - 1) / axis.stride;  // the last output that reads every tap
+      found.back().count += std::min(inside, outputs - 1) - o;
+      o = std::min(inside, outputs - 1);
+    }
+    return found;
+  }
+
+  // One for all where results do not go right to their places.
+  void choose_regions() {
+    const bool direct = gemm_.pairs() && a_.y.channel_stride == 1 && a_.dtype == DType::float32;
+    const bool several = direct && layout_.part_blocks() % 2 == 0;
+    const std::vector<Span> all_rows{{0, a_.y.height, 0, rows_.kernel}}, all_columns{{0, a_.y.width, 0, row_taps_}};
+    const int64_t steps = layout_.segment_steps();
+    for (const Span& r : several ? spans(a_.vertical, a_.x.height, a_.y.height) : all_rows)
+      for (const Span& c : several && !joined_ ? spans(a_.horizontal, a_.x.width, a_.y.width) : all_columns) {
+        Region region{r.first, r.count, c.first, c.count, {}, 0, {c.begin, r.begin}, {c.end, r.end}};
+        for (int64_t tap = r.begin; tap < r.end; ++tap) {
+          const PackedRun run{(tap * row_taps_ + c.begin) * steps, (tap * row_taps_ + c.end) * steps};
+          region.steps += run.end - run.begin;
+          if (!region.runs.empty() && region.runs.back().end == run.begin)
+            region.runs.back().end = run.end;
+          else
+            region.runs.push_back(run);
+        }
+        regions_.push_back(std::move(region));
+      }
+  }
+
+  // The position up to which a share of all products lies.
+  int64_t position(int64_t images, int64_t share, int64_t shares) const {
+    const auto cost = [&](const Region& r) { return images * r.rows * r.columns * (r.steps + 1); };
+    int64_t all = 0, first = 0;
+    for (const Region& region : regions_) all += cost(region);
+    int64_t left = all * share / shares;
+    for (const Region& region : regions_) {
+      if (left < cost(region)) return first + left / (region.steps + 1);
+      left -= cost(region);
+      first += images * region.rows * region.columns;
+    }
+    return first;
+  }
+
   void choose_ranges() {
     const int64_t pixels = images_ * pixels_, blocks = int64_t(units_.size());
     ranges_ = std::clamp<int64_t>(images_ * image_ * element_ / kRangeBytes, 1, ceil_div(pixels, kLeastPixels));
@@ -158,16 +226,24 @@ class PackedConv2d {
         a_.exact ? copy(image, line) : quantize(image, line, last);
       }
     });
-    // Ranges of a unit, or where the strip does not stay in the cache units of a range, come after each other.
-    const int64_t units = int64_t(units_.size()), pixels = images * pixels_;
-    parallel_(units * ranges_, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t unit = in_cache_ ? i / ranges_ : i % units, range = in_cache_ ? i % ranges_ : i / units;
-        if (in_cache_) i = std::min(end, (unit + 1) * ranges_) - 1;
-        const int64_t last = in_cache_ ? i % ranges_ : range;
-        const int64_t from = pixels * range / ranges_, to = pixels * (last + 1) / ranges_;
-        units_[size_t(unit)].blocks == 2 ? multiply_pair(unit, from, to)
-                                         : multiply(units_[size_t(unit)].block, from, to);
+    multiply(images);
+  }
+
+  // Ranges of a unit, or where the strip does not stay in the cache units of a range, come after each other. Threads
+  // take some of them whenever they are done, fewer and fewer.
+  void multiply(int64_t images) const {
+    const int64_t units = int64_t(units_.size()), tasks = units * ranges_;
+    std::atomic<int64_t> next{0};
+    parallel_(tasks, 1, [&](int64_t, int64_t) {
+      UnitPanel panel;
+      for (int64_t begin = next.load(std::memory_order_relaxed); begin < tasks;) {
+        const int64_t end = begin + std::max<int64_t>((tasks - begin) / 4, 1);
+        if (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t unit = in_cache_ ? i / ranges_ : i % units, range = in_cache_ ? i % ranges_ : i / units;
+          multiply(unit, images, position(images, range, ranges_), position(images, range + 1, ranges_), panel);
+        }
+        begin = next.load(std::memory_order_relaxed);
       }
     });
   }
@@ -200,18 +276,33 @@ class PackedConv2d {
   template <class T>
   void join(const T* from, T* to) const {
     const int64_t n = columns_.kernel * inputs_;
-    for (int64_t group = 0; group < groups_; ++group, from += lines().group)
+    for (int64_t group = 0; group < groups_; ++group, from += lines().group, to += segment_) {
+      if (sizeof(T) == 1 && columns_.dilation == 1) {
+        join_words(reinterpret_cast<const char*>(from), reinterpret_cast<char*>(to));
+        continue;
+      }
       for (int64_t column = 0; column < line_; ++column) {
         const T* const first = from + column * columns_.stride * inputs_;
-        T* const at = to + column * column_ + group * segment_;
-        if (columns_.dilation == 1) {
-          std::memcpy(at, first, size_t(n) * sizeof(T));
-        } else {
-          for (int64_t tap = 0; tap < columns_.kernel; ++tap)
-            std::memcpy(at + tap * inputs_, first + tap * columns_.dilation * inputs_, size_t(inputs_) * sizeof(T));
-        }
-        std::memset(at + n, 0, size_t(segment_ - n) * sizeof(T));
+        for (int64_t tap = 0; tap < columns_.kernel; ++tap)
+          std::copy_n(first + tap * columns_.dilation * inputs_, inputs_, to + column * column_ + tap * inputs_);
+        std::fill_n(to + column * column_ + n, segment_ - n, T{0});
       }
+    }
+  }
+
+  // By whole steps, as what comes behind a line may be read.
+  void join_words(const char* from, char* to) const {
+    const int64_t words = segment_ / kStepColumns, last = columns_.kernel * inputs_ - (words - 1) * kStepColumns;
+    char kept[kStepColumns] = {};
+    std::fill_n(kept, last, char(-1));
+    const uint64_t mask = std::bit_cast<uint64_t>(kept);
+    for (int64_t column = 0; column < line_; ++column, from += columns_.stride * inputs_, to += column_) {
+      for (int64_t i = 0; i + 1 < words; ++i) std::memcpy(to + i * kStepColumns, from + i * kStepColumns, kStepColumns);
+      uint64_t word;
+      std::memcpy(&word, from + (words - 1) * kStepColumns, kStepColumns);
+      word &= mask;
+      std::memcpy(to + (words - 1) * kStepColumns, &word, kStepColumns);
+    }
   }
 
   // A row of the strip in float32.
@@ -303,8 +394,8 @@ class PackedConv2d {
     }
     PackedCodes codes = codes_;
     codes.inverse = inverse_[size_t(first_ + image)];
-    if (run_.quantize({advance(x.data, in.from + channel * x.channel_stride, a_.dtype), a_.dtype, x.channel_stride, step,
-                       dense ? 1 : n, dense ? n * channels : channels, to, column, codes}))
+    if (run_.quantize({advance(x.data, in.from + channel * x.channel_stride, a_.dtype), a_.dtype, x.channel_stride,
+                       step, dense ? 1 : n, dense ? n * channels : channels, to, column, codes}))
       std::atomic_ref(scale_[size_t(first_ + image)])
           .store(std::numeric_limits<float>::quiet_NaN(), std::memory_order_relaxed);
   }
@@ -324,84 +415,134 @@ class PackedConv2d {
     for (int i = 0; i < kBlockRows; ++i) to[i] = -codes_.zero * sums[i];
   }
 
-  // A block of the weight times the output positions [begin, end) of the strip's images.
-  void multiply(int64_t block, int64_t begin, int64_t end) const {
-    static thread_local Scratch<char> scratch;
-    const int64_t panel_size = layout_.steps() * panel_bytes(gemm_.panel()), tile_size = kTile * kBlockRows;
-    char* const panel = scratch.reserve(panel_size + 3 * tile_size * 4);
-    int32_t* const acc = reinterpret_cast<int32_t*>(panel + panel_size);
-    float* const tile = reinterpret_cast<float*>(acc + tile_size);
-    const PackedGemm::Factors factors = gemm_.factors(block, 0);
-    gemm_.expand(block, 0, layout_.steps(), factors, panel);
-    int32_t start[kBlockRows] = {};
-    if (!a_.exact) correct(panel, start);
-    const int64_t tiles = ceil_div(end - begin, kTile);
-    for (int64_t i = 0; i < tiles; ++i) {
-      const int64_t first = begin + (end - begin) * i / tiles, last = begin + (end - begin) * (i + 1) / tiles;
-      for (int64_t m = 0; m < last - first; ++m) std::memcpy(acc + m * kBlockRows, start, sizeof start);
-      Rows rows;
-      find_rows(block, first, last - first, rows);
-      multiply_tile(block, last - first, rows, panel, acc);
-      finish(block, first, last - first, rows, factors, acc, tile, tile + tile_size);
+  // A unit of the weight, unpacked by the thread that multiplies it.
+  struct UnitPanel {
+    int64_t unit = -1;
+    char* panel = nullptr;
+    char* more = nullptr;  // memory for a tile's results
+    PackedGemm::Factors factors;
+    PackedGemm::PairFactors pair_factors;
+    alignas(64) int32_t start[kPairRows];  // of each place: minus the zero point of x times the sum of the codes
+    std::vector<int32_t> tap_sums;         // of the codes of each tap, for `start`
+  };
+
+  // A unit of the weight times the output positions [begin, end) of the strip's images.
+  void multiply(int64_t unit, int64_t images, int64_t begin, int64_t end, UnitPanel& panel) const {
+    const bool pair = units_[size_t(unit)].blocks == 2;
+    if (panel.unit != unit) pair ? expand_pair(unit, panel) : expand(unit, panel);
+    panel.unit = unit;
+    int64_t first = 0;
+    for (const Region& region : regions_) {
+      const int64_t size = images * region.rows * region.columns;
+      const int64_t from = std::max(begin - first, int64_t{0}), to = std::min(end - first, size);
+      first += size;
+      if (from >= to) continue;
+      if (pair) find_start(region, panel);
+      const int64_t tiles = ceil_div(to - from, kTile);
+      for (int64_t t = 0; t < tiles; ++t) {
+        const int64_t at = from + (to - from) * t / tiles, n = from + (to - from) * (t + 1) / tiles - at;
+        pair ? multiply_pair(region, at, n, t == 0, panel) : multiply_block(region, at, n, panel);
+      }
     }
   }
 
-  void multiply_pair(int64_t unit, int64_t begin, int64_t end) const {
+  void expand(int64_t unit, UnitPanel& to) const {
     static thread_local Scratch<char> scratch;
-    const int64_t units = int64_t(units_.size()), block = units_[size_t(unit)].block;
-    const int64_t panel_size = layout_.steps() * kPairStepBytes;
-    char* const panel = scratch.reserve(panel_size + 2 * kTile * kPairRows * 4);
-    float* const tile = reinterpret_cast<float*>(panel + panel_size);
-    const PackedGemm::PairFactors factors = gemm_.pair_factors(block);
-    alignas(64) int32_t start[kPairRows] = {};
-    gemm_.expand_pair(block, panel, codes_.zero ? start : nullptr);
-    for (int32_t& sum : start) sum *= -codes_.zero;
-    const bool more = unit + 1 < units && units_[size_t(unit + 1)].blocks == 2;
-    const uint8_t* const next = gemm_.planes(more ? units_[size_t(unit + 1)].block : block);
-    const int64_t tiles = ceil_div(end - begin, kTile);
-    for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t first = begin + (end - begin) * t / tiles, n = begin + (end - begin) * (t + 1) / tiles - first;
-      Rows rows;
-      find_rows(block, first, n, rows);
-      float bias[kPairRows];
-      const Output out = output_of(block, 2, first, n, tile, tile + kTile * kPairRows, bias);
-      const char* const x = strip_ + block / layout_.part_blocks() * segment_;
-      gemm_.kernels().multiply_pair(
-          {panel,
-           layout_.steps(),
-           x,
-           rows.x,
-           step_.data(),
-           n,
-           start,
-           {rows.sums, gemm_.shift(), factors.center, factors.scale, rows.scale, out.bias, out.residual,
-            out.residual_stride, a_.relu, int(out.channels), out.y, out.codes, out.stride, y_codes_},
-           next,
-           layout_.plane_bytes(),
-           t == 0 && more ? a_.bits : 0});
-      if (!out.codes && out.y == tile) store(block, out.channels, kPairRows, first, n, tile);
-    }
+    const int64_t block = units_[size_t(unit)].block, tile = kTile * kBlockRows * 4;
+    const int64_t size = layout_.steps() * panel_bytes(gemm_.panel());
+    to.panel = scratch.reserve(size + 3 * tile);
+    to.more = to.panel + size;
+    to.factors = gemm_.factors(block, 0);
+    gemm_.expand(block, 0, layout_.steps(), to.factors, to.panel);
+    std::fill_n(to.start, kBlockRows, 0);
+    if (!a_.exact) correct(to.panel, to.start);
   }
 
-  // Of output positions: where their windows begin, the sums of these less the zero point of x, and the scale of x.
+  void multiply_block(const Region& region, int64_t first, int64_t n, const UnitPanel& panel) const {
+    const int64_t block = units_[size_t(panel.unit)].block;
+    int32_t* const acc = reinterpret_cast<int32_t*>(panel.more);
+    float* const tile = reinterpret_cast<float*>(acc + kTile * kBlockRows);
+    for (int64_t m = 0; m < n; ++m) std::copy_n(panel.start, kBlockRows, acc + m * kBlockRows);
+    Rows rows;
+    find_rows(region, block, first, n, rows);
+    multiply_tile(block, n, rows, panel.panel, acc);
+    finish(block, first, n, rows, panel.factors, acc, tile, tile + kTile * kBlockRows);
+  }
+
+  void expand_pair(int64_t unit, UnitPanel& to) const {
+    static thread_local Scratch<char> scratch;
+    const int64_t block = units_[size_t(unit)].block, size = layout_.steps() * kPairStepBytes;
+    const int64_t steps = layout_.segment_steps(), taps = codes_.zero ? layout_.segments() : 0;
+    to.panel = scratch.reserve(size + 2 * kTile * kPairRows * 4);
+    to.more = to.panel + size;
+    to.pair_factors = gemm_.pair_factors(block);
+    to.tap_sums.resize(size_t(taps * kPairRows));
+    for (int64_t tap = 0; tap < taps; ++tap)
+      gemm_.expand_pair(block, tap * steps, steps, to.panel + tap * steps * kPairStepBytes,
+                        to.tap_sums.data() + tap * kPairRows);
+    if (!taps) gemm_.expand_pair(block, 0, layout_.steps(), to.panel, nullptr);
+  }
+
+  void find_start(const Region& region, UnitPanel& panel) const {
+    std::fill_n(panel.start, kPairRows, 0);
+    if (!codes_.zero) return;
+    for (int64_t i = region.taps_begin[1]; i < region.taps_end[1]; ++i)
+      for (int64_t j = region.taps_begin[0]; j < region.taps_end[0]; ++j) {
+        const int32_t* const sums = panel.tap_sums.data() + (i * row_taps_ + j) * kPairRows;
+        for (int place = 0; place < kPairRows; ++place) panel.start[place] -= codes_.zero * sums[place];
+      }
+  }
+
+  void multiply_pair(const Region& region, int64_t first, int64_t n, bool load_next, const UnitPanel& panel) const {
+    const int64_t units = int64_t(units_.size()), unit = panel.unit, block = units_[size_t(unit)].block;
+    float* const tile = reinterpret_cast<float*>(panel.more);
+    const bool more = load_next && unit + 1 < units && units_[size_t(unit + 1)].blocks == 2;
+    Rows rows;
+    find_rows(region, block, first, n, rows);
+    float bias[kPairRows];
+    const Output out = output_of(block, 2, base(first), n, tile, tile + kTile * kPairRows, bias);
+    const PackedGemm::PairFactors& factors = panel.pair_factors;
+    gemm_.kernels().multiply_pair(
+        {panel.panel,
+         region.runs.data(),
+         int64_t(region.runs.size()),
+         strip_ + block / layout_.part_blocks() * segment_,
+         rows.x,
+         step_.data(),
+         n,
+         panel.start,
+         {rows.place, rows.sums, gemm_.shift(), factors.center, factors.scale, rows.scale, out.bias, out.residual,
+          out.residual_stride, a_.relu, int(out.channels), out.y, out.codes, out.stride, y_codes_},
+         gemm_.planes(more ? units_[size_t(unit + 1)].block : block),
+         layout_.plane_bytes(),
+         more ? a_.bits : 0});
+    if (!out.codes && out.y == tile) store(block, out.channels, kPairRows, first, n, tile);
+  }
+
+  // Of output positions: where their windows begin, the sums of these less the zero point of x, the scale of x, and
+  // where their results go, from position `base` on.
   struct Rows {
     int64_t x[kTile];
     int32_t sums[kTile];
     float scale[kTile];
+    int64_t place[kTile];
   };
+  int64_t base(int64_t first) const { return regions_.size() > 1 ? 0 : first; }
 
-  void find_rows(int64_t block, int64_t first, int64_t n, Rows& to) const {
-    const int64_t width = a_.y.width, part = block / layout_.part_blocks();
-    int64_t image = first / pixels_, row = first % pixels_ / width, column = first % width;
-    for (int64_t m = 0; m < n;) {
-      const int64_t run = std::min(n - m, width - column), line = row * rows_.stride, at = column * stride_;
-      const int64_t from = element_ * (image * image_ + line * row_ + at * column_), step = element_ * stride_ * column_;
-      for (int64_t i = 0; i < run; ++i) to.x[m + i] = from + i * step;
+  void find_rows(const Region& region, int64_t block, int64_t first, int64_t n, Rows& to) const {
+    const int64_t part = block / layout_.part_blocks(), positions = region.rows * region.columns;
+    int64_t image = first / positions, r = first % positions / region.columns, c = first % region.columns;
+    for (int64_t m = 0; m < n; c = 0) {
+      const int64_t run = std::min(n - m, region.columns - c), row = region.row + r, column = region.column + c;
+      const int64_t line = row * rows_.stride, at = column * stride_;
+      const int64_t from = element_ * (image * image_ + line * row_ + at * column_),
+                    step = element_ * stride_ * column_;
+      const int64_t place = image * pixels_ + row * a_.y.width + column - base(first);
+      for (int64_t i = 0; i < run; ++i) to.x[m + i] = from + i * step, to.place[m + i] = place + i;
       std::fill_n(to.scale + m, run, scale_[size_t(first_ + image)]);
       if (!a_.exact) add_sums(strip_sums_ + ((part * images_ + image) * lines_ + line) * line_ + at, run, to.sums + m);
       m += run;
-      column = 0;
-      if (++row == a_.y.height) row = 0, ++image;
+      if (++r == region.rows) r = 0, ++image;
     }
   }
 
@@ -421,8 +562,8 @@ class PackedConv2d {
     const int64_t step_bytes = panel_bytes(gemm_.panel()), at_once = kChunkBytes / step_bytes;
     const char* const x = strip_ + block / layout_.part_blocks() * segment_ * element_;
     for (int64_t step = 0; step < layout_.steps(); step += at_once)
-      gemm_.kernels().multiply({panel + step * step_bytes, std::min(at_once, layout_.steps() - step), a_.bits, x, rows.x,
-                                step_.data() + step, n, acc},
+      gemm_.kernels().multiply({panel + step * step_bytes, std::min(at_once, layout_.steps() - step), a_.bits, x,
+                                rows.x, step_.data() + step, n, acc},
                                gemm_.panel());
   }
 
@@ -430,7 +571,8 @@ class PackedConv2d {
               const int32_t* acc, float* tile, float* residual) const {
     float bias[kBlockRows];
     const Output out = output_of(block, 1, first, n, tile, residual, bias);
-    run_.output({acc, a_.exact ? nullptr : rows.sums, n, gemm_.shift(), factors.center, factors.scale, rows.scale, out.bias, out.residual, out.residual_stride, a_.relu, out.y, out.stride});
+    run_.output({acc, a_.exact ? nullptr : rows.sums, n, gemm_.shift(), factors.center, factors.scale, rows.scale,
+                 out.bias, out.residual, out.residual_stride, a_.relu, out.y, out.stride});
     if (out.y == tile) store(block, out.channels, kBlockRows, first, n, tile);
   }
 
@@ -517,8 +659,8 @@ class PackedConv2d {
   const PackedConv2dKernels run_;
   const SparseConv2dKernels copies_;
   const Walk rows_, columns_;
-  const int64_t groups_, inputs_, segment_;      // channels of a group, and with their padding
-  const int64_t element_;                        // bytes
+  const int64_t groups_, inputs_, segment_;  // channels of a group, and with their padding
+  const int64_t element_;                    // bytes
   const bool joined_;
   const int64_t row_taps_, stride_;  // of the strip: taps of a row of the kernel, and between columns of outputs
   const int64_t lines_, line_;       // rows and columns of an image of the strip
@@ -528,6 +670,7 @@ class PackedConv2d {
   int64_t images_, ranges_, first_;  // images of the strip, parts of their positions, the first of the images
   bool in_cache_;                    // whether the strip stays in the second-level cache from block to block
   std::vector<Unit> units_;
+  std::vector<Region> regions_;
   std::vector<int64_t> step_;
   std::vector<float> inverse_, scale_;  // of each image
   char* strip_;

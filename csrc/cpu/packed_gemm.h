@@ -58,7 +58,7 @@ class PackedGemm {
   void expand(int64_t block, int64_t step, int64_t steps, const Factors& factors, void* panel) const;
 
   // Of the block and the next one. `sums`: 64, of the codes; null: none.
-  void expand_pair(int64_t block, void* panel, int32_t* sums) const;
+  void expand_pair(int64_t block, int64_t step, int64_t steps, void* panel, int32_t* sums) const;
   const uint8_t* planes(int64_t block) const { return planes(block, 0); }
 
   // tile[m][row] = the finished result, for at most kMaxPackedRows rows of x.

@@ -77,9 +77,9 @@ PackedGemm::PairFactors PackedGemm::pair_factors(int64_t block) const {
   return f;
 }
 
-void PackedGemm::expand_pair(int64_t block, void* panel, int32_t* sums) const {
+void PackedGemm::expand_pair(int64_t block, int64_t step, int64_t steps, void* panel, int32_t* sums) const {
   const NestedLayout& l = w_.layout;
-  run_.expand_pair({planes(block), l.plane_bytes(), l.steps() * kBlockRows, l.steps(), bits_, panel, sums});
+  run_.expand_pair({planes(block, step), l.plane_bytes(), l.steps() * kBlockRows, steps, bits_, panel, sums});
 }
 
 void PackedGemm::multiply(int64_t block, const PackedRows& x, float* tile) const {

@@ -98,6 +98,7 @@ struct PackedPair {
 // y[row][channel] = ((sum * 2^shift + center[place] * sums[row]) * scale[place]) * row_scale[row] + bias + residual,
 // then ReLU on request.
 struct PackedPairOutput {
+  const int64_t* place;  // in rows of y, and of the residual, of each row; null: one after the other
   const int32_t* sums;
   int shift;
   const int32_t* center;  // 64
@@ -114,9 +115,14 @@ struct PackedPairOutput {
   PackedCodes grid;
 };
 
+struct PackedRun {
+  int64_t begin, end;  // steps
+};
+
 struct PackedPairMultiply {
   const void* panel;
-  int64_t steps;
+  const PackedRun* runs;  // of steps that are multiplied
+  int64_t run_count;
   const char* x;
   const int64_t* row;
   const int64_t* step;

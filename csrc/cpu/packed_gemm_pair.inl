@@ -132,17 +132,18 @@ inline void finish_pair(const PackedPairOutput& o, const PairMasks& masks, int64
     value[v] = _mm512_mul_ps(_mm512_mul_ps(whole, _mm512_loadu_ps(o.scale + 16 * v)), row_scale);
   }
   in_rows(value);
+  const int64_t place = o.place ? o.place[m] : m;
   LCS_UNROLL
   for (int v = 0; v < kPairVectors; ++v) {
     if (o.bias) value[v] = _mm512_add_ps(value[v], _mm512_loadu_ps(o.bias + 16 * v));
     if (o.residual)
       value[v] =
-          _mm512_add_ps(value[v], _mm512_maskz_loadu_ps(masks.of[v], o.residual + m * o.residual_stride + 16 * v));
+          _mm512_add_ps(value[v], _mm512_maskz_loadu_ps(masks.of[v], o.residual + place * o.residual_stride + 16 * v));
     value[v] = _mm512_max_ps(floor, value[v]);  // a NaN stays
   }
-  if (o.codes) return put_codes(value, o.grid, o.codes + m * o.stride, masks.all);
+  if (o.codes) return put_codes(value, o.grid, o.codes + place * o.stride, masks.all);
   LCS_UNROLL
-  for (int v = 0; v < kPairVectors; ++v) _mm512_mask_storeu_ps(o.y + m * o.stride + 16 * v, masks.of[v], value[v]);
+  for (int v = 0; v < kPairVectors; ++v) _mm512_mask_storeu_ps(o.y + place * o.stride + 16 * v, masks.of[v], value[v]);
 }
 
 template <int kRows>
@@ -155,20 +156,22 @@ void multiply_pair_tile(const PackedPairMultiply& p, int64_t row, const PairMask
   LCS_UNROLL
   for (int m = 0; m < kRows; ++m) LCS_UNROLL
   for (int v = 0; v < kPairVectors; ++v) sum[m][v] = _mm512_loadu_si512(p.start + 16 * v);
-  const char* panel = static_cast<const char*>(p.panel);
-  for (int64_t step = 0; step < p.steps; ++step) {
-    for (int i = 0; i < planes; ++i) prefetch_second(next + i * p.plane_bytes + step * 2 * kBlockRows);
-    const int64_t at = p.step[step];
-    LCS_UNROLL
-    for (int half = 0; half < 2; ++half, panel += 64 * kPairVectors) {
-      __m512i w[kPairVectors];
+  for (int64_t run = 0; run < p.run_count; ++run) {
+    const char* panel = static_cast<const char*>(p.panel) + p.runs[run].begin * kPairStepBytes;
+    for (int64_t step = p.runs[run].begin; step < p.runs[run].end; ++step) {
+      for (int i = 0; i < planes; ++i) prefetch_second(next + i * p.plane_bytes + step * 2 * kBlockRows);
+      const int64_t at = p.step[step];
       LCS_UNROLL
-      for (int v = 0; v < kPairVectors; ++v) w[v] = _mm512_load_si512(panel + 64 * v);
-      LCS_UNROLL
-      for (int m = 0; m < kRows; ++m) {
-        const __m512i four = wide_broadcast(x[m] + at + 4 * half);
+      for (int half = 0; half < 2; ++half, panel += 64 * kPairVectors) {
+        __m512i w[kPairVectors];
         LCS_UNROLL
-        for (int v = 0; v < kPairVectors; ++v) add_products(sum[m][v], w[v], four);
+        for (int v = 0; v < kPairVectors; ++v) w[v] = _mm512_load_si512(panel + 64 * v);
+        LCS_UNROLL
+        for (int m = 0; m < kRows; ++m) {
+          const __m512i four = wide_broadcast(x[m] + at + 4 * half);
+          LCS_UNROLL
+          for (int v = 0; v < kPairVectors; ++v) add_products(sum[m][v], w[v], four);
+        }
       }
     }
   }

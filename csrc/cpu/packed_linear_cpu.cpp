@@ -150,7 +150,8 @@ class PackedLinear {
     const int64_t channels = kBlockRows + gemm_.rows(block + 1);
     char* const panel = scratch.reserve(panel_size + kMaxPackedRows * kPairRows * 4);
     float* const tile = reinterpret_cast<float*>(panel + panel_size);
-    gemm_.expand_pair(block, panel, nullptr);
+    gemm_.expand_pair(block, 0, layout_.steps(), panel, nullptr);
+    const PackedRun all{0, layout_.steps()};
     const PackedGemm::PairFactors factors = gemm_.pair_factors(block);
     const bool direct = a_.dtype == DType::float32;
     float* const y = direct ? static_cast<float*>(a_.y) + row * layout_.rows + first : tile;
@@ -158,13 +159,15 @@ class PackedLinear {
     if (a_.bias) std::copy_n(a_.bias + first, channels, bias);
     alignas(64) const int32_t start[kPairRows] = {};
     gemm_.kernels().multiply_pair({panel,
-                                   layout_.steps(),
+                                   &all,
+                                   1,
                                    reinterpret_cast<const char*>(bytes_),
                                    row_ + row,
                                    step_,
                                    rows,
                                    start,
-                                   {sums_ + row,
+                                   {nullptr,
+                                    sums_ + row,
                                     gemm_.shift(),
                                     factors.center,
                                     factors.scale,

@@ -32,8 +32,8 @@ NestedPrepack scaled(const char* op, const Tensor& planes, const Tensor& scales,
 }
 
 void check_layout(const char* op, const NestedLayout& l) {
-  STD_TORCH_CHECK(l.rows >= 0 && l.columns >= 0 && l.group >= 1 && l.taps >= 1 && l.parts >= 1 &&
-                      l.joined >= 1 && l.taps % l.joined == 0 && l.columns % l.taps == 0 && l.rows % l.parts == 0,
+  STD_TORCH_CHECK(l.rows >= 0 && l.columns >= 0 && l.group >= 1 && l.taps >= 1 && l.parts >= 1 && l.joined >= 1 &&
+                      l.taps % l.joined == 0 && l.columns % l.taps == 0 && l.rows % l.parts == 0,
                   op, ": ", l.rows, " rows and ", l.columns, " columns do not fit a group of ", l.group, " columns, ",
                   l.taps, " taps of which ", l.joined, " are joined, and ", l.parts, " parts");
 }

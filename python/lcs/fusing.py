@@ -3,7 +3,8 @@
 Sums and ReLUs become part of the norm before them, or happen in place; a norm becomes part of a convolution of all
 widths before it; pooling runs in vectors. A quantised
 convolution takes in the batch norm that is folded into it, and what follows: at a level of integers, whose sums are
-then rounded fewer times, its result is that of the model within rounding, and otherwise the same bits.
+then rounded fewer times, its result is that of the model within rounding, and otherwise the same bits. Several of them
+run as one (`lcs.packed_steps`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from .layers import SubspaceLayer
 from .layers.frozen_quantized import FrozenQuantizedConv2d
 from .layers.frozen_width import FrozenWidthConv2d
 from .layers.norms import FusedNorm
+from .packed_steps import gather
+from .packed_steps import watched as _hooked
 
 
 class NotTraceable(Exception):
@@ -38,8 +41,10 @@ def fused(model: nn.Module) -> nn.Module:
         _norm_behind(graph, node, modules)
     for node in graph.nodes:
         _keep_codes(graph, node, modules)
-    graph.lint()
-    return fx.GraphModule(model, graph)
+    packed = gather(graph, modules, max_pool2d)
+    called = {node.target: modules[node.target] for node in graph.nodes if node.target in modules}
+    read = {node.target: operator.attrgetter(node.target)(model) for node in graph.nodes if node.op == "get_attr"}
+    return fx.GraphModule(called | read | packed, graph)
 
 
 class _Tracer(fx.Tracer):
@@ -47,10 +52,6 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, SubspaceLayer) or _hooked(m) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _hooked(m: nn.Module) -> bool:
-    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
 
 
 def _rewrite(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> None:

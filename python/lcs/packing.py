@@ -96,6 +96,7 @@ class Packed:
     dense_nbytes: int  # of the dense tensors that are not stored ends
     own: tuple[SparseWeight | NestedWeight, ...]  # weights of this level alone
     inputs: dict = field(default_factory=dict)  # what it has run on, for which more may have been derived
+    networks: dict = field(default_factory=dict)  # what several layers run as (`lcs.packed_steps`), by input
     shapes: None = None
 
     @property

@@ -61,8 +61,12 @@ struct Dense {
 
   Dense(const Case& c, bool per_row, Guard guard)
       : c(c),
-        layout{c.out,    c.in / c.groups * taps(), std::max<int64_t>(c.in / c.groups * taps(), 1), taps(),
-               c.groups, c.in / c.groups < 8 ? c.horizontal.kernel : 1},
+        layout{c.out,
+               c.in / c.groups * taps(),
+               std::max<int64_t>(c.in / c.groups * taps(), 1),
+               taps(),
+               c.groups,
+               c.in / c.groups < 8 ? c.horizontal.kernel : 1},
         codes(c.out * layout.columns, guard),
         planes(kPlanes * layout.plane_bytes(), guard),
         scales((per_row ? c.out : 1) * 4, guard),

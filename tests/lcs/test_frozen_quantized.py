@@ -12,7 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lcs
-from lcs import models
+from lcs import models, packed_steps
+from lcs.layers.frozen_quantized import FrozenQuantizedConv2d
 from lcs.measure import check_layers, measure_speed
 from lcs.packing import RUNNING
 from lcs_kernels import packed_conv2d
@@ -28,10 +29,10 @@ RECIPES = [
 ]
 
 
-def trained(model, recipe, x, dense=()):
+def trained(model, recipe, x, dense=(), **options):
     """With input ranges, as training leaves them."""
     line = {"init": "independent", "generator": torch.manual_seed(0)} if recipe.line else {}
-    subspace = lcs.convert(model, recipe, dense=dense, **line)
+    subspace = lcs.convert(model, recipe, dense=dense, **line, **options)
     subspace.train()
     with subspace.at(bits=recipe.target or 8), torch.no_grad():
         for scale in (1.0, 2.0):
@@ -159,7 +160,7 @@ def test_a_width_reads_its_share_of_the_bytes(recipe):
             0
         ]
         planes[bits] = view.nbytes - view.whole.scales.nbytes - view.whole.zero_points.nbytes
-        words, blocks, steps = 7, 1, 9  # of 32 weights, of 32 output channels, of 8 columns
+        words, blocks, steps = 7, 1, 6  # of 32 weights, of 32 output channels, of 8 columns: a kernel's row has 9
         assert planes[bits] == 4 * words * bits and view.prepacked_nbytes == blocks * steps * 32 * bits
         assert frozen.report(x, bits=bits).rows[0].bytes == view.nbytes + view.prepacked_nbytes + 8 * 4
     assert planes[3] * 8 == planes[8] * 3
@@ -301,10 +302,37 @@ def test_what_a_quantised_residual_network_fuses():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         subspace = lcs.convert(model, lcs.Quantized(line=False), norm="keep", dense=model.classifier_name)
-    nodes = [node for node in subspace.eval().freeze()._fused.graph.nodes if node.op == "call_module"]
+    fused = subspace.eval().freeze()._fused
+    nodes = [node for node in fused.packed_steps_0.steps.graph.nodes if node.op == "call_module"]
     found = Counter(frozenset(node.kwargs) for node in nodes)
     blocks = {frozenset({"norm", "relu", "codes"}): 8, frozenset({"norm", "relu", "residual"}): 8}
-    assert found == blocks | {frozenset({"norm", "relu"}): 1, frozenset({"norm"}): 3, frozenset(): 1}
+    assert found == blocks | {frozenset({"norm", "relu"}): 1, frozenset({"norm"}): 3}
+    assert [node.target for node in fused.graph.nodes if node.op == "call_module"] == ["packed_steps_0", "fc"]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("images", [1, 5])
+def test_a_run_of_packed_steps_gives_the_bits_of_each_step(monkeypatch, images, layout):
+    """And where somebody watches a layer they run one by one."""
+    torch.manual_seed(2)
+    model, calls = models.build("resnet18", 10, seed=0, norm="batch"), []
+    x = torch.randn(images, 3, 64, 64).to(memory_format=layout)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        recipe = lcs.Quantized(line=False, nested=True)
+        subspace = trained(model, recipe, x, norm="keep", dense=model.classifier_name)
+    frozen = subspace.freeze(strict=True)
+    run = packed_steps.packed_network
+    monkeypatch.setattr(packed_steps, "packed_network", lambda *given: calls.append(given) or run(*given))
+    for bits in (8, 4, 3):
+        found = frozen(x, bits=bits)
+        assert len(calls) == 1 and frozen.counters.unfused == ""
+        layers = [m for m in frozen.model.modules() if isinstance(m, FrozenQuantizedConv2d)]
+        watched = [m.register_forward_hook(lambda *_: None) for m in layers[1::7]]
+        assert torch.equal(frozen(x, bits=bits), found) and len(calls) == 1
+        for hook in watched:
+            hook.remove()
+        calls.clear()
 
 
 def test_a_change_of_width_runs_no_operator_and_allocates_nothing():
@@ -313,7 +341,7 @@ def test_a_change_of_width_runs_no_operator_and_allocates_nothing():
     for bits in range(3, 9):
         frozen(x, bits=bits)
     before = frozen.counters
-    prepacks = [view.whole.prepack(9)[0].data_ptr() for view, *_ in _tensors(frozen, x, 3)[:1]]
+    prepacks = [view.whole.prepack(9, 1, 3)[0].data_ptr() for view, *_ in _tensors(frozen, x, 3)[:1]]
 
     class None_(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -325,7 +353,7 @@ def test_a_change_of_width_runs_no_operator_and_allocates_nothing():
     assert not [event for event in seen.events() if event.cpu_memory_usage or event.name.startswith("aten::")]
     after = frozen.counters
     assert (after.builds, after.nbytes, after.levels) == (before.builds, before.nbytes, before.levels)
-    assert prepacks == [view.whole.prepack(9)[0].data_ptr() for view, *_ in _tensors(frozen, x, 8)[:1]]
+    assert prepacks == [view.whole.prepack(9, 1, 3)[0].data_ptr() for view, *_ in _tensors(frozen, x, 8)[:1]]
 
 
 def _tensors(frozen, x, bits):

@@ -29,6 +29,7 @@ struct PackedConv2dArgs {
   bool x_codes = false;                      // x holds codes over `range`
   const ActivationRange* y_range = nullptr;  // y holds codes over it, NaN the lowest; null: y is of `dtype`
   const void* residual = nullptr;            // laid out as y; null: none
+  const bool* spoilt = nullptr;  // of each image, whether it counts as one that holds NaN; null: those that do
 };
 
 // Not `exact`: the same bits on every instruction set. `exact`: the order of each sum depends on shapes and instruction

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from lcs_kernels import packed_conv2d
 from lcs_kernels.formats import NestedWeight
+from lcs_kernels.ops.packed_network import Convolution
 
 from .quantized import QuantizedConv1d, QuantizedConv2d, QuantizedLinear
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,13 +119,47 @@ class FrozenQuantizedConv2d(_FrozenConvolution, QuantizedConv2d):
         if residual is not None and not self._fits(input, residual):
             y = self.convolved(input, whole, weight.bits, bias, bits)
             return self._steps(y, residual, False, relu)
-        after = {"residual": residual, "relu": relu}
-        if codes:
-            view, _, *rounded = self.slot.tensors(self.successor)
-            if rounded and not isinstance(view, Tensor):
-                ends = self.successor.input_low, self.successor.input_high
-                after |= {"y_range": ends, "y_bits": view.bits}
+        after = {"residual": residual, "relu": relu, **(self._rounding() if codes else {})}
         return self.convolved(input, whole, weight.bits, bias, bits, **after)
+
+    def step(
+        self, value: int, shape: Shape, residual: tuple[int, Shape] | None = None, norm: bool = False, **after
+    ) -> tuple[Convolution, Shape] | None:
+        """What `forward` does with the `value` of a network (`packed_network`) of this shape, and its result's shape.
+
+        residual: likewise a value and its shape. None: at this level it is no integer product, or the residual is the
+        network's input or of another shape.
+        """
+        weight, bias, *bits = self.slot.tensors(self)
+        made = (shape[0], self.out_channels, *self._size(shape))
+        if isinstance(weight, Tensor) or not bits or not self.takes_codes() or (norm and weight.folded is None):
+            return None
+        if residual is not None and (residual[0] == 0 or residual[1] != made):
+            return None
+        whole, bias = weight.folded if norm else (weight.whole, bias)
+        after |= self._rounding() if after.pop("codes", False) else {}
+        step = Convolution(
+            value,
+            whole,
+            weight.bits,
+            (self.input_low, self.input_high),
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            weight.bits,
+            residual and residual[0],
+            **after,
+        )
+        return step, made
+
+    def _rounding(self) -> dict:
+        """To the successor's codes, where it rounds its input at this level."""
+        view, _, *rounded = self.slot.tensors(self.successor)
+        if not rounded or isinstance(view, Tensor):
+            return {}
+        return {"y_range": (self.successor.input_low, self.successor.input_high), "y_bits": view.bits}
 
     def _steps(self, y: Tensor, residual: Tensor | None, norm: bool, relu: bool) -> Tensor:
         y = self.folded(y) if norm else y
@@ -133,9 +170,12 @@ class FrozenQuantizedConv2d(_FrozenConvolution, QuantizedConv2d):
         """Whether a residual is of the very size of the result, which the kernel takes."""
         if input.dim() != 4 or self.padding_mode != "zeros" or isinstance(self.padding, str):
             return False
-        axes = zip(input.shape[2:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
-        size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
+        size = self._size(input.shape)
         return residual.dtype == torch.float32 and residual.shape == (len(input), self.out_channels, *size)
+
+    def _size(self, shape: Shape) -> list[int]:
+        axes = zip(shape[2:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
 
 
 FROZEN_LAYERS = {

@@ -1,0 +1,29 @@
+#include <immintrin.h>
+
+#include <algorithm>
+#include <bit>
+#include <type_traits>
+
+#include "keys.h"
+#include "lcs/dtype.h"
+#include "packed_network_kernels.h"
+#include "target.h"
+
+LCS_TARGET_BEGIN(LCS_TARGET_AVX2)
+namespace lcs::avx2 {
+namespace {
+#include "lanes_avx2.inl"
+
+// vmaxps gives its second operand where one is NaN.
+inline Float largest_of(Float x, Float y) {
+  return _mm256_blendv_ps(_mm256_max_ps(y, x), y, _mm256_cmp_ps(y, y, _CMP_UNORD_Q));
+}
+
+// After the lanes it is written in.
+#include "packed_network.inl"
+}  // namespace
+
+PackedNetworkKernels packed_network_kernels() { return {nan, larger, columns}; }
+
+}  // namespace lcs::avx2
+LCS_TARGET_END

@@ -1,0 +1,153 @@
+#include "lcs/packed_network.h"
+
+#include <algorithm>
+
+#include "images_binding.h"
+#include "nested_weight_binding.h"
+#include "sparse_weight_binding.h"
+
+namespace {
+
+using namespace lcs::binding;
+constexpr const char* kPackedNetwork = "packed_network";
+
+// In the order of the schema's numbers.
+struct Numbers {
+  int64_t pools, input, residual, out_channels, in_channels, kernel_h, kernel_w, stride_h, stride_w, padding_h,
+      padding_w, dilation_h, dilation_w, groups, bits, x_bits, y_bits, relu, prepacked, biased;
+};
+constexpr size_t kNumbers = sizeof(Numbers) / sizeof(int64_t);
+
+class Builder {
+ public:
+  Builder(const Tensor& x, const std::vector<Tensor>& tensors, const std::vector<int64_t>& numbers)
+      : tensors_(tensors), numbers_(numbers), count_(numbers.size() / kNumbers) {
+    STD_TORCH_CHECK(count_ >= 1 && numbers.size() % kNumbers == 0, kPackedNetwork, ": a step has ", kNumbers,
+                    " numbers, got ", numbers.size());
+    values_.push_back({images(x, nullptr, true), false});
+    steps_.reserve(count_);
+    ranges_.reserve(2 * count_);
+    weights_.reserve(count_);
+    for (step_ = 0; step_ < count_; ++step_) {
+      Numbers n;
+      std::copy_n(numbers.data() + step_ * kNumbers, kNumbers, reinterpret_cast<int64_t*>(&n));
+      add(n);
+    }
+    STD_TORCH_CHECK(next_ == tensors_.size(), kPackedNetwork, ": the steps take ", next_, " tensors, got ",
+                    tensors_.size());
+    STD_TORCH_CHECK(!values_.back().codes, kPackedNetwork, ": the last step makes codes");
+  }
+
+  const std::vector<lcs::PackedNetworkStep>& steps() const { return steps_; }
+  const lcs::Images& last() const { return values_.back().shape; }
+
+ private:
+  struct Value {
+    lcs::Images shape;
+    bool codes;
+  };
+
+  const Tensor& next() {
+    STD_TORCH_CHECK(next_ < tensors_.size(), kPackedNetwork, ": step ", step_, " lacks a tensor");
+    return tensors_[next_++];
+  }
+
+  const lcs::ActivationRange* range(int64_t bits) {
+    const Tensor &low = next(), &high = next();
+    ranges_.push_back({scalar_of<float>(low, ScalarType::Float, kPackedNetwork, "low"),
+                       scalar_of<float>(high, ScalarType::Float, kPackedNetwork, "high"),
+                       width_of(kPackedNetwork, bits)});
+    return &ranges_.back();
+  }
+
+  void add(const Numbers& n) {
+    STD_TORCH_CHECK(n.input >= 0 && n.input <= int64_t(step_) && n.residual >= -1 && n.residual <= int64_t(step_),
+                    kPackedNetwork, ": step ", step_, " reads a value that is not there yet");
+    STD_TORCH_CHECK(n.kernel_h >= 1 && n.kernel_w >= 1, kPackedNetwork, ": step ", step_, " has a kernel of ",
+                    n.kernel_h, " x ", n.kernel_w);
+    const Value x = values_[size_t(n.input)];
+    lcs::PackedNetworkStep step{int(n.input), int(n.residual), n.pools != 0, {}};
+    const std::vector<int64_t> stride{n.stride_h, n.stride_w}, padding{n.padding_h, n.padding_w},
+        dilation{n.dilation_h, n.dilation_w};
+    lcs::PackedConv2dArgs& a = step.conv;
+    a.vertical = axis(kPackedNetwork, stride, padding, dilation, n.kernel_h, 0);
+    a.horizontal = axis(kPackedNetwork, stride, padding, dilation, n.kernel_w, 1);
+    a.x = x.shape;
+    a.y = x.shape;
+    a.y.height = output_size(kPackedNetwork, a.vertical, x.shape.height);
+    a.y.width = output_size(kPackedNetwork, a.horizontal, x.shape.width);
+    n.pools ? pool(x, a) : convolve(n, x, a);
+    values_.push_back({a.y, a.y_range != nullptr});
+    steps_.push_back(step);
+  }
+
+  void pool(const Value& x, const lcs::PackedConv2dArgs& a) const {
+    STD_TORCH_CHECK(!x.codes, kPackedNetwork, ": step ", step_, " pools codes");
+    for (const lcs::Axis* axis : {&a.vertical, &a.horizontal})
+      STD_TORCH_CHECK(2 * axis->padding <= axis->kernel && axis->dilation == 1, kPackedNetwork, ": step ", step_,
+                      " has a padding of more than half of its window, or is dilated");
+  }
+
+  void convolve(const Numbers& n, const Value& x, lcs::PackedConv2dArgs& a) {
+    STD_TORCH_CHECK(n.groups >= 1 && x.shape.channels == n.groups * n.in_channels && n.out_channels >= 0 &&
+                        n.out_channels % n.groups == 0,
+                    kPackedNetwork, ": step ", step_, " has ", n.groups, " groups of ", n.in_channels, " and ",
+                    n.out_channels, " channels, and gets ", x.shape.channels);
+    const int64_t taps = n.kernel_h * n.kernel_w, columns = n.in_channels * taps;
+    STD_TORCH_CHECK(columns <= lcs::kMaxRangedTerms, kPackedNetwork, ": step ", step_, " sums ", columns, " products");
+    const Tensor &planes = next(), &scales = next(), &zero_points = next();
+    const std::vector<Tensor> prepack(n.prepacked ? 1 : 0, n.prepacked ? next() : planes);
+    const int64_t joined = n.in_channels < lcs::NestedLayout::kStep ? n.kernel_w : 1;
+    weights_.push_back(nested(kPackedNetwork, planes, scales, zero_points,
+                              {n.out_channels, columns, std::max<int64_t>(columns, 1), taps, n.groups, joined},
+                              prepack));
+    a.dtype = lcs::DType::float32;
+    a.weight = weights_.back().prepack;
+    a.bits = width_of(kPackedNetwork, n.bits, a.weight.depth);
+    a.range = range(n.x_bits);
+    if (n.biased) a.bias = vector_of(kPackedNetwork, "bias", next(), n.out_channels);
+    a.relu = n.relu != 0;
+    a.exact = false;
+    a.y.channels = n.out_channels;
+    if (n.y_bits) a.y_range = range(n.y_bits);
+    if (n.residual < 0) return;
+    const Value& residual = values_[size_t(n.residual)];
+    const lcs::Images& r = residual.shape;
+    STD_TORCH_CHECK(n.residual > 0 && !residual.codes && r.channels == a.y.channels && r.height == a.y.height &&
+                        r.width == a.y.width,
+                    kPackedNetwork, ": the residual of step ", step_,
+                    " must be a float32 value of an earlier step, of the result's shape");
+  }
+
+  const std::vector<Tensor>& tensors_;
+  const std::vector<int64_t>& numbers_;
+  const size_t count_;
+  size_t step_ = 0, next_ = 0;
+  std::vector<Value> values_;
+  std::vector<lcs::PackedNetworkStep> steps_;
+  std::vector<lcs::ActivationRange> ranges_;  // which steps point to
+  std::vector<Nested> weights_;
+};
+
+Tensor packed_network_cpu(Tensor x, std::vector<Tensor> tensors, std::vector<int64_t> numbers) {
+  STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float, kPackedNetwork,
+                  ": x must be float32 (n, c, h, w), got shape ", shape_of(x));
+  const Builder network(x, tensors, numbers);
+  const auto pools_x = [](const lcs::PackedNetworkStep& step) { return step.pools && step.input == 0; };
+  const bool is_last = wants_channels_last(x);
+  const bool last = is_last || std::any_of(network.steps().begin(), network.steps().end(), pools_x);
+  const Tensor input = is_last ? x
+                       : last  ? torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast)
+                               : torch::stable::contiguous(x);
+  const lcs::Images& made = network.last();
+  Tensor y = empty_images({x.size(0), made.channels, made.height, made.width}, ScalarType::Float, true);
+  lcs::packed_network({network.steps().data(), int64_t(network.steps().size()),
+                       images(input, const_cast<void*>(input.const_data_ptr()), last),
+                       images(y, y.mutable_data_ptr(), true), forked() ? 1 : int64_t(torch::stable::get_num_threads())},
+                      parallel);
+  return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) { m.impl("packed_network", TORCH_BOX(&packed_network_cpu)); }

@@ -1,0 +1,209 @@
+"""Packed convolutions and max pooling after each other in one call: a network without a dispatch per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lcs_kernels._load import ensure_loaded
+from lcs_kernels.levels import range_tensors
+
+from . import packed_conv2d
+from ._convolution import geometry
+from ._library import define, wants_grad
+
+if TYPE_CHECKING:
+    from lcs_kernels.formats import NestedWeight
+
+Pair = int | tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """`packed_conv2d` of the value `input`, with the value `residual` added: 0 is the network's x, i + 1 what step i
+    makes. The other fields are that function's arguments."""
+
+    input: int
+    weight: NestedWeight
+    bits: int
+    x_range: tuple[float | Tensor, float | Tensor]
+    bias: Tensor | None = None
+    stride: Pair = 1
+    padding: Pair = 0
+    dilation: Pair = 1
+    groups: int = 1
+    x_bits: int = 8
+    residual: int | None = None
+    relu: bool = False
+    y_range: tuple[float | Tensor, float | Tensor] | None = None
+    y_bits: int = 8
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """`torch.nn.functional.max_pool2d` of the value `input`, as of `Convolution`."""
+
+    input: int
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair = 0
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step as the schema takes it. Its tensors are planes, scales, zero points, what is `prepacked`, both ends of x's
+    range, the bias if it is `biased`, and both ends of y's range if there are `y_bits`."""
+
+    pools: int
+    input: int
+    residual: int
+    out_channels: int
+    in_channels: int  # of a group
+    kernel_h: int
+    kernel_w: int
+    stride_h: int
+    stride_w: int
+    padding_h: int
+    padding_w: int
+    dilation_h: int = 1
+    dilation_w: int = 1
+    groups: int = 1
+    bits: int = 0
+    x_bits: int = 0
+    y_bits: int = 0
+    relu: int = 0
+    prepacked: int = 0
+    biased: int = 0
+
+    @property
+    def weight_shape(self) -> list[int]:
+        return [self.out_channels, self.in_channels, self.kernel_h, self.kernel_w]
+
+    @property
+    def settings(self) -> tuple[list[int], list[int], list[int]]:
+        return (
+            [self.stride_h, self.stride_w],
+            [self.padding_h, self.padding_w],
+            [self.dilation_h, self.dilation_w],
+        )
+
+
+_FIELDS = len(fields(_Step))
+
+
+def _steps(numbers: Sequence[int]) -> Iterator[_Step]:
+    return (_Step(*numbers[i : i + _FIELDS]) for i in range(0, len(numbers), _FIELDS))
+
+
+@dataclass(frozen=True)
+class Network:
+    """Steps, made ready for any number of calls."""
+
+    tensors: list[Tensor]
+    numbers: list[int]
+
+    @classmethod
+    def of(cls, steps: Sequence[Convolution | MaxPool]) -> Network:
+        """Raises ValueError where a step reads a value that is not there, or does not run on integers alone."""
+        tensors, numbers = [], []
+        for i, step in enumerate(steps):
+            for name, value in (("input", step.input), ("residual", getattr(step, "residual", None))):
+                if value is not None and not 0 <= value <= i:
+                    raise ValueError(f"packed_network: {name} of step {i} must be a value from 0 to {i}, got {value}")
+            made = _pool(step) if isinstance(step, MaxPool) else _convolution(i, step, tensors)
+            numbers += map(int, astuple(made))
+        return cls(tensors, numbers)
+
+
+def _pool(step: MaxPool) -> _Step:
+    stride, padding, _ = geometry("packed_network", step.stride, step.padding, 1)
+    kernel = geometry("packed_network", step.kernel_size, 0, 1)[0]
+    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        raise ValueError(f"packed_network: padding {padding} is more than half of a window of {kernel}")
+    return _Step(1, step.input, -1, 0, 0, *kernel, *stride, *padding)
+
+
+def _convolution(i: int, step: Convolution, tensors: list[Tensor]) -> _Step:
+    weight, on = step.weight, step.weight.planes
+    stride, padding, dilation = geometry("packed_network", step.stride, step.padding, step.dilation)
+    if len(weight.shape) != 4 or weight.group < weight.columns or weight.columns > packed_conv2d.MAX_RANGED_TERMS:
+        raise ValueError(
+            f"packed_network: the weight of step {i} must be 4-d with one scale in a channel and at most "
+            f"{packed_conv2d.MAX_RANGED_TERMS:,} columns, got {weight.shape} in groups of {weight.group}"
+        )
+    prepack = packed_conv2d.prepacked(weight, step.groups, on.device) if on.is_cpu else []
+    like = weight.scales
+    tensors += [on, weight.scales, weight.zero_points, *prepack, *range_tensors("packed_network", *step.x_range, like)]
+    tensors += [] if step.bias is None else [step.bias.float()]
+    tensors += [] if step.y_range is None else range_tensors("packed_network", *step.y_range, like)
+    return _Step(
+        0, step.input, -1 if step.residual is None else step.residual, *weight.shape, *stride, *padding, *dilation,
+        step.groups, step.bits, step.x_bits, 0 if step.y_range is None else step.y_bits, step.relu, len(prepack),
+        step.bias is not None,
+    )  # fmt: skip
+
+
+def reference(x: Tensor, tensors: Sequence[Tensor], numbers: Sequence[int]) -> Tensor:
+    """Step by step, by `packed_conv2d`'s reference and torch's pooling."""
+    values, given = [x], iter(tensors)
+    for step in _steps(numbers):
+        value = values[step.input]
+        if step.pools:
+            window = [step.kernel_h, step.kernel_w]
+            values.append(F.max_pool2d(value, window, *step.settings[:2]))
+            continue
+        weight = next(given), next(given), next(given), step.weight_shape
+        for _ in range(step.prepacked):
+            next(given)
+        low, high = next(given), next(given)
+        bias = next(given) if step.biased else None
+        y_range = (next(given), next(given), step.y_bits) if step.y_bits else ()
+        residual = values[step.residual] if step.residual >= 0 else None
+        settings = (*step.settings, step.groups, low, high, step.x_bits, bool(step.relu), False, [], residual)
+        values.append(packed_conv2d.reference(value, *weight, step.bits, bias, *settings, *y_range))
+    return values[-1].contiguous(memory_format=torch.channels_last)
+
+
+def fake(x, tensors, numbers):
+    sizes = [tuple(x.shape[1:])]
+    for step in _steps(numbers):
+        channels, *size = sizes[step.input]
+        kernel = (step.kernel_h, step.kernel_w)
+        size = [
+            (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(size, kernel, *step.settings, strict=True)
+        ]
+        sizes.append((channels if step.pools else step.out_channels, *size))
+    return x.new_empty((x.shape[0], *sizes[-1])).contiguous(memory_format=torch.channels_last)
+
+
+_op = define("packed_network(Tensor x, Tensor[] tensors, SymInt[] numbers) -> Tensor", reference, fake)
+
+
+def packed_network(x: Tensor, network: Network) -> Tensor:
+    """The last value of a network of packed convolutions and pooling, bit for bit what its steps make one by one.
+
+    Args:
+        x: (n, c, h, w), float32, contiguous or channels_last (other strides are copied). It has no gradient here.
+        network: `Network.of` its steps; see `Convolution` and `MaxPool`. The last one makes float32 values.
+
+    Returns:
+        float32, channels_last.
+
+    Raises:
+        ValueError: shapes that do not fit, a residual of another shape or of codes, pooled codes, a wanted gradient.
+        TypeError: another dtype.
+        LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
+    """
+    ensure_loaded()
+    if x.dtype != torch.float32:
+        raise TypeError(f"packed_network: x must be float32, got {x.dtype}")
+    if x.dim() != 4:
+        raise ValueError(f"packed_network: x must be (n, c, h, w), got shape {tuple(x.shape)}")
+    if wants_grad(x):
+        raise ValueError("packed_network: codes have no gradient; call it under torch.no_grad()")
+    return _op(x, network.tensors, network.numbers)

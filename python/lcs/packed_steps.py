@@ -1,0 +1,123 @@
+"""Quantised convolutions and pooling after each other, which at a level of integers are one call of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, fx, nn
+
+from lcs_kernels import packed_network
+from lcs_kernels.ops.packed_network import MaxPool, Network
+
+from .layers.frozen_quantized import FrozenQuantizedConv2d
+from .packing import RUNNING, Packed
+
+
+class PackedSteps(nn.Module):
+    """`steps`, a graph of one input. At a level whose weights and inputs are all rounded, `packed_network` runs it,
+    with the same bits; and `steps` itself elsewhere: inputs of other types, gradients, layers that somebody watches."""
+
+    def __init__(self, steps: fx.GraphModule) -> None:
+        super().__init__()
+        self.steps = steps
+        self._layers = [m for m in steps.modules() if isinstance(m, FrozenQuantizedConv2d)]
+
+    def forward(self, input: Tensor) -> Tensor:
+        running = RUNNING.get(None)
+        if isinstance(running, Packed) and self._takes(input):
+            key = self, input.shape[1:]
+            if key not in running.networks:
+                running.networks[key] = self._network(input)
+            network = running.networks[key]
+            if network is not None:
+                return packed_network(input, network)
+        return self.steps(input)
+
+    def _takes(self, x: Tensor) -> bool:
+        wants_grad = x.requires_grad and torch.is_grad_enabled()
+        plain = x.dtype == torch.float32 and x.is_cpu and x.dim() == 4 and not wants_grad
+        return plain and not any(map(watched, self._layers))
+
+    def _network(self, x: Tensor) -> Network | None:
+        """None: a step is no integer product at this level, or adds what `packed_network` does not."""
+        steps, values = [], {}  # of a node the value that it makes, and its shape
+        for node in self.steps.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = 0, tuple(x.shape)
+            elif node.op != "output":
+                value, shape = values[node.args[0]]
+                if node.op == "call_function":
+                    found = _pooling(value, shape, *node.args[1:4])
+                else:
+                    options = dict(node.kwargs)
+                    residual = values.get(options.pop("residual", None))
+                    found = self.steps.get_submodule(node.target).step(value, shape, residual, **options)
+                if found is None:
+                    return None
+                steps.append(found[0])
+                values[node] = len(steps), found[1]
+        return Network.of(steps)
+
+
+def _pooling(value: int, shape: tuple[int, ...], kernel_size, stride, padding) -> tuple[MaxPool, tuple[int, ...]]:
+    kernel, steps, padded = (
+        (n, n) if isinstance(n, int) else tuple(n) for n in (kernel_size, stride or kernel_size, padding)
+    )
+    size = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(shape[2:], kernel, steps, padded, strict=True)]
+    return MaxPool(value, kernel, steps, padded), (*shape[:2], *size)
+
+
+def watched(m: nn.Module) -> bool:
+    """Whether somebody has registered a hook."""
+    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+
+
+def gather(graph: fx.Graph, modules: dict[str, nn.Module], pooling: Callable) -> dict[str, PackedSteps]:
+    """Puts one module, by the name returned, in the place of each run of two or more such steps in `graph` that starts
+    from one value and ends in one. `pooling`: the function of the graph's max pooling."""
+
+    def takes(node: fx.Node) -> bool:
+        if node.op == "call_function" and node.target is pooling:
+            return node.args[4] in (1, (1, 1)) and not node.args[5]
+        layer = modules[node.target] if node.op == "call_module" else None
+        return isinstance(layer, FrozenQuantizedConv2d) and layer.takes_codes() and not watched(layer)
+
+    found = {}
+    nodes = list(graph.nodes)
+    while nodes:
+        run = next(_closed(nodes, takes), None)
+        if run is None:
+            nodes.pop(0)
+            continue
+        name = f"packed_steps_{len(found)}"
+        found[name] = _replace(graph, run, name, modules)
+        nodes = nodes[len(run) :]
+    return found
+
+
+def _closed(nodes: list[fx.Node], takes: Callable[[fx.Node], bool]) -> Iterator[list[fx.Node]]:
+    """The runs from the first node on, the longest first, that read one value and give one, by several convolutions."""
+    length = next((i for i, node in enumerate(nodes) if not takes(node)), len(nodes))
+    for end in range(length, 1, -1):
+        run = nodes[:end]
+        inside = set(run)
+        read = {node for each in run for node in each.all_input_nodes} - inside
+        given = [node for node in run if set(node.users) - inside]
+        if len(read) == 1 and given == run[-1:] and sum(node.op == "call_module" for node in run) > 1:
+            yield run
+
+
+def _replace(graph: fx.Graph, run: list[fx.Node], name: str, modules: dict[str, nn.Module]) -> PackedSteps:
+    (source,) = {node for each in run for node in each.all_input_nodes} - set(run)
+    steps = fx.Graph()
+    copies = {source: steps.placeholder("input")}
+    for node in run:
+        copies[node] = steps.node_copy(node, copies.__getitem__)
+    steps.output(copies[run[-1]])
+    with graph.inserting_before(run[0]):
+        new = graph.call_module(name, (source,))
+    run[-1].replace_all_uses_with(new)
+    for node in reversed(run):
+        graph.erase_node(node)
+    return PackedSteps(fx.GraphModule({n.target: modules[n.target] for n in run if n.op == "call_module"}, steps))

@@ -1,0 +1,184 @@
+"""Packed convolutions and pooling in one call give the very bits of their steps one by one."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from lcs_kernels import packed_conv2d, packed_network
+from lcs_kernels.ops.packed_network import Convolution, MaxPool, Network, reference
+
+from .packed_cases import nested_weight
+from .test_sparse_conv2d import FORMATS
+
+OP = torch.ops.lcs.packed_network.default
+RANGE, HIDDEN = (-2.1, 2.3), (0.0, 3.5)
+
+
+def conv(input, out, channels, kernel, bits=8, **options):
+    """Of codes of `bits` bits on both sides."""
+    weight = nested_weight((out, channels // options.get("groups", 1), *kernel))
+    options = {"x_range": RANGE, "x_bits": bits, "bias": torch.randn(out), "y_bits": bits} | options
+    return Convolution(input, weight, bits, **options)
+
+
+def stem(bits=8, out=64):
+    """As a residual network begins: few channels, pooled as they are made, then a block with a shortcut."""
+    return [
+        conv(0, out, 3, (7, 7), bits, stride=2, padding=3, relu=True),
+        MaxPool(1, 3, 2, 1),
+        conv(2, 2 * out, out, (1, 1), bits, stride=2),
+        conv(2, 2 * out, out, (3, 3), bits, stride=2, padding=1, relu=True, y_range=HIDDEN),
+        conv(4, 2 * out, 2 * out, (3, 3), bits, x_range=HIDDEN, padding=1, residual=3, relu=True),
+        conv(5, 2 * out, 2 * out, (3, 3), bits, padding=1, relu=True, y_range=HIDDEN),
+        conv(6, 2 * out, 2 * out, (3, 3), bits, x_range=HIDDEN, padding=1, residual=5, relu=True),
+    ]
+
+
+NETWORKS = {
+    "stem": stem,
+    "odd channels": lambda bits: stem(bits, 37),
+    "one step": lambda bits: [conv(0, 5, 3, (3, 2), bits)],
+    "pooling first and last": lambda bits: [
+        MaxPool(0, (2, 3), (1, 2)),
+        conv(1, 64, 3, (3, 3), bits, padding=1),
+        conv(2, 70, 64, (1, 1), bits),
+        MaxPool(3, 2, 2, 1),
+    ],
+    "read twice": lambda bits: [  # so that it is not pooled as it is made
+        conv(0, 64, 3, (5, 3), bits, padding=(4, 3), dilation=(2, 1)),
+        MaxPool(1, 3, 1, 1),
+        conv(2, 64, 64, (3, 3), bits, padding=1, groups=2, residual=1),
+    ],
+    "pooled with a residual": lambda bits: [
+        conv(0, 64, 3, (3, 3), bits, padding=1),
+        conv(1, 64, 64, (3, 3), bits, padding=2, dilation=2, residual=1),
+        MaxPool(2, 2, 2),
+    ],
+}
+
+
+def check(x, steps):
+    network = Network.of(steps)
+    y, expected = packed_network(x, network), reference(x, network.tensors, network.numbers)
+    assert y.dtype == torch.float32 and y.is_contiguous(memory_format=torch.channels_last)
+    assert y.shape == expected.shape and torch.equal(y.isnan(), expected.isnan())
+    assert torch.equal(y.nan_to_num(), expected.nan_to_num())
+    return y
+
+
+@pytest.mark.parametrize("images", [1, 2, 5])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_equals_the_reference(isa, name, images):
+    torch.manual_seed(images)
+    for layout, bits in zip(FORMATS, (8, 3), strict=True):
+        check(torch.randn(images, 3, 37, 29).to(memory_format=layout), NETWORKS[name](bits))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8], indirect=True)
+@pytest.mark.parametrize("images", [0, 1, 3, 8, 9])
+def test_threads_change_nothing(threads, images):
+    torch.manual_seed(0)
+    check(torch.randn(images, 3, 45, 50), stem(4))
+
+
+def test_many_bands():
+    """Of the first convolution's results only some fit into the cache at once."""
+    torch.manual_seed(0)
+    check(torch.randn(2, 3, 226, 224), stem())
+
+
+@pytest.mark.parametrize("images", [1, 4])
+def test_an_image_that_holds_nan_is_nan_and_no_other(isa, images):
+    torch.manual_seed(0)
+    for row, column in ((0, 0), (44, 49), (20, 31)):
+        x = torch.randn(images, 3, 45, 50)
+        x[-1, 1, row, column] = torch.nan
+        y = check(x, [*stem()[:3], MaxPool(3, 2, 2)])
+        assert y[-1].isnan().all() and not y[:-1].isnan().any()
+
+
+def test_pooling_keeps_nan_and_infinity(isa):
+    x = torch.randn(2, 19, 9, 11)
+    x[0, ::3, ::4, ::3], x[1, 2, 3], x[1, 3, 4] = torch.nan, torch.inf, -torch.inf
+    check(x, [MaxPool(0, 3, 2, 1)])
+
+
+def test_equals_the_steps_one_by_one():
+    """And views of x are copied."""
+    torch.manual_seed(0)
+    steps = stem(5)
+    network = Network.of(steps)
+    for x in (
+        torch.randn(2, 3, 40, 46),
+        torch.randn(2, 3, 46, 40).mT,
+        torch.randn(2, 40, 46, 6)[..., ::2].movedim(3, 1),
+    ):
+        values = [x.contiguous(memory_format=torch.channels_last)]
+        for step in steps:
+            value = values[step.input]
+            if isinstance(step, MaxPool):
+                values.append(torch.nn.functional.max_pool2d(value, step.kernel_size, step.stride, step.padding))
+                continue
+            options = dict(vars(step))
+            for name in ("input", "y_bits" if step.y_range is None else ""):
+                options.pop(name, None)
+            residual = options.pop("residual")
+            values.append(packed_conv2d(value, residual=None if residual is None else values[residual], **options))
+        assert torch.equal(packed_network(x, network), values[-1])
+
+
+def test_opcheck():
+    network = Network.of(NETWORKS["read twice"](4))
+    opcheck(OP, (torch.randn(2, 3, 9, 8), network.tensors, network.numbers))
+
+
+def test_compiles_to_one_graph():
+    torch.manual_seed(0)
+    network, x = Network.of(NETWORKS["pooled with a residual"](8)), torch.randn(2, 3, 14, 12)
+    compiled = torch.compile(lambda x: packed_network(x, network) + 1, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), packed_network(x, network) + 1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        (lambda: [conv(1, 4, 3, (1, 1))], "input of step 0 must be a value from 0 to 0, got 1"),
+        (lambda: [conv(0, 4, 3, (1, 1), residual=2)], "residual of step 0 must be a value"),
+        (lambda: [MaxPool(0, 2, 2, 2)], "more than half of a window"),
+        (lambda: [MaxPool(0, 2, (1, 1, 1))], "stride must be one number or two"),
+        (lambda: [Convolution(0, nested_weight((4, 3 << 14, 1, 1)), 8, RANGE)], "at most 16,384 columns"),
+    ],
+)
+def test_refuses_steps(steps, words):
+    with pytest.raises(ValueError, match=words):
+        Network.of(steps())
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        (lambda: [conv(0, 4, 5, (1, 1))], "gets 3"),
+        (lambda: [conv(0, 4, 3, (9, 1))], "does not fit the padded input of 8"),
+        (lambda: [conv(0, 4, 3, (1, 1), y_range=HIDDEN)], "the last step makes codes"),
+        (lambda: [conv(0, 4, 3, (1, 1), y_range=HIDDEN), MaxPool(1, 2, 2)], "step 1 pools codes"),
+        (lambda: [conv(0, 4, 3, (1, 1)), conv(1, 4, 4, (2, 2), residual=1)], "of the result's shape"),
+        (lambda: [conv(0, 3, 3, (1, 1), residual=0)], "a float32 value of an earlier step"),
+    ],
+)
+def test_refuses_what_does_not_fit(steps, words):
+    with pytest.raises(RuntimeError, match=words):
+        packed_network(torch.randn(2, 3, 8, 8), Network.of(steps()))
+
+
+def test_refuses_other_inputs():
+    network, x = Network.of([conv(0, 4, 3, (1, 1))]), torch.randn(1, 3, 4, 4)
+    with pytest.raises(TypeError, match="x must be float32"):
+        packed_network(x.double(), network)
+    with pytest.raises(ValueError, match=r"x must be \(n, c, h, w\)"):
+        packed_network(x[0], network)
+    with pytest.raises(ValueError, match="no gradient"):
+        packed_network(x.requires_grad_(), network)
+    with pytest.raises(RuntimeError, match="step 0 lacks a tensor"):
+        OP(x.detach(), network.tensors[:4], network.numbers)
+    with pytest.raises(RuntimeError, match="numbers, got 19"):
+        OP(x.detach(), network.tensors, network.numbers[:-1])
