@@ -195,7 +195,8 @@ def packed_network(x: Tensor, network: Network) -> Tensor:
         float32, channels_last.
 
     Raises:
-        ValueError: shapes that do not fit, a residual of another shape or of codes, pooled codes, a wanted gradient.
+        ValueError: x of another number of dimensions, or a wanted gradient.
+        RuntimeError: shapes that do not fit, codes as a residual, pooled codes, or codes as the result.
         TypeError: another dtype.
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
