@@ -293,6 +293,7 @@ class PackedConv2d {
   // By whole steps, as what comes behind a line may be read.
   void join_words(const char* from, char* to) const {
     const int64_t words = segment_ / kStepColumns, last = columns_.kernel * inputs_ - (words - 1) * kStepColumns;
+    if (words == 0) return;
     char kept[kStepColumns] = {};
     std::fill_n(kept, last, char(-1));
     const uint64_t mask = std::bit_cast<uint64_t>(kept);
