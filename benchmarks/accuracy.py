@@ -14,7 +14,7 @@ RUNS = {
     **{f"width-{m}": ["--compression", "structured", "--method", m] for m in ("lcs_l", "lcs_p", "us", "ns", "lec")},
     **{f"bits-{m}": ["--compression", "quantized", "--method", m] for m in ("lcs_l", "lcs_p")},
     "bits-lcs_l-nested": ["--compression", "quantized", "--method", "lcs_l", "--nested"],
-    **{f"bits-{b}": ["--compression", "quantized", "--method", "target", "--target-bits", b] for b in "3468"},
+    **{f"bits-target{b}": ["--compression", "quantized", "--method", "target", "--target-bits", b] for b in "3468"},
 }
 
 

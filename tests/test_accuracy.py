@@ -8,13 +8,13 @@ QUICK = ["--data", "digits", "--limit", "64", "--epochs", "1", "--threads", "2"]
 
 
 def test_runs_are_trained_once_and_compared(tmp_path):
-    options = ["--out", str(tmp_path), "--only", "dense", "bits-3", *QUICK]
+    options = ["--out", str(tmp_path), "--only", "dense", "bits-target3", *QUICK]
     accuracy.main(options)
     page = (tmp_path / "README.md").read_text()
-    assert "| bits | 3 |" in page and "the dense network's is" in page
+    assert "| bits | target3 |" in page and "the dense network's is" in page
     found = json.loads((tmp_path / "bits.json").read_text())["runs"]
     assert [(Path(run["run"]).name, [row["value"] for row in run["rows"]]) for run in found] == [
-        ("bits-3", [3]),
+        ("bits-target3", [3]),
         ("dense", [1]),
     ]
     assert (tmp_path / "bits.png").read_bytes().startswith(b"\x89PNG")

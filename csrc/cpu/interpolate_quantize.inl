@@ -101,8 +101,13 @@ class GroupGrids {
       store(error + i, reduce_each(error_ + i));
     }
     for (int i = 0; i < kGroups; i += kWide) {
-      const Wide wrong = wide(error + i);
-      const auto grid = wide_grid<Wide>(wide(low + i) + wrong, wide(high + i) + wrong, codes);
+      Wide least, greatest, wrong;
+      widen(low + i, least);
+      widen(high + i, greatest);
+      widen(error + i, wrong);
+      least += wrong;
+      greatest += wrong;
+      const auto grid = wide_grid(least, greatest, codes);
       const Wide* const numbers = &grid.inverse;
       for (int n = 0; n < kNumbers; ++n) {
         const auto narrow = __builtin_convertvector(numbers[n], Narrow);
@@ -118,10 +123,10 @@ class GroupGrids {
   using Wide = double __attribute__((vector_size(kWide * sizeof(double))));
   using Narrow = float __attribute__((vector_size(kWide * sizeof(float))));
 
-  static Wide wide(const float* from) {
+  static void widen(const float* from, Wide& to) {
     Narrow narrow;
     __builtin_memcpy(&narrow, from, sizeof narrow);
-    return __builtin_convertvector(narrow, Wide);
+    to = __builtin_convertvector(narrow, Wide);
   }
 
   Float low_[kGroups], high_[kGroups], error_[kGroups];

@@ -78,28 +78,27 @@ inline float reduce_greatest(Float x) {
   greatest = _mm_max_ps(greatest, _mm_movehl_ps(greatest, greatest));
   return _mm_cvtss_f32(_mm_max_ss(greatest, _mm_movehdup_ps(greatest)));
 }
-// Of kLanes vectors, each into a lane.
-template <class Op>
-inline Float fold_each(const Float* x, Op op) {
-  const auto fold = [op](Float a, Float b) { return op(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)); };
-  const auto fold_pairs = [op](Float a, Float b) {
-    const __m256d low = _mm256_castps_pd(a), high = _mm256_castps_pd(b);
-    return op(_mm256_castpd_ps(_mm256_unpacklo_pd(low, high)), _mm256_castpd_ps(_mm256_unpackhi_pd(low, high)));
-  };
-  const Float a = fold_pairs(fold(x[0], x[1]), fold(x[2], x[3])), b = fold_pairs(fold(x[4], x[5]), fold(x[6], x[7]));
-  return op(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
-}
-inline Float reduce_each(const Float* x) {
-  return fold_each(x, [](Float a, Float b) { return _mm256_add_ps(a, b); });
-}
-inline Float reduce_least_each(const Float* x) {
-  return fold_each(x, [](Float a, Float b) { return _mm256_min_ps(a, b); });
-}
-inline Float reduce_greatest_each(const Float* x) {
-  return fold_each(x, [](Float a, Float b) { return _mm256_max_ps(a, b); });
-}
 inline Float raised_to(Float x, Float floor) { return _mm256_max_ps(floor, x); }       // a NaN stays
 inline Float lowered_to(Float x, Float ceiling) { return _mm256_min_ps(ceiling, x); }  // likewise
+// Of kLanes vectors, each into a lane.
+template <Float (*op)(Float, Float)>
+inline Float fold(Float a, Float b) {
+  return op(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+}
+template <Float (*op)(Float, Float)>
+inline Float fold_pairs(Float a, Float b) {
+  const __m256d low = _mm256_castps_pd(a), high = _mm256_castps_pd(b);
+  return op(_mm256_castpd_ps(_mm256_unpacklo_pd(low, high)), _mm256_castpd_ps(_mm256_unpackhi_pd(low, high)));
+}
+template <Float (*op)(Float, Float)>
+inline Float fold_each(const Float* x) {
+  const Float a = fold_pairs<op>(fold<op>(x[0], x[1]), fold<op>(x[2], x[3]));
+  const Float b = fold_pairs<op>(fold<op>(x[4], x[5]), fold<op>(x[6], x[7]));
+  return op(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+inline Float reduce_each(const Float* x) { return fold_each<add>(x); }
+inline Float reduce_least_each(const Float* x) { return fold_each<lowered_to>(x); }
+inline Float reduce_greatest_each(const Float* x) { return fold_each<raised_to>(x); }
 inline Float nearest(Float x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline Float floored(Float x) { return _mm256_floor_ps(x); }
 inline Key set1_key(int32_t x) { return _mm256_set1_epi32(x); }

@@ -58,32 +58,31 @@ inline Float gather(const float* base, const uint16_t* index) {
 inline float reduce(Float x) { return _mm512_reduce_add_ps(x); }
 inline float reduce_least(Float x) { return _mm512_reduce_min_ps(x); }
 inline float reduce_greatest(Float x) { return _mm512_reduce_max_ps(x); }
-// Of kLanes vectors, each into a lane.
-template <class Op>
-inline Float fold_each(const Float* x, Op op) {
-  const auto fold = [op](Float a, Float b) { return op(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)); };
-  const auto fold_pairs = [op](Float a, Float b) {
-    const __m512d low = _mm512_castps_pd(a), high = _mm512_castps_pd(b);
-    return op(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)), _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
-  };
-  const auto fold_quarters = [op](Float a, Float b) {
-    return op(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-  };
-  Float four[4];
-  for (int i = 0; i < 4; ++i, x += 4) four[i] = fold_pairs(fold(x[0], x[1]), fold(x[2], x[3]));
-  return fold_quarters(fold_quarters(four[0], four[1]), fold_quarters(four[2], four[3]));
-}
-inline Float reduce_each(const Float* x) {
-  return fold_each(x, [](Float a, Float b) { return _mm512_add_ps(a, b); });
-}
-inline Float reduce_least_each(const Float* x) {
-  return fold_each(x, [](Float a, Float b) { return _mm512_min_ps(a, b); });
-}
-inline Float reduce_greatest_each(const Float* x) {
-  return fold_each(x, [](Float a, Float b) { return _mm512_max_ps(a, b); });
-}
 inline Float raised_to(Float x, Float floor) { return _mm512_max_ps(floor, x); }       // a NaN stays
 inline Float lowered_to(Float x, Float ceiling) { return _mm512_min_ps(ceiling, x); }  // likewise
+// Of kLanes vectors, each into a lane.
+template <Float (*op)(Float, Float)>
+inline Float fold(Float a, Float b) {
+  return op(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+}
+template <Float (*op)(Float, Float)>
+inline Float fold_pairs(Float a, Float b) {
+  const __m512d low = _mm512_castps_pd(a), high = _mm512_castps_pd(b);
+  return op(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)), _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+}
+template <Float (*op)(Float, Float)>
+inline Float fold_quarters(Float a, Float b) {
+  return op(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+template <Float (*op)(Float, Float)>
+inline Float fold_each(const Float* x) {
+  Float four[4];
+  for (int i = 0; i < 4; ++i, x += 4) four[i] = fold_pairs<op>(fold<op>(x[0], x[1]), fold<op>(x[2], x[3]));
+  return fold_quarters<op>(fold_quarters<op>(four[0], four[1]), fold_quarters<op>(four[2], four[3]));
+}
+inline Float reduce_each(const Float* x) { return fold_each<add>(x); }
+inline Float reduce_least_each(const Float* x) { return fold_each<lowered_to>(x); }
+inline Float reduce_greatest_each(const Float* x) { return fold_each<raised_to>(x); }
 inline Float nearest(Float x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline Float floored(Float x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 inline Key set1_key(int32_t x) { return _mm512_set1_epi32(x); }
