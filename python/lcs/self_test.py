@@ -10,6 +10,7 @@ from torch import Tensor
 
 import lcs_kernels
 from lcs_kernels.formats import NestedWeight, SparseWeight, WidthWeight
+from lcs_kernels.ops import packed_network
 
 Case = tuple[list[Tensor], list[Tensor]]
 
@@ -154,6 +155,26 @@ def _packed_linear() -> Case:
     return [lcs_kernels.packed_linear(x, weight, bits, relu=True) for bits in (8, 3)], expected
 
 
+def _packed_network() -> Case:
+    first, second = NestedWeight.pack(_weights(0, 37, 3, 5, 5)), NestedWeight.pack(_weights(1, 37, 37, 3, 3))
+    steps = [
+        packed_network.Convolution(0, first, 3, (-1.0, 0.5), padding=2, relu=True),
+        packed_network.MaxPool(1, 3, 2, 1),
+        packed_network.Convolution(2, second, 3, (0.0, 4.0), padding=1, residual=2),
+    ]
+    x, network = _weights(2, 2, 3, 9, 8), packed_network.Network.of(steps)
+    return [lcs_kernels.packed_network(x, network)], [packed_network.reference(x, network.tensors, network.numbers)]
+
+
+def _width_conv2d_norm() -> Case:
+    """As of `line_norm`, behind a convolution that changes nothing."""
+    x = torch.tensor([1.0, -1.0]).repeat(3 * 10 * 24).view(3, 10, 6, 8) + 5
+    same, ends = WidthWeight.pack(torch.eye(12).view(12, 12, 1, 1)), [_integers(seed, 12) for seed in range(4)]
+    alpha = torch.tensor(0.25)
+    expected = _reference("line_norm")(x, *ends, alpha, None, None, None, 5, 0.0, True)[0]
+    return [lcs_kernels.width_conv2d_norm(x, same, 10, (*ends, alpha), 5, 0.0, relu=True)], [expected]
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "cosine_squared": _cosine_squared,
     "interpolate_prune": _interpolate_prune,
@@ -163,9 +184,11 @@ CASES: dict[str, Callable[[], Case]] = {
     "nested_pack": _nested_pack,
     "packed_conv2d": _packed_conv2d,
     "packed_linear": _packed_linear,
+    "packed_network": _packed_network,
     "quantize": _quantize,
     "sparse_conv2d": _sparse_conv2d,
     "sparse_linear": _sparse_linear,
     "sparse_pack": _sparse_pack,
     "width_conv2d": _width_conv2d,
+    "width_conv2d_norm": _width_conv2d_norm,
 }
