@@ -10,6 +10,7 @@
 #include "dispatch.h"
 #include "scratch.h"
 #include "sparse_conv2d_kernels.h"
+#include "walk.h"
 
 namespace lcs {
 namespace {
@@ -23,8 +24,6 @@ constexpr int64_t kVeryFewPositions = 64;     // the same where all images, or a
 constexpr int64_t kTasks = 8;                 // enough to keep the threads even
 constexpr int64_t kStreamed = 8 << 20;        // bytes of a result that the caches would not hold
 constexpr int64_t kTilesToPrepare = 4;        // tiles that pay for looking up all distances first
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Where the taps of one axis find their input once it is split by its remainders modulo the stride ("phases"), so that
 // neighbours in the output read neighbours. Phase p holds the padded coordinates p, p + stride, ...

@@ -1,5 +1,7 @@
 #pragma once
+#include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "lcs/images.h"
 
@@ -24,5 +26,27 @@ struct Walk {
   int64_t first() const { return ceil_div(padding, step); }  // coordinate inside the input, and the one past its last
   int64_t last(int64_t size) const { return ceil_div(size + padding, step); }
 };
+
+// Outputs [begin, end) of an axis, which its taps [first, last) reach inside the input, and no other.
+struct TapRun {
+  int64_t begin, end, first, last;
+};
+
+inline std::vector<TapRun> tap_runs(const Walk& axis, int64_t size, int64_t outputs) {
+  std::vector<TapRun> runs;
+  const int64_t whole = axis.last(size) - 1 - (axis.kernel - 1) * axis.dilation;  // of the last with every tap inside
+  for (int64_t i = 0; i < outputs;) {
+    const auto tap_at = [&](int64_t coordinate) {
+      return std::clamp<int64_t>(ceil_div(coordinate - i * axis.stride, axis.dilation), 0, axis.kernel);
+    };
+    const int64_t first = tap_at(axis.first()), last = tap_at(axis.last(size)), begin = i++;
+    if (first == 0 && last == axis.kernel) i = std::clamp(whole / axis.stride + 1, i, outputs);
+    if (!runs.empty() && runs.back().first == first && runs.back().last == last)
+      runs.back().end = i;
+    else
+      runs.push_back({begin, i, first, last});
+  }
+  return runs;
+}
 
 }  // namespace lcs

@@ -55,26 +55,6 @@ void pack(const WidthWeight& w, int64_t out, int64_t in, float* packed, const Pa
   });
 }
 
-// Outputs [begin, end) of an axis, which the taps [first, last) reach, and no other inside the input.
-struct Run {
-  int64_t begin, end, first, last;
-};
-
-std::vector<Run> runs_of(const Walk& axis, int64_t outputs, int64_t size, bool padded) {
-  std::vector<Run> runs;
-  for (int64_t i = 0; i < outputs; ++i) {
-    const auto tap_at = [&](int64_t coordinate) {
-      return std::clamp<int64_t>(ceil_div(coordinate - i * axis.stride, axis.dilation), 0, axis.kernel);
-    };
-    const int64_t first = padded ? 0 : tap_at(axis.first()), last = padded ? 1 : tap_at(axis.last(size));
-    if (!runs.empty() && runs.back().first == first && runs.back().last == last)
-      ++runs.back().end;
-    else
-      runs.push_back({i, i + 1, first, last});
-  }
-  return runs;
-}
-
 // Panels are bands of rows of an image, or several small images. The input of a panel is x itself where its channels
 // lie next to each other, else a strip, a copy with channels last. Each tap of each output position is at a fixed
 // distance in either; positions that the same taps reach are computed together, and no padding is. Panels, tiles of
@@ -127,8 +107,8 @@ class WidthConv2d {
       weight_ = packed;
     }
     fill_affine(affine.reserve(2 * (ceil_div(a_.y.channels, span_) + 1) * span_));
-    row_runs_ = runs_of(rows_, a_.y.height, a_.x.height, false);
-    column_runs_ = runs_of(columns_, a_.y.width, a_.x.width, merged_);
+    row_runs_ = tap_runs(rows_, a_.x.height, a_.y.height);
+    column_runs_ = merged_ ? std::vector<TapRun>{{0, a_.y.width, 0, 1}} : tap_runs(columns_, a_.x.width, a_.y.width);
     panels_ = ceil_div(a_.x.n, images_) * bands_;
     const int64_t most = images_ == 1 ? std::max<int64_t>(band_ / kPartRows, 1) : 1;
     part_rows_ = ceil_div(band_, std::clamp<int64_t>(kTasks / (panels_ * tiles_ * groups_), 1, most));
@@ -303,9 +283,9 @@ class WidthConv2d {
     const int64_t step = columns_.stride * column_, lines = ceil_div(t.vectors * run_.lanes, kLine);
     const int64_t ahead =
         (rows_.kernel - 1) * rows_.dilation * row_ + (columns_.kernel - 1) * columns_.dilation * column_;
-    for (const Run& rows : row_runs_) {
+    for (const TapRun& rows : row_runs_) {
       const int64_t begin = std::max(rows.begin - s.top, s.from), end = std::min(rows.end - s.top, s.to);
-      for (const Run& columns : column_runs_) {
+      for (const TapRun& columns : column_runs_) {
         t.tap = taps, t.taps = 0;
         for (int64_t i = rows.first; i < rows.last; ++i)
           for (int64_t j = columns.first; j < columns.last; ++j)
@@ -393,7 +373,7 @@ class WidthConv2d {
   int64_t column_, row_, image_;  // distances in a strip
   int64_t band_, bands_, images_, panels_, part_rows_, parts_;
   int64_t chunk_;  // input channels of a call of the kernel
-  std::vector<Run> row_runs_, column_runs_;
+  std::vector<TapRun> row_runs_, column_runs_;
   const float *weight_, *scale_, *bias_;
 };
 

@@ -1,10 +1,9 @@
 """The forward of a frozen network in cheaper steps that give the same bits.
 
 Sums and ReLUs become part of the norm before them, or happen in place; a norm becomes part of a convolution of all
-widths before it; pooling runs in vectors. A quantised
-convolution takes in the batch norm that is folded into it, and what follows: at a level of integers, whose sums are
-then rounded fewer times, its result is that of the model within rounding, and otherwise the same bits. Several of them
-run as one (`lcs.packed_steps`).
+widths before it; pooling runs in vectors. A quantised convolution takes in the batch norm that is folded into it, and
+what follows: at a level of integers, whose sums are then rounded fewer times, its result is that of the model within
+rounding, and otherwise the same bits. Several of them run as one (`lcs.packed_steps`).
 """
 
 from __future__ import annotations
