@@ -2,44 +2,26 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
-#include <cmath>
 #include <cstring>
-#include <limits>
 #include <vector>
 
 #include "dispatch.h"
 #include "packed_conv2d_kernels.h"
 #include "packed_gemm.h"
-#include "quantize_grid.h"
+#include "packed_strip.h"
 #include "scratch.h"
 #include "sparse_conv2d_kernels.h"
-#include "walk.h"
 
 namespace lcs {
 namespace {
 
-constexpr int64_t kStripBytes = 2 << 20;       // of the images that are quantised before they are multiplied
-constexpr int64_t kRangeBytes = 384 << 10;     // of that, what stays in the second-level cache from block to block
-constexpr int64_t kTasks = 16;                 // enough to keep the threads even
-constexpr int64_t kLeastPixels = 96;           // that pay for unpacking a block of the weight
-constexpr int64_t kPiece = 1 << 14;            // elements of which the largest is looked for
-constexpr int64_t kChannels = 16, kRun = 256;  // read at once of NCHW images: channels, and elements of each
-constexpr int64_t kChunkBytes = 16 << 10;      // of a panel: half of the first-level cache
-constexpr int64_t kTile = 120;                 // positions at once: whole rows of every instruction set's registers
+constexpr int64_t kRangeBytes = 384 << 10;  // of a strip, what stays in the second-level cache from block to block
+constexpr int64_t kTasks = 16;              // enough to keep the threads even
+constexpr int64_t kLeastPixels = 96;        // that pay for unpacking a block of the weight
+constexpr int64_t kChunkBytes = 16 << 10;   // of a panel: half of the first-level cache
+constexpr int64_t kTile = 120;              // positions at once: whole rows of every instruction set's registers
 
-QuantizeGrid grid_of(const ActivationRange& range) {
-  return quantize_grid({range.low, range.high}, quantize_codes(range.bits, false));
-}
-
-PackedCodes codes_of(const QuantizeGrid& grid) {
-  return {grid.inverse, int(grid.zero), int(grid.lowest), int(grid.highest)};
-}
-
-// The input becomes a strip: int8 (or what the panel takes), channels last, each group's channels padded to whole
-// steps, with the padding of the convolution, so that each tap of each output position is at a fixed distance. Where
-// taps are joined, its columns are those of the output, each with all that a row of the kernel reads there. Then each
-// block of the weight is unpacked, and meets the strip of many output positions.
+// The input becomes a strip. Then each block of the weight is unpacked, and meets the strip of many output positions.
 class PackedConv2d {
  public:
   PackedConv2d(const PackedConv2dArgs& args, const Parallel& parallel)
@@ -49,91 +31,24 @@ class PackedConv2d {
         gemm_(args.weight, args.bits, nullptr, false, args.exact),
         run_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx2::packed_conv2d_kernels)),
         copies_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
-        rows_(args.vertical),
-        columns_(args.horizontal),
-        groups_(layout_.parts),
-        inputs_(args.x.channels / groups_),
-        segment_(layout_.segment_steps() * kStepColumns),
-        element_(element_bytes(gemm_.panel())),
-        joined_(layout_.joined > 1),
-        row_taps_(joined_ ? 1 : columns_.kernel),
-        stride_(joined_ ? 1 : columns_.stride),
-        lines_(rows_.length(args.y.height)),
-        line_(joined_ ? args.y.width : columns_.length(args.y.width)),
-        column_(groups_ * segment_),
-        row_(line_ * column_),
-        image_(lines_ * row_),
+        strip_(args, gemm_, parallel),
+        g_(strip_.geometry()),
         pixels_(args.y.height * args.y.width) {
-    images_ = std::clamp<int64_t>(kStripBytes / std::max<int64_t>(image_ * element_, 1), 1, a_.x.n);
-    images_ = ceil_div(a_.x.n, ceil_div(a_.x.n, images_));
-    if (a_.range) {
-      const QuantizeGrid grid = grid_of(*a_.range);
-      codes_ = codes_of(grid);
-      half_scale_ = grid.scale * 0.5f;
-    }
-    if (a_.y_range) y_codes_ = codes_of(grid_of(*a_.y_range));
+    if (a_.y_range) y_codes_ = codes_of(*a_.y_range);
   }
 
   void run() {
-    static thread_local Scratch<char> scratch;
-    const int64_t sums = a_.exact ? 0 : groups_ * images_ * lines_ * line_;
-    const int64_t strip = (images_ * image_ * element_ + 63) / 64 * 64;
-    char* const at = scratch.reserve(strip + sums * 4);
-    strip_ = at;
-    strip_sums_ = reinterpret_cast<int32_t*>(at + strip);
-    fill_distances();
     choose_units();
     choose_regions();
-    find_scales();
     choose_ranges();
-    for (first_ = 0; first_ < a_.x.n; first_ += images_) run_images(std::min(images_, a_.x.n - first_));
+    for (first_ = 0; first_ < a_.x.n; first_ += g_.images) {
+      const int64_t images = std::min(g_.images, a_.x.n - first_);
+      strip_.fill(first_, images);
+      multiply(images);
+    }
   }
 
  private:
-  void fill_distances() {
-    const int64_t steps = layout_.segment_steps();
-    for (int64_t s = 0; s < layout_.steps(); ++s) {
-      const int64_t tap = s / steps;
-      step_.push_back(element_ * (tap / row_taps_ * rows_.dilation * row_ +
-                                  tap % row_taps_ * columns_.dilation * column_ + s % steps * kStepColumns));
-    }
-  }
-
-  // Whether the strip leaves out nothing of the images: then quantising it meets every NaN.
-  bool reads_all() const {
-    const auto all = [](const Walk& walk, int64_t size, int64_t outputs) {
-      return walk.step == 1 && walk.last(size) <= walk.length(outputs);
-    };
-    return all(rows_, a_.x.height, a_.y.height) && all(columns_, a_.x.width, a_.y.width);
-  }
-
-  // Of every image: how it is quantised, and what half of a unit is worth.
-  void find_scales() {
-    inverse_.assign(size_t(a_.x.n), codes_.inverse);
-    scale_.assign(size_t(a_.x.n), a_.exact ? 0.5f : half_scale_);
-    for (int64_t image = 0; a_.spoilt && image < a_.x.n; ++image)
-      if (a_.spoilt[image]) scale_[size_t(image)] = std::numeric_limits<float>::quiet_NaN();
-    if (a_.exact || a_.x_codes || a_.spoilt || (a_.range && reads_all())) return;
-    const int64_t n = a_.x.channels * a_.x.height * a_.x.width, pieces = ceil_div(n, kPiece);
-    std::vector<float> largest(size_t(a_.x.n * pieces));
-    parallel_(a_.x.n * pieces, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t from = i % pieces * kPiece;
-        largest[size_t(i)] = gemm_.kernels().largest(
-            advance(a_.x.data, i / pieces * a_.x.image_stride + from, a_.dtype), a_.dtype, std::min(kPiece, n - from));
-      }
-    });
-    for (int64_t image = 0; image < a_.x.n; ++image) {
-      int32_t most = 0;  // as bits, among which NaN comes last
-      for (int64_t i = 0; i < pieces; ++i)
-        most = std::max(most, std::bit_cast<int32_t>(largest[size_t(image * pieces + i)]));
-      const float found = std::bit_cast<float>(most);
-      const Quantization q(found);
-      if (!a_.range) inverse_[size_t(image)] = q.inverse;
-      if (!a_.range || std::isnan(found)) scale_[size_t(image)] = q.half_scale;
-    }
-  }
-
   // Blocks of a part that are multiplied at once.
   struct Unit {
     int64_t block, blocks;
@@ -146,46 +61,24 @@ class PackedConv2d {
   }
 
   // Output positions whose windows reach equally far out of the image, and the steps of what they read inside it. The
-  // positions of `images_` images are numbered region by region, and in a region image by image.
+  // positions of `g_.images` images are numbered region by region, and in a region image by image.
   struct Region {
     int64_t row, rows, column, columns;
     std::vector<PackedRun> runs;
     int64_t steps, taps_begin[2], taps_end[2];  // taps of the kernel's columns, and of its rows
   };
 
-  // Outputs in a row that read the same taps.
-  struct Span {
-    int64_t first, count, begin, end;  // outputs; taps
-  };
-  static std::vector<Span> spans(const Axis& axis, int64_t size, int64_t outputs) {
-    std::vector<Span> found;
-    const int64_t reach = (axis.kernel - 1) * axis.dilation;
-    for (int64_t o = 0; o < outputs; ++o) {
-      const int64_t from = axis.padding - o * axis.stride;  // the tap at distance `from` is the first inside
-      const int64_t begin = std::clamp<int64_t>(ceil_div(std::max<int64_t>(from, 0), axis.dilation), 0, axis.kernel),
-                    end = std::clamp<int64_t>(ceil_div(std::max<int64_t>(from + size, 0), axis.dilation), begin,
-                                              axis.kernel);
-      if (found.empty() || found.back().begin != begin || found.back().end != end) found.push_back({o, 0, begin, end});
-      ++found.back().count;
-      if (begin > 0 || end < axis.kernel) continue;
-      const int64_t inside = (size + axis.padding - reach - 1) / axis.stride;  // the last output that reads every tap
-      found.back().count += std::min(inside, outputs - 1) - o;
-      o = std::min(inside, outputs - 1);
-    }
-    return found;
-  }
-
   // One for all where results do not go right to their places.
   void choose_regions() {
     const bool direct = gemm_.pairs() && a_.y.channel_stride == 1 && a_.dtype == DType::float32;
     const bool several = direct && layout_.part_blocks() % 2 == 0;
-    const std::vector<Span> all_rows{{0, a_.y.height, 0, rows_.kernel}}, all_columns{{0, a_.y.width, 0, row_taps_}};
-    const int64_t steps = layout_.segment_steps();
-    for (const Span& r : several ? spans(a_.vertical, a_.x.height, a_.y.height) : all_rows)
-      for (const Span& c : several && !joined_ ? spans(a_.horizontal, a_.x.width, a_.y.width) : all_columns) {
-        Region region{r.first, r.count, c.first, c.count, {}, 0, {c.begin, r.begin}, {c.end, r.end}};
-        for (int64_t tap = r.begin; tap < r.end; ++tap) {
-          const PackedRun run{(tap * row_taps_ + c.begin) * steps, (tap * row_taps_ + c.end) * steps};
+    const int64_t steps = layout_.segment_steps(), height = a_.y.height, width = a_.y.width;
+    const std::vector<TapRun> all_rows{{0, height, 0, g_.rows.kernel}}, all_columns{{0, width, 0, g_.row_taps}};
+    for (const TapRun& r : several ? tap_runs(g_.rows, a_.x.height, height) : all_rows)
+      for (const TapRun& c : several && !g_.joined ? tap_runs(g_.columns, a_.x.width, width) : all_columns) {
+        Region region{r.begin, r.end - r.begin, c.begin, c.end - c.begin, {}, 0, {c.first, r.first}, {c.last, r.last}};
+        for (int64_t tap = r.first; tap < r.last; ++tap) {
+          const PackedRun run{(tap * g_.row_taps + c.first) * steps, (tap * g_.row_taps + c.last) * steps};
           region.steps += run.end - run.begin;
           if (!region.runs.empty() && region.runs.back().end == run.begin)
             region.runs.back().end = run.end;
@@ -211,22 +104,10 @@ class PackedConv2d {
   }
 
   void choose_ranges() {
-    const int64_t pixels = images_ * pixels_, blocks = int64_t(units_.size());
-    ranges_ = std::clamp<int64_t>(images_ * image_ * element_ / kRangeBytes, 1, ceil_div(pixels, kLeastPixels));
+    const int64_t pixels = g_.images * pixels_, blocks = int64_t(units_.size());
+    ranges_ = std::clamp<int64_t>(g_.images * g_.image * g_.element / kRangeBytes, 1, ceil_div(pixels, kLeastPixels));
     in_cache_ = ranges_ == 1;
     while (ranges_ * blocks < kTasks && ceil_div(pixels, 2 * ranges_) >= kLeastPixels) ranges_ *= 2;
-  }
-
-  void run_images(int64_t images) {
-    const int64_t at_once = a_.x.channel_stride == 1 || a_.exact ? 1 : ceil_div(kRun, a_.x.width + 1);
-    const int64_t bands = ceil_div(lines_, at_once);
-    parallel_(images * bands, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t image = i / bands, line = i % bands * at_once, last = std::min(line + at_once, lines_);
-        a_.exact ? copy(image, line) : quantize(image, line, last);
-      }
-    });
-    multiply(images);
   }
 
   // Ranges of a unit, or where the strip does not stay in the cache units of a range, come after each other. Threads
@@ -248,163 +129,10 @@ class PackedConv2d {
     });
   }
 
-  // The columns of a row, with the convolution's padding, that lie inside the image; none where the row does not.
-  struct Inside {
-    int64_t begin, end, from;  // `from`: of the first one's element of x
-  };
-  Inside inside(int64_t image, int64_t row) const {
-    const int64_t columns = columns_.length(a_.y.width), begin = std::min(columns_.first(), columns);
-    if (row < rows_.first() || row >= rows_.last(a_.x.height)) return {0, 0, 0};
-    const int64_t end = std::clamp(columns_.last(a_.x.width), begin, columns);
-    const Images& x = a_.x;
-    return {begin, end,
-            (first_ + image) * x.image_stride + (row * rows_.step - rows_.padding) * x.row_stride +
-                (begin * columns_.step - columns_.padding) * x.column_stride};
-  }
-
-  // Where the rows of x are written, each column's elements of it: the strip, or lines that are joined afterwards.
-  struct Lines {
-    int64_t column, group, row;  // distances
-  };
-  Lines lines() const {
-    if (!joined_) return {column_, segment_, row_};
-    const int64_t group = columns_.length(a_.y.width) * inputs_ + kStepColumns;  // whole steps are written
-    return {inputs_, group, groups_ * group};
-  }
-
-  // Of each column of a row of the strip, and each group: what a row of the kernel reads there.
-  template <class T>
-  void join(const T* from, T* to) const {
-    const int64_t n = columns_.kernel * inputs_;
-    for (int64_t group = 0; group < groups_; ++group, from += lines().group, to += segment_) {
-      if (sizeof(T) == 1 && columns_.dilation == 1) {
-        join_words(reinterpret_cast<const char*>(from), reinterpret_cast<char*>(to));
-        continue;
-      }
-      for (int64_t column = 0; column < line_; ++column) {
-        const T* const first = from + column * columns_.stride * inputs_;
-        for (int64_t tap = 0; tap < columns_.kernel; ++tap)
-          std::copy_n(first + tap * columns_.dilation * inputs_, inputs_, to + column * column_ + tap * inputs_);
-        std::fill_n(to + column * column_ + n, segment_ - n, T{0});
-      }
-    }
-  }
-
-  // By whole steps, as what comes behind a line may be read.
-  void join_words(const char* from, char* to) const {
-    const int64_t words = segment_ / kStepColumns, last = columns_.kernel * inputs_ - (words - 1) * kStepColumns;
-    if (words == 0) return;
-    char kept[kStepColumns] = {};
-    std::fill_n(kept, last, char(-1));
-    const uint64_t mask = std::bit_cast<uint64_t>(kept);
-    for (int64_t column = 0; column < line_; ++column, from += columns_.stride * inputs_, to += column_) {
-      for (int64_t i = 0; i + 1 < words; ++i) std::memcpy(to + i * kStepColumns, from + i * kStepColumns, kStepColumns);
-      uint64_t word;
-      std::memcpy(&word, from + (words - 1) * kStepColumns, kStepColumns);
-      word &= mask;
-      std::memcpy(to + (words - 1) * kStepColumns, &word, kStepColumns);
-    }
-  }
-
-  // A row of the strip in float32.
-  void copy(int64_t image, int64_t row) const {
-    static thread_local Scratch<float> scratch;
-    float* const strip = reinterpret_cast<float*>(strip_) + image * image_ + row * row_;
-    const Lines line = lines();
-    float* const to = joined_ ? scratch.reserve(line.row) : strip;
-    const Inside in = inside(image, row);
-    const Images& x = a_.x;
-    std::memset(to, 0, size_t(line.row) * 4);
-    for (int64_t group = 0; group < groups_ && in.begin < in.end; ++group) {
-      const void* const from = advance(x.data, in.from + group * inputs_ * x.channel_stride, a_.dtype);
-      float* const first = to + in.begin * line.column + group * line.group;
-      const int64_t step = columns_.step * x.column_stride, n = in.end - in.begin;
-      if (x.channel_stride == 1)
-        copies_.load({from, first, step, 1, line.column, n, inputs_, a_.dtype, false});
-      else
-        copies_.load({from, first, x.channel_stride, step, line.column, inputs_, n, a_.dtype, true});
-    }
-    if (joined_) join(to, strip);
-  }
-
-  // Rows [begin, end) of the strip in integers, and the sums of each column's elements.
-  void quantize(int64_t image, int64_t begin, int64_t end) {
-    static thread_local Scratch<int8_t> scratch;
-    const bool bytes = gemm_.panel() == Panel::bytes;
-    const Lines line = lines();
-    char* const strip = strip_ + (image * image_ + begin * row_) * element_;
-    const int64_t rows = end - begin, strip_size = bytes ? 0 : rows * row_;
-    int8_t* const own = scratch.reserve(strip_size + (joined_ ? rows * line.row : 0));
-    int8_t* const codes = bytes ? reinterpret_cast<int8_t*>(strip) : own;
-    int8_t* const to = joined_ ? own + strip_size : codes;
-    const int64_t at_once = a_.x.channel_stride == 1 ? inputs_ : kChannels;
-    for (int64_t group = 0; group < groups_; ++group)
-      for (int64_t c = 0; c < inputs_; c += at_once)
-        for (int64_t row = begin; row < end; ++row)
-          quantize_row(image, row, group * inputs_ + c, std::min(at_once, inputs_ - c),
-                       to + (row - begin) * line.row + group * line.group + c);
-    for (int64_t row = begin; row < end; ++row) {
-      int8_t* const at = to + (row - begin) * line.row;
-      pad(inside(image, row), at);
-      if (joined_) join(at, codes + (row - begin) * row_);
-    }
-    for (int64_t group = 0; group < groups_; ++group)
-      run_.sums(codes + group * segment_, column_, segment_, rows * line_,
-                strip_sums_ + ((group * images_ + image) * lines_ + begin) * line_);
-    if (!bytes) gemm_.kernels().widen(codes, rows * row_, reinterpret_cast<int16_t*>(strip));
-  }
-
-  // The columns of a row outside the image hold the code of 0 in every channel.
-  void pad(const Inside& in, int8_t* to) const {
-    const Lines line = lines();
-    const int64_t columns = columns_.length(a_.y.width);
-    for (int64_t group = 0; group < groups_; ++group, to += line.group) {
-      if (groups_ > 1 || inputs_ < segment_) {
-        for (int64_t column = 0; column < columns; ++column) {
-          if (column == in.begin) column = in.end;
-          if (column == columns) break;
-          std::memset(to + column * line.column, codes_.zero, size_t(inputs_));
-          if (!joined_) std::memset(to + column * line.column + inputs_, 0, size_t(segment_ - inputs_));
-        }
-      } else {
-        std::memset(to, codes_.zero, size_t(in.begin * line.column));
-        std::memset(to + in.end * line.column, codes_.zero, size_t((columns - in.end) * line.column));
-      }
-    }
-  }
-
-  // What of a row lies inside the image, of some channels.
-  void quantize_row(int64_t image, int64_t row, int64_t channel, int64_t channels, int8_t* to) {
-    const Inside in = inside(image, row);
-    if (in.begin == in.end) return;
-    const Images& x = a_.x;
-    const int64_t step = columns_.step * x.column_stride, column = lines().column, n = in.end - in.begin;
-    const bool dense = x.channel_stride == 1 && step == channels && column == channels;  // as a single pixel
-    to += in.begin * column;
-    if (a_.x_codes) {  // all of a group's channels
-      const int8_t* from = static_cast<const int8_t*>(x.data) + in.from + channel;
-      if (dense) {
-        std::memcpy(to, from, size_t(n * channels));
-        return;
-      }
-      for (int64_t i = 0; i < n; ++i, from += step, to += column) {
-        std::memcpy(to, from, size_t(channels));
-        if (!joined_) std::memset(to + channels, 0, size_t(segment_ - channels));
-      }
-      return;
-    }
-    PackedCodes codes = codes_;
-    codes.inverse = inverse_[size_t(first_ + image)];
-    if (run_.quantize({advance(x.data, in.from + channel * x.channel_stride, a_.dtype), a_.dtype, x.channel_stride,
-                       step, dense ? 1 : n, dense ? n * channels : channels, to, column, codes}))
-      std::atomic_ref(scale_[size_t(first_ + image)])
-          .store(std::numeric_limits<float>::quiet_NaN(), std::memory_order_relaxed);
-  }
-
   // Of a block's rows: minus the zero point of x times the sum of their codes.
   void correct(const char* panel, int32_t* to) const {
     int32_t sums[kBlockRows] = {};
-    if (codes_.zero != 0) {
+    if (strip_.zero() != 0) {
       const int8_t bytes[kStepColumns] = {1, 1, 1, 1, 1, 1, 1, 1};
       const int16_t words[kStepColumns] = {1, 1, 1, 1, 1, 1, 1, 1};
       const char* const ones =
@@ -413,7 +141,7 @@ class PackedConv2d {
       const std::vector<int64_t> same(size_t(layout_.steps()));
       gemm_.kernels().multiply({panel, layout_.steps(), a_.bits, ones, &row, same.data(), 1, sums}, gemm_.panel());
     }
-    for (int i = 0; i < kBlockRows; ++i) to[i] = -codes_.zero * sums[i];
+    for (int i = 0; i < kBlockRows; ++i) to[i] = -strip_.zero() * sums[i];
   }
 
   // A unit of the weight, unpacked by the thread that multiplies it.
@@ -473,7 +201,7 @@ class PackedConv2d {
   void expand_pair(int64_t unit, UnitPanel& to) const {
     static thread_local Scratch<char> scratch;
     const int64_t block = units_[size_t(unit)].block, size = layout_.steps() * kPairStepBytes;
-    const int64_t steps = layout_.segment_steps(), taps = codes_.zero ? layout_.segments() : 0;
+    const int64_t steps = layout_.segment_steps(), taps = strip_.zero() ? layout_.segments() : 0;
     to.panel = scratch.reserve(size + 2 * kTile * kPairRows * 4);
     to.more = to.panel + size;
     to.pair_factors = gemm_.pair_factors(block);
@@ -486,11 +214,11 @@ class PackedConv2d {
 
   void find_start(const Region& region, UnitPanel& panel) const {
     std::fill_n(panel.start, kPairRows, 0);
-    if (!codes_.zero) return;
+    if (!strip_.zero()) return;
     for (int64_t i = region.taps_begin[1]; i < region.taps_end[1]; ++i)
       for (int64_t j = region.taps_begin[0]; j < region.taps_end[0]; ++j) {
-        const int32_t* const sums = panel.tap_sums.data() + (i * row_taps_ + j) * kPairRows;
-        for (int place = 0; place < kPairRows; ++place) panel.start[place] -= codes_.zero * sums[place];
+        const int32_t* const sums = panel.tap_sums.data() + (i * g_.row_taps + j) * kPairRows;
+        for (int place = 0; place < kPairRows; ++place) panel.start[place] -= strip_.zero() * sums[place];
       }
   }
 
@@ -507,9 +235,9 @@ class PackedConv2d {
         {panel.panel,
          region.runs.data(),
          int64_t(region.runs.size()),
-         strip_ + block / layout_.part_blocks() * segment_,
+         strip_.data() + block / layout_.part_blocks() * g_.segment,
          rows.x,
-         step_.data(),
+         strip_.steps(),
          n,
          panel.start,
          {rows.place, rows.sums, gemm_.shift(), factors.center, factors.scale, rows.scale, out.bias, out.residual,
@@ -535,36 +263,36 @@ class PackedConv2d {
     int64_t image = first / positions, r = first % positions / region.columns, c = first % region.columns;
     for (int64_t m = 0; m < n; c = 0) {
       const int64_t run = std::min(n - m, region.columns - c), row = region.row + r, column = region.column + c;
-      const int64_t line = row * rows_.stride, at = column * stride_;
-      const int64_t from = element_ * (image * image_ + line * row_ + at * column_),
-                    step = element_ * stride_ * column_;
+      const int64_t line = row * g_.rows.stride, at = column * g_.stride;
+      const int64_t from = g_.element * (image * g_.image + line * g_.row + at * g_.column),
+                    step = g_.element * g_.stride * g_.column;
       const int64_t place = image * pixels_ + row * a_.y.width + column - base(first);
       for (int64_t i = 0; i < run; ++i) to.x[m + i] = from + i * step, to.place[m + i] = place + i;
-      std::fill_n(to.scale + m, run, scale_[size_t(first_ + image)]);
-      if (!a_.exact) add_sums(strip_sums_ + ((part * images_ + image) * lines_ + line) * line_ + at, run, to.sums + m);
+      std::fill_n(to.scale + m, run, strip_.scale(image));
+      if (!a_.exact) add_sums(strip_.sums(part, image, line, at), run, to.sums + m);
       m += run;
       if (++r == region.rows) r = 0, ++image;
     }
   }
 
   void add_sums(const int32_t* from, int64_t n, int32_t* to) const {
-    std::fill_n(to, n, int32_t(-codes_.zero * layout_.columns));
-    for (int64_t i = 0; i < rows_.kernel; ++i)
-      for (int64_t j = 0; j < row_taps_; ++j) {
-        const int32_t* const tap = from + i * rows_.dilation * line_ + j * columns_.dilation;
-        if (stride_ == 1)
+    std::fill_n(to, n, int32_t(-strip_.zero() * layout_.columns));
+    for (int64_t i = 0; i < g_.rows.kernel; ++i)
+      for (int64_t j = 0; j < g_.row_taps; ++j) {
+        const int32_t* const tap = from + i * g_.rows.dilation * g_.line + j * g_.columns.dilation;
+        if (g_.stride == 1)
           for (int64_t m = 0; m < n; ++m) to[m] += tap[m];
         else
-          for (int64_t m = 0; m < n; ++m) to[m] += tap[m * stride_];
+          for (int64_t m = 0; m < n; ++m) to[m] += tap[m * g_.stride];
       }
   }
 
   void multiply_tile(int64_t block, int64_t n, const Rows& rows, const char* panel, int32_t* acc) const {
     const int64_t step_bytes = panel_bytes(gemm_.panel()), at_once = kChunkBytes / step_bytes;
-    const char* const x = strip_ + block / layout_.part_blocks() * segment_ * element_;
+    const char* const x = strip_.data() + block / layout_.part_blocks() * g_.segment * g_.element;
     for (int64_t step = 0; step < layout_.steps(); step += at_once)
       gemm_.kernels().multiply({panel + step * step_bytes, std::min(at_once, layout_.steps() - step), a_.bits, x,
-                                rows.x, step_.data() + step, n, acc},
+                                rows.x, strip_.steps() + step, n, acc},
                                gemm_.panel());
   }
 
@@ -659,23 +387,14 @@ class PackedConv2d {
   const PackedGemm gemm_;
   const PackedConv2dKernels run_;
   const SparseConv2dKernels copies_;
-  const Walk rows_, columns_;
-  const int64_t groups_, inputs_, segment_;  // channels of a group, and with their padding
-  const int64_t element_;                    // bytes
-  const bool joined_;
-  const int64_t row_taps_, stride_;  // of the strip: taps of a row of the kernel, and between columns of outputs
-  const int64_t lines_, line_;       // rows and columns of an image of the strip
-  const int64_t column_, row_, image_, pixels_;  // elements of the strip; positions of an image of y
-  PackedCodes codes_{0.0f, 0, -127, 127}, y_codes_{};
-  float half_scale_ = 0.0f;
-  int64_t images_, ranges_, first_;  // images of the strip, parts of their positions, the first of the images
-  bool in_cache_;                    // whether the strip stays in the second-level cache from block to block
+  PackedStrip strip_;
+  const StripGeometry& g_;
+  const int64_t pixels_;  // positions of an image of y
+  PackedCodes y_codes_{};
+  int64_t ranges_, first_;  // parts of the positions of the strip, its first image
+  bool in_cache_;           // whether the strip stays in the second-level cache from block to block
   std::vector<Unit> units_;
   std::vector<Region> regions_;
-  std::vector<int64_t> step_;
-  std::vector<float> inverse_, scale_;  // of each image
-  char* strip_;
-  int32_t* strip_sums_;
 };
 
 }  // namespace
