@@ -237,12 +237,17 @@ LCS_INLINE inline void cover(int64_t columns, Step step) {
 
 template <class E, bool kResidual, bool kRelu, class Line>
 LCS_INLINE inline void normalise_row(const E* x, const E* residual, E* y, int64_t columns, const Line& line) {
-  cover(columns, [&](int64_t c) LCS_INLINE {
+  const auto normalised = [&](int64_t c) LCS_INLINE {
     Row a = line.shifted(line.scaled(line.centred(row_at(x + c), c), c), c);
     if constexpr (kResidual) a = rounded_row<E>(a) + row_at(residual + c);
     if constexpr (kRelu) a = clamped(a);
-    put(y + c, rounded_row<E>(a));
-  });
+    return rounded_row<E>(a);
+  };
+  // The last 16 columns overlap those before, and y may be x: they are read before any is written.
+  const int64_t whole = columns / kRow * kRow;
+  const Row last = whole < columns ? normalised(columns - kRow) : Row{};
+  for (int64_t c = 0; c < whole; c += kRow) put(y + c, normalised(c));
+  if (whole < columns) put(y + columns - kRow, last);
 }
 
 template <class E, bool kResidual, bool kRelu, class LineOf>

@@ -5,7 +5,8 @@
 #include <vector>
 
 #include "dispatch.h"
-#include "packed_network_kernels.h"
+#include "lcs/max_pool.h"
+#include "max_pool_kernels.h"
 #include "scratch.h"
 #include "walk.h"
 
@@ -28,7 +29,7 @@ class PackedNetwork {
   PackedNetwork(const PackedNetworkArgs& args, const Parallel& parallel)
       : a_(args),
         parallel_(parallel),
-        run_(best(scalar::packed_network_kernels, avx2::packed_network_kernels, avx2::packed_network_kernels)),
+        run_(best(scalar::max_pool_kernels, avx2::max_pool_kernels, avx2::max_pool_kernels)),
         values_(size_t(args.count + 1)),
         banded_(size_t(args.count)) {}
 
@@ -107,7 +108,7 @@ class PackedNetwork {
         convolve_and_pool(step, a_.steps[i + 1], x, at(i + 2), parallel);
         ++i;
       } else if (step.pools) {
-        pool(step, x, at(i + 1), parallel);
+        max_pool(pooling(step, x, at(i + 1)), parallel);
       } else {
         PackedConv2dArgs conv = step.conv;
         conv.x = x;
@@ -119,27 +120,8 @@ class PackedNetwork {
     }
   }
 
-  // A row of y, of rows [begin, ...) of x.
-  void pool_row(const PackedNetworkStep& step, const float* x, int64_t begin, const Images& shape, int64_t row,
-                float* y) const {
-    static thread_local Scratch<float> scratch;
-    const Axis &v = step.conv.vertical, &h = step.conv.horizontal;
-    const int64_t n = shape.width * shape.channels, first = row * v.stride - v.padding;
-    float* const largest = scratch.reserve(n);
-    const int64_t from = std::max<int64_t>(first, 0), to = std::min(first + v.kernel, shape.height);
-    std::copy_n(x + (from - begin) * n, n, largest);
-    for (int64_t i = from + 1; i < to; ++i) run_.larger(x + (i - begin) * n, n, largest);
-    run_.columns({largest, shape.width, shape.channels, h.kernel, h.stride, h.padding, y, step.conv.y.width});
-  }
-
-  void pool(const PackedNetworkStep& step, const Images& x, const Images& y, const Parallel& parallel) const {
-    parallel(x.n * y.height, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t image = i / y.height, row = i % y.height;
-        pool_row(step, static_cast<const float*>(x.data) + image * x.image_stride, 0, x, row,
-                 static_cast<float*>(y.data) + image * y.image_stride + row * y.row_stride);
-      }
-    });
+  static MaxPoolArgs pooling(const PackedNetworkStep& step, const Images& x, const Images& y) {
+    return {x, y, step.conv.vertical, step.conv.horizontal, DType::float32};
   }
 
   // Rows of the convolution stay in the second-level cache until they have been pooled.
@@ -151,6 +133,7 @@ class PackedNetwork {
     const int64_t bands = std::min(ceil_div(needed, kBands) * kBands, y.height);
     std::vector<std::atomic<bool>> spoilt(static_cast<size_t>(x.n));
     find_nan(x, spoilt, parallel);
+    const MaxPoolArgs pooled = pooling(next, channels_last(nullptr, 1, made), y);
     parallel(x.n * bands, 1, [&](int64_t begin, int64_t end) {
       static thread_local Scratch<float> scratch;
       for (int64_t i = begin; i < end; ++i) {
@@ -171,7 +154,7 @@ class PackedNetwork {
         part.y = channels_last(rows, 1, part.y);
         packed_conv2d(part, serial);
         for (int64_t r = from; r < to; ++r)
-          pool_row(next, rows, first, made, r, static_cast<float*>(y.data) + image * y.image_stride + r * y.row_stride);
+          max_pool_row(pooled, r, rows, first, static_cast<float*>(y.data) + image * y.image_stride + r * y.row_stride);
       }
     });
   }
@@ -189,7 +172,7 @@ class PackedNetwork {
 
   const PackedNetworkArgs& a_;
   const Parallel& parallel_;
-  const PackedNetworkKernels run_;
+  const MaxPoolKernels run_;
   std::vector<Value> values_;
   std::vector<bool> banded_;
   int64_t images_ = 1, bytes_ = 0;

@@ -21,12 +21,18 @@ void run(const WidthConv2dNormArgs& args, int64_t begin, int64_t end, const Para
   conv.x.data = advance(conv.x.data, begin * conv.x.image_stride, conv.dtype);
   conv.y.data = between.reserve(n * conv.y.image_stride);
   norm.x = conv.y.data;
-  norm.y = advance(norm.y, from, norm.dtype);
+  norm.y = args.pool ? conv.y.data : advance(norm.y, from, norm.dtype);
   norm.residual = norm.residual ? advance(norm.residual, from, norm.dtype) : nullptr;
   norm.means = statistics.reserve(2 * n * norm.groups);
   norm.rstds = norm.means + n * norm.groups;
   width_conv2d(conv, parallel);
   line_norm(norm, parallel);
+  if (!args.pool) return;
+  MaxPoolArgs pool = *args.pool;
+  pool.x = conv.y;
+  pool.y.n = n;
+  pool.y.data = advance(pool.y.data, begin * pool.y.image_stride, pool.dtype);
+  max_pool(pool, parallel);
 }
 
 }  // namespace

@@ -30,12 +30,13 @@ inline std::string shape_of(const Tensor& t) {
   return text + ")";
 }
 
-inline bool same_shape(const Tensor& a, const Tensor& b) {
-  if (a.dim() != b.dim()) return false;
+inline bool has_shape(const Tensor& a, const std::vector<int64_t>& shape) {
+  if (a.dim() != int64_t(shape.size())) return false;
   for (int64_t d = 0; d < a.dim(); ++d)
-    if (a.size(d) != b.size(d)) return false;
+    if (a.size(d) != shape[size_t(d)]) return false;
   return true;
 }
+inline bool same_shape(const Tensor& a, const Tensor& b) { return has_shape(a, {b.sizes().begin(), b.sizes().end()}); }
 
 inline DType dtype_of(ScalarType type, const char* op, const char* name) {
   switch (type) {

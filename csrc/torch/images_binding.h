@@ -21,10 +21,13 @@ inline Tensor empty_images(const std::vector<int64_t>& size, ScalarType type, bo
                               last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
-inline Images images(const Tensor& t, void* data, bool last) {
-  const int64_t n = t.size(0), c = t.size(1), h = t.size(2), w = t.size(3);
+inline Images images(const std::vector<int64_t>& size, void* data, bool last) {
+  const int64_t n = size[0], c = size[1], h = size[2], w = size[3];
   if (last) return {data, n, c, h, w, c * h * w, 1, w * c, c};
   return {data, n, c, h, w, c * h * w, h * w, w, 1};
+}
+inline Images images(const Tensor& t, void* data, bool last) {
+  return images({t.size(0), t.size(1), t.size(2), t.size(3)}, data, last);
 }
 
 inline Axis axis(const char* op, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,

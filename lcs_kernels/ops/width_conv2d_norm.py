@@ -1,4 +1,4 @@
-"""A convolution at any width and the norm behind it, whose input stays in the caches."""
+"""A convolution at any width, the norm behind it and max pooling, whose inputs stay in the caches."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lcs_kernels._load import ensure_loaded
 
+from ._convolution import geometry, memory_format
 from ._library import define, wants_grad
 from .line_norm import line_norm
 from .width_conv2d import width_conv2d
@@ -16,19 +18,23 @@ from .width_conv2d import width_conv2d
 if TYPE_CHECKING:
     from lcs_kernels.formats import WidthWeight
 
+Pair = int | tuple[int, int]
+
 
 def reference(x, weight, out_channels, bias, stride, padding, dilation, groups, packed, *norm) -> Tensor:
-    """Both ops, one after the other, by the kernels that each of them has."""
-    *line, residual, norm_groups, eps, relu = norm
+    """The ops one after the other, by the kernels that each of them has."""
+    *line, residual, norm_groups, eps, relu, pool = norm
     lcs = torch.ops.lcs
     y = lcs.width_conv2d(x, weight, out_channels, None, bias, stride, padding, dilation, groups, False, packed)
-    return lcs.line_norm(y, *line, None, None, residual, norm_groups, eps, relu)[0]
+    y = lcs.line_norm(_last(y, pool), *line, None, None, residual, norm_groups, eps, relu)[0]
+    return _pooled(x, y, pool)
 
 
 _op = define(
     "width_conv2d_norm(Tensor x, Tensor weight, SymInt out_channels, Tensor? bias, SymInt[] stride, SymInt[] padding,"
     " SymInt[] dilation, SymInt groups, Tensor? packed, Tensor? weight0, Tensor? weight1, Tensor? bias0,"
-    " Tensor? bias1, Tensor? alpha, Tensor? residual, SymInt norm_groups, float eps, bool relu) -> Tensor",
+    " Tensor? bias1, Tensor? alpha, Tensor? residual, SymInt norm_groups, float eps, bool relu,"
+    " SymInt[] pool) -> Tensor",
     reference,
     reference,
 )
@@ -49,11 +55,13 @@ def width_conv2d_norm(
     groups: int = 1,
     residual: Tensor | None = None,
     relu: bool = False,
+    max_pool: tuple[Pair, Pair, Pair] | None = None,
 ) -> Tensor:
-    """`line_norm` of `width_conv2d`, the same bits in one op: of one group of images, or one, at a time.
+    """`line_norm` of `width_conv2d`, then max pooling on request, the same bits in one op: of a few images at a time.
+    What is pooled is the norm of the convolution's result with channels last, whatever x's format.
 
-    On the CPU what is between the two is written to memory that is kept, and read again before it leaves the caches.
-    Where a gradient is asked for, or for float64, both run one after the other, as they do on other devices.
+    On the CPU what is in between is written to memory that is kept, and read again before it leaves the caches.
+    Where a gradient is asked for, or for float64, they run one after the other, as they do on other devices.
 
     Args:
         x, weight, out_channels, bias, stride, padding, dilation, groups: as of `width_conv2d`.
@@ -61,24 +69,53 @@ def width_conv2d_norm(
             point.
         norm_groups: of the norm; by default each channel is one (instance norm).
         eps, residual, relu: as of `line_norm`.
+        max_pool: kernel size, stride and padding of `torch.nn.functional.max_pool2d`, each one number or two.
 
     Returns:
         (n, out_channels, h', w') of x's dtype and memory format.
 
     Raises:
-        ValueError, TypeError, LcsUnavailableError: as the two.
+        ValueError, TypeError, LcsUnavailableError: as the two; ValueError too where the pooling does not fit.
     """
     ensure_loaded()
     norm_groups = norm_groups or out_channels
-    geometry = (stride, padding, dilation, groups)
+    settings = (stride, padding, dilation, groups)
+    pool = [] if max_pool is None else _pool(*max_pool)
+
+    def apart() -> Tensor:
+        y = width_conv2d(x, weight, out_channels, bias, *settings)
+        y = line_norm(_last(y, pool), *norm, norm_groups, eps, residual=residual, relu=relu)
+        return _pooled(x, y, pool)
+
     if isinstance(weight, Tensor) or x.dtype == torch.float64 or wants_grad(x, bias, *norm, residual):
-        y = width_conv2d(x, weight, out_channels, bias, *geometry)
-        return line_norm(y, *norm, norm_groups, eps, residual=residual, relu=relu)
+        return apart()
     packed = weight.prepack(x.dtype == torch.bfloat16 and groups == 1) if x.is_cpu else None
-    settings = (norm_groups, eps, relu)
+    after = (residual, norm_groups, eps, relu, pool)
     try:
-        return _op(x, weight.weight, out_channels, bias, *geometry, packed, *norm, residual, *settings)
+        return _op(x, weight.weight, out_channels, bias, *settings, packed, *norm, *after)
     except RuntimeError:
-        y = width_conv2d(x, weight, out_channels, bias, *geometry)  # says it as a ValueError or a TypeError
-        line_norm(y, *norm, norm_groups, eps, residual=residual, relu=relu)
+        apart()  # says it as a ValueError or a TypeError
         raise
+
+
+def _pool(kernel_size: Pair, stride: Pair, padding: Pair) -> list[int]:
+    kernel = geometry("width_conv2d_norm", kernel_size, 0, 1)[0]
+    stride, padding, _ = geometry("width_conv2d_norm", stride, padding, 1)
+    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        raise ValueError(f"width_conv2d_norm: padding {padding} is more than half of a window of {kernel}")
+    return [*kernel, *stride, *padding]
+
+
+def _last(y: Tensor, pool: list[int]) -> Tensor:
+    """What is pooled lies channels last, which the order of a norm's sums depends on."""
+    return y.contiguous(memory_format=torch.channels_last) if pool else y
+
+
+def _pooled(x: Tensor, y: Tensor, pool: list[int]) -> Tensor:
+    """In x's format. Raises ValueError where a window is larger than y with its padding."""
+    if not pool:
+        return y
+    kernel, stride, padding = pool[:2], pool[2:4], pool[4:]
+    if any(k > n + 2 * p for k, n, p in zip(kernel, y.shape[2:], padding, strict=True)):
+        raise ValueError(f"width_conv2d_norm: a window of {kernel} does not fit {tuple(y.shape)}, padded by {padding}")
+    return F.max_pool2d(y, kernel, stride, padding).contiguous(memory_format=memory_format(x))

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.library import opcheck
 
 from lcs_kernels import line_norm, width_conv2d, width_conv2d_norm
@@ -15,6 +16,7 @@ CASES = {
     "groups of images": ((33, 6, 6, 7), (24, 9, 3, 3), 18, 1, 1, 6),
     "1x1 strided": ((3, 16, 9, 9), (50, 16, 1, 1), 48, 2, 0, 1),
     "one image": ((1, 64, 7, 7), (64, 64, 3, 3), 64, 1, 1, 64),
+    "one channel": ((2, 1, 9, 8), (1, 1, 3, 3), 1, 1, 1, 1),
     "no images": ((0, 3, 9, 10), (4, 3, 3, 3), 4, 1, 1, 2),
 }
 
@@ -23,8 +25,16 @@ def line_of(channels, dtype=torch.float32):
     return *(torch.randn(channels + 3).to(dtype) for _ in range(4)), torch.tensor(0.3)
 
 
-def apart(x, weight, out, norm, groups, eps=1e-5, residual=None, relu=False, **conv):
-    return line_norm(width_conv2d(x, weight, out, **conv), *norm, groups, eps, residual=residual, relu=relu)
+POOLS = [(3, 2, 1), ((2, 3), (1, 3), (1, 0)), (1, 1, 0)]
+
+
+def apart(x, weight, out, norm, groups, eps=1e-5, residual=None, relu=False, max_pool=None, **conv):
+    y = width_conv2d(x, weight, out, **conv)
+    if max_pool is None:
+        return line_norm(y, *norm, groups, eps, residual=residual, relu=relu)
+    y = line_norm(y.to(memory_format=torch.channels_last), *norm, groups, eps, residual=residual, relu=relu)
+    channels_last = not x.is_contiguous()
+    return F.max_pool2d(y, *max_pool).contiguous(memory_format=FORMATS[channels_last])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -49,6 +59,29 @@ def test_gives_the_bits_of_both(isa, name, layout, dtype):
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_pools(isa, name, layout, dtype):
+    torch.manual_seed(0)
+    x, w, out, stride, padding, groups = CASES[name]
+    x, weight = torch.randn(x).to(dtype).to(memory_format=layout), WidthWeight.pack(torch.randn(w).to(dtype))
+    conv, norm = {"stride": (stride,) * 2, "padding": (padding,) * 2}, line_of(out)
+    residual = torch.randn_like(apart(x, weight, out, norm, groups, **conv))
+    x[:1, :1, -1, -1] = torch.nan
+    before = torch.get_num_threads()
+    for pool in POOLS:
+        for after in ({"relu": True}, {"residual": residual}):
+            expected = apart(x, weight, out, norm, groups, max_pool=pool, **after, **conv)
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                y = width_conv2d_norm(x, weight, out, norm, groups, max_pool=pool, **after, **conv)
+                assert y.stride() == expected.stride() or out == 1  # whose own stride means nothing
+                assert torch.equal(y.isnan(), expected.isnan())
+                assert torch.equal(y.nan_to_num(), expected.nan_to_num())
+    torch.set_num_threads(before)
+
+
 def test_a_residual_in_another_layout_is_copied(isa):
     weight, norm = WidthWeight.pack(torch.randn(8, 6, 3, 3)), line_of(7)
     for layout in FORMATS:
@@ -60,8 +93,9 @@ def test_a_residual_in_another_layout_is_copied(isa):
             assert y.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize("pool", [None, (3, 2, 1)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_gradients_are_those_of_both(dtype):
+def test_gradients_are_those_of_both(dtype, pool):
     torch.manual_seed(1)
     x, w = torch.randn(2, 5, 6, 7, dtype=dtype), torch.randn(9, 6, 3, 3, dtype=dtype)
     norm = [torch.randn(9, dtype=dtype) for _ in range(4)] + [torch.tensor(0.25, dtype=dtype)]
@@ -69,7 +103,7 @@ def test_gradients_are_those_of_both(dtype):
     for leaf in leaves:
         leaf.requires_grad_()
     found, expected = (
-        torch.autograd.grad(f(x, w, 8, norm, 4, padding=(1, 1), relu=True).square().sum(), leaves)
+        torch.autograd.grad(f(x, w, 8, norm, 4, padding=(1, 1), relu=True, max_pool=pool).square().sum(), leaves)
         for f in (width_conv2d_norm, apart)
     )
     assert all(map(torch.equal, found, expected))
@@ -80,8 +114,8 @@ def test_opcheck():
         x, weight = torch.randn(2, 4, 6, 5).to(memory_format=layout), torch.randn(6, 5, 3, 2)
         packed = WidthWeight.pack(weight).prepack()
         conv, norm = ([1, 2], [2, 1], [1, 1], 1), (*line_of(6), torch.randn(2, 6, 8, 3), 3, 1e-5, True)
-        opcheck(OP, (x, weight, 6, None, *conv, packed, *norm))
-        opcheck(OP, (x, weight, 6, torch.randn(6), *conv, None, *norm))
+        opcheck(OP, (x, weight, 6, None, *conv, packed, *norm, []))
+        opcheck(OP, (x, weight, 6, torch.randn(6), *conv, None, *norm, [3, 2, 2, 1, 1, 0]))
 
 
 def test_compiles():
@@ -104,6 +138,9 @@ def test_compiles():
         ({"norm": (torch.ones(4), None, None, None, None)}, ValueError, "line_norm: weight0 must be .* at least 5"),
         ({"norm": (torch.ones(5), torch.ones(5), None, None, None)}, ValueError, "line_norm: a line needs an alpha"),
         ({"residual": torch.ones(2, 5, 6, 6)}, ValueError, r"line_norm: residual must be \(2, 5, 4, 4\)"),
+        ({"max_pool": (3, 1, 2)}, ValueError, "padding .2, 2. is more than half of a window"),
+        ({"max_pool": (0, 1, 0)}, ValueError, "stride must be|kernel"),
+        ({"max_pool": (7, 1, 1)}, ValueError, r"a window of \[7, 7\] does not fit \(2, 5, 4, 4\), padded by \[1, 1\]"),
         ({"dilation": (1, 3)}, ValueError, "width_conv2d: a kernel of 3, dilated by 3, does not fit"),
     ],
     ids=str,

@@ -18,7 +18,7 @@ struct LineVector {
 struct LineNormArgs {
   const void* x;         // n x channels x pixels, or with `last` n x pixels x channels
   const void* residual;  // laid out likewise; may be null
-  void* y;               // likewise
+  void* y;               // likewise; may be x
   int64_t n, channels, pixels, groups;
   bool last;
   LineVector weight, bias;  // their first `channels` count

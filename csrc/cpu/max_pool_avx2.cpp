@@ -6,7 +6,7 @@
 
 #include "keys.h"
 #include "lcs/dtype.h"
-#include "packed_network_kernels.h"
+#include "max_pool_kernels.h"
 #include "target.h"
 
 LCS_TARGET_BEGIN(LCS_TARGET_AVX2)
@@ -20,10 +20,10 @@ inline Float largest_of(Float x, Float y) {
 }
 
 // After the lanes it is written in.
-#include "packed_network.inl"
+#include "max_pool.inl"
 }  // namespace
 
-PackedNetworkKernels packed_network_kernels() { return {nan, larger, columns}; }
+MaxPoolKernels max_pool_kernels() { return {nan, rows, columns}; }
 
 }  // namespace lcs::avx2
 LCS_TARGET_END

@@ -5,7 +5,7 @@
 
 #include "keys.h"
 #include "lcs/dtype.h"
-#include "packed_network_kernels.h"
+#include "max_pool_kernels.h"
 
 namespace lcs::scalar {
 namespace {
@@ -14,9 +14,9 @@ namespace {
 inline Float largest_of(Float x, Float y) { return x > y || x != x ? x : y; }
 
 // After the lanes it is written in.
-#include "packed_network.inl"
+#include "max_pool.inl"
 }  // namespace
 
-PackedNetworkKernels packed_network_kernels() { return {nan, larger, columns}; }
+MaxPoolKernels max_pool_kernels() { return {nan, rows, columns}; }
 
 }  // namespace lcs::scalar

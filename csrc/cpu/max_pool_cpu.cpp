@@ -1,0 +1,53 @@
+#include "lcs/max_pool.h"
+
+#include <algorithm>
+
+#include "dispatch.h"
+#include "max_pool_kernels.h"
+#include "scratch.h"
+#include "width_conv2d_kernels.h"
+
+namespace lcs {
+namespace {
+
+// A row of y as `dtype`, channels last.
+void pool_row(const MaxPoolArgs& a, int64_t row, const void* from, int64_t begin, void* to, DType dtype) {
+  static thread_local Scratch<float> scratch;
+  const MaxPoolKernels run = best(scalar::max_pool_kernels, avx2::max_pool_kernels, avx2::max_pool_kernels);
+  const Axis &v = a.vertical, &h = a.horizontal;
+  const int64_t first = row * v.stride - v.padding, top = std::max<int64_t>(first, 0),
+                bottom = std::min(first + v.kernel, a.x.height), n = a.x.width * a.x.channels;
+  float* const largest = scratch.reserve(n);
+  run.rows({advance(from, (top - begin) * a.x.row_stride, a.dtype), a.x.row_stride, bottom - top, n, a.dtype, largest});
+  run.columns({largest, a.x.width, a.x.channels, h.kernel, h.stride, h.padding, to, a.y.width, dtype});
+}
+
+}  // namespace
+
+void max_pool_row(const MaxPoolArgs& a, int64_t row, const void* from, int64_t begin, void* to) {
+  pool_row(a, row, from, begin, to, a.dtype);
+}
+
+void max_pool(const MaxPoolArgs& args, const Parallel& parallel) {
+  const Images &x = args.x, &y = args.y;
+  if (y.n * y.channels * y.height * y.width == 0) return;
+  const WidthConv2dKernels copies =
+      best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels);
+  parallel(y.n * y.height, 1, [&](int64_t begin, int64_t end) {
+    static thread_local Scratch<float> scratch;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t image = i / y.height, row = i % y.height;
+      const void* const from = advance(x.data, image * x.image_stride, args.dtype);
+      void* const to = advance(y.data, image * y.image_stride + row * y.row_stride, args.dtype);
+      if (y.channel_stride == 1) {
+        pool_row(args, row, from, 0, to, args.dtype);
+        continue;
+      }
+      float* const pixels = scratch.reserve(y.width * y.channels);
+      pool_row(args, row, from, 0, pixels, DType::float32);
+      copies.store({pixels, to, y.channels, 1, y.channel_stride, y.width, y.channels, args.dtype, true});
+    }
+  });
+}
+
+}  // namespace lcs

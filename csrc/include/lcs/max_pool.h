@@ -1,0 +1,21 @@
+#pragma once
+#include "lcs/dtype.h"
+#include "lcs/images.h"
+#include "lcs/parallel.h"
+
+namespace lcs {
+
+// y = the largest of each window of x, no more than half of which is padding; NaN is the largest. Dilations are 1.
+struct MaxPoolArgs {
+  Images x, y;  // of as many channels, both compact; x channels last
+  Axis vertical, horizontal;
+  DType dtype;
+};
+
+void max_pool(const MaxPoolArgs& args, const Parallel& parallel);
+
+// Row `row` of y's first image, channels last, written to `to`. `from` is row `begin` of x, which may lack others that
+// it has no need of.
+void max_pool_row(const MaxPoolArgs& args, int64_t row, const void* from, int64_t begin, void* to);
+
+}  // namespace lcs
