@@ -1,8 +1,9 @@
 // Compiled once per instruction set, after its lanes_*.inl and block_copy.inl, in an unnamed namespace inside its
-// target region. kMaxVectors is how many vectors of channels a tile may span, pixels_of(vectors) at how many positions
-// their sums and one vector of weights each fit the registers, term(x, weight, sum) the sum with one more term: of a
-// float, or of a pair of bfloat16 where one lies in its place. term_of_all(x, weight, sum) is that of one x in all
-// lanes, which the multiplication itself reads from memory.
+// target region. kTileVectors is how many vectors of channels a tile spans where there are many, kMaxVectors how many
+// where those are all, pixels_of(vectors) at how many positions their sums and one vector of weights each fit the
+// registers, term(x, weight, sum) the sum with one more term: of a float, or of a pair of bfloat16 where one lies in
+// its place. term_of_all(x, weight, sum) is that of one x in all lanes, which the multiplication itself reads from
+// memory. put(to, x) rounds to what `to` points to.
 
 constexpr int kBlock = 16;
 constexpr int kAhead = 48 * kBlock;  // floats of the weight, which may come from memory
@@ -39,6 +40,12 @@ __attribute__((always_inline)) inline void add_terms(const float* const* at, int
   }
 }
 
+template <class To, int kVectors, int kSums>
+__attribute__((always_inline)) inline void put_all(const WidthTile& t, const Float (&sum)[kSums]) {
+#pragma GCC unroll 32
+  for (int i = 0; i < kSums; ++i) put(static_cast<To*>(t.to[i / kVectors]) + i % kVectors * kLanes, sum[i]);
+}
+
 // Without the pragmas gcc keeps the sums in memory.
 template <bool kDepthwise, int kVectors, int kPixels>
 void accumulate_tile(const WidthTile& t) {
@@ -47,7 +54,7 @@ void accumulate_tile(const WidthTile& t) {
   Float sum[kSums];
   const int64_t block_stride = t.block_stride;
 #pragma GCC unroll 32
-  for (int i = 0; i < kSums; ++i) sum[i] = t.first ? set1(0.0f) : load(t.sums[i / kVectors] + i % kVectors * kLanes);
+  for (int i = 0; i < kSums; ++i) sum[i] = t.first ? set1(0.0f) : load(t.sums + i * kLanes);
   const float *weight = t.weight, *ahead = t.ahead;
   for (int64_t block = t.begin; block < t.end; block += t.block) {
     const int64_t end = std::min(block + t.block, t.end), next = std::min(t.block, t.stored - block) * kBlock;
@@ -63,16 +70,18 @@ void accumulate_tile(const WidthTile& t) {
     }
     weight += t.weight_taps * next;
   }
-  if (t.last) {
-    const Float floor = set1(t.relu ? 0.0f : -__builtin_inff());
+  if (!t.last) {
 #pragma GCC unroll 32
-    for (int i = 0; i < kSums; ++i) {
-      const int channel = i % kVectors * kLanes;
-      sum[i] = raised_to(fmadd(sum[i], load(t.scale + channel), load(t.bias + channel)), floor);
-    }
+    for (int i = 0; i < kSums; ++i) store(t.sums + i * kLanes, sum[i]);
+    return;
   }
+  const Float floor = set1(t.relu ? 0.0f : -__builtin_inff());
 #pragma GCC unroll 32
-  for (int i = 0; i < kSums; ++i) store(t.sums[i / kVectors] + i % kVectors * kLanes, sum[i]);
+  for (int i = 0; i < kSums; ++i) {
+    const int channel = i % kVectors * kLanes;
+    sum[i] = raised_to(fmadd(sum[i], load(t.scale + channel), load(t.bias + channel)), floor);
+  }
+  t.dtype == DType::bfloat16 ? put_all<BFloat16, kVectors>(t, sum) : put_all<float, kVectors>(t, sum);
 }
 
 template <bool kDepthwise, int kVectors, int... kPixels>
@@ -97,4 +106,6 @@ void accumulate(const WidthTile& tile) {
   tile.depthwise ? accumulate_any<true>(tile, kVectors) : accumulate_any<false>(tile, kVectors);
 }
 
-WidthConv2dKernels table() { return {kLanes, kMaxVectors, pixels_of, accumulate, load_block, store_block}; }
+WidthConv2dKernels table() {
+  return {kLanes, kTileVectors, kMaxVectors, pixels_of, accumulate, load_block, store_block};
+}

@@ -20,10 +20,14 @@ namespace eight {
 }
 using namespace eight;
 #include "transpose_avx2.inl"
-constexpr int kMaxVectors = 2, kTogetherAtMost = 1;
+constexpr int kTileVectors = 2, kMaxVectors = 2, kTogetherAtMost = 1;
 constexpr int pixels_of(int vectors) { return 12 / vectors; }
 inline Float term(Float x, Float weight, Float sum) { return fmadd(x, weight, sum); }
 inline Float term_of_all(const float& x, Float weight, Float sum) { return fmadd(set1(x), weight, sum); }
+template <class T>
+inline void put(T* to, Float x) {
+  store(to, rounded<T>(x));
+}
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "width_conv2d.inl"

@@ -20,10 +20,14 @@ namespace eight {
 }
 #include "lanes_avx512.inl"
 #include "transpose_avx2.inl"
-constexpr int kMaxVectors = 2, kTogetherAtMost = 4;
-constexpr int pixels_of(int) { return 14; }
+constexpr int kTileVectors = 2, kMaxVectors = 3, kTogetherAtMost = 3;
+constexpr int pixels_of(int vectors) { return 28 / vectors; }
 inline Float term(Float x, Float weight, Float sum) { return fmadd(x, weight, sum); }
 inline Float term_of_all(const float& x, Float weight, Float sum) { return fmadd(set1(x), weight, sum); }
+template <class T>
+inline void put(T* to, Float x) {
+  store(to, rounded<T>(x));
+}
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "width_conv2d.inl"

@@ -20,13 +20,17 @@ namespace eight {
 }
 #include "lanes_avx512.inl"
 #include "transpose_avx2.inl"
-constexpr int kMaxVectors = 2, kTogetherAtMost = 4;
-constexpr int pixels_of(int) { return 14; }
+constexpr int kTileVectors = 2, kMaxVectors = 3, kTogetherAtMost = 3;
+constexpr int pixels_of(int vectors) { return 28 / vectors; }
 // Of pairs: the second products first, then the first ones, each rounded, denormals as zeros.
 inline Float term(Float x, Float weight, Float sum) { return _mm512_dpbf16_ps(sum, __m512bh(x), __m512bh(weight)); }
 inline Float term_of_all(const float& x, Float weight, Float sum) {  // in a form that gcc has no pattern for
   asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(weight), "m"(x));
   return sum;
+}
+inline void put(float* to, Float x) { store(to, x); }
+inline void put(BFloat16* to, Float x) {  // denormals as zeros, as the terms
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), __m256i(_mm512_cvtneps_pbh(x)));
 }
 // After the lanes they are written in.
 #include "block_copy.inl"

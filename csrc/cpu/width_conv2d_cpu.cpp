@@ -17,7 +17,8 @@ constexpr int64_t kPanelPixels = 400;        // whose sums and weights stay in t
 constexpr int64_t kPanelBytes = 320 << 10;   // of that cache
 constexpr int64_t kWeightBytes = 512 << 10;  // of that cache, likewise
 constexpr int64_t kPanels = 8;               // enough for each thread to fill its own
-constexpr int64_t kLine = 16;                // floats
+constexpr int64_t kFar = 1 << 20;            // bytes of results that it would not keep
+constexpr int64_t kLine = 64;                // bytes
 constexpr int64_t kTasks = 16;               // enough for threads to share evenly
 constexpr int64_t kPartRows = 4;             // that a task has at least
 
@@ -77,7 +78,8 @@ class WidthConv2d {
                 : args.packed ? args.weight.in_channels
                               : args.x.channels / args.groups),
         block_stride_(stored_ * args.weight.taps * kWidthBlock),
-        span_(run_.lanes * run_.max_vectors),
+        span_(run_.lanes *
+              (groups_ == 1 && outputs_ <= run_.lanes * run_.max_vectors ? run_.max_vectors : run_.vectors)),
         tiles_(groups_ == 1 ? ceil_div(outputs_, span_) : (outputs_ + kWidthBlock - 2) / span_ + 1) {
     // The taps of a row of few channels are one with as many channels.
     const int64_t kernel = columns_.kernel;
@@ -91,6 +93,7 @@ class WidthConv2d {
     // No even number of cache lines, so that neighbours do not fall on the same sets.
     if (!in_place_ && column_ % 32 == 0) column_ += 16;
     row_ = in_place_ ? rows_.step * x_.row_stride : columns_.length(a_.y.width) * column_;
+    far_ = a_.y.n * a_.y.image_stride * size_of(a_.dtype) > kFar;
     choose_panels();
     const int64_t bytes = block_ * taps() * span_ * int64_t{sizeof(float)};
     const int64_t blocks = std::max<int64_t>(ceil_div(inputs_, block_), 1),
@@ -244,43 +247,49 @@ class WidthConv2d {
     const int64_t top = panel % bands_ * band_, rows = std::min(band_, a_.y.height - top);
     to = std::min(to, rows);
     if (start >= end || from >= to) return;  // of a group that needs no more tiles than others may, or a smaller panel
-    static thread_local Scratch<float> scratch;
-    const int64_t vectors = std::min<int64_t>(run_.max_vectors, ceil_div(end - start, run_.lanes));
-    // Whole tiles of float32 channels last are summed where they belong.
-    const bool direct =
-        a_.y.channel_stride == 1 && a_.dtype == DType::float32 && start >= first && start + vectors * run_.lanes <= end;
-    const int64_t stride = direct ? a_.y.channels : vectors * run_.lanes;
-    float* const sums = direct ? static_cast<float*>(output(panel, start)) : scratch.reserve(panel_pixels() * stride);
+    const int64_t vectors = ceil_div(std::min(end - start, span_), run_.lanes), floats = vectors * run_.lanes,
+                  pixels = rows * a_.y.width;
+    // Whole tiles of channels last go where they belong.
+    const bool direct = a_.y.channel_stride == 1 && start >= first && start + floats <= end;
+    static thread_local Scratch<float> sums, results;
     WidthTile t{};
     t.block = block_, t.stored = stored_, t.block_stride = block_stride_, t.vectors = int(vectors);
     t.weight_taps = taps(), t.scale = scale_ + start, t.bias = bias_ + start;
-    t.relu = a_.relu, t.depthwise = depthwise_;
+    t.relu = a_.relu, t.depthwise = depthwise_, t.dtype = direct ? a_.dtype : DType::float32;
     // What other tiles of outputs have read is near, as is a strip.
     if (in_place_ && tile == 0)
-      t.ahead_lines = int(ceil_div(run_.pixels(t.vectors) * columns_.stride * block_, taps() * kLine));
+      t.ahead_lines = int(ceil_div(run_.pixels(t.vectors) * columns_.stride * block_ * 4, taps() * kLine));
     const int64_t images = std::min(images_, a_.x.n - panel / bands_ * images_);
-    const Span span{top, from, to, images, rows * a_.y.width * stride, stride};
+    Span span{top, from, to, images, nullptr, pixels * floats, floats};
+    if (direct)
+      span.results = output(panel, start), span.image = a_.y.image_stride, span.position = a_.y.channels;
+    else
+      span.results = results.reserve(panel_pixels() * floats);
+    float* const between = chunk_ < inputs_ ? sums.reserve(panel_pixels() * floats) : nullptr;
     for (int64_t c = 0; c == 0 || c < inputs_; c += chunk_) {
       t.begin = c, t.end = std::min(c + chunk_, inputs_), t.first = c == 0, t.last = c + chunk_ >= inputs_;
       t.weight = weight_ + start / kWidthBlock * block_stride_ + c * taps() * kWidthBlock;
-      accumulate(t, span, x + (depthwise_ ? start : tile / tiles_ * inputs_), sums);
+      t.sums = between;
+      accumulate(t, span, x + (depthwise_ ? start : tile / tiles_ * inputs_));
     }
-    const int64_t begin = std::max(start, first), pixels = rows * a_.y.width;
+    const int64_t begin = std::max(start, first);
     if (!direct)
       write(panel, pixels, from * a_.y.width, images == 1 ? to * a_.y.width : images * pixels, begin,
-            std::min(start + span_, end), sums + begin - start, stride);
+            std::min(start + span_, end), static_cast<const float*>(span.results) + begin - start, floats);
   }
 
-  // Rows [from, to) of a band that begins at row `top`, of each of several images; floats of sums from image to image,
-  // and from position to position.
+  // Rows [from, to) of a band that begins at row `top`, of each of several images; elements of results from image to
+  // image, and from position to position.
   struct Span {
-    int64_t top, from, to, images, image, position;
+    int64_t top, from, to, images;
+    void* results;
+    int64_t image, position;
   };
 
-  void accumulate(WidthTile& t, const Span& s, const float* x, float* sums) const {
+  void accumulate(WidthTile& t, const Span& s, const float* x) const {
     static thread_local Scratch<WidthTap> scratch;
     WidthTap* const taps = scratch.reserve(this->taps());
-    const int64_t step = columns_.stride * column_, lines = ceil_div(t.vectors * run_.lanes, kLine);
+    const int64_t step = columns_.stride * column_, floats = t.vectors * run_.lanes;
     const int64_t ahead =
         (rows_.kernel - 1) * rows_.dilation * row_ + (columns_.kernel - 1) * columns_.dilation * column_;
     for (const TapRun& rows : row_runs_) {
@@ -294,21 +303,32 @@ class WidthConv2d {
         int64_t left = s.images * std::max<int64_t>(end - begin, 0) * (columns.end - columns.begin),
                 next = share(t, left);
         for (int64_t image = 0; image < s.images; ++image)
-          for (int64_t i = begin; i < end; ++i) {
-            const float* at = x + image * image_ + i * rows_.stride * row_ + columns.begin * step;
-            float* to = sums + image * s.image + (i * a_.y.width + columns.begin) * s.position;
-            for (int64_t j = columns.begin; j < columns.end; ++j, at += step, to += s.position) {
-              t.at[t.pixels] = at, t.sums[t.pixels] = to;
-              if (t.first)
-                for (int64_t v = 0; v < lines; ++v) __builtin_prefetch(to + v * kLine, 1);
-              if (++t.pixels < next) continue;
+          for (int64_t i = begin; i < end; ++i)
+            for (int64_t j = columns.begin; j < columns.end;) {
+              const int64_t n = std::min(next - t.pixels, columns.end - j);
+              place(t, n, x + image * image_ + i * rows_.stride * row_ + j * step, step,
+                    advance(s.results, image * s.image + (i * a_.y.width + j) * s.position, t.dtype), s.position);
+              j += n;
+              if (t.pixels < next) continue;
               t.ahead = t.at[0] + ahead + next * step;
               run_.accumulate(t);
+              if (t.sums) t.sums += next * floats;
               next = share(t, left -= next);
             }
-          }
       }
     }
+  }
+
+  // The next n positions of a tile, `step` floats of x and `position` results apart.
+  void place(WidthTile& t, int64_t n, const float* at, int64_t step, void* to, int64_t position) const {
+    const int64_t bytes = position * size_of(t.dtype),
+                  lines = far_ && t.last ? t.vectors * run_.lanes * size_of(t.dtype) / kLine : 0;
+    char* const results = static_cast<char*>(to);
+    for (int64_t i = 0; i < n; ++i) t.at[t.pixels + i] = at + i * step;
+    for (int64_t i = 0; i < n; ++i) t.to[t.pixels + i] = results + i * bytes;
+    for (int64_t i = 0; lines && i < n; ++i)
+      for (int64_t j = 0; j < lines; ++j) __builtin_prefetch(results + i * bytes + j * kLine, 1);
+    t.pixels += int(n);
   }
 
   // How many of the positions that are left are the next tile. The last two share evenly: few sums leave the
@@ -367,7 +387,7 @@ class WidthConv2d {
   int64_t stored_;                  // input channels of the weight that is read
   const int64_t block_stride_;
   const int64_t span_, tiles_;  // channels of a tile, tiles of a group
-  bool merged_, in_place_;
+  bool merged_, in_place_, far_;
   int64_t inputs_;                // channels of a group
   int64_t block_ = kWidthBlock;   // input channels that the weight keeps together
   int64_t column_, row_, image_;  // distances in a strip

@@ -6,19 +6,21 @@
 // What each instruction set implements of the convolution at a width.
 namespace lcs {
 
-constexpr int64_t kWidthPixels = 16;  // that a tile has at most
+constexpr int64_t kWidthPixels = 28;  // that a tile has at most
 
 // A tap of the kernel: how far its input is from that of the first one, and its place in the weight.
 struct WidthTap {
   int64_t offset, index;
 };
 
-// Sums of `vectors` vectors of output channels at `pixels` positions that the same taps reach: sums = what they hold (0
-// in the first call) + sum over input channels [begin, end) and taps of weight * x, a depthwise convolution's x being
-// that of each channel.
+// Sums of `vectors` vectors of output channels at `pixels` positions that the same taps reach: what the call before
+// left (0 in the first one) + sum over input channels [begin, end) and taps of weight * x, a depthwise convolution's x
+// being that of each channel. The last call makes results of them.
 struct WidthTile {
   const float* at[kWidthPixels];  // x at the first tap of each position, were x as large as its padding
-  float* sums[kWidthPixels];      // of each position
+  void* to[kWidthPixels];         // results of each position, of `dtype`
+  float* sums;                    // between calls, one position's after the other's
+  DType dtype;
   int pixels, vectors;
   const WidthTap* tap;
   int64_t taps;
@@ -34,7 +36,8 @@ struct WidthTile {
 };
 
 struct WidthConv2dKernels {
-  int lanes, max_vectors;      // max_vectors * lanes channels are whole blocks
+  int lanes;
+  int vectors, max_vectors;    // of a tile where there are many, and where it has all; lanes of either: whole blocks
   int (*pixels)(int vectors);  // of a whole tile
   void (*accumulate)(const WidthTile& tile);
   void (*load)(const BlockCopy& copy);   // to float32

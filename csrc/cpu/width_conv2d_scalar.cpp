@@ -13,7 +13,7 @@ namespace single {
 }
 using namespace single;
 
-constexpr int kSquare = 1, kMaxVectors = 16, kTogetherAtMost = 1;
+constexpr int kSquare = 1, kTileVectors = 16, kMaxVectors = 16, kTogetherAtMost = 1;
 constexpr int pixels_of(int) { return 1; }
 template <class From, class To>
 inline void copy_first(const From* from, int64_t, To* to, int64_t) {
@@ -29,6 +29,10 @@ inline void stream_square(const From* from, To* to) {
 }
 inline Float term(Float x, Float weight, Float sum) { return fmadd(x, weight, sum); }
 inline Float term_of_all(const float& x, Float weight, Float sum) { return fmadd(set1(x), weight, sum); }
+template <class T>
+inline void put(T* to, Float x) {
+  store(to, rounded<T>(x));
+}
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "width_conv2d.inl"
