@@ -1,4 +1,5 @@
-"""Rows of `width_conv2d_norm`: convolutions of ResNet-18 at widths with the instance norm and the ReLU behind them."""
+"""Rows of `width_conv2d_norm`: convolutions of ResNet-18 at widths with the instance norm and the ReLU behind them, and
+the max pooling behind the first one."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from .width_conv2d import prepacked
 
 WIDTHS = (0.25, 1.0)
 # input channels, side, output channels, kernel, stride
-LAYERS = ((64, 56, 64, 3, 1), (128, 28, 128, 3, 1), (256, 14, 256, 3, 1), (512, 7, 512, 3, 1))
+STEM = (3, 224, 64, 7, 2)
+LAYERS = (STEM, (64, 56, 64, 3, 1), (128, 28, 128, 3, 1), (256, 14, 256, 3, 1), (512, 7, 512, 3, 1))
 EPS = 1e-5
 
 
@@ -27,15 +29,21 @@ def check(found: Tensor, expected: Tensor) -> None:
 
 def row(images: int, layer: tuple[int, ...], width: float) -> Row:
     full_in, side, full_out, kernel, stride = layer
-    inputs, out = round(width * full_in), round(width * full_out)
+    inputs, out = full_in if layer == STEM else round(width * full_in), round(width * full_out)
+    pool = (3, 2, 1) if layer == STEM else None
     settings = {"stride": (stride,) * 2, "padding": (kernel // 2,) * 2}
     x = torch.randn(images, inputs, side, side).contiguous(memory_format=torch.channels_last)
     w = torch.randn(full_out, full_in, kernel, kernel)
     weight, norm = WidthWeight.pack(w), (*(torch.randn(full_out) for _ in range(4)), torch.tensor(0.3))
 
     def apart() -> Tensor:
-        y = width_conv2d(x, weight, out, **settings)
-        return line_norm(y, *norm, out, EPS, relu=True)
+        return pooled(line_norm(width_conv2d(x, weight, out, **settings), *norm, out, EPS, relu=True))
+
+    def pooled(y: Tensor) -> Tensor:
+        return y if pool is None else F.max_pool2d(y, *pool)
+
+    def together() -> Tensor:
+        return width_conv2d_norm(x, weight, out, norm, None, EPS, relu=True, max_pool=pool, **settings)
 
     convolve = prepacked(x, w[:out, :inputs], ([stride] * 2, [kernel // 2] * 2))
     ends = [end[:out] for end in norm[:4]]
@@ -43,15 +51,17 @@ def row(images: int, layer: tuple[int, ...], width: float) -> Row:
     return Row(
         op="width_conv2d_norm",
         case=f"{images} x {full_in} x {side} x {side}, {kernel} x {kernel} to {full_out}, stride {stride}, "
-        f"channels last, width {width}",
+        f"{'max pooling, ' if pool else ''}channels last, width {width}",
         candidates={
-            "lcs": lambda: width_conv2d_norm(x, weight, out, norm, None, EPS, relu=True, **settings),
+            "lcs": together,
             "width_conv2d, line_norm": apart,
-            "torch, packed for this width": lambda: F.instance_norm(convolve(), None, None, scale, shift).relu_(),
+            "torch, packed for this width": lambda: pooled(
+                F.instance_norm(convolve(), None, None, scale, shift).relu_()
+            ),
         },
         limit=multiply_adds(2 * images * side**2 // stride**2 * out * inputs * kernel**2),
         bytes=x.nbytes + 4 * images * out * (side // stride) ** 2 + 4 * out * inputs * kernel**2,
-        check=lambda: check(width_conv2d_norm(x, weight, out, norm, None, EPS, relu=True, **settings), apart()),
+        check=lambda: check(together(), apart()),
         limited_by="FMA",
     )
 

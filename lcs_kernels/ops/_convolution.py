@@ -14,12 +14,10 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def output_size(x: Tensor, weight_shape: Sequence[int], stride, padding, dilation) -> list[int]:
-    """Height and width of the result."""
-    return [
-        (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (weight_shape[2 + d] - 1) - 1) // stride[d] + 1
-        for d in range(2)
-    ]
+def output_size(x_shape: Sequence[int], weight_shape: Sequence[int], stride, padding, dilation=(1, 1)) -> list[int]:
+    """Height and width of the result; of `weight_shape` only the last two count."""
+    axes = zip(x_shape[2:], weight_shape[-2:], stride, padding, dilation, strict=True)
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
 
 
 def geometry(op: str, stride, padding, dilation) -> tuple[list[int], list[int], list[int]]:

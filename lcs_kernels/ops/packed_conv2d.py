@@ -95,7 +95,7 @@ def fake(
     x, planes, scales, zero_points, weight_shape, bits, bias, stride, padding, dilation, groups, low, high, x_bits,
     relu, exact, prepack, residual=None, y_low=None, y_high=None, y_bits=8,
 ) -> Tensor:  # fmt: skip
-    size = output_size(x, weight_shape, stride, padding, dilation)
+    size = output_size(x.shape, weight_shape, stride, padding, dilation)
     dtype, layout = result_type(x, y_low)
     return x.new_empty((x.shape[0], weight_shape[0], *size), dtype=dtype).contiguous(memory_format=layout)
 
@@ -148,7 +148,7 @@ def _check_residual(x: Tensor, weight_shape, residual: Tensor | None, settings, 
     """As the op takes it: laid out as the result."""
     if residual is None:
         return None
-    size = (x.shape[0], weight_shape[0], *output_size(x, weight_shape, *settings[:3]))
+    size = (x.shape[0], weight_shape[0], *output_size(x.shape, weight_shape, *settings[:3]))
     dtype, layout = result_type(x, None)[0], result_type(x, y_range[0])[1]
     if tuple(residual.shape) != size or residual.dtype != dtype or residual.device != x.device:
         raise ValueError(

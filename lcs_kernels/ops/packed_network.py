@@ -14,7 +14,7 @@ from lcs_kernels._load import ensure_loaded
 from lcs_kernels.levels import range_tensors
 
 from . import packed_conv2d
-from ._convolution import geometry
+from ._convolution import geometry, output_size
 from ._library import define, wants_grad
 
 if TYPE_CHECKING:
@@ -170,15 +170,12 @@ def reference(x: Tensor, tensors: Sequence[Tensor], numbers: Sequence[int]) -> T
 
 
 def fake(x, tensors, numbers):
-    sizes = [tuple(x.shape[1:])]
+    shapes = [tuple(x.shape)]
     for step in _steps(numbers):
-        channels, *size = sizes[step.input]
-        kernel = (step.kernel_h, step.kernel_w)
-        size = [
-            (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(size, kernel, *step.settings, strict=True)
-        ]
-        sizes.append((channels if step.pools else step.out_channels, *size))
-    return x.new_empty((x.shape[0], *sizes[-1])).contiguous(memory_format=torch.channels_last)
+        n, channels, *_ = shape = shapes[step.input]
+        size = output_size(shape, step.weight_shape, *step.settings)
+        shapes.append((n, channels if step.pools else step.out_channels, *size))
+    return x.new_empty(shapes[-1]).contiguous(memory_format=torch.channels_last)
 
 
 _op = define("packed_network(Tensor x, Tensor[] tensors, SymInt[] numbers) -> Tensor", reference, fake)

@@ -29,7 +29,7 @@ def reference(
 
 
 def fake(x, mask_bits, values, weight_shape, bias, stride, padding, dilation, groups, relu, block, prepack):
-    size = output_size(x, weight_shape, stride, padding, dilation)
+    size = output_size(x.shape, weight_shape, stride, padding, dilation)
     return x.new_empty((x.shape[0], weight_shape[0], *size)).contiguous(memory_format=memory_format(x))
 
 

@@ -99,7 +99,7 @@ def reference_pack(weight: Tensor, pairs: bool) -> Tensor:
 
 
 def fake(x, weight, out_channels, scale, bias, stride, padding, dilation, groups, relu, packed):
-    size = output_size(x, weight.shape, stride, padding, dilation)
+    size = output_size(x.shape, weight.shape, stride, padding, dilation)
     return x.new_empty((x.shape[0], out_channels, *size)).contiguous(memory_format=memory_format(x))
 
 

@@ -1,9 +1,10 @@
 """The forward of a frozen network in cheaper steps that give the same bits.
 
-Sums and ReLUs become part of the norm before them, or happen in place; a norm becomes part of a convolution of all
-widths before it; pooling runs in vectors. A quantised convolution takes in the batch norm that is folded into it, and
-what follows: at a level of integers, whose sums are then rounded fewer times, its result is that of the model within
-rounding, and otherwise the same bits. Several of them run as one (`lcs.packed_steps`).
+Sums and ReLUs become part of the norm before them, or happen in place; a norm becomes part of a convolution before it,
+and so does the max pooling behind that; elsewhere pooling runs in vectors. A quantised convolution takes in the batch
+norm that is folded into it, and what follows: at a level of integers, whose sums are then rounded fewer times, its
+result is that of the model within rounding, and otherwise the same bits. Several of them run as one
+(`lcs.packed_steps`).
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .layers import SubspaceLayer
+from .layers.frozen_norm import NormBehind
 from .layers.frozen_quantized import FrozenQuantizedConv2d
-from .layers.frozen_width import FrozenWidthConv2d
 from .layers.norms import FusedNorm
-from .packed_steps import gather
-from .packed_steps import watched as _hooked
+from .packed_steps import gather, watched
+from .pooling import max_pool2d
 
 
 class NotTraceable(Exception):
@@ -38,6 +39,7 @@ def fused(model: nn.Module) -> nn.Module:
         _rewrite(graph, node, modules)
     for node in list(graph.nodes):
         _norm_behind(graph, node, modules)
+        _pool_behind(graph, node, modules)
     for node in graph.nodes:
         _keep_codes(graph, node, modules)
     packed = gather(graph, modules, max_pool2d)
@@ -50,7 +52,7 @@ class _Tracer(fx.Tracer):
     """Layers of the subspace, and modules that somebody watches, stay whole."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, SubspaceLayer) or _hooked(m) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, SubspaceLayer) or watched(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _rewrite(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> None:
@@ -84,13 +86,13 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, tuple]:
     plain = not node.kwargs or node.kwargs == {"inplace": False}
     if node.op == "call_module":
         module = modules[node.target]
-        if type(module) is nn.ReLU and not _hooked(module):
+        if type(module) is nn.ReLU and not watched(module):
             return "relu", node.args
-        if not _hooked(module) and any(
+        if not watched(module) and any(
             _fresh(arg, modules) and getattr(_called(arg, modules), "folded", None) is module for arg in node.args
         ):
             return "norm", node.args
-        if type(module) is nn.MaxPool2d and not _hooked(module) and not module.return_indices:
+        if type(module) is nn.MaxPool2d and not watched(module) and not module.return_indices:
             pool = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
             return "max_pool2d", (*node.args, *pool)
     elif plain and (node.target in (F.relu, torch.relu) or (node.op == "call_method" and node.target == "relu")):
@@ -111,7 +113,7 @@ def _fresh(node: object, modules: dict[str, nn.Module]) -> bool:
     if not isinstance(node, fx.Node) or len(node.users) != 1:
         return False
     if node.op == "call_module":
-        return isinstance(modules[node.target], SubspaceLayer) and not _hooked(modules[node.target])
+        return isinstance(modules[node.target], SubspaceLayer) and not watched(modules[node.target])
     return node.target is add_into
 
 
@@ -127,10 +129,10 @@ def _norm(node: object, modules: dict[str, nn.Module]) -> bool:
 
 
 def _norm_behind(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> None:
-    """Lets a convolution of all widths do the norm that alone reads its result."""
+    """Lets a convolution do the norm that alone reads its result."""
     norm = _called(node, modules)
-    before = node.args[0] if isinstance(norm, FusedNorm) and not _hooked(norm) else None
-    if not _fresh(before, modules) or not isinstance(_called(before, modules), FrozenWidthConv2d):
+    before = node.args[0] if isinstance(norm, FusedNorm) and not watched(norm) else None
+    if not _fresh(before, modules) or not isinstance(_called(before, modules), NormBehind):
         return
     layer = _called(before, modules)
     if before not in node.kwargs.values() and _once(graph, layer, modules) and _once(graph, norm, modules):
@@ -140,6 +142,18 @@ def _norm_behind(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) 
         node.replace_all_uses_with(new)
         graph.erase_node(node)
         graph.erase_node(before)
+
+
+def _pool_behind(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> None:
+    """Lets a convolution that does the norm behind it do the max pooling, too, that alone reads its result."""
+    if node.target is not max_pool2d or not _fresh(node.args[0], modules):
+        return
+    before, *pool, dilation, ceil_mode = node.args
+    if before.kwargs.get("normed") and "pool" not in before.kwargs and dilation in (1, (1, 1)) and not ceil_mode:
+        kernel_size, stride, padding = pool
+        before.kwargs = {**before.kwargs, "pool": (kernel_size, stride or kernel_size, padding)}
+        node.replace_all_uses_with(before)
+        graph.erase_node(node)
 
 
 def _once(graph: fx.Graph, module: nn.Module, modules: dict[str, nn.Module]) -> bool:
@@ -153,7 +167,7 @@ def _keep_codes(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -
     (reader,) = node.users
     layer, successor = _called(node, modules), _called(reader, modules)
     once = _once(graph, layer, modules) and _once(graph, successor, modules)
-    if once and isinstance(successor, FrozenQuantizedConv2d) and not _hooked(successor) and reader.args == (node,):
+    if once and isinstance(successor, FrozenQuantizedConv2d) and not watched(successor) and reader.args == (node,):
         if layer.compressed and successor.takes_codes() and node not in reader.kwargs.values():
             layer.__dict__["successor"] = successor  # not as a module of it
             node.kwargs = {**node.kwargs, "codes": True}
@@ -188,40 +202,3 @@ def add_relu_into(a: Tensor, b: Tensor) -> Tensor:
 def _fits(a: Tensor, b: Tensor) -> bool:
     """Whether a + b would be laid out as `a` is, too."""
     return isinstance(b, Tensor) and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
-
-
-def max_pool2d(x: Tensor, kernel_size, stride, padding, dilation, ceil_mode: bool) -> Tensor:
-    """F.max_pool2d. NCHW images on the CPU go by rows, then columns, in vectors; torch takes their pixels one by one.
-
-    A gradient is torch's: ties would share it here.
-    """
-    (kh, kw), (ph, pw) = _pair(kernel_size), _pair(padding)
-    sh, sw = _pair(stride) if stride else (kh, kw)
-    fast = x.device.type == "cpu" and x.is_floating_point() and x.dim() == 4 and x.is_contiguous()
-    valid = fast and all(k <= n + 2 * p and 2 * p < k for k, n, p in zip((kh, kw), x.shape[2:], (ph, pw), strict=True))
-    if not valid or x.requires_grad or dilation not in (1, (1, 1)) or ceil_mode:
-        return F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil_mode)
-    return _max_along(_max_along(x, 2, kh, sh, ph), 3, kw, sw, pw)
-
-
-def _max_along(x: Tensor, dim: int, kernel: int, stride: int, padding: int) -> Tensor:
-    """The largest of each window along `dim`; less than half of a window is padding."""
-    size = x.shape[dim]
-    count = (size + 2 * padding - kernel) // stride + 1
-
-    def tap(offset: int, first: int, last: int) -> Tensor:
-        return (
-            x.narrow(dim, first * stride + offset, (last - first - 1) * stride + 1).unfold(dim, 1, stride).squeeze(-1)
-        )
-
-    largest = tap(0, 0, count).clone(memory_format=torch.contiguous_format)
-    for offset in (i for i in range(-padding, kernel - padding) if i != 0):
-        first, last = max(-(offset // stride), 0), min((size - 1 - offset) // stride + 1, count)
-        if first < last:
-            part = largest.narrow(dim, first, last - first)
-            torch.maximum(part, tap(offset, first, last), out=part)
-    return largest
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lcs_kernels import packed_network
+from lcs_kernels.ops._convolution import output_size
 from lcs_kernels.ops.packed_network import MaxPool, Network
 
 from .layers.frozen_quantized import FrozenQuantizedConv2d
@@ -64,8 +65,7 @@ def _pooling(value: int, shape: tuple[int, ...], kernel_size, stride, padding) -
     kernel, steps, padded = (
         (n, n) if isinstance(n, int) else tuple(n) for n in (kernel_size, stride or kernel_size, padding)
     )
-    size = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(shape[2:], kernel, steps, padded, strict=True)]
-    return MaxPool(value, kernel, steps, padded), (*shape[:2], *size)
+    return MaxPool(value, kernel, steps, padded), (*shape[:2], *output_size(shape, kernel, steps, padded))
 
 
 def watched(m: nn.Module) -> bool:

@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lcs_kernels.formats import NestedWeight, SparseWeight
+from lcs_kernels.formats import NestedWeight, SparseWeight, WidthWeight
 
 from .layers import SubspaceLayer
+from .layers.frozen_norm import WidthView
 from .layers.frozen_quantized import NestedView
-from .layers.frozen_width import WidthView
 from .levels import Level
 from .recipe import Recipe
 from .snapshot import grouped
@@ -94,7 +94,7 @@ class Packed:
     level: Level
     tensors: tuple[tuple[Weight | None, Tensor | None], ...]
     dense_nbytes: int  # of the dense tensors that are not stored ends
-    own: tuple[SparseWeight | NestedWeight, ...]  # weights of this level alone
+    own: tuple[SparseWeight | NestedWeight | WidthWeight, ...]  # weights of this level alone
     inputs: dict = field(default_factory=dict)  # what it has run on, for which more may have been derived
     networks: dict = field(default_factory=dict)  # what several layers run as (`lcs.packed_steps`), by input
     shapes: None = None
@@ -152,5 +152,5 @@ def pack(layers: Sequence[SubspaceLayer], level: Level, packer: Packer, packed: 
     made = [t for tensors_of in tensors for t in tensors_of if isinstance(t, Tensor)]
     dense = sum(t.nbytes for t in made if t.untyped_storage()._cdata not in stored)
     sparse = [w for w, *_ in tensors if isinstance(w, SparseWeight)]
-    nested = [w.whole for w, *_ in tensors if isinstance(w, NestedView) and not w.shared]
-    return Packed(level, tensors, dense, (*sparse, *nested))
+    own = [w.whole for w, *_ in tensors if isinstance(w, (NestedView, WidthView)) and not w.shared]
+    return Packed(level, tensors, dense, (*sparse, *own))

@@ -8,15 +8,17 @@ import torch
 
 import lcs_kernels
 from lcs_kernels import costs, interpolate_prune_foreach_masks
-from lcs_kernels.formats import SparseWeight
+from lcs_kernels.formats import SparseWeight, WidthWeight
 
 from .layers import SubspaceLayer
 from .layers.frozen import FROZEN_LAYERS, FrozenConv2d, FrozenLinear
+from .layers.frozen_norm import WidthView
 from .levels import Level
 from .packing import Choice, Packer, Shape, Weight
 
 
 class SparsePacker(Packer):
+    dense = True
     layers = FROZEN_LAYERS
 
     def stored(self, layer: SubspaceLayer, level: Level) -> int:
@@ -24,6 +26,8 @@ class SparsePacker(Packer):
 
     def choose(self, layer: SubspaceLayer, x_shape: Shape | None, level: Level) -> Choice:
         device, dtype = layer.weight.device.type, str(layer.weight.dtype).removeprefix("torch.")
+        if not layer.compressed:
+            return Choice("width_conv2d_norm" if self._does_the_norm(layer) else "torch", "never compressed")
         if not isinstance(layer, (FrozenConv2d, FrozenLinear)):
             return Choice("torch", f"no sparse op for {layer.original.__name__}", fallback=True)
         if layer.weight.dtype not in (torch.float32, torch.bfloat16):
@@ -39,8 +43,16 @@ class SparsePacker(Packer):
                 return Choice("torch", "dense is faster here")
         return Choice(layer.sparse_op, "not reached by this input" if x_shape is None else "")
 
+    def _does_the_norm(self, layer: SubspaceLayer) -> bool:
+        """Whether the engine's dense convolution can do the norm behind it, too, as of a first layer."""
+        fits = layer.weight.is_cpu and layer.weight.dtype in (torch.float32, torch.bfloat16)
+        return fits and "behind" in vars(layer) and layer.groups == 1
+
     def weights(self, layers: Sequence[SubspaceLayer], level: Level, packed: Sequence[bool]) -> Iterator[Weight]:
         w0s, w1s, keep = self.recipe.prune_arguments(layers, level)
         made = interpolate_prune_foreach_masks(w0s, w1s, level.alpha, keep=keep, dtype=w0s[0].dtype, extrapolate=True)
-        for w, mask_bits, sparse in zip(*made, packed, strict=True):
-            yield SparseWeight.pack(w, mask_bits) if sparse else w
+        for layer, w, mask_bits, runs_packed in zip(layers, *made, packed, strict=True):
+            if runs_packed and not layer.compressed:
+                yield WidthView(WidthWeight.pack(w), len(w), shared=False)
+            else:
+                yield SparseWeight.pack(w, mask_bits) if runs_packed else w

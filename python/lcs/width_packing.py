@@ -12,7 +12,8 @@ import lcs_kernels
 from lcs_kernels.formats import WidthWeight
 
 from .layers import SubspaceLayer
-from .layers.frozen_width import FrozenWidthConv2d, WidthView
+from .layers.frozen_norm import WidthView
+from .layers.frozen_width import FrozenWidthConv2d
 from .layers.structured import StructuredConv2d
 from .levels import Level
 from .packing import Choice, Packer, Shape, Weight

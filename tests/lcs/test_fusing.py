@@ -9,6 +9,7 @@ import lcs
 from lcs import models
 from lcs.fusing import add_into, add_relu_into, fused, max_pool2d
 from lcs.layers.norms import FusedNorm
+from lcs_kernels import costs
 
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -22,10 +23,14 @@ def targets(frozen):
 
 
 def norms(frozen):
-    """What each norm of the fused forward does besides, in order."""
-    nodes = (node for node in frozen._fused.graph.nodes if node.op == "call_module")
+    """What each norm of the fused forward, or a convolution in its place, does besides, in order."""
+    nodes = [node for node in frozen._fused.graph.nodes if node.op == "call_module"]
     named = dict(frozen.model.named_modules())
-    return [set(node.kwargs) for node in nodes if isinstance(named[node.target], FusedNorm)]
+    return [
+        set(node.kwargs) - {"normed"}
+        for node in nodes
+        if isinstance(named[node.target], FusedNorm) or "normed" in node.kwargs
+    ]
 
 
 @torch.no_grad()
@@ -52,12 +57,35 @@ def test_models_give_the_same_bits(name, memory_format):
         fast._choices.clear()
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "none"])
+def test_a_first_layer_that_stays_dense_norms_and_pools(memory_format, bias, monkeypatch):
+    monkeypatch.setattr(costs, "pays", lambda *_, **__: True)
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, 12, 7, 2, 3, bias=bias), nn.GroupNorm(4, 12), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+    model = nn.Sequential(*stem, nn.Conv2d(12, 5, 3))
+    fast = lcs.convert(model, lcs.Unstructured(), init="independent", dense=["0"]).eval().freeze()
+    last = X.contiguous(memory_format=torch.channels_last)
+    for density in (0.1, 1.0):
+        found = fast(X.contiguous(memory_format=memory_format), density=density)
+        assert fast.counters.unfused == "" and not targets(fast)
+        assert fast.report(X, density=density).rows[0].kernel == "width_conv2d_norm"
+        assert torch.equal(found, own(fast, last, density))
+        fast._shapes.clear()
+        fast._choices.clear()
+
+
 def test_what_is_fused_in_a_residual_network():
     fast = frozen(models.build("resnet18", 10, seed=0))
     steps = targets(fast)
-    assert steps.count(max_pool2d) == 1 and not {F.relu, torch.relu_, add_into, add_relu_into} & set(steps)
+    assert not {max_pool2d, F.relu, torch.relu_, add_into, add_relu_into} & set(steps)
     found = norms(fast)
-    assert found.count({"relu"}) == 9 and found.count({"residual", "relu"}) == 8 and found.count(set()) == 3
+    assert (
+        found[0] == {"relu", "pool"}
+        and found.count({"relu"}) == 8
+        and found.count({"residual", "relu"}) == 8
+        and found.count(set()) == 3
+    )
     pre_activation = frozen(models.build("cpreresnet20", 10, seed=0))
     assert norms(pre_activation) == [{"relu"}] * 19 and targets(pre_activation).count(add_into) == 6
 
@@ -244,6 +272,6 @@ def test_a_convolution_of_all_widths_does_the_norm_behind_it(dtype):
     for width in (0.25, 0.61, 1.0):
         found = fast(x, width=width)
         assert torch.equal(found, fast._call(fast.recipe.level(width), (x,), {}, fused=False))
-    assert fast.counters.unfused == "" and fast._forwards and norms(fast) == []
+    assert fast.counters.unfused == "" and fast._forwards and norms(fast)[0] == {"relu", "pool"}
     assert sum(node.kwargs.get("normed", False) for node in fast._fused.graph.nodes) == 20
     assert fast(x.clone().requires_grad_(), width=0.5).requires_grad

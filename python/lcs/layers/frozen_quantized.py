@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lcs_kernels import packed_conv2d
 from lcs_kernels.formats import NestedWeight
+from lcs_kernels.ops._convolution import output_size
 from lcs_kernels.ops.packed_network import Convolution
 
 from .quantized import QuantizedConv1d, QuantizedConv2d, QuantizedLinear
@@ -174,8 +175,7 @@ class FrozenQuantizedConv2d(_FrozenConvolution, QuantizedConv2d):
         return residual.dtype == torch.float32 and residual.shape == (len(input), self.out_channels, *size)
 
     def _size(self, shape: Shape) -> list[int]:
-        axes = zip(shape[2:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
-        return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
+        return output_size(shape, self.kernel_size, self.stride, self.padding, self.dilation)
 
 
 FROZEN_LAYERS = {

@@ -1,0 +1,123 @@
+"""Frozen convolutions that do what comes after them as well: the norm, a sum, ReLU and max pooling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lcs_kernels import width_conv2d, width_conv2d_norm
+from lcs_kernels.formats import WidthWeight
+from lcs_kernels.ops._convolution import output_size
+
+from ..pooling import max_pool2d
+from .norms import FusedNorm
+
+_PLANS = 64  # shapes of inputs that a level remembers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A convolution and the norm behind it in one op: the result's shape, the norm's arguments, the convolution's."""
+
+    shape: tuple[int, ...]
+    norm: tuple
+    settings: dict
+
+
+@dataclass(frozen=True, eq=False)
+class WidthView:
+    """The first `outputs` channels of a weight. `shared`: by all levels."""
+
+    whole: WidthWeight
+    outputs: int
+    shared: bool = True
+    plans: dict[torch.Size, Plan | None] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return self.outputs
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole weight as it is saved."""
+        return self.whole.nbytes
+
+    @property
+    def prepacked_nbytes(self) -> int:
+        return self.whole.prepacked_nbytes
+
+
+class NormBehind:
+    """A 2-d convolution of a frozen network that the fused forward may let do what comes after it.
+
+    behind: the norm that alone reads the result, where there is one.
+    """
+
+    behind: FusedNorm
+
+    def forward(
+        self, input: Tensor, normed: bool = False, residual: Tensor | None = None, relu: bool = False, pool=None
+    ):
+        """`normed`: and the norm behind, with the sum and the ReLU. pool: kernel size, stride and padding."""
+        return self._normed(input, residual, relu, pool) if normed else self.convolved(input)
+
+    def convolved(self, input: Tensor) -> Tensor:
+        """The convolution alone."""
+        raise NotImplementedError
+
+    def whole_bias(self, bias: Tensor | None) -> Tensor | None:
+        """That of all output channels of the weight, from that of the level."""
+        return bias
+
+    def _normed(self, input: Tensor, residual: Tensor | None, relu: bool, pool: tuple | None) -> Tensor:
+        weight, bias = self.slot.tensors(self, input.shape)
+        plan = self._plan(input.shape, weight, bias) if isinstance(weight, WidthView) else None
+        if plan is None or (
+            residual is not None and (residual.shape != plan.shape or residual.dtype != input.dtype)  # it is broadcast
+        ):
+            y = self.behind(self.convolved(input), residual, relu)
+            return y if pool is None else max_pool2d(y, *pool, 1, False)
+        check_dtype(input, weight)
+        after = {"residual": residual, "relu": relu, "max_pool": pool}
+        return width_conv2d_norm(input, weight.whole, weight.outputs, *plan.norm, **after, **plan.settings)
+
+    def _plan(self, shape: torch.Size, weight: WidthView, bias: Tensor | None) -> Plan | None:
+        """How one op does it all for inputs of a shape; it leaves out other padding than of zeros, and groups. A norm
+        of single pixels is left to complain itself."""
+        if shape in weight.plans:
+            return weight.plans[shape]
+        plan, norm, channels = None, self.behind, weight.outputs
+        if len(shape) == 4 and self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str):
+            geometry = {name: getattr(self, name) for name in ("stride", "padding", "dilation")}
+            size = output_size(shape, self.weight.shape, **geometry)
+            if size != [1, 1] and norm.takes_ends:
+                settings = {"bias": self.whole_bias(bias), **geometry}
+                line = norm.affine_line()
+                plan = Plan((shape[0], channels, *size), (line, norm.groups_of(channels), norm.eps), settings)
+        if len(weight.plans) >= _PLANS:
+            weight.plans.clear()
+        weight.plans[shape] = plan
+        return plan
+
+    def at_width(self, input: Tensor, weight: WidthView, bias: Tensor | None) -> Tensor:
+        """The convolution of (n, c, h, w)."""
+        check_dtype(input, weight)
+        x, padding = self.padded(input)
+        geometry = self.stride, padding, self.dilation, self.groups
+        return width_conv2d(x, weight.whole, weight.outputs, self.whole_bias(bias), *geometry)
+
+    def padded(self, x: Tensor):
+        """x with its padding, where that is not of zeros, and what padding is left for the convolution."""
+        if self.padding_mode == "zeros" and not isinstance(self.padding, str):
+            return x, self.padding
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        return F.pad(x, self._reversed_padding_repeated_twice, mode), 0
+
+
+def check_dtype(input: Tensor, weight) -> None:
+    """As torch's own layers do: the ops would take a mixture of some."""
+    dtype = weight.whole.weight.dtype if isinstance(weight, WidthView) else weight.values.dtype
+    if input.dtype != dtype:
+        raise RuntimeError(f"the input of a frozen layer is {input.dtype}, its weights are {dtype}")
