@@ -6,7 +6,7 @@
 // What each instruction set implements of the convolution at a width.
 namespace lcs {
 
-constexpr int64_t kWidthPixels = 28;  // that a tile has at most
+constexpr int64_t kWidthPixels = 14;  // that a tile has at most
 
 // A tap of the kernel: how far its input is from that of the first one, and its place in the weight.
 struct WidthTap {
