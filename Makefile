@@ -21,8 +21,8 @@ BUILT := $(VENV)/.built-$(call hash,$(TORCH) $(PYTHON) $(CXX),$(DEPENDENCY_FILES
 
 build: $(BUILT)
 
-test: build
-	$(PY) -m pytest $(ARGS)
+test: build # where others use the cores too, threads that spin while they wait make it five times as long
+	OMP_WAIT_POLICY=passive $(PY) -m pytest $(ARGS)
 
 # A CMake build of the torch-free core, and its tests: $(1) is the build folder, $(2) the sanitizers.
 CMAKE_PYTHON = $(or $(wildcard $(CURDIR)/$(PY)),$(shell command -v $(PYTHON)))

@@ -4,13 +4,16 @@ which way it needs; where this process has the other, its tests run in one child
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from triton.runtime import interpreter
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") == "1"
+CHILD = pytest.StashKey()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,23 +45,50 @@ def needs_child(item) -> bool:
     return getattr(getattr(item, "module", None), "INTERPRET", INTERPRETING) != INTERPRETING
 
 
+class Child:
+    """The process that runs the selected tests which need it, beside all others."""
+
+    def __init__(self, session):
+        self.items = [item for item in session.items if needs_child(item)]
+        self.folder = tempfile.TemporaryDirectory()
+        self.report = Path(self.folder.name, "report.xml")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={self.report}"]
+        self.process = subprocess.Popen(
+            [*command, *(item.nodeid for item in self.items)],
+            cwd=session.config.rootpath,
+            env={**os.environ, "TRITON_INTERPRET": str(int(not INTERPRETING))},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def results(self):
+        """{test: what went wrong with it, or None}."""
+        output = self.process.communicate()[0]
+        cases = list(ElementTree.parse(self.report).iter("testcase")) if self.report.exists() else []
+        if len(cases) != len(self.items):
+            pytest.fail(f"pytest ended with {self.process.returncode}:\n{output}", pytrace=False)
+        return {(case.get("classname"), case.get("name")): failure_of(case) for case in cases}
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+        self.folder.cleanup()
+
+
+def pytest_collection_finish(session):
+    if not session.config.option.collectonly and any(map(needs_child, session.items)):
+        session.config.stash[CHILD] = Child(session)
+
+
+def pytest_sessionfinish(session):
+    if child := session.config.stash.get(CHILD, None):
+        child.end()
+
+
 @pytest.fixture(scope="session")
-def child_results(request, tmp_path_factory):
-    """{test: what went wrong with it, or None} of all selected tests that need the child process."""
-    items = [item for item in request.session.items if needs_child(item)]
-    report = tmp_path_factory.mktemp("triton") / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    child = subprocess.run(
-        [*command, *(item.nodeid for item in items)],
-        cwd=request.config.rootpath,
-        env={**os.environ, "TRITON_INTERPRET": str(int(not INTERPRETING))},
-        capture_output=True,
-        text=True,
-    )
-    cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []
-    if len(cases) != len(items):
-        pytest.fail(f"pytest ended with {child.returncode}:\n{child.stdout}{child.stderr}", pytrace=False)
-    return {(case.get("classname"), case.get("name")): failure_of(case) for case in cases}
+def child_results(request):
+    return request.config.stash[CHILD].results()
 
 
 def failure_of(case):
