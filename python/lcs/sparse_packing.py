@@ -53,6 +53,8 @@ class SparsePacker(Packer):
         made = interpolate_prune_foreach_masks(w0s, w1s, level.alpha, keep=keep, dtype=w0s[0].dtype, extrapolate=True)
         for layer, w, mask_bits, runs_packed in zip(layers, *made, packed, strict=True):
             if runs_packed and not layer.compressed:
-                yield WidthView(WidthWeight.pack(w), len(w), shared=False)
+                whole = WidthWeight.pack(w)
+                whole.prepack(pairs=True)  # before threads share it
+                yield WidthView(whole, len(w), shared=False)
             else:
                 yield SparseWeight.pack(w, mask_bits) if runs_packed else w
