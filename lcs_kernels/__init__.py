@@ -21,6 +21,7 @@ from .ops.packed_linear import packed_linear
 from .ops.packed_network import packed_network
 from .ops.quantize import quantize
 from .ops.sparse_conv2d import sparse_conv2d
+from .ops.sparse_conv2d_norm import sparse_conv2d_norm
 from .ops.sparse_linear import sparse_linear
 from .ops.sparse_pack import sparse_pack
 from .ops.width_conv2d import width_conv2d
@@ -44,6 +45,7 @@ __all__ = [
     "packed_network",
     "quantize",
     "sparse_conv2d",
+    "sparse_conv2d_norm",
     "sparse_linear",
     "sparse_pack",
     "width_conv2d",

@@ -325,6 +325,17 @@ class Backward : Norm {
 
 }  // namespace
 
+LineNormArgs samples_of(const LineNormArgs& args, int64_t begin, int64_t end) {
+  LineNormArgs samples = args;
+  const int64_t from = begin * args.channels * args.pixels;
+  samples.n = end - begin;
+  samples.x = advance(args.x, from, args.dtype);
+  samples.residual = advance(args.residual, from, args.dtype);
+  samples.y = advance(args.y, from, args.dtype);
+  if (args.means) samples.means += begin * args.groups, samples.rstds += begin * args.groups;
+  return samples;
+}
+
 void line_norm(const LineNormArgs& args, const Parallel& parallel) {
   if (args.n * args.channels * args.pixels != 0) Forward(args, parallel).run();
 }

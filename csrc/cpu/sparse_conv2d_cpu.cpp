@@ -100,14 +100,29 @@ class Tasks {
   std::vector<std::atomic<bool>> taken_;
 };
 
+// How many strips of each image are left to do.
+class Left {
+ public:
+  Left(int64_t images, int64_t strips) : left_(images) {
+    for (std::atomic<int64_t>& left : left_) left = strips;
+  }
+
+  // Whether `strips` that are done were the last; what other threads wrote of the image is then seen.
+  bool none_after(int64_t image, int64_t strips) { return left_[image].fetch_sub(strips) == strips; }
+
+ private:
+  std::vector<std::atomic<int64_t>> left_;
+};
+
 // A convolution on panels: float32 copies of `lanes` strips, each some rows of an image, in which every tap of every
 // output position is at a fixed distance. Positions run along rows of `pitch`, then over the strip's rows; each holds
 // all lanes.
 class SparseConv2d {
  public:
-  SparseConv2d(const SparseConv2dArgs& args, const Parallel& parallel)
+  SparseConv2d(const SparseConv2dArgs& args, const Parallel& parallel, const BehindImages& behind)
       : a_(args),
         parallel_(parallel),
+        behind_(behind),
         run_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
         rows_(args.vertical),
         columns_(args.horizontal),
@@ -151,8 +166,8 @@ class SparseConv2d {
         run_ = narrow, lanes_ = narrow.lanes, strip_ = strip;
         return;
       }
-    stream_ = may_stream();
-    const int64_t least = std::min(height, 2 * rows_.reach + 2), bytes = stream_ ? kOnlyPanelBytes : kPanelBytes;
+    large_ = may_stream(), stream_ = large_ && !behind_;
+    const int64_t least = std::min(height, 2 * rows_.reach + 2), bytes = large_ ? kOnlyPanelBytes : kPanelBytes;
     strip_ = std::clamp(bytes / std::max<int64_t>(row_bytes(1), 1) - rows_.reach, least, height);
     int64_t strips = ceil_div(height, strip_);
     if (n * strips < kTasks / 4) strips = std::min(height, kTasks / 4 / n);
@@ -168,10 +183,10 @@ class SparseConv2d {
   }
 
   // How many rows of a strip are summed before they are written: where that goes past the caches, few, so that it does
-  // not wait until the end, if they take about as few tiles.
+  // not wait until the end, if they take about as few tiles. What comes behind does not change it, nor the sums.
   void choose_tiles() {
     tile_rows_ = strip_;
-    if (!stream_) return;
+    if (!large_) return;
     const int64_t all = tiles();
     for (tile_rows_ = 1; 8 * tiles() > 9 * all;) ++tile_rows_;
   }
@@ -230,6 +245,8 @@ class SparseConv2d {
   // Many panels: each is filled and used by one thread.
   void run_many(int64_t panels) const {
     Tasks tasks(panels);
+    const bool each = behind_ && a_.y.n >= kTasks;  // image by image, from the caches
+    Left left(each ? a_.y.n : 0, strips_);
     parallel_(panels, 1, [&](int64_t begin, int64_t end) {
       Tasks::Taker taker(tasks, begin, end);
       Tasks::Some some = taker.one();
@@ -241,8 +258,20 @@ class SparseConv2d {
       for (; some.begin < some.end; some = taker.one()) {
         fill(some.begin, 0, a_.x.channels, x);
         multiply(some.begin, 0, a_.y.channels, x, distance, sums);
+        if (each) finish(some.begin, left);
       }
       if (stream_) run_.stream_end();
+    });
+    if (behind_ && !each) behind_(0, a_.y.n, parallel_);
+  }
+
+  // Does what is behind the images that a panel completes.
+  void finish(int64_t panel, Left& left) const {
+    runs(panel, [&](const Run& run) {
+      if (strips_ == 1)
+        behind_(run.image, run.image + run.lanes, serial);
+      else if (left.none_after(run.image, run.lanes))
+        behind_(run.image, run.image + 1, serial);
     });
   }
 
@@ -273,6 +302,7 @@ class SparseConv2d {
         }
       if (stream_) run_.stream_end();
     });
+    if (behind_) behind_(0, a_.y.n, parallel_);
   }
 
   // Channels [begin, end): what `fill` leaves is the padding left and right of the rows.
@@ -478,21 +508,22 @@ class SparseConv2d {
 
   const SparseConv2dArgs& a_;
   const Parallel& parallel_;
+  const BehindImages& behind_;
   SparseConv2dKernels run_;
   const Phases rows_, columns_;
   const int64_t taps_;
   int64_t lanes_, strip_, strips_;  // strip_: rows of y; strips_: of an image
   int64_t pitch_, plane_, channel_, tile_rows_;
   std::vector<int64_t> offset_;
-  int64_t reach_ = 0;  // the largest offset
-  bool stream_ = false;
+  int64_t reach_ = 0;                    // the largest offset
+  bool large_ = false, stream_ = false;  // y is, and is stored past the caches
 };
 
 }  // namespace
 
-void sparse_conv2d(const SparseConv2dArgs& args, const Parallel& parallel) {
+void sparse_conv2d(const SparseConv2dArgs& args, const Parallel& parallel, const BehindImages& behind) {
   const Images& y = args.y;
-  if (y.n * y.channels * y.height * y.width != 0) SparseConv2d(args, parallel).run();
+  if (y.n * y.channels * y.height * y.width != 0) SparseConv2d(args, parallel, behind).run();
 }
 
 }  // namespace lcs

@@ -15,14 +15,13 @@ constexpr int64_t kGroups = 8;    // enough for threads to share evenly
 void run(const WidthConv2dNormArgs& args, int64_t begin, int64_t end, const Parallel& parallel) {
   static thread_local Scratch<float> between, statistics;
   WidthConv2dArgs conv = args.conv;
-  LineNormArgs norm = args.norm;
-  const int64_t n = end - begin, from = begin * conv.y.image_stride;
-  conv.x.n = conv.y.n = norm.n = n;
+  LineNormArgs norm = samples_of(args.norm, begin, end);
+  const int64_t n = end - begin;
+  conv.x.n = conv.y.n = n;
   conv.x.data = advance(conv.x.data, begin * conv.x.image_stride, conv.dtype);
   conv.y.data = between.reserve(n * conv.y.image_stride);
   norm.x = conv.y.data;
-  norm.y = args.pool ? conv.y.data : advance(norm.y, from, norm.dtype);
-  norm.residual = norm.residual ? advance(norm.residual, from, norm.dtype) : nullptr;
+  if (args.pool) norm.y = conv.y.data;
   norm.means = statistics.reserve(2 * n * norm.groups);
   norm.rstds = norm.means + n * norm.groups;
   width_conv2d(conv, parallel);

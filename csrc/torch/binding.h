@@ -36,7 +36,8 @@ inline bool has_shape(const Tensor& a, const std::vector<int64_t>& shape) {
     if (a.size(d) != shape[size_t(d)]) return false;
   return true;
 }
-inline bool same_shape(const Tensor& a, const Tensor& b) { return has_shape(a, {b.sizes().begin(), b.sizes().end()}); }
+inline std::vector<int64_t> sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+inline bool same_shape(const Tensor& a, const Tensor& b) { return has_shape(a, sizes_of(b)); }
 
 inline DType dtype_of(ScalarType type, const char* op, const char* name) {
   switch (type) {

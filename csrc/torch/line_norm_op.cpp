@@ -26,13 +26,67 @@ LineVector ends(const std::optional<Tensor>& end0, const std::optional<Tensor>& 
   return {end0->const_data_ptr(), end1->const_data_ptr(), dtype_of(type, op, name0)};
 }
 
-}  // namespace
-
+// Sets args.weight, args.bias and args.alpha, for x of args.channels channels and of `type`.
 void take_line(const char* op, LineNormArgs& args, ScalarType type, const LineVectors& line) {
   STD_TORCH_CHECK(line.alpha || (!line.weight1 && !line.bias1), op, ": a line needs an alpha");
   args.weight = ends(line.weight0, line.weight1, args.channels, type, op, "weight0", "weight1");
   args.bias = ends(line.bias0, line.bias1, args.channels, type, op, "bias0", "bias1");
   args.alpha = line.alpha ? scalar_of<float>(*line.alpha, ScalarType::Float, op, "alpha") : 0;
+}
+
+// Whether x, which is not contiguous, lies as channels last.
+bool has_channels_last(const Tensor& x) {
+  if (x.dim() < 4 || x.dim() > 5) return false;
+  int64_t expected = x.size(1);
+  for (int64_t d = x.dim() - 1; d >= 2; expected *= x.size(d--))
+    if (x.size(d) != 1 && x.stride(d) != expected) return false;
+  return (x.size(1) == 1 || x.stride(1) == 1) && (x.size(0) == 1 || x.stride(0) == expected);
+}
+
+// Of such a shape, channels last or contiguous.
+Tensor laid_out(const Tensor& t, const std::vector<int64_t>& shape, ScalarType type, bool last, const char* op,
+                const char* name) {
+  STD_TORCH_CHECK(t.is_cpu() && has_shape(t, shape) && t.scalar_type() == type, op, ": ", name,
+                  " must be of the norm's shape and dtype on the CPU, got shape ", shape_of(t));
+  if (last ? has_channels_last(t) : t.is_contiguous()) return t;
+  if (!last) return torch::stable::contiguous(t);
+  std::vector<int64_t> strides(shape.size(), 1);
+  strides[0] = shape[1];
+  for (size_t d = shape.size() - 1; d >= 2; strides[0] *= shape[d--]) strides[d] = strides[0];
+  int32_t dtype;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  Tensor copy = empty_strided(shape, strides, dtype);
+  return torch::stable::copy_(copy, t);
+}
+
+// What every norm takes, checked. `given`: its statistics are.
+LineNormArgs arguments(const char* op, const std::vector<int64_t>& shape, ScalarType type, bool last,
+                       const LineVectors& line, bool given, int64_t groups, double eps, bool relu) {
+  LineNormArgs args{};
+  args.dtype = dtype_of(type, op, "x");
+  args.n = shape[0], args.channels = shape[1], args.pixels = 1;
+  for (size_t d = 2; d < shape.size(); ++d) args.pixels *= shape[d];
+  STD_TORCH_CHECK(given || (groups >= 1 && args.channels % groups == 0), op, ": ", groups, " groups do not divide ",
+                  args.channels, " channels of x");
+  STD_TORCH_CHECK(eps >= 0, op, ": eps must be at least 0, got ", eps);
+  args.groups = groups, args.eps = eps, args.relu = relu;
+  args.last = last || args.pixels == 1;
+  take_line(op, args, type, line);
+  return args;
+}
+
+}  // namespace
+
+NormBehind norm_behind(const char* op, const std::vector<int64_t>& shape, ScalarType type, bool last,
+                       const LineVectors& line, const std::optional<Tensor>& residual, int64_t groups, double eps,
+                       bool relu) {
+  last &= shape[1] != 1;  // of one channel it is contiguous, too, as line_norm takes it
+  NormBehind behind{arguments(op, shape, type, last, line, false, groups, eps, relu), std::nullopt};
+  if (residual) {
+    behind.residual = laid_out(*residual, shape, type, last, op, "residual");
+    behind.args.residual = behind.residual->const_data_ptr();
+  }
+  return behind;
 }
 
 }  // namespace lcs::binding
@@ -42,22 +96,12 @@ namespace {
 using namespace lcs::binding;
 constexpr const char* kLineNorm = "line_norm";
 
-// Whether x, which is not contiguous, lies as channels last.
-bool is_channels_last(const Tensor& x) {
-  if (x.dim() < 4 || x.dim() > 5) return false;
-  int64_t expected = x.size(1);
-  for (int64_t d = x.dim() - 1; d >= 2; expected *= x.size(d--))
-    if (x.size(d) != 1 && x.stride(d) != expected) return false;
-  return (x.size(1) == 1 || x.stride(1) == 1) && (x.size(0) == 1 || x.stride(0) == expected);
-}
-
-Tensor laid_out_as(const Tensor& t, const Tensor& like, bool last, const char* name) {
-  STD_TORCH_CHECK(t.is_cpu() && same_shape(t, like) && t.scalar_type() == like.scalar_type(), kLineNorm, ": ", name,
-                  " must be of x's shape ", shape_of(like), " and dtype on the CPU, got shape ", shape_of(t));
-  if (last ? is_channels_last(t) : t.is_contiguous()) return t;
-  if (!last) return torch::stable::contiguous(t);
-  Tensor copy = empty_laid_out_as(like);
-  return torch::stable::copy_(copy, t);
+Tensor checked_input(const Tensor& x, bool& last) {
+  STD_TORCH_CHECK(x.is_cpu() && x.dim() >= 2, kLineNorm, ": x must be (n, channels, ...) on the CPU, got shape ",
+                  shape_of(x));
+  const bool contiguous = x.is_contiguous();
+  last = !contiguous && has_channels_last(x);
+  return contiguous || last ? x : torch::stable::contiguous(x);
 }
 
 const float* given(const std::optional<Tensor>& t, const Tensor& x, const char* name) {
@@ -68,32 +112,14 @@ const float* given(const std::optional<Tensor>& t, const Tensor& x, const char* 
 }
 
 // What forward and backward take alike, checked; x is laid out already.
-lcs::LineNormArgs arguments(const Tensor& x, bool last, const std::optional<Tensor>& weight0,
-                            const std::optional<Tensor>& weight1, const std::optional<Tensor>& bias0,
-                            const std::optional<Tensor>& bias1, const std::optional<Tensor>& alpha,
-                            const std::optional<Tensor>& mean, const std::optional<Tensor>& var, int64_t groups,
-                            double eps, bool relu) {
-  lcs::LineNormArgs args{};
-  args.dtype = dtype_of(x.scalar_type(), kLineNorm, "x");
-  args.n = x.size(0), args.channels = x.size(1), args.pixels = 1;
-  for (int64_t d = 2; d < x.dim(); ++d) args.pixels *= x.size(d);
+lcs::LineNormArgs arguments(const Tensor& x, bool last, const LineVectors& line, const std::optional<Tensor>& mean,
+                            const std::optional<Tensor>& var, int64_t groups, double eps, bool relu) {
   STD_TORCH_CHECK(mean.has_value() == var.has_value(), kLineNorm, ": give both mean and var, or neither");
-  STD_TORCH_CHECK(mean || (groups >= 1 && args.channels % groups == 0), kLineNorm, ": ", groups,
-                  " groups do not divide ", args.channels, " channels of x");
-  STD_TORCH_CHECK(eps >= 0, kLineNorm, ": eps must be at least 0, got ", eps);
-  args.x = x.const_data_ptr(), args.groups = groups, args.eps = eps, args.relu = relu;
-  args.last = last || args.pixels == 1;
-  take_line(kLineNorm, args, x.scalar_type(), {weight0, weight1, bias0, bias1, alpha});
+  lcs::LineNormArgs args =
+      lcs::binding::arguments(kLineNorm, sizes_of(x), x.scalar_type(), last, line, mean.has_value(), groups, eps, relu);
+  args.x = x.const_data_ptr();
   args.mean = given(mean, x, "mean"), args.var = given(var, x, "var");
   return args;
-}
-
-Tensor checked_input(const Tensor& x, bool& last) {
-  STD_TORCH_CHECK(x.is_cpu() && x.dim() >= 2, kLineNorm, ": x must be (n, channels, ...) on the CPU, got shape ",
-                  shape_of(x));
-  const bool contiguous = x.is_contiguous();
-  last = !contiguous && is_channels_last(x);
-  return contiguous || last ? x : torch::stable::contiguous(x);
 }
 
 std::tuple<Tensor, Tensor> line_norm_cpu(Tensor x, std::optional<Tensor> weight0, std::optional<Tensor> weight1,
@@ -103,9 +129,11 @@ std::tuple<Tensor, Tensor> line_norm_cpu(Tensor x, std::optional<Tensor> weight0
                                          double eps, bool relu) {
   bool last;
   const Tensor input = checked_input(x, last);
-  lcs::LineNormArgs args = arguments(input, last, weight0, weight1, bias0, bias1, alpha, mean, var, groups, eps, relu);
+  const LineVectors line{weight0, weight1, bias0, bias1, alpha};
+  lcs::LineNormArgs args = arguments(input, last, line, mean, var, groups, eps, relu);
   const std::optional<Tensor> other =
-      residual ? std::optional(laid_out_as(*residual, input, last, "residual")) : std::nullopt;
+      residual ? std::optional(laid_out(*residual, sizes_of(input), x.scalar_type(), last, kLineNorm, "residual"))
+               : std::nullopt;
   Tensor y = empty_laid_out_as(input);
   const int64_t shape[] = {2, args.n, groups}, strides[] = {args.n * groups, groups, 1}, none[] = {0}, one[] = {1};
   Tensor statistics = mean ? empty_strided(none, one, aoti_torch_dtype_float32())
@@ -126,7 +154,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> line_norm_backward_cp
     Tensor statistics, int64_t groups, double eps, bool relu) {
   bool last;
   const Tensor input = checked_input(x, last);
-  lcs::LineNormArgs args = arguments(input, last, weight0, weight1, bias0, bias1, alpha, mean, var, groups, eps, relu);
+  const LineVectors line{weight0, weight1, bias0, bias1, alpha};
+  lcs::LineNormArgs args = arguments(input, last, line, mean, var, groups, eps, relu);
   if (!mean) {
     STD_TORCH_CHECK(statistics.is_cpu() && statistics.scalar_type() == ScalarType::Float &&
                         statistics.is_contiguous() && statistics.numel() == 2 * args.n * groups,
@@ -135,7 +164,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> line_norm_backward_cp
     args.means = const_cast<float*>(static_cast<const float*>(statistics.const_data_ptr()));
     args.rstds = args.means + args.n * groups;
   }
-  const Tensor g = laid_out_as(grad, input, last, "grad");
+  const Tensor g = laid_out(grad, sizes_of(input), x.scalar_type(), last, kLineNorm, "grad");
   Tensor grad_x = empty_laid_out_as(input);
   const int64_t one[] = {1};
   const auto grad_of = [&](const std::optional<Tensor>& end) {
@@ -152,9 +181,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> line_norm_backward_cp
        {data(biases[0], bias0.has_value()), data(biases[1], bias1.has_value()), biases[0].numel()}},
       parallel);
   const int64_t none[] = {0};
-  const bool line = weight1 || bias1;
-  Tensor to_alpha = empty_strided({none, size_t(!line)}, {one, size_t(!line)}, aoti_torch_dtype_float32());
-  if (line) *static_cast<float*>(to_alpha.mutable_data_ptr()) = float(grad_alpha);
+  const bool has_line = weight1 || bias1;
+  Tensor to_alpha = empty_strided({none, size_t(!has_line)}, {one, size_t(!has_line)}, aoti_torch_dtype_float32());
+  if (has_line) *static_cast<float*>(to_alpha.mutable_data_ptr()) = float(grad_alpha);
   return {grad_x, weights[0], weights[1], biases[0], biases[1], to_alpha};
 }
 

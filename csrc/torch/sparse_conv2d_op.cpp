@@ -1,39 +1,57 @@
 #include "lcs/sparse_conv2d.h"
 
 #include "images_binding.h"
-#include "sparse_weight_binding.h"
+#include "sparse_conv2d_binding.h"
+
+namespace lcs::binding {
+
+SparseConv2dCall sparse_conv2d_call(const char* op, const Tensor& x, const Tensor& mask_bits, const Tensor& values,
+                                    const std::vector<int64_t>& weight_shape, const std::optional<Tensor>& bias,
+                                    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                                    const std::vector<int64_t>& dilation, int64_t groups, bool relu, int64_t block,
+                                    const std::vector<Tensor>& prepack) {
+  STD_TORCH_CHECK(x.dim() == 4 && weight_shape.size() == 4, op, ": x must be (n, c, h, w), got shape ", shape_of(x));
+  const int64_t out = weight_shape[0], taps = weight_shape[2] * weight_shape[3], columns = weight_shape[1] * taps;
+  STD_TORCH_CHECK(groups >= 1 && x.size(1) == groups * weight_shape[1] && out % groups == 0, op, ": x has ", x.size(1),
+                  " channels, a weight of ", out, " x ", weight_shape[1], " in ", groups, " groups takes ",
+                  groups * weight_shape[1]);
+  STD_TORCH_CHECK(weight_shape[2] >= 1 && weight_shape[3] >= 1 && block % taps == 0, op, ": block ", block,
+                  " is not whole channels of ", taps, " taps");
+  Prepacked weight = prepacked(op, mask_bits, values, out, columns, block, prepack);
+  const DType dtype = activation_dtype(op, x);
+  const Axis vertical = axis(op, stride, padding, dilation, weight_shape[2], 0),
+             horizontal = axis(op, stride, padding, dilation, weight_shape[3], 1);
+  const bool last = wants_channels_last(x);
+  const Tensor input = last ? x : torch::stable::contiguous(x);
+  Tensor y =
+      empty_images({x.size(0), out, output_size(op, vertical, x.size(2)), output_size(op, horizontal, x.size(3))},
+                   x.scalar_type(), last);
+  const SparseConv2dArgs args{images(input, const_cast<void*>(input.const_data_ptr()), last),
+                              images(y, y.mutable_data_ptr(), last),
+                              dtype,
+                              vertical,
+                              horizontal,
+                              groups,
+                              weight.prepack,
+                              vector_of(op, "bias", bias, out),
+                              relu};
+  return {last, input, y, std::move(weight), args};
+}
+
+}  // namespace lcs::binding
 
 namespace {
 
 using namespace lcs::binding;
-constexpr const char* kSparseConv2d = "sparse_conv2d";
 
 Tensor sparse_conv2d_cpu(Tensor x, Tensor mask_bits, Tensor values, std::vector<int64_t> weight_shape,
                          std::optional<Tensor> bias, std::vector<int64_t> stride, std::vector<int64_t> padding,
                          std::vector<int64_t> dilation, int64_t groups, bool relu, int64_t block,
                          std::vector<Tensor> prepack) {
-  STD_TORCH_CHECK(x.dim() == 4 && weight_shape.size() == 4, kSparseConv2d, ": x must be (n, c, h, w), got shape ",
-                  shape_of(x));
-  const int64_t out = weight_shape[0], taps = weight_shape[2] * weight_shape[3], columns = weight_shape[1] * taps;
-  STD_TORCH_CHECK(groups >= 1 && x.size(1) == groups * weight_shape[1] && out % groups == 0, kSparseConv2d, ": x has ",
-                  x.size(1), " channels, a weight of ", out, " x ", weight_shape[1], " in ", groups, " groups takes ",
-                  groups * weight_shape[1]);
-  STD_TORCH_CHECK(weight_shape[2] >= 1 && weight_shape[3] >= 1 && block % taps == 0, kSparseConv2d, ": block ", block,
-                  " is not whole channels of ", taps, " taps");
-  const Prepacked weight = prepacked(kSparseConv2d, mask_bits, values, out, columns, block, prepack);
-  const lcs::DType dtype = activation_dtype(kSparseConv2d, x);
-  const lcs::Axis vertical = axis(kSparseConv2d, stride, padding, dilation, weight_shape[2], 0),
-                  horizontal = axis(kSparseConv2d, stride, padding, dilation, weight_shape[3], 1);
-  const bool last = wants_channels_last(x);
-  const Tensor input = last ? x : torch::stable::contiguous(x);
-  Tensor y = empty_images({x.size(0), out, output_size(kSparseConv2d, vertical, x.size(2)),
-                           output_size(kSparseConv2d, horizontal, x.size(3))},
-                          x.scalar_type(), last);
-  lcs::sparse_conv2d(
-      {images(input, const_cast<void*>(input.const_data_ptr()), last), images(y, y.mutable_data_ptr(), last), dtype,
-       vertical, horizontal, groups, weight.prepack, vector_of(kSparseConv2d, "bias", bias, out), relu},
-      parallel);
-  return y;
+  const SparseConv2dCall call = sparse_conv2d_call("sparse_conv2d", x, mask_bits, values, weight_shape, bias, stride,
+                                                   padding, dilation, groups, relu, block, prepack);
+  lcs::sparse_conv2d(call.args, parallel);
+  return call.y;
 }
 
 }  // namespace

@@ -25,19 +25,6 @@ lcs::MaxPoolArgs max_pool(const std::vector<int64_t>& pool, const lcs::Images& x
   return args;
 }
 
-// Of `shape`, laid out as the result.
-std::optional<Tensor> laid_out(const std::optional<Tensor>& residual, const std::vector<int64_t>& shape,
-                               ScalarType type, bool last) {
-  if (!residual) return residual;
-  STD_TORCH_CHECK(residual->is_cpu() && has_shape(*residual, shape) && residual->scalar_type() == type,
-                  kWidthConv2dNorm, ": residual must be of the norm's shape and of x's dtype on the CPU, got shape ",
-                  shape_of(*residual));
-  if (!last) return torch::stable::contiguous(*residual);
-  if (is_channels_last(*residual)) return residual;
-  Tensor copy = empty_images(shape, type, true);
-  return torch::stable::copy_(copy, *residual);
-}
-
 Tensor width_conv2d_norm_cpu(Tensor x, Tensor weight, int64_t out_channels, std::optional<Tensor> bias,
                              std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
                              int64_t groups, std::optional<Tensor> packed, std::optional<Tensor> weight0,
@@ -47,15 +34,13 @@ Tensor width_conv2d_norm_cpu(Tensor x, Tensor weight, int64_t out_channels, std:
   const lcs::DType dtype = activation_dtype(kWidthConv2dNorm, x);
   const WidthConv2dCall call =
       width_conv2d_call(kWidthConv2dNorm, x, weight, out_channels, stride, padding, dilation, groups, packed);
-  STD_TORCH_CHECK(norm_groups >= 1 && out_channels % norm_groups == 0, kWidthConv2dNorm, ": ", norm_groups,
-                  " groups do not divide ", out_channels, " channels of the convolution");
-  STD_TORCH_CHECK(eps >= 0, kWidthConv2dNorm, ": eps must be at least 0, got ", eps);
   const bool last = wants_channels_last(x);
   const Tensor input = last ? x : torch::stable::contiguous(x);
   const std::vector<int64_t> made = {x.size(0), out_channels, output_size(kWidthConv2dNorm, call.vertical, x.size(2)),
                                      output_size(kWidthConv2dNorm, call.horizontal, x.size(3))};
   const bool between_last = last || !pool.empty();
-  const std::optional<Tensor> other = laid_out(residual, made, x.scalar_type(), between_last);
+  NormBehind norm = norm_behind(kWidthConv2dNorm, made, x.scalar_type(), between_last,
+                                {weight0, weight1, bias0, bias1, alpha}, residual, norm_groups, eps, relu);
   const lcs::Images out = images(made, nullptr, between_last);
   std::optional<lcs::MaxPoolArgs> pooled;
   std::vector<int64_t> shape = made;
@@ -66,17 +51,11 @@ Tensor width_conv2d_norm_cpu(Tensor x, Tensor weight, int64_t out_channels, std:
   }
   Tensor y = empty_images(shape, x.scalar_type(), last);
   if (pooled) pooled->y = images(shape, y.mutable_data_ptr(), last);
-  lcs::LineNormArgs norm{};
-  norm.residual = other ? other->const_data_ptr() : nullptr;
-  norm.y = pooled ? nullptr : y.mutable_data_ptr();
-  norm.n = out.n, norm.channels = out.channels, norm.pixels = out.height * out.width, norm.groups = norm_groups;
-  norm.last = (between_last && out.channels > 1) || norm.pixels == 1;  // as line_norm takes the convolution's result
-  norm.eps = eps, norm.relu = relu, norm.dtype = dtype;
-  take_line(kWidthConv2dNorm, norm, x.scalar_type(), {weight0, weight1, bias0, bias1, alpha});
+  if (!pooled) norm.args.y = y.mutable_data_ptr();
   lcs::width_conv2d_norm({{images(input, const_cast<void*>(input.const_data_ptr()), last), out, dtype, call.vertical,
                            call.horizontal, groups, call.weight, call.packed, call.pairs, nullptr,
                            vector_of(kWidthConv2dNorm, "bias", bias, call.weight.out_channels), false},
-                          norm,
+                          norm.args,
                           pooled ? &*pooled : nullptr},
                          parallel);
   return y;

@@ -46,7 +46,7 @@ class SparseConv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, bias, relu, weight, geometry, block, prepack):
-        run = reference if _by_reference(x, block) else _op
+        run = reference if by_reference(x, block) else _op
         y = run(x, weight.mask_bits, weight.values, weight.shape, bias, *geometry, relu, block, prepack)
         ctx.save_for_backward(*([y] if relu else []))
         ctx.weight, ctx.geometry, ctx.x_shape = weight, geometry, x.shape
@@ -66,9 +66,29 @@ def block_for(channels: int, taps: int, density: float) -> int:
     return max(min(-(-channels // blocks), 65536 // taps), 1) * taps
 
 
-def _by_reference(x: Tensor, block: int) -> bool:
+def by_reference(x: Tensor, block: int) -> bool:
     """float64, and kernels of more taps than 16-bit indices can tell apart."""
     return x.dtype == torch.float64 or block > 65536
+
+
+def checked(x: Tensor, weight: SparseWeight, bias: Tensor | None, stride, padding, dilation, groups: int) -> tuple:
+    """Bias, geometry, block and prepack as the op takes them. Raises as `sparse_conv2d` does."""
+    ensure_loaded()
+    if len(weight.shape) != 4:
+        raise ValueError(
+            f"sparse_conv2d: weight must be (out_channels, in_channels / groups, h, w), got shape {weight.shape}"
+        )
+    stride, padding, dilation = geometry("sparse_conv2d", stride, padding, dilation)
+    if x.dim() != 4 or groups < 1 or x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+        raise ValueError(
+            f"sparse_conv2d: x has shape {tuple(x.shape)}, which does not fit a weight of shape {weight.shape} "
+            f"in {groups} groups"
+        )
+    check_fits("sparse_conv2d", x, weight.shape, padding, dilation)
+    bias = check_sparse("sparse_conv2d", x, weight, bias)
+    block = block_for(weight.shape[1], weight.shape[2] * weight.shape[3], weight.density)
+    prepack = weight.prepack(block) if x.is_cpu and not by_reference(x, block) else []
+    return bias, (stride, padding, dilation, groups), block, prepack
 
 
 def sparse_conv2d(
@@ -103,22 +123,7 @@ def sparse_conv2d(
         TypeError: another dtype.
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
-    ensure_loaded()
-    if len(weight.shape) != 4:
-        raise ValueError(
-            f"sparse_conv2d: weight must be (out_channels, in_channels / groups, h, w), got shape {weight.shape}"
-        )
-    stride, padding, dilation = geometry("sparse_conv2d", stride, padding, dilation)
-    if x.dim() != 4 or groups < 1 or x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
-        raise ValueError(
-            f"sparse_conv2d: x has shape {tuple(x.shape)}, which does not fit a weight of shape {weight.shape} "
-            f"in {groups} groups"
-        )
-    check_fits("sparse_conv2d", x, weight.shape, padding, dilation)
-    bias = check_sparse("sparse_conv2d", x, weight, bias)
-    settings = (stride, padding, dilation, groups)
-    block = block_for(weight.shape[1], weight.shape[2] * weight.shape[3], weight.density)
-    prepack = weight.prepack(block) if x.is_cpu and not _by_reference(x, block) else []
-    if wants_grad(x, bias) or _by_reference(x, block):
+    bias, settings, block, prepack = checked(x, weight, bias, stride, padding, dilation, groups)
+    if wants_grad(x, bias) or by_reference(x, block):
         return SparseConv2d.apply(x, bias, relu, weight, settings, block, prepack)
     return _op(x, weight.mask_bits, weight.values, weight.shape, bias, *settings, relu, block, prepack)

@@ -175,6 +175,15 @@ def _width_conv2d_norm() -> Case:
     return [lcs_kernels.width_conv2d_norm(x, same, 10, (*ends, alpha), 5, 0.0, relu=True)], [expected]
 
 
+def _sparse_conv2d_norm() -> Case:
+    """As of `line_norm`, behind a convolution that changes nothing."""
+    x = torch.tensor([1.0, -1.0]).repeat(3 * 10 * 24).view(3, 10, 6, 8) + 5
+    same, ends = SparseWeight.pack(torch.eye(10).view(10, 10, 1, 1)), [_integers(seed, 12) for seed in range(4)]
+    alpha = torch.tensor(0.25)
+    expected = _reference("line_norm")(x, *ends, alpha, None, None, x, 5, 0.0, True)[0]
+    return [lcs_kernels.sparse_conv2d_norm(x, same, (*ends, alpha), 5, 0.0, residual=x, relu=True)], [expected]
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "cosine_squared": _cosine_squared,
     "interpolate_prune": _interpolate_prune,
@@ -187,6 +196,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "packed_network": _packed_network,
     "quantize": _quantize,
     "sparse_conv2d": _sparse_conv2d,
+    "sparse_conv2d_norm": _sparse_conv2d_norm,
     "sparse_linear": _sparse_linear,
     "sparse_pack": _sparse_pack,
     "width_conv2d": _width_conv2d,

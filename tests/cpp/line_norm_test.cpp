@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "prune_case.h"
 
@@ -61,24 +62,24 @@ class Norm {
     const auto end = [&](int i) { return ends_.as<float>() + i * c.channels; };
     const auto grad_of = [&](int i) { return grads_.as<float>() + i * full(); };
     float *const means = c.given ? nullptr : statistics_.as<float>(), *const given = given_.as<float>();
-    const LineNormArgs args{x_.as(),
-                            residual_.as(),
-                            y_.as(),
-                            c.n,
-                            c.channels,
-                            c.pixels,
-                            c.groups,
-                            c.last,
-                            {end(0), end(1), DType::float32},
-                            {end(2), end(3), DType::float32},
-                            0.25f,
-                            c.given ? given : nullptr,
-                            c.given ? given + c.channels : nullptr,
-                            means,
-                            means ? means + c.n * c.groups : nullptr,
-                            0,
-                            c.relu,
-                            c.dtype};
+    LineNormArgs args{x_.as(),
+                      residual_.as(),
+                      y_.as(),
+                      c.n,
+                      c.channels,
+                      c.pixels,
+                      c.groups,
+                      c.last,
+                      {end(0), end(1), DType::float32},
+                      {end(2), end(3), DType::float32},
+                      0.25f,
+                      c.given ? given : nullptr,
+                      c.given ? given + c.channels : nullptr,
+                      means,
+                      means ? means + c.n * c.groups : nullptr,
+                      0,
+                      c.relu,
+                      c.dtype};
     line_norm(args, parallel);
     const double grad_alpha = line_norm_backward(
         {args, grad_.as(), grad_x_.as(), {grad_of(0), grad_of(1), full()}, {grad_of(2), grad_of(3), full()}}, parallel);
@@ -87,6 +88,10 @@ class Norm {
     if (!c.given) found.push_back(bits_of(statistics_, 2 * c.n * c.groups, DType::float32));
     const uint64_t alpha = std::isnan(grad_alpha) ? 0 : std::bit_cast<uint64_t>(grad_alpha);
     found.push_back({std::isnan(grad_alpha), uint32_t(alpha), uint32_t(alpha >> 32)});
+    std::memcpy(y_.as(), x_.as(), c.size() * size_of(c.dtype));
+    args.x = args.y;
+    line_norm(args, parallel);
+    CHECK(bits_of(y_, c.size(), c.dtype) == found[0]);
     return found;
   }
 

@@ -32,6 +32,9 @@ struct LineNormArgs {
 
 void line_norm(const LineNormArgs& args, const Parallel& parallel);
 
+// The norm of samples [begin, end) alone.
+LineNormArgs samples_of(const LineNormArgs& args, int64_t begin, int64_t end);
+
 // The gradients to both ends of a vector, `full` long, 0 behind `channels`. Null where there is no such end.
 struct LineVectorGrad {
   float *end0, *end1;

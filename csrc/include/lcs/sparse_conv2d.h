@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 
 #include "lcs/dtype.h"
 #include "lcs/images.h"
@@ -19,7 +20,10 @@ struct SparseConv2dArgs {
   bool relu;
 };
 
-// The order of each sum depends on shapes and instruction set alone.
-void sparse_conv2d(const SparseConv2dArgs& args, const Parallel& parallel);
+// What is done to images [begin, end) of y once they are whole; by the thread that made them, or by all in `parallel`.
+using BehindImages = std::function<void(int64_t begin, int64_t end, const Parallel& parallel)>;
+
+// The order of each sum depends on shapes and instruction set alone. `behind` is called once for every image.
+void sparse_conv2d(const SparseConv2dArgs& args, const Parallel& parallel, const BehindImages& behind = nullptr);
 
 }  // namespace lcs

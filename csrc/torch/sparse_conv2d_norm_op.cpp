@@ -1,0 +1,28 @@
+#include "lcs/sparse_conv2d_norm.h"
+
+#include "line_norm_binding.h"
+#include "sparse_conv2d_binding.h"
+
+namespace {
+
+using namespace lcs::binding;
+constexpr const char* kSparseConv2dNorm = "sparse_conv2d_norm";
+
+Tensor sparse_conv2d_norm_cpu(Tensor x, Tensor mask_bits, Tensor values, std::vector<int64_t> weight_shape,
+                              std::optional<Tensor> bias, std::vector<int64_t> stride, std::vector<int64_t> padding,
+                              std::vector<int64_t> dilation, int64_t groups, int64_t block, std::vector<Tensor> prepack,
+                              std::optional<Tensor> weight0, std::optional<Tensor> weight1, std::optional<Tensor> bias0,
+                              std::optional<Tensor> bias1, std::optional<Tensor> alpha, std::optional<Tensor> residual,
+                              int64_t norm_groups, double eps, bool relu) {
+  SparseConv2dCall conv = sparse_conv2d_call(kSparseConv2dNorm, x, mask_bits, values, weight_shape, bias, stride,
+                                             padding, dilation, groups, false, block, prepack);
+  NormBehind norm = norm_behind(kSparseConv2dNorm, sizes_of(conv.y), x.scalar_type(), conv.last,
+                                {weight0, weight1, bias0, bias1, alpha}, residual, norm_groups, eps, relu);
+  norm.args.x = norm.args.y = conv.y.mutable_data_ptr();
+  lcs::sparse_conv2d_norm({conv.args, norm.args}, parallel);
+  return conv.y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) { m.impl("sparse_conv2d_norm", TORCH_BOX(&sparse_conv2d_norm_cpu)); }

@@ -1,0 +1,82 @@
+"""A sparse convolution and the norm behind it, whose input stays in the caches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ._library import define, wants_grad
+from .line_norm import line_norm
+from .sparse_conv2d import by_reference, checked, sparse_conv2d
+
+if TYPE_CHECKING:
+    from lcs_kernels.formats import SparseWeight
+
+
+def reference(
+    x, mask_bits, values, weight_shape, bias, stride, padding, dilation, groups, block, prepack, *norm
+) -> Tensor:
+    """Both ops, one after the other, by the kernels that each of them has."""
+    *line, residual, norm_groups, eps, relu = norm
+    lcs, geometry = torch.ops.lcs, (stride, padding, dilation, groups)
+    y = lcs.sparse_conv2d(x, mask_bits, values, weight_shape, bias, *geometry, False, block, prepack)
+    return lcs.line_norm(y, *line, None, None, residual, norm_groups, eps, relu)[0]
+
+
+_op = define(
+    "sparse_conv2d_norm(Tensor x, Tensor mask_bits, Tensor values, SymInt[] weight_shape, Tensor? bias,"
+    " SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, SymInt block, Tensor[] prepack,"
+    " Tensor? weight0, Tensor? weight1, Tensor? bias0, Tensor? bias1, Tensor? alpha, Tensor? residual,"
+    " SymInt norm_groups, float eps, bool relu) -> Tensor",
+    reference,
+    reference,
+)
+
+
+def sparse_conv2d_norm(
+    x: Tensor,
+    weight: SparseWeight,
+    norm: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    norm_groups: int,
+    eps: float = 1e-5,
+    *,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """`line_norm` of `sparse_conv2d`, the same bits in one op.
+
+    On the CPU the norm is in place: of a large batch each image is normalised by the thread that has made it, before it
+    leaves the caches. Where a gradient is asked for, or for float64, both run one after the other, as they do on other
+    devices.
+
+    Args:
+        x, weight, bias, stride, padding, dilation, groups: as of `sparse_conv2d`.
+        norm: weight0, weight1, bias0, bias1 and alpha of `line_norm`; alpha is a 0-d float32 tensor, or None for a
+            point.
+        norm_groups: of the norm.
+        eps, residual, relu: as of `line_norm`.
+
+    Returns:
+        (n, out_channels, h', w') of x's dtype and memory format.
+
+    Raises:
+        ValueError, TypeError, LcsUnavailableError: as the two.
+    """
+    given, (bias, geometry, block, prepack) = bias, checked(x, weight, bias, stride, padding, dilation, groups)
+    if not wants_grad(x, bias, *norm, residual) and not by_reference(x, block):
+        fields = (weight.mask_bits, weight.values, weight.shape, bias, *geometry, block, prepack)
+        try:
+            return _op(x, *fields, *norm, residual, norm_groups, eps, relu)
+        except RuntimeError:
+            y = sparse_conv2d(x, weight, bias, *geometry)  # says it as a ValueError or a TypeError
+            line_norm(y, *norm, norm_groups, eps, residual=residual, relu=relu)
+            raise
+    y = sparse_conv2d(x, weight, given, *geometry)
+    return line_norm(y, *norm, norm_groups, eps, residual=residual, relu=relu)
