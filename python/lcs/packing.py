@@ -97,6 +97,7 @@ class Packed:
     own: tuple[SparseWeight | NestedWeight | WidthWeight, ...]  # weights of this level alone
     inputs: dict = field(default_factory=dict)  # what it has run on, for which more may have been derived
     networks: dict = field(default_factory=dict)  # what several layers run as (`lcs.packed_steps`), by input
+    plans: dict = field(default_factory=dict)  # how a layer does the norm behind it, by layer and input's shape
     shapes: None = None
 
     @property
@@ -126,6 +127,10 @@ class FrozenSlot:
         if running.shapes is not None and x_shape is not None:
             running.shapes.setdefault(layer.index, tuple(x_shape))
         return running.tensors[layer.index]
+
+    def plans(self) -> dict:
+        """What layers remember of the level that runs."""
+        return RUNNING.get().plans
 
 
 def nbytes(weight: Weight | None) -> int:

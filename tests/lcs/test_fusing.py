@@ -8,6 +8,7 @@ from torch import nn
 import lcs
 from lcs import models
 from lcs.fusing import add_into, add_relu_into, fused, max_pool2d
+from lcs.layers import frozen_norm
 from lcs.layers.norms import FusedNorm
 from lcs_kernels import costs
 
@@ -275,3 +276,48 @@ def test_a_convolution_of_all_widths_does_the_norm_behind_it(dtype):
     assert fast.counters.unfused == "" and fast._forwards and norms(fast)[0] == {"relu", "pool"}
     assert sum(node.kwargs.get("normed", False) for node in fast._fused.graph.nodes) == 20
     assert fast(x.clone().requires_grad_(), width=0.5).requires_grad
+
+
+class Convolutions(nn.Module):
+    """What a sparse convolution can do with the norm behind it, and what it leaves to the norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.MaxPool2d(2))
+        self.strided = nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1, bias=False), nn.InstanceNorm2d(8, affine=True))
+        self.pointwise = nn.Sequential(nn.Conv2d(8, 8, 1), nn.GroupNorm(4, 8))
+        self.groups = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=4), nn.GroupNorm(4, 8))
+        self.same = nn.Sequential(nn.Conv2d(8, 8, 3, padding="same"), nn.GroupNorm(4, 8))
+        self.reflect = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), nn.GroupNorm(1, 8))
+        self.running = nn.Sequential(nn.Conv2d(8, 8, 1), nn.InstanceNorm2d(8, track_running_stats=True))
+
+    def forward(self, x):
+        y = self.plain(x)
+        y = self.strided(y) + y.mean((2, 3), keepdim=True)
+        y = self.same(self.groups(F.relu(self.pointwise(y) + y)) + y)
+        return self.running(F.relu(self.reflect(y) + y))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.filterwarnings("ignore:running statistics")
+def test_a_sparse_convolution_does_the_norm_behind_it(dtype, memory_format, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(costs, "pays", lambda *_, **__: True)
+    fast = frozen(Convolutions().to(dtype))
+    calls = []
+    one = frozen_norm.sparse_conv2d_norm
+    monkeypatch.setattr(frozen_norm, "sparse_conv2d_norm", lambda *a, **k: calls.append(a[0].shape) or one(*a, **k))
+    for n in (2, 9):
+        x = torch.randn(n, 3, 20, 22).to(dtype).contiguous(memory_format=memory_format)
+        for density in (0.1, 0.5):
+            calls.clear()
+            found = fast(x, density=density)
+            assert len(calls) == 2 and fast.counters.unfused == ""
+            assert torch.equal(found, fast._call(fast.recipe.level(density), (x,), {}, fused=False))
+    x.requires_grad_()
+    grads = [
+        torch.autograd.grad(fast._call(fast.recipe.level(0.5), (x,), {}, fused=fused).square().sum(), x)[0]
+        for fused in (True, False)
+    ]
+    assert torch.equal(*grads)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lcs_kernels import width_conv2d, width_conv2d_norm
-from lcs_kernels.formats import WidthWeight
+from lcs_kernels import sparse_conv2d_norm, width_conv2d, width_conv2d_norm
+from lcs_kernels.formats import SparseWeight, WidthWeight
 from lcs_kernels.ops._convolution import output_size
 
 from ..pooling import max_pool2d
 from .norms import FusedNorm
 
-_PLANS = 64  # shapes of inputs that a level remembers
+_PLANS = 1024  # that a level remembers
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ class WidthView:
     whole: WidthWeight
     outputs: int
     shared: bool = True
-    plans: dict[torch.Size, Plan | None] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return self.outputs
@@ -73,22 +72,29 @@ class NormBehind:
 
     def _normed(self, input: Tensor, residual: Tensor | None, relu: bool, pool: tuple | None) -> Tensor:
         weight, bias = self.slot.tensors(self, input.shape)
-        plan = self._plan(input.shape, weight, bias) if isinstance(weight, WidthView) else None
+        plan = None if isinstance(weight, Tensor) else self._plan(input.shape, weight, bias)
         if plan is None or (
             residual is not None and (residual.shape != plan.shape or residual.dtype != input.dtype)  # it is broadcast
         ):
             y = self.behind(self.convolved(input), residual, relu)
             return y if pool is None else max_pool2d(y, *pool, 1, False)
         check_dtype(input, weight)
-        after = {"residual": residual, "relu": relu, "max_pool": pool}
-        return width_conv2d_norm(input, weight.whole, weight.outputs, *plan.norm, **after, **plan.settings)
+        after = {"residual": residual, "relu": relu}
+        if isinstance(weight, WidthView):
+            after["max_pool"] = pool
+            return width_conv2d_norm(input, weight.whole, weight.outputs, *plan.norm, **after, **plan.settings)
+        y = sparse_conv2d_norm(input, weight, *plan.norm, **after, **plan.settings)
+        return y if pool is None else max_pool2d(y, *pool, 1, False)
 
-    def _plan(self, shape: torch.Size, weight: WidthView, bias: Tensor | None) -> Plan | None:
+    def _plan(self, shape: torch.Size, weight: WidthView | SparseWeight, bias: Tensor | None) -> Plan | None:
         """How one op does it all for inputs of a shape; it leaves out other padding than of zeros, and groups. A norm
         of single pixels is left to complain itself."""
-        if shape in weight.plans:
-            return weight.plans[shape]
-        plan, norm, channels = None, self.behind, weight.outputs
+        plans = self.slot.plans()
+        known = plans.get((self, shape), ...)  # in one step, as other threads may clear them
+        if known is not ...:
+            return known
+        plan, norm = None, self.behind
+        channels = weight.outputs if isinstance(weight, WidthView) else weight.shape[0]
         if len(shape) == 4 and self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str):
             geometry = {name: getattr(self, name) for name in ("stride", "padding", "dilation")}
             size = output_size(shape, self.weight.shape, **geometry)
@@ -96,9 +102,9 @@ class NormBehind:
                 settings = {"bias": self.whole_bias(bias), **geometry}
                 line = norm.affine_line()
                 plan = Plan((shape[0], channels, *size), (line, norm.groups_of(channels), norm.eps), settings)
-        if len(weight.plans) >= _PLANS:
-            weight.plans.clear()
-        weight.plans[shape] = plan
+        if len(plans) >= _PLANS:
+            plans.clear()
+        plans[self, shape] = plan
         return plan
 
     def at_width(self, input: Tensor, weight: WidthView, bias: Tensor | None) -> Tensor:
