@@ -1,4 +1,4 @@
-"""The layers of a frozen network: a sparse weight runs the sparse op, a WidthView the engine's dense one, a tensor torch's."""
+"""Layers of a frozen network: the sparse op runs a sparse weight, the engine's dense op a WidthView, torch a tensor."""
 
 import torch.nn.functional as F
 from torch import Tensor
