@@ -14,6 +14,7 @@ from .peer_worker import waited
 from .peers import Model, Peer
 
 SAMPLE_SECONDS = 0.004  # a sample repeats its candidate for at least so long
+WARM_SECONDS = 0.02  # that a candidate runs before a sample, if it is as short: threads awake, caches its own
 HANDOVER = 0.005  # seconds after which the threads of a process that has worked sleep
 DISTURBED = 0.02  # samples whose threads waited for a core longer than this share are dropped
 
@@ -56,13 +57,15 @@ class Timing:
         return cuts[0], cuts[-1]
 
 
-def sample(call: Callable[[], object] | Peer, repeats: int) -> tuple[float, bool]:
-    """Seconds a call, and whether the process that ran it had its cores meanwhile."""
+def sample(call: Callable[[], object] | Peer, repeats: int, first: int = 0) -> tuple[float, bool]:
+    """Seconds a call, and whether the process that ran it had its cores meanwhile. `first`: calls before, not timed."""
     if isinstance(call, Peer):
         time.sleep(HANDOVER)
-        elapsed, delayed = call.seconds(repeats)
+        elapsed, delayed = call.seconds(repeats, first)
         time.sleep(HANDOVER)
         return elapsed / repeats, delayed <= DISTURBED * elapsed
+    for _ in range(first):
+        call()
     before, begin = waited(), time.perf_counter()
     for _ in range(repeats):
         call()
@@ -70,10 +73,11 @@ def sample(call: Callable[[], object] | Peer, repeats: int) -> tuple[float, bool
     return elapsed / repeats, waited() - before <= DISTURBED * elapsed
 
 
-def _repeats(call: Callable[[], object] | Peer) -> int:
+def _calls(call: Callable[[], object] | Peer) -> tuple[int, int]:
+    """How many calls a sample is, and how many come before it."""
     sample(call, 1)
     best = min(sample(call, 1)[0] for _ in range(3))
-    return max(1, int(SAMPLE_SECONDS / best))
+    return max(1, int(SAMPLE_SECONDS / best)), int(WARM_SECONDS / best)
 
 
 def multiply_adds(flops: int, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
@@ -108,11 +112,11 @@ def measure(
             calls[peer.name] = peer
     if row.limit:
         calls["limit"] = row.limit
-    repeats = {name: _repeats(call) for name, call in calls.items()}
+    numbers = {name: _calls(call) for name, call in calls.items()}
     timings = {name: Timing() for name in calls}
     for done in range(1, rounds + 1):
         for name, call in calls.items():
-            seconds, clean = sample(call, repeats[name])
+            seconds, clean = sample(call, *numbers[name])
             timings[name].every.append(seconds)
             if clean:
                 timings[name].clean.append(seconds)

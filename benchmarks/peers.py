@@ -67,9 +67,10 @@ class Peer:
         ):
             raise PeerError(f"{self.name}: its result is not that of the model")
 
-    def seconds(self, repeats: int) -> tuple[float, float]:
-        """What `repeats` calls took, and how long the engine's threads waited for a core meanwhile."""
-        elapsed, waited = self._ask({"repeats": repeats})
+    def seconds(self, repeats: int, first: int = 0) -> tuple[float, float]:
+        """What `repeats` calls after `first` others took, and how long the engine's threads waited for a core
+        meanwhile."""
+        elapsed, waited = self._ask({"repeats": repeats, "first": first})
         return elapsed, waited
 
     def close(self) -> None:

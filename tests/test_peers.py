@@ -89,7 +89,7 @@ def test_the_worker_needs_nothing_of_this_project(tmp_path):
     path.write_text(peers.WORKER.read_text())
     done = subprocess.run(
         [sys.executable, "-I", "-S", str(path), "openvino", "1"],
-        input=json.dumps({"repeats": 0}),
+        input=json.dumps({"repeats": 0, "first": 0}),
         capture_output=True,
         text=True,
     )
