@@ -59,9 +59,10 @@ def on_a_gpu(x: Tensor, w: Tensor) -> dict[str, Callable[[], Tensor]]:
 def check(x: Tensor, weight: NestedWeight, bits: int) -> None:
     fields, ones = (weight.planes, weight.scales, weight.zero_points, weight.shape), [1, 1]
     settings = bits, None, ones, ones, ones, 1
-    for ends in ((None, None), (torch.tensor(LOW), torch.tensor(HIGH))):
-        expected = reference(x, *fields, *settings, *ends, 8, False, False, [])
-        found = packed_conv2d(x, weight, bits, padding=1, x_range=None if ends[0] is None else ends)
+    given = torch.tensor(LOW), torch.tensor(HIGH)
+    for ends, x_bits in (((None, None), 8), (given, 8), (given, bits)):
+        expected = reference(x, *fields, *settings, *ends, x_bits, False, False, [])
+        found = packed_conv2d(x, weight, bits, padding=1, x_range=None if ends[0] is None else ends, x_bits=x_bits)
         if not torch.equal(found, expected):
             raise AssertionError("packed_conv2d's result differs from its reference")
 
@@ -74,6 +75,7 @@ def row(x: Tensor, weight: NestedWeight, bits: int, peers: dict[str, Callable[[]
         case=f"{images} x {channels} x {side} x {side}, 3 x 3, {bits} bits",
         candidates={
             "lcs": lambda: packed_conv2d(x, weight, bits, padding=1, x_range=ends),
+            "lcs, x at the weight's bits": lambda: packed_conv2d(x, weight, bits, padding=1, x_range=ends, x_bits=bits),
             "lcs, ranges of the images": lambda: packed_conv2d(x, weight, bits, padding=1),
             "lcs, contiguous": lambda: packed_conv2d(plain, weight, bits, padding=1, x_range=ends),
             **peers,

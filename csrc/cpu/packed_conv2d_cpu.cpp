@@ -1,16 +1,17 @@
 #include "lcs/packed_conv2d.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cstring>
+#include <optional>
 #include <vector>
 
 #include "dispatch.h"
 #include "packed_conv2d_kernels.h"
 #include "packed_gemm.h"
+#include "packed_result.h"
 #include "packed_strip.h"
+#include "packed_winograd.h"
 #include "scratch.h"
-#include "sparse_conv2d_kernels.h"
+#include "tasks.h"
 
 namespace lcs {
 namespace {
@@ -19,7 +20,6 @@ constexpr int64_t kRangeBytes = 384 << 10;  // of a strip, what stays in the sec
 constexpr int64_t kTasks = 16;              // enough to keep the threads even
 constexpr int64_t kLeastPixels = 96;        // that pay for unpacking a block of the weight
 constexpr int64_t kChunkBytes = 16 << 10;   // of a panel: half of the first-level cache
-constexpr int64_t kTile = 120;              // positions at once: whole rows of every instruction set's registers
 
 // The input becomes a strip. Then each block of the weight is unpacked, and meets the strip of many output positions.
 class PackedConv2d {
@@ -30,21 +30,21 @@ class PackedConv2d {
         layout_(args.weight.layout),
         gemm_(args.weight, args.bits, nullptr, false, args.exact),
         run_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx2::packed_conv2d_kernels)),
-        copies_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
         strip_(args, gemm_, parallel),
         g_(strip_.geometry()),
-        pixels_(args.y.height * args.y.width) {
-    if (a_.y_range) y_codes_ = codes_of(*a_.y_range);
-  }
+        result_(args, gemm_),
+        pixels_(result_.pixels()) {}
 
   void run() {
     choose_units();
     choose_regions();
     choose_ranges();
+    std::optional<PackedWinograd> winograd;
+    if (packed_conv2d_by_winograd(a_)) winograd.emplace(a_, gemm_, strip_, result_, parallel_);
     for (first_ = 0; first_ < a_.x.n; first_ += g_.images) {
       const int64_t images = std::min(g_.images, a_.x.n - first_);
       strip_.fill(first_, images);
-      multiply(images);
+      if (!winograd || !winograd->multiply(first_, images)) multiply(images);
     }
   }
 
@@ -70,8 +70,7 @@ class PackedConv2d {
 
   // One for all where results do not go right to their places.
   void choose_regions() {
-    const bool direct = gemm_.pairs() && a_.y.channel_stride == 1 && a_.dtype == DType::float32;
-    const bool several = direct && layout_.part_blocks() % 2 == 0;
+    const bool several = result_.direct() && layout_.part_blocks() % 2 == 0;
     const int64_t steps = layout_.segment_steps(), height = a_.y.height, width = a_.y.width;
     const std::vector<TapRun> all_rows{{0, height, 0, g_.rows.kernel}}, all_columns{{0, width, 0, g_.row_taps}};
     for (const TapRun& r : several ? tap_runs(g_.rows, a_.x.height, height) : all_rows)
@@ -110,22 +109,12 @@ class PackedConv2d {
     while (ranges_ * blocks < kTasks && ceil_div(pixels, 2 * ranges_) >= kLeastPixels) ranges_ *= 2;
   }
 
-  // Ranges of a unit, or where the strip does not stay in the cache units of a range, come after each other. Threads
-  // take some of them whenever they are done, fewer and fewer.
+  // Ranges of a unit, or where the strip does not stay in the cache units of a range, come after each other.
   void multiply(int64_t images) const {
     const int64_t units = int64_t(units_.size()), tasks = units * ranges_;
-    std::atomic<int64_t> next{0};
-    parallel_(tasks, 1, [&](int64_t, int64_t) {
-      UnitPanel panel;
-      for (int64_t begin = next.load(std::memory_order_relaxed); begin < tasks;) {
-        const int64_t end = begin + std::max<int64_t>((tasks - begin) / 4, 1);
-        if (!next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t unit = in_cache_ ? i / ranges_ : i % units, range = in_cache_ ? i % ranges_ : i / units;
-          multiply(unit, images, position(images, range, ranges_), position(images, range + 1, ranges_), panel);
-        }
-        begin = next.load(std::memory_order_relaxed);
-      }
+    share_tasks<UnitPanel>(parallel_, tasks, [&](int64_t i, UnitPanel& panel) {
+      const int64_t unit = in_cache_ ? i / ranges_ : i % units, range = in_cache_ ? i % ranges_ : i / units;
+      multiply(unit, images, position(images, range, ranges_), position(images, range + 1, ranges_), panel);
     });
   }
 
@@ -229,7 +218,8 @@ class PackedConv2d {
     Rows rows;
     find_rows(region, block, first, n, rows);
     float bias[kPairRows];
-    const Output out = output_of(block, 2, base(first), n, tile, tile + kTile * kPairRows, bias);
+    const int64_t start = first_ * pixels_ + base(first);
+    const PackedResult::Output out = result_.output(block, 2, start, n, tile, tile + kTile * kPairRows, bias);
     const PackedGemm::PairFactors& factors = panel.pair_factors;
     gemm_.kernels().multiply_pair(
         {panel.panel,
@@ -241,11 +231,11 @@ class PackedConv2d {
          n,
          panel.start,
          {rows.place, rows.sums, gemm_.shift(), factors.center, factors.scale, rows.scale, out.bias, out.residual,
-          out.residual_stride, a_.relu, int(out.channels), out.y, out.codes, out.stride, y_codes_},
+          out.residual_stride, a_.relu, int(out.channels), out.y, out.codes, out.stride, result_.codes()},
          gemm_.planes(more ? units_[size_t(unit + 1)].block : block),
          layout_.plane_bytes(),
          more ? a_.bits : 0});
-    if (!out.codes && out.y == tile) store(block, out.channels, kPairRows, first, n, tile);
+    if (!out.codes && out.y == tile) result_.store(block, out.channels, kPairRows, start, n, tile);
   }
 
   // Of output positions: where their windows begin, the sums of these less the zero point of x, the scale of x, and
@@ -299,86 +289,11 @@ class PackedConv2d {
   void finish(int64_t block, int64_t first, int64_t n, const Rows& rows, const PackedGemm::Factors& factors,
               const int32_t* acc, float* tile, float* residual) const {
     float bias[kBlockRows];
-    const Output out = output_of(block, 1, first, n, tile, residual, bias);
+    const int64_t start = first_ * pixels_ + first;
+    const PackedResult::Output out = result_.output(block, 1, start, n, tile, residual, bias);
     run_.output({acc, a_.exact ? nullptr : rows.sums, n, gemm_.shift(), factors.center, factors.scale, rows.scale,
                  out.bias, out.residual, out.residual_stride, a_.relu, out.y, out.stride});
-    if (out.y == tile) store(block, out.channels, kBlockRows, first, n, tile);
-  }
-
-  // Where the results of a block, or of two, go from positions [first, first + n) on, and what is added to them.
-  struct Output {
-    const float *bias, *residual;
-    int64_t residual_stride, channels;
-    float* y;
-    int8_t* codes;
-    int64_t stride;
-  };
-
-  // Of y itself where the kernels can write it, else of `tile`. A kernel of one block writes it whole, and no codes.
-  Output output_of(int64_t block, int64_t blocks, int64_t first, int64_t n, float* tile, float* residual,
-                   float* bias) const {
-    const int64_t wide = blocks * kBlockRows, channel = gemm_.first_row(block);
-    const int64_t channels = blocks == 2 ? kBlockRows + gemm_.rows(block + 1) : gemm_.rows(block);
-    const int64_t start = first_ * pixels_ + first, at = start * a_.y.channels + channel;  // channels last
-    const bool whole = a_.y.channel_stride == 1 && (blocks == 2 || channels == wide);
-    const bool floats = whole && a_.dtype == DType::float32;
-    Output out{nullptr, nullptr, wide, channels, tile, nullptr, wide};
-    if (a_.bias) {
-      std::fill(std::copy_n(a_.bias + channel, channels, bias), bias + wide, 0.0f);
-      out.bias = bias;
-    }
-    if (a_.residual && floats) {
-      out.residual = static_cast<const float*>(a_.residual) + at;
-      out.residual_stride = a_.y.channels;
-    } else if (a_.residual) {
-      load_residual(channel, channels, wide, start, n, residual);
-      out.residual = residual;
-    }
-    if (a_.y_range ? blocks == 2 : floats) {
-      out.stride = a_.y.channels;
-      if (a_.y_range)
-        out.codes = static_cast<int8_t*>(a_.y.data) + at;
-      else
-        out.y = static_cast<float*>(a_.y.data) + at;
-    }
-    return out;
-  }
-
-  void load_residual(int64_t channel, int64_t channels, int64_t wide, int64_t start, int64_t n, float* to) const {
-    const bool last = a_.y.channel_stride == 1;
-    for_runs(channel, start, n, [&](int64_t m, int64_t rows, int64_t element, int64_t row_step, int64_t step) {
-      const void* const from = advance(a_.residual, element, a_.dtype);
-      last ? copies_.load({from, to + m * wide, row_step, 1, wide, rows, channels, a_.dtype, false})
-           : copies_.load({from, to + m * wide, step, 1, wide, channels, rows, a_.dtype, true});
-    });
-  }
-
-  // A tile's results, `wide` apart, to y.
-  void store(int64_t block, int64_t channels, int64_t wide, int64_t first, int64_t n, const float* tile) const {
-    const bool last = a_.y.channel_stride == 1;
-    const int64_t channel = gemm_.first_row(block), start = first_ * pixels_ + first;
-    if (a_.y_range) {
-      int8_t codes[kTile * kBlockRows], *const to = static_cast<int8_t*>(a_.y.data) + start * a_.y.channels + channel;
-      run_.quantize({tile, DType::float32, 1, wide, n, channels, codes, kBlockRows, y_codes_});
-      for (int64_t m = 0; m < n; ++m) std::memcpy(to + m * a_.y.channels, codes + m * kBlockRows, size_t(channels));
-      return;
-    }
-    for_runs(channel, start, n, [&](int64_t m, int64_t rows, int64_t element, int64_t row_step, int64_t step) {
-      copies_.store({tile + m * wide, advance(a_.y.data, element, a_.dtype), wide, 1, last ? row_step : step, rows,
-                     channels, a_.dtype, !last});
-    });
-  }
-
-  // The runs of positions [start, start + n) whose elements of y lie `row_step` apart, and their channels `step`.
-  template <class Run>
-  void for_runs(int64_t channel, int64_t start, int64_t n, const Run& run) const {
-    const Images& y = a_.y;
-    if (y.channel_stride == 1) return run(0, n, start * y.channels + channel, y.channels, 1);
-    for (int64_t m = 0; m < n;) {
-      const int64_t image = (start + m) / pixels_, at = (start + m) % pixels_, rows = std::min(n - m, pixels_ - at);
-      run(m, rows, image * y.image_stride + channel * y.channel_stride + at, 1, y.channel_stride);
-      m += rows;
-    }
+    if (out.y == tile) result_.store(block, out.channels, kBlockRows, start, n, tile);
   }
 
   const PackedConv2dArgs& a_;
@@ -386,11 +301,10 @@ class PackedConv2d {
   const NestedLayout& layout_;
   const PackedGemm gemm_;
   const PackedConv2dKernels run_;
-  const SparseConv2dKernels copies_;
   PackedStrip strip_;
   const StripGeometry& g_;
-  const int64_t pixels_;  // positions of an image of y
-  PackedCodes y_codes_{};
+  const PackedResult result_;
+  const int64_t pixels_;    // positions of an image of y
   int64_t ranges_, first_;  // parts of the positions of the strip, its first image
   bool in_cache_;           // whether the strip stays in the second-level cache from block to block
   std::vector<Unit> units_;

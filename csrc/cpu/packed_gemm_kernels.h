@@ -134,6 +134,58 @@ struct PackedPairMultiply {
   int planes;  // 0: none
 };
 
+// Winograd's F(2 x 2, 3 x 3) [A. Lavin, S. Gray: Fast algorithms for convolutional neural networks, 2015] of a 3 x 3
+// kernel w at stride 1, in integers: 4 times a tile of 2 x 2 outputs is A^T ((B^T d B) * ((2G) w (2G)^T)) A, the
+// product in the middle element by element and summed over the channels, 16 of them where there were 36; d is the
+// window of 4 x 4 that the tile reads, and
+//
+//   B^T = [1  0 -1  0    2G = [2  0  0    A^T = [1  1  1  0
+//          0  1  1  0          1  1  1           0  1 -1 -1].
+//          0 -1  1  0          1 -1  1
+//          0  1  0 -1],        0  0  2],
+//
+// All fits the bytes that VNNI multiplies: x of 5 bits less its zero point lies within 31 of 0, so that B^T d B lies
+// within 4 * 31 = 124, and becomes unsigned by adding 128; codes of 4 bits less 8 lie in [-8, 7], so that what becomes
+// of nine of them lies in [-72, 69]. Of the sums, 128 times those of the weights are taken off beforehand; they fit 32
+// bits many times: at most 9 * 124 * 72 a channel, and fewer than kMaxRangedTerms / 9 channels.
+constexpr int kWinogradPositions = 16, kWinogradBits = 4, kWinogradInputBits = 5;
+
+// Of a position in a panel: a cache line more than it holds, as the positions, written together, would else fall into
+// the same few lines of the first-level cache.
+constexpr int64_t winograd_position_bytes(int64_t steps) { return steps * kPairStepBytes + 64; }
+
+// Two blocks of a weight whose segments are the taps of 3 x 3. Codes are less 2^(bits - 1).
+struct WinogradWeights {
+  const uint8_t* planes;  // of the first block
+  int64_t plane_bytes, block_bytes;
+  int64_t steps, columns;  // of a tap
+  int bits;                // at most kWinogradBits
+  void* panel;             // winograd_position_bytes(steps) for each position, on a cache line's border
+  int32_t* start;          // 64 for each position
+};
+
+// A row of tiles, next to each other.
+struct WinogradInput {
+  const int8_t* rows[4];  // of the windows
+  int64_t column;         // bytes from a column to the next
+  int64_t columns;        // of which the last one stands for those behind it, which no output reads
+  int64_t channels;       // a multiple of 8
+  int zero, lowest, bits;
+  int64_t tiles;
+  uint8_t* to;   // 16 times the channels, for each tile
+  int64_t tile;  // bytes from a tile to the next
+};
+
+struct WinogradMultiply {
+  const void* panel;
+  const int32_t* start;
+  int64_t steps;
+  const uint8_t* x;
+  int64_t tile;
+  int64_t tiles;
+  PackedPairOutput output;  // of the four outputs of each tile, row by row; of a negative place nothing is written
+};
+
 struct PackedGemmKernels {
   Panel (*panel)(int bits);  // which one integers take
 
@@ -159,6 +211,11 @@ struct PackedGemmKernels {
   // Both or neither.
   void (*expand_pair)(const PackedPair& pair) = nullptr;
   void (*multiply_pair)(const PackedPairMultiply& multiply) = nullptr;
+
+  // All or none.
+  void (*winograd_weights)(const WinogradWeights& weights) = nullptr;
+  bool (*winograd_input)(const WinogradInput& input) = nullptr;  // whether all codes are of these bits
+  void (*multiply_winograd)(const WinogradMultiply& multiply) = nullptr;
 };
 
 constexpr int64_t kTableBytes = 64;      // of a step

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <iterator>
 #include <type_traits>
 #include <utility>
 
@@ -33,6 +34,8 @@ constexpr int64_t chain_of(int) { return 0; }
 #include "packed_gemm_vnni.inl"
 // After what it is written in.
 #include "packed_gemm_pair.inl"
+// After what it is written in.
+#include "packed_gemm_winograd.inl"
 }  // namespace
 
 PackedGemmKernels packed_gemm_kernels() {
@@ -42,6 +45,9 @@ PackedGemmKernels packed_gemm_kernels() {
   kernels.settle = settle;
   kernels.expand_pair = expand_pair;
   kernels.multiply_pair = multiply_pair;
+  kernels.winograd_weights = winograd_weights;
+  kernels.winograd_input = winograd_input;
+  kernels.multiply_winograd = multiply_winograd;
   return kernels;
 }
 

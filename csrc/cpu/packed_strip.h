@@ -45,6 +45,7 @@ class PackedStrip {
   const int32_t* sums(int64_t group, int64_t image, int64_t line, int64_t column) const {
     return sums_ + ((group * g_.images + image) * g_.lines + line) * g_.line + column;
   }
+  const PackedCodes& codes() const { return codes_; }
   int32_t zero() const { return codes_.zero; }
   float scale(int64_t image) const { return scale_[size_t(first_ + image)]; }  // half of what a unit of x is worth
 

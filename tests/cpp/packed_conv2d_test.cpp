@@ -108,7 +108,7 @@ std::vector<float> convolved(const Dense& w, const PackedConv2dArgs& a) {
                 const int64_t v = column * c.horizontal.stride - c.horizontal.padding + q * c.horizontal.dilation;
                 if (h < 0 || h >= c.height || v < 0 || v >= c.width) continue;
                 float x = get(a.x.data, at(a.x, n, o / (c.out / c.groups) * inputs + i, h, v), a.dtype);
-                if (a.range) x = std::clamp(x, kRange.low, kRange.high);
+                if (a.range) x = std::clamp(x, a.range->low, a.range->high);
                 sum += double(weights[size_t(weight)]) * x;
               }
           const float y = float(sum) + (a.bias ? a.bias[o] : 0.0f);
@@ -154,10 +154,96 @@ void check(const Case& c, bool last, Guard guard) {
     }
 }
 
+constexpr Axis padded(int64_t padding) { return {1, padding, 1, 3}; }
+
+// Of 3 x 3 kernels by Winograd's products: of one pixel to several bands of tiles.
+constexpr Case kWinograd[] = {
+    {2, 9, 1, 1, 64, 1, padded(1), padded(1)},    {3, 8, 3, 4, 33, 1, padded(0), padded(2)},
+    {2, 17, 7, 9, 40, 1, padded(1), padded(1)},   {1, 72, 6, 7, 100, 1, padded(2), padded(0)},
+    {3, 16, 12, 14, 64, 1, padded(1), padded(1)}, {1, 12, 4, 71, 128, 1, padded(1), padded(1)},
+    {1, 66, 9, 16, 33, 1, padded(1), padded(1)}};
+
+// Those that it doesn't fit: one block, three blocks, strided, dilated, in groups, of few channels, 3 x 1.
+constexpr Case kOthers[] = {
+    {1, 64, 20, 20, 32, 1, padded(1), padded(1)},    {1, 64, 20, 20, 96, 1, padded(1), padded(1)},
+    {1, 64, 20, 20, 64, 1, {2, 1, 1, 3}, padded(1)}, {1, 64, 20, 20, 64, 1, padded(1), {1, 1, 2, 3}},
+    {1, 128, 20, 20, 128, 2, padded(1), padded(1)},  {1, 7, 20, 20, 64, 1, padded(1), padded(1)},
+    {1, 64, 20, 20, 64, 1, padded(1), {1, 0, 1, 1}}};
+
+// Whole steps, with the zero point within and at either end.
+constexpr ActivationRange kFew[] = {{-7.0f, 8.0f, 4},  {0.0f, 15.0f, 4}, {-15.0f, 0.0f, 4}, {-14.0f, 17.0f, 5},
+                                    {-31.0f, 0.0f, 5}, {-3.0f, 4.0f, 3}, {0.0f, 3.0f, 2}};
+
+PackedConv2dArgs winograd_args(const Dense& w, void* x, void* y, bool last, int bits, const ActivationRange* range) {
+  const Case& c = w.c;
+  const int64_t height = output_size(c.vertical, c.height), width = output_size(c.horizontal, c.width);
+  PackedConv2dArgs args{images(x, c.n, c.in, c.height, c.width, last),
+                        images(y, c.n, c.out, height, width, last),
+                        DType::float32,
+                        c.vertical,
+                        c.horizontal,
+                        {w.layout, w.planes.as<uint8_t>(), w.scales.as<float>(), w.zero_points.as<uint8_t>(), true},
+                        bits,
+                        nullptr,
+                        range,
+                        last,
+                        false};
+  return args;
+}
+
+bool has_winograd(Isa isa) { return isa == Isa::avx512_vnni || isa == Isa::avx512_bf16; }
+
+void check_winograd(const Case& c, bool last, Guard guard) {
+  const Dense w(c, true, guard);
+  const int64_t inputs = c.n * c.in * c.height * c.width;
+  const int64_t outputs = c.n * c.out * output_size(c.vertical, c.height) * output_size(c.horizontal, c.width);
+  const Guarded x(size_t(inputs * 4), guard), y(size_t(outputs * 4), guard);
+  std::mt19937 random{uint32_t(inputs)};
+  for (int64_t i = 0; i < inputs; ++i) x.as<float>()[i] = float(int(random() % 81) - 40);
+  for (int bits = 2; bits <= 4; ++bits)
+    for (const ActivationRange& range : kFew) {
+      PackedConv2dArgs args = winograd_args(w, x.as(), y.as(), last, bits, &range);
+      const std::vector<float> wanted = convolved(w, args);
+      for (const Isa isa : isas(kMore)) {
+        set_max_isa(isa);
+        args.winograd = true;
+        CHECK(packed_conv2d_by_winograd(args) == has_winograd(isa));
+        std::memset(y.as(), 0xff, size_t(outputs * 4));
+        packed_conv2d(args, bits % 2 ? Parallel(fork_join(3)) : Parallel(backwards));
+        for (int64_t i = 0; i < outputs; ++i) CHECK(y.as<float>()[i] == wanted[size_t(i)]);
+        args.winograd = false;
+        CHECK(!packed_conv2d_by_winograd(args));
+      }
+    }
+}
+
+// Which products are taken: Winograd's where they fit and there are tiles enough to pay for the weight.
+void check_choice() {
+  const auto taken = [](const Case& c, int bits, const ActivationRange* range, std::optional<bool> asked) {
+    const Dense w(c, true, Guard::behind);
+    PackedConv2dArgs args = winograd_args(w, nullptr, nullptr, true, bits, range);
+    args.winograd = asked;
+    return packed_conv2d_by_winograd(args);
+  };
+  const Case images{16, 64, 56, 56, 64, 1, padded(1), padded(1)}, pixel{1, 64, 1, 1, 64, 1, padded(1), padded(1)};
+  constexpr ActivationRange many{-31.0f, 32.0f, 6};
+  for (const Isa isa : isas(kMore)) {
+    set_max_isa(isa);
+    CHECK(taken(images, 4, kFew, {}) == has_winograd(isa));
+    CHECK(!taken(images, 5, kFew, true) && !taken(images, 4, &many, true) && !taken(images, 4, nullptr, true));
+    CHECK(!taken(pixel, 4, kFew, {}) && taken(pixel, 4, kFew, true) == has_winograd(isa));
+    for (const Case& c : kOthers) CHECK(!taken(c, 4, kFew, true));
+  }
+}
+
 }  // namespace
 
 int main() {
   isas(kMore);
+  check_choice();
+  for (const Case& c : kWinograd)
+    for (const bool last : {false, true})
+      for (const Guard guard : kGuards) check_winograd(c, last, guard);
   for (const Case& c : kCases)
     for (const bool last : {false, true})
       for (const Guard guard : kGuards) check(c, last, guard);

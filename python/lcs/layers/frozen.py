@@ -1,4 +1,5 @@
-"""Layers of a frozen network: the sparse op runs a sparse weight, the engine's dense op a WidthView, torch a tensor."""
+"""The layers of a frozen network: a sparse weight runs the sparse op, a WidthView the engine's
+dense op, and a tensor torch's."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,8 +30,11 @@ class FrozenConv2d(NormBehind, SubspaceConv2d):
         weight, bias = self.slot.tensors(self, batched.shape)
         if isinstance(weight, Tensor):
             return self._conv_forward(input, weight, bias)
-        run = self.at_width if isinstance(weight, WidthView) else self._sparse
-        y = run(batched, weight, bias)
+        y = (
+            self.at_width(batched, weight, bias)
+            if isinstance(weight, WidthView)
+            else self._sparse(batched, weight, bias)
+        )
         return y if input.dim() == 4 else y.squeeze(0)
 
     def _sparse(self, input: Tensor, weight: SparseWeight, bias: Tensor | None) -> Tensor:
