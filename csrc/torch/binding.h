@@ -24,11 +24,14 @@ inline void parallel(int64_t n, int64_t grain, const Range& range) {
   torch::stable::parallel_for(0, n, grain, range);
 }
 
-inline std::string shape_of(const Tensor& t) {
+inline std::vector<int64_t> sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+
+inline std::string shape_of(const std::vector<int64_t>& sizes) {
   std::string text = "(";
-  for (int64_t d = 0; d < t.dim(); ++d) text += (d ? ", " : "") + std::to_string(t.size(d));
+  for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
   return text + ")";
 }
+inline std::string shape_of(const Tensor& t) { return shape_of(sizes_of(t)); }
 
 inline bool has_shape(const Tensor& a, const std::vector<int64_t>& shape) {
   if (a.dim() != int64_t(shape.size())) return false;
@@ -36,7 +39,6 @@ inline bool has_shape(const Tensor& a, const std::vector<int64_t>& shape) {
     if (a.size(d) != shape[size_t(d)]) return false;
   return true;
 }
-inline std::vector<int64_t> sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
 inline bool same_shape(const Tensor& a, const Tensor& b) { return has_shape(a, sizes_of(b)); }
 
 inline DType dtype_of(ScalarType type, const char* op, const char* name) {

@@ -47,7 +47,7 @@ bool has_channels_last(const Tensor& x) {
 Tensor laid_out(const Tensor& t, const std::vector<int64_t>& shape, ScalarType type, bool last, const char* op,
                 const char* name) {
   STD_TORCH_CHECK(t.is_cpu() && has_shape(t, shape) && t.scalar_type() == type, op, ": ", name,
-                  " must be of the norm's shape and dtype on the CPU, got shape ", shape_of(t));
+                  " must be of x's shape ", shape_of(shape), " and dtype on the CPU, got shape ", shape_of(t));
   if (last ? has_channels_last(t) : t.is_contiguous()) return t;
   if (!last) return torch::stable::contiguous(t);
   std::vector<int64_t> strides(shape.size(), 1);
