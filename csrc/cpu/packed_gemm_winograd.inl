@@ -160,7 +160,6 @@ void multiply_winograd_tiles(const WinogradMultiply& p, int64_t tile, const Pair
     LCS_UNROLL
     for (int m = 0; m < kTiles; ++m) LCS_UNROLL
     for (int v = 0; v < kPairVectors; ++v) sum[m][v] = _mm512_loadu_si512(p.start + position * kPairRows + 16 * v);
-    const char* const own = reinterpret_cast<const char*>(products[position]);
     for (int64_t step = 0; step < 2 * p.steps; ++step, panel += 64 * kPairVectors) {
       __m512i w[kPairVectors];
       LCS_UNROLL
