@@ -234,16 +234,23 @@ class WidthConv2d {
       while (begin < end) {  // what is next to each other in one tile
         const int64_t part = begin % parts_, last = std::min(end - begin + part, parts_),
                       panel = begin / parts_ / tiles;
-        multiply(panel, begin / parts_ % tiles, part * part_rows_, last * part_rows_, input(panel));
+        const int64_t tile = begin / parts_ % tiles;
         begin += last - part;
+        multiply(panel, tile, part * part_rows_, last * part_rows_, input(panel),
+                 begin < end ? weight_of(begin / parts_ % tiles) : nullptr);
       }
     });
   }
 
-  // Rows [from, to) of the panel's band in a tile.
-  void multiply(int64_t panel, int64_t tile, int64_t from, int64_t to, const float* x) const {
-    const int64_t first = tile / tiles_ * outputs_, end = first + outputs_;
-    const int64_t start = first / kWidthBlock * kWidthBlock + tile % tiles_ * span_;
+  // The first output channel of a tile, or of the block it is in.
+  int64_t start_of(int64_t tile) const {
+    return tile / tiles_ * outputs_ / kWidthBlock * kWidthBlock + tile % tiles_ * span_;
+  }
+  const float* weight_of(int64_t tile) const { return weight_ + start_of(tile) / kWidthBlock * block_stride_; }
+
+  // Rows [from, to) of the panel's band in a tile. `later`: the weight of the thread's next tile, or null.
+  void multiply(int64_t panel, int64_t tile, int64_t from, int64_t to, const float* x, const float* later) const {
+    const int64_t first = tile / tiles_ * outputs_, end = first + outputs_, start = start_of(tile);
     const int64_t top = panel % bands_ * band_, rows = std::min(band_, a_.y.height - top);
     to = std::min(to, rows);
     if (start >= end || from >= to) return;  // of a group that needs no more tiles than others may, or a smaller panel
@@ -268,9 +275,10 @@ class WidthConv2d {
     float* const between = chunk_ < inputs_ ? sums.reserve(panel_pixels() * floats) : nullptr;
     for (int64_t c = 0; c == 0 || c < inputs_; c += chunk_) {
       t.begin = c, t.end = std::min(c + chunk_, inputs_), t.first = c == 0, t.last = c + chunk_ >= inputs_;
-      t.weight = weight_ + start / kWidthBlock * block_stride_ + c * taps() * kWidthBlock;
+      t.weight = weight_of(tile) + c * taps() * kWidthBlock;
       t.sums = between;
-      accumulate(t, span, x + (depthwise_ ? start : tile / tiles_ * inputs_));
+      const float* const next = t.last ? later : t.weight + chunk_ * taps() * kWidthBlock;
+      accumulate(t, span, x + (depthwise_ ? start : tile / tiles_ * inputs_), panels_ < kPanels ? next : nullptr);
     }
     const int64_t begin = std::max(start, first);
     if (!direct)
@@ -286,12 +294,19 @@ class WidthConv2d {
     int64_t image, position;
   };
 
-  void accumulate(WidthTile& t, const Span& s, const float* x) const {
+  // `later`: the weight that the next call reads, prefetched instead of x, or null.
+  void accumulate(WidthTile& t, const Span& s, const float* x, const float* later) const {
     static thread_local Scratch<WidthTap> scratch;
     WidthTap* const taps = scratch.reserve(this->taps());
     const int64_t step = columns_.stride * column_, floats = t.vectors * run_.lanes;
     const int64_t ahead =
         (rows_.kernel - 1) * rows_.dilation * row_ + (columns_.kernel - 1) * columns_.dilation * column_;
+    // Cache lines of the later weight: of a block of it, all, and those prefetched so far.
+    const int64_t block = (t.end - t.begin) * this->taps(), all = ceil_div(floats, kWidthBlock) * block,
+                  turns = ceil_div(t.end - t.begin, block_);
+    int64_t fetched = 0;
+    if (all == 0) later = nullptr;
+    if (later) t.ahead_lines = int(ceil_div(all, std::max<int64_t>(turns * taps_of(t, s), 1)));
     for (const TapRun& rows : row_runs_) {
       const int64_t begin = std::max(rows.begin - s.top, s.from), end = std::min(rows.end - s.top, s.to);
       for (const TapRun& columns : column_runs_) {
@@ -311,12 +326,29 @@ class WidthConv2d {
               j += n;
               if (t.pixels < next) continue;
               t.ahead = t.at[0] + ahead + next * step;
+              if (later) {
+                t.ahead = later + fetched / block * block_stride_ + fetched % block * kWidthBlock;
+                fetched += t.ahead_lines * t.taps * turns;
+              }
               run_.accumulate(t);
+              if (later && fetched >= all) t.ahead_lines = 0;
               if (t.sums) t.sums += next * floats;
               next = share(t, left -= next);
             }
       }
     }
+  }
+
+  // Taps of all tiles of a span.
+  int64_t taps_of(const WidthTile& t, const Span& s) const {
+    int64_t n = 0;
+    for (const TapRun& rows : row_runs_)
+      for (const TapRun& columns : column_runs_) {
+        const int64_t height = std::min(rows.end - s.top, s.to) - std::max(rows.begin - s.top, s.from),
+                      positions = s.images * std::max<int64_t>(height, 0) * (columns.end - columns.begin);
+        n += ceil_div(positions, run_.pixels(t.vectors)) * (rows.last - rows.first) * (columns.last - columns.first);
+      }
+    return n;
   }
 
   // The next n positions of a tile, `step` floats of x and `position` results apart.

@@ -1,5 +1,4 @@
-"""The layers of a frozen network: a sparse weight runs the sparse op, a WidthView the engine's
-dense op, and a tensor torch's."""
+"""Layers of a frozen network: the sparse op runs a sparse weight, the engine's dense op a WidthView, torch a tensor."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,11 +29,8 @@ class FrozenConv2d(NormBehind, SubspaceConv2d):
         weight, bias = self.slot.tensors(self, batched.shape)
         if isinstance(weight, Tensor):
             return self._conv_forward(input, weight, bias)
-        y = (
-            self.at_width(batched, weight, bias)
-            if isinstance(weight, WidthView)
-            else self._sparse(batched, weight, bias)
-        )
+        run = self.at_width if isinstance(weight, WidthView) else self._sparse
+        y = run(batched, weight, bias)
         return y if input.dim() == 4 else y.squeeze(0)
 
     def _sparse(self, input: Tensor, weight: SparseWeight, bias: Tensor | None) -> Tensor:

@@ -57,8 +57,13 @@ class NormBehind:
     behind: FusedNorm
 
     def forward(
-        self, input: Tensor, normed: bool = False, residual: Tensor | None = None, relu: bool = False, pool=None
-    ):
+        self,
+        input: Tensor,
+        normed: bool = False,
+        residual: Tensor | None = None,
+        relu: bool = False,
+        pool: tuple | None = None,
+    ) -> Tensor:
         """`normed`: and the norm behind, with the sum and the ReLU. pool: kernel size, stride and padding."""
         return self._normed(input, residual, relu, pool) if normed else self.convolved(input)
 
@@ -73,17 +78,15 @@ class NormBehind:
     def _normed(self, input: Tensor, residual: Tensor | None, relu: bool, pool: tuple | None) -> Tensor:
         weight, bias = self.slot.tensors(self, input.shape)
         plan = None if isinstance(weight, Tensor) else self._plan(input.shape, weight, bias)
-        if plan is None or (
-            residual is not None and (residual.shape != plan.shape or residual.dtype != input.dtype)  # it is broadcast
-        ):
+        broadcast = residual is not None and (plan is None or residual.shape != plan.shape)
+        if plan is None or broadcast or (residual is not None and residual.dtype != input.dtype):
             y = self.behind(self.convolved(input), residual, relu)
-            return y if pool is None else max_pool2d(y, *pool, 1, False)
-        check_dtype(input, weight)
-        after = {"residual": residual, "relu": relu}
-        if isinstance(weight, WidthView):
-            after["max_pool"] = pool
-            return width_conv2d_norm(input, weight.whole, weight.outputs, *plan.norm, **after, **plan.settings)
-        y = sparse_conv2d_norm(input, weight, *plan.norm, **after, **plan.settings)
+        else:
+            check_dtype(input, weight)
+            after = {"residual": residual, "relu": relu, **plan.settings}
+            if isinstance(weight, WidthView):
+                return width_conv2d_norm(input, weight.whole, weight.outputs, *plan.norm, max_pool=pool, **after)
+            y = sparse_conv2d_norm(input, weight, *plan.norm, **after)
         return y if pool is None else max_pool2d(y, *pool, 1, False)
 
     def _plan(self, shape: torch.Size, weight: WidthView | SparseWeight, bias: Tensor | None) -> Plan | None:
