@@ -211,7 +211,7 @@ def packed_conv2d(
     taps, inputs = weight_shape[2] * weight_shape[3], weight_shape[1]
     out_layout = (weight_shape[0], inputs * taps, max(inputs * taps, 1), taps, groups)
     weight = weight_of("packed_conv2d", (planes, scales, zero_points), out_layout, bits, prepack, x)
-    size = output_size(x, weight_shape, stride, padding, dilation)
+    size = output_size(x.shape, weight_shape, stride, padding, dilation)
     x_layout = torch.channels_last if x.dtype == torch.int8 else memory_format(x)
     dtype, layout = result_type(x, y_low)
     y = torch.empty((x.shape[0], weight_shape[0], *size), dtype=dtype, device=x.device, memory_format=layout)

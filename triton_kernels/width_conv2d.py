@@ -90,7 +90,7 @@ def width_conv2d(
     """As the op's schema, on the GPU of `x`; `packed` is for CPUs."""
     _check(x, weight, scale, bias)
     weight = weight.contiguous()
-    size = output_size(x, weight.shape, stride, padding, dilation)
+    size = output_size(x.shape, weight.shape, stride, padding, dilation)
     layout = memory_format(x)
     y = torch.empty((x.shape[0], out_channels, *size), dtype=x.dtype, device=x.device, memory_format=layout)
     depthwise = groups > 1 and groups == x.shape[1] == out_channels
