@@ -1,6 +1,11 @@
 // Stands in for csrc/cpu/isa.cpp where the instructions are emulated: this machine has them all.
 #include "lcs/isa.h"
 
+#include <cstdio>
+#include <cstdlib>
+
+#include "width_conv2d_kernels.h"
+
 namespace lcs {
 namespace {
 
@@ -11,5 +16,12 @@ Isa current = Isa::amx;
 Isa machine_isa() { return Isa::amx; }
 Isa max_isa() { return current; }
 void set_max_isa(Isa isa) { current = isa < Isa::amx ? isa : Isa::amx; }
+
+namespace bf16 {
+WidthConv2dKernels width_conv2d_kernels() {
+  std::fputs("emulate: products of pairs of bfloat16 are assembly, which is not emulated\n", stderr);
+  std::abort();
+}
+}  // namespace bf16
 
 }  // namespace lcs
