@@ -21,7 +21,7 @@ BUILT := $(VENV)/.built-$(call hash,$(TORCH) $(PYTHON) $(CXX),$(DEPENDENCY_FILES
 
 build: $(BUILT)
 
-test: build # where others use the cores too, threads that spin while they wait make it five times as long
+test: build # its threads sleep while they wait: spinning, they would take the cores from whatever else runs
 	OMP_WAIT_POLICY=passive $(PY) -m pytest $(ARGS)
 
 # A CMake build of the torch-free core, and its tests: $(1) is the build folder, $(2) the sanitizers.

@@ -26,7 +26,7 @@ struct LargestColumns {
 };
 
 struct MaxPoolKernels {
-  bool (*nan)(const float* x, int64_t n);  // whether there is one
+  bool (*nan)(const float* x, int64_t n);  // whether there is one, which spoils an image that is rounded
   void (*rows)(const LargestRow& largest);
   void (*columns)(const LargestColumns& largest);
 };
