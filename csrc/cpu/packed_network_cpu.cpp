@@ -7,6 +7,7 @@
 #include "dispatch.h"
 #include "lcs/max_pool.h"
 #include "max_pool_kernels.h"
+#include "packed_network_kernels.h"
 #include "scratch.h"
 #include "walk.h"
 
@@ -18,11 +19,15 @@ constexpr int64_t kBandBytes = 512 << 10;  // of the results that are pooled as 
 constexpr int64_t kBands = 8;              // enough to keep the threads even
 constexpr int64_t kPiece = 1 << 14;        // elements that are looked through for NaN at once
 constexpr int64_t kLine = 64;              // bytes
+constexpr int64_t kMeans = 64;             // channels that are summed at once
+constexpr int64_t kDenseRows = 40;         // of a weight
 
 Images channels_last(void* data, int64_t n, const Images& shape) {
   const int64_t c = shape.channels, h = shape.height, w = shape.width;
   return {data, n, c, h, w, c * h * w, 1, w * c, c};
 }
+
+using Kind = PackedNetworkKind;
 
 class PackedNetwork {
  public:
@@ -30,6 +35,7 @@ class PackedNetwork {
       : a_(args),
         parallel_(parallel),
         run_(best(scalar::max_pool_kernels, avx2::max_pool_kernels, avx2::max_pool_kernels)),
+        floats_(best(scalar::packed_network_kernels, avx2::packed_network_kernels, avx2::packed_network_kernels)),
         values_(size_t(args.count + 1)),
         banded_(size_t(args.count)) {}
 
@@ -66,8 +72,9 @@ class PackedNetwork {
         if (value >= 0) ++values_[size_t(value)].readers, values_[size_t(value)].read = i;
     for (int64_t i = 0; i + 1 < a_.count; ++i) {
       const PackedNetworkStep &step = a_.steps[i], &next = a_.steps[i + 1];
-      banded_[size_t(i)] = !step.pools && step.residual < 0 && !step.conv.y_range && next.pools &&
-                           next.input == i + 1 && values_[size_t(i + 1)].readers == 1 && !codes(step.input);
+      banded_[size_t(i)] = step.kind == Kind::convolution && step.residual < 0 && !step.conv.y_range &&
+                           next.kind == Kind::max_pool && next.input == i + 1 && values_[size_t(i + 1)].readers == 1 &&
+                           !codes(step.input);
     }
     for (int64_t v = 1; v < a_.count; ++v) {
       Value& value = values_[size_t(v)];
@@ -107,8 +114,12 @@ class PackedNetwork {
       if (banded_[size_t(i)]) {
         convolve_and_pool(step, a_.steps[i + 1], x, at(i + 2), parallel);
         ++i;
-      } else if (step.pools) {
+      } else if (step.kind == Kind::max_pool) {
         max_pool(pooling(step, x, at(i + 1)), parallel);
+      } else if (step.kind == Kind::mean) {
+        mean(x, at(i + 1), parallel);
+      } else if (step.kind == Kind::dense) {
+        multiply(step, x, at(i + 1), parallel);
       } else {
         PackedConv2dArgs conv = step.conv;
         conv.x = x;
@@ -122,6 +133,29 @@ class PackedNetwork {
 
   static MaxPoolArgs pooling(const PackedNetworkStep& step, const Images& x, const Images& y) {
     return {x, y, step.conv.vertical, step.conv.horizontal, DType::float32};
+  }
+
+  void mean(const Images& x, const Images& y, const Parallel& parallel) const {
+    const int64_t positions = x.height * x.width, parts = ceil_div(x.channels, kMeans);
+    parallel(x.n * parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t image = i / parts, c = i % parts * kMeans, channels = std::min(kMeans, x.channels - c);
+        float* const to = static_cast<float*>(y.data) + image * y.image_stride + c;
+        floats_.sums(
+            {static_cast<const float*>(x.data) + image * x.image_stride + c, x.column_stride, positions, channels, to});
+        for (int64_t k = 0; k < channels; ++k) to[k] /= float(positions);
+      }
+    });
+  }
+
+  void multiply(const PackedNetworkStep& step, const Images& x, const Images& y, const Parallel& parallel) const {
+    const int64_t rows = y.channels, columns = x.channels;
+    parallel(ceil_div(rows, kDenseRows), 1, [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * kDenseRows, n = std::min(end * kDenseRows, rows) - first;
+      floats_.dense({step.dense + first * columns, n, columns, static_cast<const float*>(x.data), x.n,
+                     step.conv.bias ? step.conv.bias + first : nullptr, step.conv.relu,
+                     static_cast<float*>(y.data) + first, y.image_stride});
+    });
   }
 
   // Rows of the convolution stay in the second-level cache until they have been pooled.
@@ -173,6 +207,7 @@ class PackedNetwork {
   const PackedNetworkArgs& a_;
   const Parallel& parallel_;
   const MaxPoolKernels run_;
+  const PackedNetworkKernels floats_;
   std::vector<Value> values_;
   std::vector<bool> banded_;
   int64_t images_ = 1, bytes_ = 0;

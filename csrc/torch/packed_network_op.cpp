@@ -9,11 +9,12 @@
 namespace {
 
 using namespace lcs::binding;
+using Kind = lcs::PackedNetworkKind;
 constexpr const char* kPackedNetwork = "packed_network";
 
 // In the order of the schema's numbers.
 struct Numbers {
-  int64_t pools, input, residual, out_channels, in_channels, kernel_h, kernel_w, stride_h, stride_w, padding_h,
+  int64_t kind, input, residual, out_channels, in_channels, kernel_h, kernel_w, stride_h, stride_w, padding_h,
       padding_w, dilation_h, dilation_w, groups, bits, x_bits, y_bits, relu, prepacked, biased;
 };
 constexpr size_t kNumbers = sizeof(Numbers) / sizeof(int64_t);
@@ -66,7 +67,9 @@ class Builder {
     STD_TORCH_CHECK(n.kernel_h >= 1 && n.kernel_w >= 1, kPackedNetwork, ": step ", step_, " has a kernel of ",
                     n.kernel_h, " x ", n.kernel_w);
     const Value x = values_[size_t(n.input)];
-    lcs::PackedNetworkStep step{int(n.input), int(n.residual), n.pools != 0, {}};
+    STD_TORCH_CHECK(n.kind >= 0 && n.kind <= int64_t(Kind::dense), kPackedNetwork, ": step ", step_, " is of kind ",
+                    n.kind);
+    lcs::PackedNetworkStep step{Kind(n.kind), int(n.input), int(n.residual), {}};
     const std::vector<int64_t> stride{n.stride_h, n.stride_w}, padding{n.padding_h, n.padding_w},
         dilation{n.dilation_h, n.dilation_w};
     lcs::PackedConv2dArgs& a = step.conv;
@@ -76,7 +79,12 @@ class Builder {
     a.y = x.shape;
     a.y.height = output_size(kPackedNetwork, a.vertical, x.shape.height);
     a.y.width = output_size(kPackedNetwork, a.horizontal, x.shape.width);
-    n.pools ? pool(x, a) : convolve(n, x, a);
+    if (step.kind == Kind::convolution)
+      convolve(n, x, a);
+    else if (step.kind == Kind::max_pool)
+      pool(x, a);
+    else
+      reduce(n, x, step);
     values_.push_back({a.y, a.y_range != nullptr});
     steps_.push_back(step);
   }
@@ -86,6 +94,29 @@ class Builder {
     for (const lcs::Axis* axis : {&a.vertical, &a.horizontal})
       STD_TORCH_CHECK(2 * axis->padding <= axis->kernel && axis->dilation == 1, kPackedNetwork, ": step ", step_,
                       " has a padding of more than half of its window, or is dilated");
+  }
+
+  // The mean, of windows of the whole image; or a linear layer.
+  void reduce(const Numbers& n, const Value& x, lcs::PackedNetworkStep& step) {
+    lcs::PackedConv2dArgs& a = step.conv;
+    const bool dense = step.kind == Kind::dense;
+    STD_TORCH_CHECK(n.input > 0 && !x.codes, kPackedNetwork, ": step ", step_,
+                    " must read a float32 value of an earlier step");
+    if (!dense) a.y.height = a.y.width = 1;
+    STD_TORCH_CHECK(a.y.height == 1 && a.y.width == 1 && x.shape.height * x.shape.width > 0 &&
+                        (!dense || x.shape.height * x.shape.width == 1),
+                    kPackedNetwork, ": step ", step_, dense ? " must read a single position, gets " : " averages ",
+                    x.shape.height, " x ", x.shape.width);
+    if (!dense) return;
+    const Tensor& weight = next();
+    STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float && weight.is_cpu() && weight.is_contiguous() &&
+                        has_shape(weight, {n.out_channels, x.shape.channels}),
+                    kPackedNetwork, ": step ", step_, " takes a contiguous float32 weight of ", n.out_channels, " x ",
+                    x.shape.channels, ", got ", shape_of(weight));
+    step.dense = static_cast<const float*>(weight.const_data_ptr());
+    if (n.biased) a.bias = vector_of(kPackedNetwork, "bias", next(), n.out_channels);
+    a.relu = n.relu != 0;
+    a.y.channels = n.out_channels;
   }
 
   void convolve(const Numbers& n, const Value& x, lcs::PackedConv2dArgs& a) {
@@ -133,7 +164,9 @@ Tensor packed_network_cpu(Tensor x, std::vector<Tensor> tensors, std::vector<int
   STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float, kPackedNetwork,
                   ": x must be float32 (n, c, h, w), got shape ", shape_of(x));
   const Builder network(x, tensors, numbers);
-  const auto pools_x = [](const lcs::PackedNetworkStep& step) { return step.pools && step.input == 0; };
+  const auto pools_x = [](const lcs::PackedNetworkStep& step) {
+    return step.kind == Kind::max_pool && step.input == 0;
+  };
   const bool is_last = wants_channels_last(x);
   const bool last = is_last || std::any_of(network.steps().begin(), network.steps().end(), pools_x);
   const Tensor input = is_last ? x

@@ -1,4 +1,4 @@
-"""Packed convolutions and max pooling after each other in one call: a network without a dispatch per layer."""
+"""Packed convolutions, pooling and a classifier after each other in one call, without a dispatch per layer."""
 
 from __future__ import annotations
 
@@ -55,21 +55,42 @@ class MaxPool:
 
 
 @dataclass(frozen=True)
-class _Step:
-    """A step as the schema takes it. Its tensors are planes, scales, zero points, what is `prepacked`, both ends of x's
-    range, the bias if it is `biased`, and both ends of y's range if there are `y_bits`."""
+class Mean:
+    """Of all positions of each channel of the value `input`, in float32: (n, c, 1, 1)."""
 
-    pools: int
+    input: int
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A float32 linear layer of the value `input`, (n, c, 1, 1), by `weight` (out, c)."""
+
+    input: int
+    weight: Tensor
+    bias: Tensor | None = None
+    relu: bool = False
+
+
+_CONVOLUTION, _MAX_POOL, _MEAN, _DENSE = range(4)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step as the schema takes it. A convolution's tensors are planes, scales, zero points, what is `prepacked`, both
+    ends of x's range, the bias if it is `biased`, and both ends of y's range if there are `y_bits`; a linear layer's
+    the weight, and the bias likewise."""
+
+    kind: int
     input: int
     residual: int
     out_channels: int
     in_channels: int  # of a group
-    kernel_h: int
-    kernel_w: int
-    stride_h: int
-    stride_w: int
-    padding_h: int
-    padding_w: int
+    kernel_h: int = 1
+    kernel_w: int = 1
+    stride_h: int = 1
+    stride_w: int = 1
+    padding_h: int = 0
+    padding_w: int = 0
     dilation_h: int = 1
     dilation_w: int = 1
     groups: int = 1
@@ -108,14 +129,21 @@ class Network:
     numbers: list[int]
 
     @classmethod
-    def of(cls, steps: Sequence[Convolution | MaxPool]) -> Network:
+    def of(cls, steps: Sequence[Convolution | MaxPool | Mean | Dense]) -> Network:
         """Raises ValueError where a step reads a value that is not there, or does not run on integers alone."""
         tensors, numbers = [], []
         for i, step in enumerate(steps):
             for name, value in (("input", step.input), ("residual", getattr(step, "residual", None))):
                 if value is not None and not 0 <= value <= i:
                     raise ValueError(f"packed_network: {name} of step {i} must be a value from 0 to {i}, got {value}")
-            made = _pool(step) if isinstance(step, MaxPool) else _convolution(i, step, tensors)
+            if isinstance(step, MaxPool):
+                made = _pool(step)
+            elif isinstance(step, Mean):
+                made = _Step(_MEAN, step.input, -1, 0, 0)
+            elif isinstance(step, Dense):
+                made = _dense(step, tensors)
+            else:
+                made = _convolution(i, step, tensors)
             numbers += map(int, astuple(made))
         return cls(tensors, numbers)
 
@@ -125,7 +153,13 @@ def _pool(step: MaxPool) -> _Step:
     kernel = geometry("packed_network", step.kernel_size, 0, 1)[0]
     if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
         raise ValueError(f"packed_network: padding {padding} is more than half of a window of {kernel}")
-    return _Step(1, step.input, -1, 0, 0, *kernel, *stride, *padding)
+    return _Step(_MAX_POOL, step.input, -1, 0, 0, *kernel, *stride, *padding)
+
+
+def _dense(step: Dense, tensors: list[Tensor]) -> _Step:
+    biased = step.bias is not None
+    tensors += [step.weight.float().contiguous(), *([step.bias.float()] if biased else [])]
+    return _Step(_DENSE, step.input, -1, *step.weight.shape, relu=step.relu, biased=biased)
 
 
 def _convolution(i: int, step: Convolution, tensors: list[Tensor]) -> _Step:
@@ -142,18 +176,25 @@ def _convolution(i: int, step: Convolution, tensors: list[Tensor]) -> _Step:
     tensors += [] if step.bias is None else [step.bias.float()]
     tensors += [] if step.y_range is None else range_tensors("packed_network", *step.y_range, like)
     return _Step(
-        0, step.input, -1 if step.residual is None else step.residual, *weight.shape, *stride, *padding, *dilation,
-        step.groups, step.bits, step.x_bits, 0 if step.y_range is None else step.y_bits, step.relu, len(prepack),
-        step.bias is not None,
+        _CONVOLUTION, step.input, -1 if step.residual is None else step.residual, *weight.shape, *stride, *padding,
+        *dilation, step.groups, step.bits, step.x_bits, 0 if step.y_range is None else step.y_bits, step.relu,
+        len(prepack), step.bias is not None,
     )  # fmt: skip
 
 
 def reference(x: Tensor, tensors: Sequence[Tensor], numbers: Sequence[int]) -> Tensor:
-    """Step by step, by `packed_conv2d`'s reference and torch's pooling."""
+    """Step by step, by `packed_conv2d`'s reference and torch's pooling and linear layer."""
     values, given = [x], iter(tensors)
     for step in _steps(numbers):
         value = values[step.input]
-        if step.pools:
+        if step.kind == _MEAN:
+            values.append(value.mean((2, 3), keepdim=True))
+            continue
+        if step.kind == _DENSE:
+            y = F.linear(value.flatten(1), next(given), next(given) if step.biased else None)
+            values.append((y.relu() if step.relu else y)[..., None, None])
+            continue
+        if step.kind == _MAX_POOL:
             window = [step.kernel_h, step.kernel_w]
             values.append(F.max_pool2d(value, window, *step.settings[:2]))
             continue
@@ -173,8 +214,8 @@ def fake(x, tensors, numbers):
     shapes = [tuple(x.shape)]
     for step in _steps(numbers):
         n, channels, *_ = shape = shapes[step.input]
-        size = output_size(shape, step.weight_shape, *step.settings)
-        shapes.append((n, channels if step.pools else step.out_channels, *size))
+        size = [1, 1] if step.kind == _MEAN else output_size(shape, step.weight_shape, *step.settings)
+        shapes.append((n, channels if step.kind in (_MAX_POOL, _MEAN) else step.out_channels, *size))
     return x.new_empty(shapes[-1]).contiguous(memory_format=torch.channels_last)
 
 
@@ -182,18 +223,20 @@ _op = define("packed_network(Tensor x, Tensor[] tensors, SymInt[] numbers) -> Te
 
 
 def packed_network(x: Tensor, network: Network) -> Tensor:
-    """The last value of a network of packed convolutions and pooling, bit for bit what its steps make one by one.
+    """The last value of a network of packed convolutions and pooling, bit for bit what its steps make one by one. The
+    sums of `Mean` and `Dense` are float32, in an order that depends on shapes and instruction set alone.
 
     Args:
         x: (n, c, h, w), float32, contiguous or channels_last (other strides are copied). It has no gradient here.
-        network: `Network.of` its steps; see `Convolution` and `MaxPool`. The last one makes float32 values.
+        network: `Network.of` its steps; see `Convolution`, `MaxPool`, `Mean` and `Dense`. The last one makes
+            float32 values.
 
     Returns:
         float32, channels_last.
 
     Raises:
         ValueError: x of another number of dimensions, or a wanted gradient.
-        RuntimeError: shapes that do not fit, codes as a residual, pooled codes, or codes as the result.
+        RuntimeError: shapes that do not fit, codes as a residual, pooled codes, or codes as the result; a mean of x.
         TypeError: another dtype.
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """

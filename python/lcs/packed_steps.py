@@ -1,28 +1,31 @@
-"""Quantised convolutions and pooling after each other, which at a level of integers are one call of the engine."""
+"""Quantised convolutions, pooling and a classifier after each other, at a level of integers one call of the engine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from lcs_kernels import packed_network
 from lcs_kernels.ops._convolution import output_size
-from lcs_kernels.ops.packed_network import MaxPool, Network
+from lcs_kernels.ops.packed_network import Dense, MaxPool, Mean, Network
 
+from .layers import SubspaceLayer
 from .layers.frozen_quantized import FrozenQuantizedConv2d
 from .packing import RUNNING, Packed
 
 
 class PackedSteps(nn.Module):
     """`steps`, a graph of one input. At a level whose weights and inputs are all rounded, `packed_network` runs it,
-    with the same bits; and `steps` itself elsewhere: inputs of other types, gradients, layers that somebody watches."""
+    with the same bits but for the sums of a mean and of a float32 classifier, which may come in another order; and
+    `steps` itself elsewhere: inputs of other types, gradients, layers that somebody watches."""
 
     def __init__(self, steps: fx.GraphModule) -> None:
         super().__init__()
         self.steps = steps
-        self._layers = [m for m in steps.modules() if isinstance(m, FrozenQuantizedConv2d)]
+        self._layers = [steps.get_submodule(node.target) for node in steps.graph.nodes if node.op == "call_module"]
 
     def forward(self, input: Tensor) -> Tensor:
         running = RUNNING.get(None)
@@ -48,12 +51,16 @@ class PackedSteps(nn.Module):
                 values[node] = 0, tuple(x.shape)
             elif node.op != "output":
                 value, shape = values[node.args[0]]
-                if node.op == "call_function":
+                if node.target is F.adaptive_avg_pool2d:
+                    found = Mean(value), (*shape[:2], 1, 1)
+                elif node.op == "call_function":
                     found = _pooling(value, shape, *node.args[1:4])
+                elif is_linear(layer := self.steps.get_submodule(node.target)):
+                    found = _dense(layer, value, shape, **node.kwargs)
                 else:
                     options = dict(node.kwargs)
                     residual = values.get(options.pop("residual", None))
-                    found = self.steps.get_submodule(node.target).step(value, shape, residual, **options)
+                    found = layer.step(value, shape, residual, **options)
                 if found is None:
                     return None
                 steps.append(found[0])
@@ -68,6 +75,34 @@ def _pooling(value: int, shape: tuple[int, ...], kernel_size, stride, padding) -
     return MaxPool(value, kernel, steps, padded), (*shape[:2], *output_size(shape, kernel, steps, padded))
 
 
+def _dense(
+    layer: nn.Conv2d, value: int, shape: tuple[int, ...], *, norm: bool = False, residual=None, relu: bool = False, **_
+) -> tuple[Dense, tuple[int, ...]] | None:
+    subspace = isinstance(layer, SubspaceLayer)
+    weight, bias, *bits = layer.slot.tensors(layer) if subspace else (layer.weight, layer.bias)
+    if norm or residual is not None or bits:
+        return None
+    return Dense(value, weight.flatten(1), bias, relu), (shape[0], layer.out_channels, 1, 1)
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """Whether a layer is a float32 linear layer of each position, at every level."""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and (type(layer) is nn.Conv2d or isinstance(layer, FrozenQuantizedConv2d))
+        and not getattr(layer, "compressed", False)
+        and layer.kernel_size == layer.stride == (1, 1)
+        and layer.padding in ((0, 0), "valid", "same")
+        and layer.groups == 1
+        and layer.weight.dtype == torch.float32
+    )
+
+
+def averages(node: fx.Node) -> bool:
+    """Whether a node is the mean of all positions."""
+    return node.target is F.adaptive_avg_pool2d and node.args[1:] in ((1,), ((1, 1),)) and not node.kwargs
+
+
 def watched(m: nn.Module) -> bool:
     """Whether somebody has registered a hook."""
     return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
@@ -78,10 +113,19 @@ def gather(graph: fx.Graph, modules: dict[str, nn.Module], pooling: Callable) ->
     from one value and ends in one. `pooling`: the function of the graph's max pooling."""
 
     def takes(node: fx.Node) -> bool:
+        """A mean only where no rounding comes after it, which would make a difference of its last bit larger."""
         if node.op == "call_function" and node.target is pooling:
             return node.args[4] in (1, (1, 1)) and not node.args[5]
+        if averages(node):
+            return all(linear(user) for user in node.users)
         layer = modules[node.target] if node.op == "call_module" else None
-        return isinstance(layer, FrozenQuantizedConv2d) and layer.takes_codes() and not watched(layer)
+        if not isinstance(layer, FrozenQuantizedConv2d) or not layer.takes_codes() or watched(layer):
+            return linear(node)
+        return True
+
+    def linear(node: fx.Node) -> bool:
+        layer = modules[node.target] if node.op == "call_module" else None
+        return layer is not None and is_linear(layer) and not watched(layer) and averages(node.args[0])
 
     found = {}
     nodes = list(graph.nodes)

@@ -304,10 +304,11 @@ def test_what_a_quantised_residual_network_fuses():
         subspace = lcs.convert(model, lcs.Quantized(line=False), norm="keep", dense=model.classifier_name)
     fused = subspace.eval().freeze()._fused
     nodes = [node for node in fused.packed_steps_0.steps.graph.nodes if node.op == "call_module"]
+    assert nodes.pop().target == "fc" and "packed_steps_1" not in dict(fused.named_modules())
     found = Counter(frozenset(node.kwargs) for node in nodes)
     blocks = {frozenset({"norm", "relu", "codes"}): 8, frozenset({"norm", "relu", "residual"}): 8}
     assert found == blocks | {frozenset({"norm", "relu"}): 1, frozenset({"norm"}): 3}
-    assert [node.target for node in fused.graph.nodes if node.op == "call_module"] == ["packed_steps_0", "fc"]
+    assert [node.target for node in fused.graph.nodes if node.op == "call_module"] == ["packed_steps_0"]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -315,6 +316,7 @@ def test_what_a_quantised_residual_network_fuses():
 def test_a_run_of_packed_steps_gives_the_bits_of_each_step(monkeypatch, images, layout):
     """And where somebody watches a layer they run one by one."""
     torch.manual_seed(2)
+    monkeypatch.setattr(F, "adaptive_avg_pool2d", lambda x, _: x.mean((2, 3), keepdim=True))  # which no run takes
     model, calls = models.build("resnet18", 10, seed=0, norm="batch"), []
     x = torch.randn(images, 3, 64, 64).to(memory_format=layout)
     with warnings.catch_warnings():
@@ -333,6 +335,30 @@ def test_a_run_of_packed_steps_gives_the_bits_of_each_step(monkeypatch, images, 
         for hook in watched:
             hook.remove()
         calls.clear()
+
+
+@pytest.mark.parametrize("line", [False, True])
+def test_a_run_of_packed_steps_ends_in_the_classifier(monkeypatch, line):
+    """Whose sums come in another order, of 512 products and of 4 positions."""
+    torch.manual_seed(3)
+    model, calls = models.build("resnet18", 10, seed=0, norm="batch"), []
+    x = torch.randn(3, 3, 64, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        subspace = trained(model, lcs.Quantized(line=line), x, norm="keep", dense=model.classifier_name)
+    frozen = subspace.freeze(strict=True)
+    run = packed_steps.packed_network
+    monkeypatch.setattr(packed_steps, "packed_network", lambda *given: calls.append(given) or run(*given))
+    found = frozen(x, bits=4)
+    assert len(calls) == 1
+    seen = []
+    hook = frozen.model.fc.register_forward_hook(lambda m, args, y: seen.append(args[0]))
+    expected = frozen(x, bits=4)
+    hook.remove()
+    weight = frozen._packed(level := frozen.recipe.level(4), frozen._chosen(level, (x.shape,), (x,), {}))
+    w = weight.tensors[frozen.model.fc.index][0] if line else frozen.model.fc.weight
+    bound = (512 + 4 + 2) * torch.finfo(torch.float32).eps * F.conv2d(seen[0].abs(), w.abs()).flatten(1)
+    assert len(calls) == 1 and found.shape == expected.shape and ((found - expected).abs() <= bound).all()
 
 
 def test_a_change_of_width_runs_no_operator_and_allocates_nothing():

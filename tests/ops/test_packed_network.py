@@ -5,7 +5,7 @@ import torch
 from torch.library import opcheck
 
 from lcs_kernels import packed_conv2d, packed_network
-from lcs_kernels.ops.packed_network import Convolution, MaxPool, Network, reference
+from lcs_kernels.ops.packed_network import Convolution, Dense, MaxPool, Mean, Network, reference
 
 from .packed_cases import nested_weight
 from .test_sparse_conv2d import FORMATS
@@ -103,6 +103,33 @@ def test_pooling_keeps_nan_and_infinity(isa):
     check(x, [MaxPool(0, 3, 2, 1)])
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 8], indirect=True)
+@pytest.mark.parametrize("images", [1, 2, 5])
+@pytest.mark.parametrize("outputs", [1, 10, 81])
+def test_means_and_linear_layers_of_integers(isa, threads, images, outputs):
+    """All sums are exact, of positions whose number is a power of two."""
+    torch.manual_seed(outputs)
+    for channels, relu in ((64, False), (37, True)):
+        given = torch.randint(-4, 5, (images, 3, 16, 16)).float()
+        shapes = ((channels, 3), (outputs, channels), (outputs,), (4, outputs))
+        first, second, bias, third = (torch.randint(-1, 2, shape).float() for shape in shapes)
+        steps = [MaxPool(0, 2, 2), Mean(1), Dense(2, first), Dense(3, second, bias, relu), Dense(4, third)]
+        check(given, steps)
+        check(given, [MaxPool(0, 4, 4), Mean(1)])
+
+
+def test_a_mean_and_a_linear_layer_round_within_their_sums(isa):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(70, 128), torch.randn(70)
+    x, steps = torch.randn(2, 3, 45, 50), [*stem(), Mean(7), Dense(8, weight, bias)]
+    network = Network.of(steps)
+    y, values = packed_network(x, network), packed_network(x, Network.of(steps[:-2]))
+    exact = values.double().mean((2, 3)) @ weight.double().T + bias.double()
+    most = values.double().abs().mean((2, 3)) @ weight.double().abs().T + bias.double().abs()
+    roundings = values.shape[2] * values.shape[3] + 1 + 128 + 1
+    assert ((y.flatten(1) - exact).abs() <= roundings * torch.finfo(torch.float32).eps * most).all()
+
+
 def test_equals_the_steps_one_by_one():
     """And views of x are copied."""
     torch.manual_seed(0)
@@ -129,6 +156,8 @@ def test_equals_the_steps_one_by_one():
 
 def test_opcheck():
     network = Network.of(NETWORKS["read twice"](4))
+    opcheck(OP, (torch.randn(2, 3, 9, 8), network.tensors, network.numbers))
+    network = Network.of([conv(0, 5, 3, (1, 1)), Mean(1), Dense(2, torch.randn(7, 5))])
     opcheck(OP, (torch.randn(2, 3, 9, 8), network.tensors, network.numbers))
 
 
@@ -163,6 +192,10 @@ def test_refuses_steps(steps, words):
         (lambda: [conv(0, 4, 3, (1, 1), y_range=HIDDEN), MaxPool(1, 2, 2)], "step 1 pools codes"),
         (lambda: [conv(0, 4, 3, (1, 1)), conv(1, 4, 4, (2, 2), residual=1)], "of the result's shape"),
         (lambda: [conv(0, 3, 3, (1, 1), residual=0)], "a float32 value of an earlier step"),
+        (lambda: [Mean(0)], "step 0 must read a float32 value of an earlier step"),
+        (lambda: [conv(0, 4, 3, (1, 1), y_range=HIDDEN), Mean(1)], "step 1 must read a float32 value"),
+        (lambda: [conv(0, 4, 3, (1, 1)), Dense(1, torch.ones(2, 4))], "must read a single position, gets 8 x 8"),
+        (lambda: [conv(0, 4, 3, (8, 8)), Dense(1, torch.ones(2, 5))], "weight of 2 x 4, got .2, 5."),
     ],
 )
 def test_refuses_what_does_not_fit(steps, words):

@@ -3,11 +3,17 @@
 
 namespace lcs {
 
-// A convolution, or the largest of each window, of one image or value of an earlier step.
+// A convolution, the largest of each window, the mean of all positions, or a float32 linear layer of a single position.
+enum class PackedNetworkKind { convolution, max_pool, mean, dense };
+
+// Of x or the value of an earlier step.
 struct PackedNetworkStep {
+  PackedNetworkKind kind;
   int input, residual = -1;  // values: 0 is x, i + 1 what step i makes; no residual: -1
-  bool pools = false;        // then of `conv` only the axes and y's shape are read
-  PackedConv2dArgs conv;     // all but the data, numbers of images and distances of x and y, and the residual
+  // All but the data, numbers of images and distances of x and y, and the residual. But of a convolution only what its
+  // kind has is read: y's shape, the axes, bias and ReLU.
+  PackedConv2dArgs conv;
+  const float* dense = nullptr;  // a linear layer's weight, channels of y x channels of x
 };
 
 // Steps in order, of float32 images (channels last where x is pooled); the last one's float32 values are y, channels
@@ -20,7 +26,8 @@ struct PackedNetworkArgs {
   int64_t threads;  // that `parallel` has
 };
 
-// Bit for bit what packed_conv2d makes, step by step.
+// Bit for bit what packed_conv2d makes, step by step; the order of the sums of means and linear layers depends on
+// shapes and instruction set alone.
 void packed_network(const PackedNetworkArgs& args, const Parallel& parallel);
 
 }  // namespace lcs
