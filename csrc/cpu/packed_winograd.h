@@ -5,6 +5,7 @@
 #include "packed_gemm.h"
 #include "packed_result.h"
 #include "packed_strip.h"
+#include "scratch.h"
 
 namespace lcs {
 
@@ -22,12 +23,16 @@ class PackedWinograd {
  private:
   struct Tiles;
   struct Panel;
+  struct Panels;
 
+  bool multiply_bands(int64_t first, const Tiles& all) const;
+  bool multiply_units(int64_t first, Tiles& tiles) const;
+  bool transform(const Tiles& tiles, int64_t begin, int64_t end) const;
   bool transform(const Tiles& tiles, int64_t row) const;
   void find_outputs(const Tiles& tiles, int64_t row) const;
   int64_t position(int64_t row) const;
-  void expand(int64_t block, const Tiles& tiles, Panel& to) const;
-  void multiply(int64_t first, const Tiles& tiles, int64_t begin, int64_t end, const Panel& panel) const;
+  void expand(int64_t block, const Tiles& tiles, Scratch<char>& scratch, Panel& to) const;
+  void multiply(int64_t first, const Tiles& tiles, int64_t unit, int64_t begin, int64_t end, Panels& panels) const;
 
   const PackedConv2dArgs& a_;
   const PackedGemm& gemm_;
