@@ -19,6 +19,8 @@ namespace {
 constexpr int64_t kRangeBytes = 384 << 10;  // of a strip, what stays in the second-level cache from block to block
 constexpr int64_t kTasks = 16;              // enough to keep the threads even
 constexpr int64_t kLeastPixels = 96;        // that pay for unpacking a block of the weight
+constexpr int64_t kFewUnits = 2;            // that every thread may unpack, and keep
+constexpr int64_t kFewPixels = 48;          // at once, where it does
 constexpr int64_t kChunkBytes = 16 << 10;   // of a panel: half of the first-level cache
 
 // The input becomes a strip. Then each block of the weight is unpacked, and meets the strip of many output positions.
@@ -106,14 +108,19 @@ class PackedConv2d {
     const int64_t pixels = g_.images * pixels_, blocks = int64_t(units_.size());
     ranges_ = std::clamp<int64_t>(g_.images * g_.image * g_.element / kRangeBytes, 1, ceil_div(pixels, kLeastPixels));
     in_cache_ = ranges_ == 1;
-    while (ranges_ * blocks < kTasks && ceil_div(pixels, 2 * ranges_) >= kLeastPixels) ranges_ *= 2;
+    few_ = in_cache_ && blocks <= kFewUnits;
+    const int64_t tasks = few_ ? 2 * kTasks : kTasks, least = few_ ? kFewPixels : kLeastPixels;
+    while (ranges_ * (few_ ? 1 : blocks) < tasks && ceil_div(pixels, 2 * ranges_) >= least) ranges_ *= 2;
   }
 
-  // Ranges of a unit, or where the strip does not stay in the cache units of a range, come after each other.
+  // Ranges of a unit come after each other; where units are few, or the strip does not stay in the cache, units of a
+  // range.
   void multiply(int64_t images) const {
     const int64_t units = int64_t(units_.size()), tasks = units * ranges_;
-    share_tasks<UnitPanel>(parallel_, tasks, [&](int64_t i, UnitPanel& panel) {
-      const int64_t unit = in_cache_ ? i / ranges_ : i % units, range = in_cache_ ? i % ranges_ : i / units;
+    const bool by_unit = in_cache_ && !few_;
+    share_tasks<Panels>(parallel_, tasks, [&](int64_t i, Panels& panels) {
+      const int64_t unit = by_unit ? i / ranges_ : i % units, range = by_unit ? i % ranges_ : i / units;
+      UnitPanel& panel = panels.of[few_ ? unit : 0];
       multiply(unit, images, position(images, range, ranges_), position(images, range + 1, ranges_), panel);
     });
   }
@@ -144,6 +151,16 @@ class PackedConv2d {
     std::vector<int32_t> tap_sums;         // of the codes of each tap, for `start`
   };
 
+  // What a thread keeps from task to task.
+  struct Panels {
+    UnitPanel of[kFewUnits];
+  };
+
+  char* reserve(int64_t unit, int64_t bytes) const {
+    static thread_local Scratch<char> scratch[kFewUnits];
+    return scratch[few_ ? unit : 0].reserve(bytes);
+  }
+
   // A unit of the weight times the output positions [begin, end) of the strip's images.
   void multiply(int64_t unit, int64_t images, int64_t begin, int64_t end, UnitPanel& panel) const {
     const bool pair = units_[size_t(unit)].blocks == 2;
@@ -165,10 +182,9 @@ class PackedConv2d {
   }
 
   void expand(int64_t unit, UnitPanel& to) const {
-    static thread_local Scratch<char> scratch;
     const int64_t block = units_[size_t(unit)].block, tile = kTile * kBlockRows * 4;
     const int64_t size = layout_.steps() * panel_bytes(gemm_.panel());
-    to.panel = scratch.reserve(size + 3 * tile);
+    to.panel = reserve(unit, size + 3 * tile);
     to.more = to.panel + size;
     to.factors = gemm_.factors(block, 0);
     gemm_.expand(block, 0, layout_.steps(), to.factors, to.panel);
@@ -188,10 +204,9 @@ class PackedConv2d {
   }
 
   void expand_pair(int64_t unit, UnitPanel& to) const {
-    static thread_local Scratch<char> scratch;
     const int64_t block = units_[size_t(unit)].block, size = layout_.steps() * kPairStepBytes;
     const int64_t steps = layout_.segment_steps(), taps = strip_.zero() ? layout_.segments() : 0;
-    to.panel = scratch.reserve(size + 2 * kTile * kPairRows * 4);
+    to.panel = reserve(unit, size + 2 * kTile * kPairRows * 4);
     to.more = to.panel + size;
     to.pair_factors = gemm_.pair_factors(block);
     to.tap_sums.resize(size_t(taps * kPairRows));
@@ -306,7 +321,7 @@ class PackedConv2d {
   const PackedResult result_;
   const int64_t pixels_;    // positions of an image of y
   int64_t ranges_, first_;  // parts of the positions of the strip, its first image
-  bool in_cache_;           // whether the strip stays in the second-level cache from block to block
+  bool in_cache_, few_;     // whether the strip stays in the second-level cache from unit to unit; these are few
   std::vector<Unit> units_;
   std::vector<Region> regions_;
 };

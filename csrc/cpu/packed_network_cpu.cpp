@@ -9,6 +9,7 @@
 #include "max_pool_kernels.h"
 #include "packed_network_kernels.h"
 #include "scratch.h"
+#include "tasks.h"
 #include "walk.h"
 
 namespace lcs {
@@ -168,28 +169,27 @@ class PackedNetwork {
     std::vector<std::atomic<bool>> spoilt(static_cast<size_t>(x.n));
     find_nan(x, spoilt, parallel);
     const MaxPoolArgs pooled = pooling(next, channels_last(nullptr, 1, made), y);
-    parallel(x.n * bands, 1, [&](int64_t begin, int64_t end) {
+    struct None {};
+    share_tasks<None>(parallel, x.n * bands, [&](int64_t i, None) {
       static thread_local Scratch<float> scratch;
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t image = i / bands, from = y.height * (i % bands) / bands, to = y.height * (i % bands + 1) / bands;
-        const int64_t first = std::max<int64_t>(from * pool.stride - pool.padding, 0),
-                      last = std::min((to - 1) * pool.stride - pool.padding + pool.kernel, made.height);
-        const bool nan = spoilt[size_t(image)];
-        const int64_t line = first * conv.stride - conv.padding, row = std::max<int64_t>(line, 0);
-        float* const rows = scratch.reserve((last - first) * made.width * made.channels);
-        PackedConv2dArgs part = step.conv;
-        part.spoilt = &nan;
-        part.vertical.padding = row - line;
-        part.x = x;
-        part.x.n = 1;
-        part.x.height = std::max<int64_t>(x.height - row, 0);
-        part.x.data = static_cast<float*>(x.data) + image * x.image_stride + row * x.row_stride;
-        part.y.height = last - first;
-        part.y = channels_last(rows, 1, part.y);
-        packed_conv2d(part, serial);
-        for (int64_t r = from; r < to; ++r)
-          max_pool_row(pooled, r, rows, first, static_cast<float*>(y.data) + image * y.image_stride + r * y.row_stride);
-      }
+      const int64_t image = i / bands, from = y.height * (i % bands) / bands, to = y.height * (i % bands + 1) / bands;
+      const int64_t first = std::max<int64_t>(from * pool.stride - pool.padding, 0),
+                    last = std::min((to - 1) * pool.stride - pool.padding + pool.kernel, made.height);
+      const bool nan = spoilt[size_t(image)];
+      const int64_t line = first * conv.stride - conv.padding, row = std::max<int64_t>(line, 0);
+      float* const rows = scratch.reserve((last - first) * made.width * made.channels);
+      PackedConv2dArgs part = step.conv;
+      part.spoilt = &nan;
+      part.vertical.padding = row - line;
+      part.x = x;
+      part.x.n = 1;
+      part.x.height = std::max<int64_t>(x.height - row, 0);
+      part.x.data = static_cast<float*>(x.data) + image * x.image_stride + row * x.row_stride;
+      part.y.height = last - first;
+      part.y = channels_last(rows, 1, part.y);
+      packed_conv2d(part, serial);
+      for (int64_t r = from; r < to; ++r)
+        max_pool_row(pooled, r, rows, first, static_cast<float*>(y.data) + image * y.image_stride + r * y.row_stride);
     });
   }
 
