@@ -35,6 +35,10 @@ inline void tile_configure(const TileConfig& config) {
 inline void tile_release() { asm volatile("tilerelease" ::: "memory"); }
 
 template <int kTile>
+inline void tile_zero() {
+  asm volatile("tilezero %%tmm%c0" ::"n"(kTile));
+}
+template <int kTile>
 inline void tile_load(const void* from, int64_t stride) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "n"(kTile) : "memory");
 }

@@ -25,6 +25,9 @@ constexpr int64_t kPartRows = 4;             // that a task has at least
 WidthConv2dKernels kernels() {
   return best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels);
 }
+WidthConv2dKernels pair_kernels() {
+  return max_isa() >= Isa::amx ? amx::width_conv2d_kernels() : bf16::width_conv2d_kernels();
+}
 
 // Calls put(block, first output channel, first input channel, input channels) for each block of the first `out` by `in`
 // channels of a weight, [input channel][tap][output channel].
@@ -67,7 +70,7 @@ class WidthConv2d {
       : a_(args),
         parallel_(parallel),
         pairs_(args.pairs && args.dtype == DType::bfloat16 && args.groups == 1 && max_isa() >= Isa::avx512_bf16),
-        run_(pairs_ ? bf16::width_conv2d_kernels() : kernels()),
+        run_(pairs_ ? pair_kernels() : kernels()),
         x_(pairs_ ? paired(args.x) : args.x),
         rows_(args.vertical),
         columns_(args.horizontal),
@@ -248,6 +251,12 @@ class WidthConv2d {
   }
   const float* weight_of(int64_t tile) const { return weight_ + start_of(tile) / kWidthBlock * block_stride_; }
 
+  // Of a chunk that begins at input channel c.
+  int64_t chunk_end(int64_t c) const {
+    const int64_t n = std::min(chunk_, inputs_ - c);
+    return c + (run_.begin && n > block_ ? n / block_ * block_ : n);
+  }
+
   // Rows [from, to) of the panel's band in a tile. `later`: the weight of the thread's next tile, or null.
   void multiply(int64_t panel, int64_t tile, int64_t from, int64_t to, const float* x, const float* later) const {
     const int64_t first = tile / tiles_ * outputs_, end = first + outputs_, start = start_of(tile);
@@ -272,14 +281,14 @@ class WidthConv2d {
       span.results = output(panel, start), span.image = a_.y.image_stride, span.position = a_.y.channels;
     else
       span.results = results.reserve(panel_pixels() * floats);
-    float* const between = chunk_ < inputs_ ? sums.reserve(panel_pixels() * floats) : nullptr;
-    for (int64_t c = 0; c == 0 || c < inputs_; c += chunk_) {
-      t.begin = c, t.end = std::min(c + chunk_, inputs_), t.first = c == 0, t.last = c + chunk_ >= inputs_;
-      t.weight = weight_of(tile) + c * taps() * kWidthBlock;
+    float* const between = chunk_end(0) < inputs_ ? sums.reserve(panel_pixels() * floats) : nullptr;
+    do {
+      t.first = t.end == 0, t.begin = t.end, t.end = chunk_end(t.begin), t.last = t.end == inputs_;
+      t.weight = weight_of(tile) + t.begin * taps() * kWidthBlock;
       t.sums = between;
-      const float* const next = t.last ? later : t.weight + chunk_ * taps() * kWidthBlock;
+      const float* const next = t.last ? later : weight_of(tile) + t.end * taps() * kWidthBlock;
       accumulate(t, span, x + (depthwise_ ? start : tile / tiles_ * inputs_), panels_ < kPanels ? next : nullptr);
-    }
+    } while (!t.last);
     const int64_t begin = std::max(start, first);
     if (!direct)
       write(panel, pixels, from * a_.y.width, images == 1 ? to * a_.y.width : images * pixels, begin,
@@ -307,6 +316,7 @@ class WidthConv2d {
     int64_t fetched = 0;
     if (all == 0) later = nullptr;
     if (later) t.ahead_lines = int(ceil_div(all, std::max<int64_t>(turns * taps_of(t, s), 1)));
+    if (run_.begin) run_.begin(t.end - t.begin);
     for (const TapRun& rows : row_runs_) {
       const int64_t begin = std::max(rows.begin - s.top, s.from), end = std::min(rows.end - s.top, s.to);
       for (const TapRun& columns : column_runs_) {
@@ -337,6 +347,7 @@ class WidthConv2d {
             }
       }
     }
+    if (run_.end) run_.end();
   }
 
   // Taps of all tiles of a span.
@@ -363,12 +374,12 @@ class WidthConv2d {
     t.pixels += int(n);
   }
 
-  // How many of the positions that are left are the next tile. The last two share evenly: few sums leave the
-  // multipliers waiting for each other.
+  // How many of the positions that are left are the next tile. The last two share evenly, but for what costs nothing:
+  // few sums leave the multipliers waiting for each other.
   int64_t share(WidthTile& t, int64_t left) const {
     t.pixels = 0;
     const int64_t most = run_.pixels(t.vectors);
-    return left >= 2 * most ? most : left > most ? (left + 1) / 2 : left;
+    return left >= 2 * most ? most : left > most ? ceil_div(ceil_div(left, 2), run_.rows) * run_.rows : left;
   }
 
   // Where a panel's results of a channel begin.

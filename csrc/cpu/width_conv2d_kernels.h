@@ -6,7 +6,7 @@
 // What each instruction set implements of the convolution at a width.
 namespace lcs {
 
-constexpr int64_t kWidthPixels = 14;  // that a tile has at most
+constexpr int64_t kWidthPixels = 32;  // that a tile has at most
 
 // A tap of the kernel: how far its input is from that of the first one, and its place in the weight.
 struct WidthTap {
@@ -42,6 +42,11 @@ struct WidthConv2dKernels {
   void (*accumulate)(const WidthTile& tile);
   void (*load)(const BlockCopy& copy);   // to float32
   void (*store)(const BlockCopy& copy);  // from float32
+  int rows = 1;                          // positions that take no longer than one
+  // Around a thread's calls of accumulate(), which then have as many input channels each, whole blocks or less than
+  // one; null: not needed.
+  void (*begin)(int64_t channels) = nullptr;
+  void (*end)() = nullptr;
 };
 
 namespace scalar {
@@ -54,6 +59,9 @@ namespace avx512 {
 WidthConv2dKernels width_conv2d_kernels();
 }
 namespace bf16 {  // x and the weight are pairs of bfloat16 where the others' are floats; not depthwise
+WidthConv2dKernels width_conv2d_kernels();
+}
+namespace amx {  // as bf16
 WidthConv2dKernels width_conv2d_kernels();
 }
 

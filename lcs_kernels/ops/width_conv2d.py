@@ -175,11 +175,12 @@ def width_conv2d(
     """`torch.nn.functional.conv2d` with weight[:out_channels, : x.shape[1] / groups], which is not sliced.
 
     The result is scale * convolution + bias, then ReLU on request: sums in float32, rounded once. Where the machine
-    multiplies pairs of bfloat16 (AVX512_BF16), a `WidthWeight` of bfloat16, of one group and 16 input channels or more,
-    is multiplied so by x of bfloat16: each product is rounded into its sum in two steps, to nearest, and denormals
-    count as 0. With a `WidthWeight` a change of width repacks and allocates nothing; a tensor's block is packed in each
-    call, in memory that is kept. Differentiable once, to x, a weight that is a tensor, scale and bias: gradients of the
-    full shapes, 0 outside of what was used. So all widths of a network share one weight (arXiv 2110.04252).
+    multiplies pairs of bfloat16 (AVX512_BF16, AMX), a `WidthWeight` of bfloat16, of one group and 16 input channels or
+    more, is multiplied so by x of bfloat16: each product is rounded into its sum, to nearest, in the order of that
+    instruction, and denormals count as 0. With a `WidthWeight` a change of width repacks and allocates nothing; a
+    tensor's block is packed in each call, in memory that is kept. Differentiable once, to x, a weight that is a tensor,
+    scale and bias: gradients of the full shapes, 0 outside of what was used. So all widths of a network share one
+    weight (arXiv 2110.04252).
 
     A width of a grouped convolution: where each group has one input channel (depthwise) there are as many groups as x
     has channels, each with weight.shape[0] / groups output channels. Otherwise the groups stay, and share the channels

@@ -37,6 +37,13 @@ inline std::vector<Isa> isas([[maybe_unused]] std::initializer_list<Isa> more = 
 #endif
 }
 
+// Those that multiply pairs of bfloat16; only tiles are emulated.
+#if defined(LCS_EMULATED_TILES)
+constexpr std::initializer_list<Isa> kPairs{Isa::amx};
+#else
+constexpr std::initializer_list<Isa> kPairs{Isa::avx512_bf16, Isa::amx};
+#endif
+
 // Pieces of two grains, the last one first.
 inline void backwards(int64_t n, int64_t grain, const Range& range) {
   const int64_t step = 2 * grain;

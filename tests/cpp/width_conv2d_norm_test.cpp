@@ -57,11 +57,11 @@ void check(const Case& c, DType dtype, bool last, Guard guard) {
                 pooled = c.n * c.out * rows * columns;
   const size_t each = size_of(dtype);
   const Guarded x(inputs * each, guard), between(outputs * each, guard), residual(outputs * each, guard),
-      y(pooled * each, guard), weight(weights * 4, guard), scale(c.out * 4, guard),
-      statistics(2 * c.n * c.groups * 4, guard);
+      y(pooled * each, guard), weight(weights * each, guard), scale(c.out * 4, guard),
+      statistics(2 * c.n * c.groups * 4, guard), pairs(width_blocks(c.out) * ((c.in + 1) / 2) * taps * 64, guard);
   fill(x, inputs, dtype, uint32_t(inputs));
   fill(residual, outputs, dtype, 5);
-  fill(weight, weights, DType::float32, uint32_t(weights));
+  fill(weight, weights, dtype, uint32_t(weights));
   fill(scale, c.out, DType::float32, 3);
   if (inputs > 0) put(x.as(), inputs - 1, dtype, __builtin_nanf(""));
   WidthConv2dNormArgs args{};
@@ -71,12 +71,16 @@ void check(const Case& c, DType dtype, bool last, Guard guard) {
                c.conv,
                c.conv,
                1,
-               {weight.as(), DType::float32, c.out, c.in, taps},
+               {weight.as(), dtype, c.out, c.in, taps},
                nullptr,
                nullptr,
                nullptr,
                nullptr,
                false};
+  if (dtype == DType::bfloat16) {
+    width_pack_pairs(args.conv.weight, pairs.as<BFloat16>(), serial);
+    args.conv.pairs = pairs.as<BFloat16>();
+  }
   LineNormArgs& norm = args.norm;
   norm.x = norm.y = between.as();
   norm.residual = residual.as();
@@ -86,7 +90,7 @@ void check(const Case& c, DType dtype, bool last, Guard guard) {
   norm.means = statistics.as<float>(), norm.rstds = norm.means + c.n * c.groups;
   norm.eps = 1e-5, norm.relu = guard == Guard::behind, norm.dtype = dtype;
   const MaxPoolArgs pool{args.conv.y, images(y.as(), c.n, c.out, rows, columns, last), window, window, dtype};
-  for (const Isa isa : isas()) {
+  for (const Isa isa : isas(kPairs)) {
     set_max_isa(isa);
     width_conv2d(args.conv, serial);
     line_norm(norm, serial);
@@ -113,7 +117,7 @@ void check(const Case& c, DType dtype, bool last, Guard guard) {
 }  // namespace
 
 int main() {
-  isas();
+  isas(kPairs);
   for (const Case& c : kCases)
     for (const bool last : {false, true})
       for (const Guard guard : kGuards)

@@ -16,26 +16,28 @@ struct Case {
 };
 
 constexpr Case kCases[] = {
-    {2, 5, 7, 9, 6, 1, 8, 40, {1, 0, 1, 1}, {1, 0, 1, 1}},      // 1 x 1
-    {1, 3, 9, 11, 37, 1, 5, 50, {1, 1, 1, 3}, {1, 1, 1, 3}},    // 3 x 3
-    {1, 60, 5, 6, 17, 1, 60, 17, {1, 1, 1, 3}, {1, 1, 1, 3}},   // several chunks of terms
-    {1, 2, 17, 15, 3, 1, 2, 3, {2, 3, 1, 7}, {2, 3, 1, 7}},     // 7 x 7, strided
-    {2, 3, 8, 13, 33, 1, 4, 33, {3, 2, 1, 5}, {2, 0, 2, 3}},    // 5 x 3
-    {2, 2, 6, 5, 3, 1, 2, 9, {1, 5, 1, 3}, {3, 4, 1, 3}},       // padding beyond the kernel
-    {2, 2, 7, 8, 3, 1, 2, 9, {3, 4, 1, 1}, {2, 5, 1, 1}},       // 1 x 1, strided and padded
-    {1, 2, 14, 13, 3, 1, 3, 3, {2, 4, 3, 3}, {3, 1, 2, 4}},     // dilated and strided
-    {2, 12, 6, 5, 30, 3, 5, 60, {1, 1, 1, 3}, {1, 1, 1, 3}},    // groups
-    {2, 21, 5, 7, 21, 21, 1, 40, {1, 1, 1, 3}, {2, 1, 1, 3}},   // depthwise
-    {2, 5, 5, 7, 10, 5, 1, 16, {1, 1, 1, 3}, {1, 1, 1, 3}},     // depthwise, two each
-    {9, 4, 1, 1, 5, 1, 4, 5, {1, 1, 1, 3}, {1, 1, 1, 3}},       // one pixel
-    {90, 3, 2, 3, 4, 1, 3, 4, {1, 1, 1, 3}, {1, 1, 1, 3}},      // tiny images
-    {1, 2, 1, 430, 3, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},     // one row
-    {1, 40, 18, 200, 2, 1, 40, 2, {1, 1, 1, 3}, {1, 1, 1, 3}},  // several bands
-    {9, 2, 17, 26, 3, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},     // many panels
-    {0, 2, 7, 6, 3, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},       // no images
-    {2, 0, 7, 6, 3, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},       // no inputs
-    {2, 2, 7, 6, 0, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},       // no outputs
-    {2, 2, 0, 6, 3, 1, 2, 3, {1, 1, 1, 1}, {1, 1, 1, 1}},       // no pixels
+    {2, 5, 7, 9, 6, 1, 8, 40, {1, 0, 1, 1}, {1, 0, 1, 1}},       // 1 x 1
+    {1, 3, 9, 11, 37, 1, 5, 50, {1, 1, 1, 3}, {1, 1, 1, 3}},     // 3 x 3
+    {1, 60, 5, 6, 17, 1, 60, 17, {1, 1, 1, 3}, {1, 1, 1, 3}},    // several chunks of terms
+    {1, 2, 17, 15, 3, 1, 2, 3, {2, 3, 1, 7}, {2, 3, 1, 7}},      // 7 x 7, strided
+    {1, 97, 1, 6, 18, 1, 98, 18, {1, 0, 1, 1}, {1, 42, 1, 85}},  // several chunks of pairs, the last of part of a block
+    {1, 64, 1, 70, 33, 1, 64, 64, {1, 0, 1, 1}, {2, 0, 1, 1}},   // whole tiles
+    {2, 3, 8, 13, 33, 1, 4, 33, {3, 2, 1, 5}, {2, 0, 2, 3}},     // 5 x 3
+    {2, 2, 6, 5, 3, 1, 2, 9, {1, 5, 1, 3}, {3, 4, 1, 3}},        // padding beyond the kernel
+    {2, 2, 7, 8, 3, 1, 2, 9, {3, 4, 1, 1}, {2, 5, 1, 1}},        // 1 x 1, strided and padded
+    {1, 2, 14, 13, 3, 1, 3, 3, {2, 4, 3, 3}, {3, 1, 2, 4}},      // dilated and strided
+    {2, 12, 6, 5, 30, 3, 5, 60, {1, 1, 1, 3}, {1, 1, 1, 3}},     // groups
+    {2, 21, 5, 7, 21, 21, 1, 40, {1, 1, 1, 3}, {2, 1, 1, 3}},    // depthwise
+    {2, 5, 5, 7, 10, 5, 1, 16, {1, 1, 1, 3}, {1, 1, 1, 3}},      // depthwise, two each
+    {9, 4, 1, 1, 5, 1, 4, 5, {1, 1, 1, 3}, {1, 1, 1, 3}},        // one pixel
+    {90, 3, 2, 3, 4, 1, 3, 4, {1, 1, 1, 3}, {1, 1, 1, 3}},       // tiny images
+    {1, 2, 1, 430, 3, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},      // one row
+    {1, 40, 18, 200, 2, 1, 40, 2, {1, 1, 1, 3}, {1, 1, 1, 3}},   // several bands
+    {9, 2, 17, 26, 3, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},      // many panels
+    {0, 2, 7, 6, 3, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},        // no images
+    {2, 0, 7, 6, 3, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},        // no inputs
+    {2, 2, 7, 6, 0, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},        // no outputs
+    {2, 2, 0, 6, 3, 1, 2, 3, {1, 1, 1, 1}, {1, 1, 1, 1}},        // no pixels
 };
 
 Images images(void* data, int64_t n, int64_t c, int64_t h, int64_t w, bool last) {
@@ -105,7 +107,7 @@ void check(const Case& c, DType dtype, DType weight_dtype, bool last, Guard guar
                        last ? nullptr : bias.as<float>(),
                        guard == Guard::behind};
   const std::vector<float> wanted = convolved(c, args);
-  for (const Isa isa : isas())
+  for (const Isa isa : isas(kPairs))
     for (const Parallel& parallel : {Parallel(serial), Parallel(backwards), fork_join(3)})
       for (const float* from : {static_cast<const float*>(nullptr), static_cast<const float*>(packed.as<float>())}) {
         set_max_isa(isa);
@@ -128,7 +130,7 @@ void check(const Case& c, DType dtype, DType weight_dtype, bool last, Guard guar
 }  // namespace
 
 int main() {
-  isas();
+  isas(kPairs);
   for (const Case& c : kCases)
     for (const bool last : {false, true})
       for (const Guard guard : kGuards) {

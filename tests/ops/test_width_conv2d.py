@@ -86,18 +86,19 @@ def test_integers_are_exact(isa, name, layout):
 
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
-def test_every_width(isa, layout):
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_width(isa, dtype, layout):
     """Prefixes that cut blocks anywhere, of one packed weight."""
     torch.manual_seed(1)
-    x, w = integers(2, 35, 5, 6).to(memory_format=layout), integers(50, 35, 3, 3)
+    x, w = integers(2, 75, 5, 6, dtype=dtype).to(memory_format=layout), integers(50, 75, 3, 3, dtype=dtype)
     weight = WidthWeight.pack(w)
-    packed = weight.prepack()
+    packed = weight.prepack(pairs=True)
     for out in range(1, 51):
-        inputs = 1 + out * 7 % 35
+        inputs = 1 + out * 7 % 75
         part = x[:, :inputs].contiguous(memory_format=layout)
         y = width_conv2d(part, weight, out, padding=1)
-        assert torch.equal(y, F.conv2d(part, w[:out, :inputs], padding=1))
-    assert weight.prepack() is packed
+        assert torch.equal(y, F.conv2d(part.float(), w[:out, :inputs].float(), padding=1).to(dtype))
+    assert weight.prepack(pairs=True) is packed
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 17, 64])

@@ -72,6 +72,23 @@ inline void masked_store(T* to, Mask mask, Vector x) {
     if (mask >> i & 1) to[i] = lanes[i];
 }
 
+// Rounded half to even, subnormal numbers to 0.
+inline simde__m256i bfloat16s(simde__m512 x) {
+  uint32_t from[16];
+  uint16_t to[16];
+  std::memcpy(from, &x, sizeof x);
+  for (int i = 0; i < 16; ++i) {
+    const uint32_t bits = from[i], size = bits & 0x7fffffff;
+    const uint32_t kept = size > 0x7f800000 ? bits | 0x400000
+                          : size < 0x800000 ? bits & 0x80000000
+                                            : bits + 0x7fff + (bits >> 16 & 1);
+    to[i] = uint16_t(kept >> 16);
+  }
+  simde__m256i packed;
+  std::memcpy(&packed, to, sizeof packed);
+  return packed;
+}
+
 inline simde__m512i shifted_right(simde__m512i x, simde__m512i by) {
   int32_t lanes[16];
   uint32_t shift[16];
@@ -103,6 +120,7 @@ inline simde__m512i shifted_right(simde__m512i x, simde__m512i by) {
 #define _blsr_u32 lcs::emulated::blsr
 #define _mm512_stream_ps lcs::emulated::stream
 #define _mm512_cvtps_ph(x, rounding) lcs::emulated::halves(x)
+#define _mm512_cvtneps_pbh lcs::emulated::bfloat16s
 // SIMDe's macro shifts `how` without parentheses around it.
 #undef _mm512_roundscale_ps
 #define _mm512_roundscale_ps(x, how) simde_mm512_roundscale_ps(x, (how))

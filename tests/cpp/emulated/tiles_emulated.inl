@@ -28,6 +28,11 @@ inline void tile_release() {
 }
 
 template <int kTile>
+inline void tile_zero() {
+  __builtin_memset(shaped_tile(kTile).data, 0, sizeof(EmulatedTile::data));
+}
+
+template <int kTile>
 inline void tile_load(const void* from, int64_t stride) {
   EmulatedTile& t = shaped_tile(kTile);
   __builtin_memset(t.data, 0, sizeof t.data);
