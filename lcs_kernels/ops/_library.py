@@ -22,7 +22,21 @@ def define(schema: str, reference: Callable, fake: Callable) -> torch._ops.OpOve
 
 
 def wants_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
+
+
+def once_differentiable(backward: Callable) -> Callable:
+    """torch's, at no cost where the engine asks for no gradient of the gradient."""
+    guarded = torch.autograd.function.once_differentiable(backward)
+
+    def run(ctx, grad):
+        return guarded(ctx, grad) if torch.is_grad_enabled() else backward(ctx, grad)
+
+    return run
 
 
 def output_dtype(dtype: torch.dtype | None, like: Tensor) -> torch.dtype:

@@ -8,7 +8,7 @@ from torch import Tensor
 from lcs_kernels._load import ensure_loaded
 from lcs_kernels.levels import alpha_tensor
 
-from ._library import FLOATS, check_ends, define, wants_grad
+from ._library import FLOATS, check_ends, define, once_differentiable, wants_grad
 
 
 def reference(
@@ -143,31 +143,27 @@ _op_backward = define(
 class LineNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight0, weight1, bias0, bias1, alpha, residual, mean, var, groups, eps, relu):
-        affine = (weight0, weight1, bias0, bias1, alpha)
         run = reference if x.dtype == torch.float64 else _op
-        y, statistics = run(x, *affine, mean, var, residual, groups, eps, relu)
-        ctx.save_for_backward(x, *affine, mean, var, statistics, y if relu and residual is not None else None)
-        ctx.settings = groups, eps, relu and residual is None
+        y, statistics = run(x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups, eps, relu)
+        masks = relu and residual is not None
+        ctx.save_for_backward(x, weight0, weight1, bias0, bias1, alpha, mean, var, statistics, y if masks else None)
+        ctx.settings = groups, eps, relu and not masks
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, grad):
         *saved, y = ctx.saved_tensors
-        grad = grad if y is None else torch.where(y > 0, grad, 0)
+        if y is not None:
+            grad = torch.where(y > 0, grad, 0)
         run = reference_backward if grad.dtype == torch.float64 else _op_backward
-        *found, grad_alpha = run(grad, *saved, *ctx.settings)
-        ends = (
+        grad_x, *found, grad_alpha = run(grad, *saved, *ctx.settings)
+        ends = [
             None if end is None else g if g.dtype == end.dtype else g.to(end.dtype)
-            for g, end in zip(found[1:], saved[1:5], strict=True)
-        )
-        return (
-            found[0],
-            *ends,
-            None if grad_alpha.dim() else grad_alpha,
-            grad if ctx.needs_input_grad[6] else None,
-            *[None] * 5,
-        )
+            for g, end in zip(found, saved[1:5], strict=True)
+        ]
+        to_alpha, to_residual = None if grad_alpha.dim() else grad_alpha, grad if ctx.needs_input_grad[6] else None
+        return grad_x, *ends, to_alpha, to_residual, None, None, None, None, None
 
 
 def line_norm(
