@@ -8,12 +8,15 @@
 #include "packed_gemm.h"
 #include "scratch.h"
 #include "sparse_conv2d_kernels.h"
+#include "tasks.h"
 
 namespace lcs {
 namespace {
 
 // Between rows of x, which would otherwise lie in the same few sets of the cache where columns are many.
 constexpr int64_t kGap = 64;
+
+constexpr int64_t kTasks = 32;  // enough to keep the threads even
 
 // Rows of x from which two blocks of the weight are unpacked whole before they are multiplied.
 constexpr int64_t kPairLeast = 24;
@@ -127,8 +130,9 @@ class PackedLinear {
   void run_multiply() const {
     const int64_t blocks = layout_.blocks(), tiles = (a_.rows + kMaxPackedRows - 1) / kMaxPackedRows;
     const int64_t pairs = gemm_.pairs() && a_.rows >= kPairLeast ? blocks / 2 : 0, units = blocks - pairs;
-    parallel_(units * tiles, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
+    const int64_t all = units * tiles, tasks = std::min(all, kTasks);
+    share_tasks<int>(parallel_, tasks, [&](int64_t task, int) {
+      for (int64_t i = all * task / tasks; i < all * (task + 1) / tasks; ++i) {
         const int64_t unit = i % units, row = a_.rows * (i / units) / tiles,
                       rows = a_.rows * (i / units + 1) / tiles - row;
         unit < pairs ? multiply_pair(2 * unit, unit + 1 < pairs, row, rows) : multiply(unit + pairs, row, rows);
