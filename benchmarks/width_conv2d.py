@@ -50,6 +50,9 @@ def check(x: Tensor, weight: WidthWeight, out: int, settings: tuple[list[int], l
     size = reference(x.double().abs(), weight.weight.double().abs(), *arguments)
     terms = x.shape[1] * weight.shape[2] * weight.shape[3]
     error = 2 * terms * 2**-24 * size
+    if weight.weight.shape[2:] == (3, 3):  # Winograd's sums, whose bound takes the taps' magnitudes together
+        taps = 4 * weight.weight.double().abs().sum((2, 3), keepdim=True).expand(weight.weight.shape)
+        error += (x.shape[1] + 8) * 2**-24 * reference(x.double().abs(), taps, *arguments)
     if x.dtype == torch.bfloat16:
         error += 2**-7 * (expected.abs() + error)  # both are rounded
     if not ((width_conv2d(x, weight, out, None, *settings) - expected).abs() <= error).all():

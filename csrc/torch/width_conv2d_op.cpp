@@ -17,14 +17,26 @@ WidthWeight width_weight(const Tensor& weight, const char* op) {
           weight.size(2) * weight.size(3)};
 }
 
-const void* packed_data(const std::optional<Tensor>& packed, const WidthWeight& w, bool pairs, const char* op) {
-  if (!packed || (packed->scalar_type() == ScalarType::BFloat16) != pairs) return nullptr;
+std::vector<int64_t> packed_shape(const WidthWeight& w, WidthForm form) {
+  const int64_t blocks = width_blocks(w.out_channels);
+  if (form == WidthForm::pairs) return {blocks, (w.in_channels + 1) / 2 * w.taps, 2 * kWidthBlock};
+  return {blocks, w.in_channels * (form == WidthForm::winograd ? kWidthPositions : w.taps), kWidthBlock};
+}
+
+// Which form it must be.
+WidthForm form_of(const Tensor& packed, const WidthWeight& w) {
+  if (packed.scalar_type() == ScalarType::BFloat16) return WidthForm::pairs;
+  const bool winograd = w.taps == 9 && packed.dim() == 3 && packed.size(1) == w.in_channels * kWidthPositions;
+  return winograd ? WidthForm::winograd : WidthForm::floats;
+}
+
+const void* packed_data(const std::optional<Tensor>& packed, const WidthWeight& w, WidthForm form, const char* op) {
+  if (!packed || form_of(*packed, w) != form) return nullptr;
   const void* const data = packed->const_data_ptr();
-  const int64_t inputs = pairs ? (w.in_channels + 1) / 2 : w.in_channels, width = (1 + pairs) * kWidthBlock;
+  const std::vector<int64_t> shape = packed_shape(w, form);
   STD_TORCH_CHECK(packed->is_cpu() && packed->is_contiguous() && packed->dim() == 3 &&
-                      packed->scalar_type() == (pairs ? ScalarType::BFloat16 : ScalarType::Float) &&
-                      packed->size(0) == width_blocks(w.out_channels) && packed->size(1) == inputs * w.taps &&
-                      packed->size(2) == width,
+                      packed->scalar_type() == (form == WidthForm::pairs ? ScalarType::BFloat16 : ScalarType::Float) &&
+                      packed->size(0) == shape[0] && packed->size(1) == shape[1] && packed->size(2) == shape[2],
                   op, ": packed is not what width_conv2d_pack makes of this weight, got shape ", shape_of(*packed));
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(data) % 64 == 0, op,
                   ": packed must begin at a cache line, as what width_conv2d_pack returns does");
@@ -45,10 +57,12 @@ WidthConv2dCall width_conv2d_call(const char* op, const Tensor& x, const Tensor&
       groups >= 1 && x.size(1) % groups == 0 && x.size(1) / groups <= w.in_channels && out_channels % groups == 0, op,
       ": ", groups, " groups do not share ", x.size(1), " channels of x and ", out_channels,
       " of the result, or read more than the weight's ", w.in_channels);
-  return {w, axis(op, stride, padding, dilation, weight.size(2), 0),
+  return {w,
+          axis(op, stride, padding, dilation, weight.size(2), 0),
           axis(op, stride, padding, dilation, weight.size(3), 1),
-          static_cast<const float*>(packed_data(packed, w, false, op)),
-          static_cast<const BFloat16*>(packed_data(packed, w, true, op))};
+          static_cast<const float*>(packed_data(packed, w, WidthForm::floats, op)),
+          static_cast<const BFloat16*>(packed_data(packed, w, WidthForm::pairs, op)),
+          static_cast<const float*>(packed_data(packed, w, WidthForm::winograd, op))};
 }
 
 }  // namespace lcs::binding
@@ -58,19 +72,19 @@ namespace {
 using namespace lcs::binding;
 constexpr const char* kWidthConv2d = "width_conv2d";
 
-Tensor width_conv2d_pack_cpu(Tensor weight, bool pairs) {
+Tensor width_conv2d_pack_cpu(Tensor weight, bool pairs, bool winograd) {
   const lcs::WidthWeight w = width_weight(weight, kWidthConv2d);
-  if (pairs) {
-    STD_TORCH_CHECK(w.dtype == lcs::DType::bfloat16, kWidthConv2d, ": pairs are of a bfloat16 weight");
-    Tensor packed = torch::stable::empty(
-        {lcs::width_blocks(w.out_channels), (w.in_channels + 1) / 2 * w.taps, 2 * lcs::kWidthBlock},
-        ScalarType::BFloat16);
-    lcs::width_pack_pairs(w, static_cast<lcs::BFloat16*>(packed.mutable_data_ptr()), parallel);
-    return packed;
-  }
-  Tensor packed = torch::stable::empty({lcs::width_blocks(w.out_channels), w.in_channels * w.taps, lcs::kWidthBlock},
-                                       ScalarType::Float);
-  lcs::width_pack(w, static_cast<float*>(packed.mutable_data_ptr()), parallel);
+  STD_TORCH_CHECK(!pairs || (w.dtype == lcs::DType::bfloat16 && !winograd), kWidthConv2d,
+                  ": pairs are of a bfloat16 weight that is not transformed");
+  STD_TORCH_CHECK(!winograd || (weight.size(2) == 3 && weight.size(3) == 3), kWidthConv2d,
+                  ": what is transformed is a weight of 3 x 3 taps, got shape ", shape_of(weight));
+  const WidthForm form = pairs ? WidthForm::pairs : winograd ? WidthForm::winograd : WidthForm::floats;
+  Tensor packed = torch::stable::empty(packed_shape(w, form), pairs ? ScalarType::BFloat16 : ScalarType::Float);
+  void* const data = packed.mutable_data_ptr();
+  if (pairs)
+    lcs::width_pack_pairs(w, static_cast<lcs::BFloat16*>(data), parallel);
+  else
+    (winograd ? lcs::width_pack_winograd : lcs::width_pack)(w, static_cast<float*>(data), parallel);
   return packed;
 }
 
@@ -89,7 +103,7 @@ Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::opti
   lcs::width_conv2d(
       {images(input, const_cast<void*>(input.const_data_ptr()), last), images(y, y.mutable_data_ptr(), last), dtype,
        call.vertical, call.horizontal, groups, call.weight, call.packed, call.pairs,
-       vector_of(kWidthConv2d, "scale", scale, out), vector_of(kWidthConv2d, "bias", bias, out), relu},
+       vector_of(kWidthConv2d, "scale", scale, out), vector_of(kWidthConv2d, "bias", bias, out), relu, call.winograd},
       parallel);
   return y;
 }

@@ -1,4 +1,6 @@
 #pragma once
+#include <vector>
+
 #include "binding.h"
 #include "lcs/width_conv2d.h"
 
@@ -7,8 +9,13 @@ namespace lcs::binding {
 
 WidthWeight width_weight(const Tensor& weight, const char* op);
 
-// Of floats or pairs; null where `packed` is the other one.
-const void* packed_data(const std::optional<Tensor>& packed, const WidthWeight& w, bool pairs, const char* op);
+enum class WidthForm { floats, pairs, winograd };
+
+// Null where `packed` is of another form.
+const void* packed_data(const std::optional<Tensor>& packed, const WidthWeight& w, WidthForm form, const char* op);
+
+// Shape of a packed weight.
+std::vector<int64_t> packed_shape(const WidthWeight& w, WidthForm form);
 
 // The arguments of a convolution but for its images, checked.
 struct WidthConv2dCall {
@@ -16,6 +23,7 @@ struct WidthConv2dCall {
   Axis vertical, horizontal;
   const float* packed;
   const BFloat16* pairs;
+  const float* winograd;
 };
 
 WidthConv2dCall width_conv2d_call(const char* op, const Tensor& x, const Tensor& weight, int64_t out_channels,

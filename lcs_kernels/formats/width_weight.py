@@ -11,6 +11,7 @@ from lcs_kernels import isa
 from lcs_kernels.ops.width_conv2d import width_conv2d_pack
 
 PAIRS = ("avx512_bf16", "amx")  # instruction sets that multiply pairs of bfloat16
+MANY = 32  # channels of either kind from which on transforming x and its products costs less than it saves
 FEW = 16  # input channels below which pairing those of x costs more than it saves
 
 
@@ -26,7 +27,12 @@ class WidthWeight:
         [out 16 .. 31: ...] ...
 
     or bfloat16, with pairs of input channels, [in 0, out 0] [in 1, out 0] [in 0, out 1] ..., where there is one of
-    float32, the last filled up with 0. So the first output channels are the first blocks, and the first input channels
+    float32, the last filled up with 0; or, where the kernels multiply by Winograd's F(2 x 2, 3 x 3), float32, the 16
+    positions of the transformed taps,
+
+        [out 0 .. 15: [position 0: [in 0: out 0 .. 15] [in 1: out 0 .. 15] ...] [position 1: ...] ...]
+
+    So the first output channels are the first blocks, and the first input channels
     the first part of each: a change of width repacks nothing. Code that torch.compile traces before the first use
     derives it in each call.
 
@@ -73,21 +79,26 @@ class WidthWeight:
         """Bytes of what has been derived for the kernels so far."""
         return sum(part.nbytes for part in self._prepacks)
 
-    def prepack(self, pairs: bool = False) -> Tensor:
+    def prepack(self, pairs: bool = False, winograd: bool = False) -> Tensor:
         """The form that the kernels read: float32 (blocks, in_channels / groups * h * w, 16); made once.
 
         pairs: rather bfloat16 (blocks, ceil(in_channels / 2) * h * w, 32), for x of bfloat16, where the weight is, too,
             of 16 input channels or more, and the instruction set in use multiplies such pairs.
+        winograd: rather float32 (blocks, in_channels * 16, 16), for x of float32 and a call of stride 1, no dilation
+            and one group, where the weight is float32, too, of 3 x 3 taps and 32 channels or more of either kind.
         """
-        pairs = pairs and self.weight.dtype == torch.bfloat16 and self.weight.shape[1] >= FEW
+        shape = self.weight.shape
+        pairs = pairs and self.weight.dtype == torch.bfloat16 and shape[1] >= FEW
+        winograd = winograd and self.weight.dtype == torch.float32 and shape[2:] == (3, 3) and min(shape[:2]) >= MANY
         dtype = torch.bfloat16 if pairs else torch.float32
+        rows = shape[1] * 16 if winograd else (shape[1] + pairs) // (1 + pairs) * shape[2] * shape[3]
         for packed in self._prepacks:
-            if packed.dtype == dtype:
+            if packed.dtype == dtype and packed.shape[1] == rows:
                 return packed
         if torch.compiler.is_compiling():  # a graph that changed the list would be traced anew each time
-            return width_conv2d_pack(self.weight)
+            return width_conv2d_pack(self.weight, False, winograd)
         if pairs and isa.max_name() not in PAIRS:
             return self.prepack()
-        packed = width_conv2d_pack(self.weight, pairs)
+        packed = width_conv2d_pack(self.weight, pairs, winograd)
         self._prepacks.append(packed)
         return packed

@@ -16,7 +16,10 @@ from ._library import define, wants_grad
 if TYPE_CHECKING:
     from lcs_kernels.formats import WidthWeight
 
+Pair = int | list[int] | tuple[int, int]
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+ONES = (1, (1, 1), [1, 1])
 BLOCK = 16  # channels that the packed form keeps together
 
 
@@ -86,9 +89,23 @@ def grown(block: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return full
 
 
-def reference_pack(weight: Tensor, pairs: bool) -> Tensor:
-    """`pairs`: of a bfloat16 weight, pairs of input channels next to each other, where there is one else."""
+def transformed(weight: Tensor) -> Tensor:
+    """G w G^T of 3 x 3 taps for Winograd's F(2 x 2, 3 x 3) (arXiv 1509.09308), (out, in, 4, 4) in float64."""
+    for dim in (2, 3):
+        a, b, c = weight.double().unbind(dim)
+        weight = torch.stack([a, 0.5 * (a + c + b), 0.5 * (a + c - b), c], dim)
+    return weight
+
+
+def reference_pack(weight: Tensor, pairs: bool, winograd: bool = False) -> Tensor:
+    """`pairs`: of a bfloat16 weight, pairs of input channels next to each other, where there is one else.
+
+    `winograd`: of 3 x 3 taps, what is `transformed`, by position and not by block of input channels.
+    """
     out, inputs, height, width = weight.shape
+    if winograd:
+        padded = F.pad(transformed(weight).float(), (0, 0, 0, 0, 0, 0, 0, -out % BLOCK))
+        return padded.view(-1, BLOCK, inputs, 16).permute(0, 3, 2, 1).flatten(1, 2).contiguous()
     if pairs:
         even = F.pad(weight, (0, 0, 0, 0, 0, inputs % 2))
         halves = [reference_pack(even[:, half::2], False) for half in range(2)]
@@ -111,12 +128,13 @@ def fake_backward(grad, x, weight, scale, y, stride, padding, dilation, groups, 
     return grads[0].contiguous(memory_format=memory_format(x)) if wanted[0] else grads[0], *grads[1:]
 
 
-def fake_pack(weight, pairs):
+def fake_pack(weight, pairs, winograd=False):
     out, inputs, height, width = weight.shape
     if pairs:
         shape = (out + BLOCK - 1) // BLOCK, (inputs + 1) // 2 * height * width, 2 * BLOCK
         return weight.new_empty(shape, dtype=torch.bfloat16)
-    return weight.new_empty(((out + BLOCK - 1) // BLOCK, inputs * height * width, BLOCK), dtype=torch.float32)
+    rows = inputs * (16 if winograd else height * width)
+    return weight.new_empty(((out + BLOCK - 1) // BLOCK, rows, BLOCK), dtype=torch.float32)
 
 
 _op = define(
@@ -132,7 +150,9 @@ _op_backward = define(
     reference_backward,
     fake_backward,
 )
-_op_pack = define("width_conv2d_pack(Tensor weight, bool pairs) -> Tensor", reference_pack, fake_pack)
+_op_pack = define(
+    "width_conv2d_pack(Tensor weight, bool pairs, bool winograd=False) -> Tensor", reference_pack, fake_pack
+)
 
 
 class WidthConv2d(torch.autograd.Function):
@@ -153,10 +173,19 @@ class WidthConv2d(torch.autograd.Function):
         return *(g if w else None for g, w in zip(grads, wanted, strict=True)), *[None] * 4
 
 
-def width_conv2d_pack(weight: Tensor, pairs: bool = False) -> Tensor:
+def width_conv2d_pack(weight: Tensor, pairs: bool = False, winograd: bool = False) -> Tensor:
     """What the kernels read in place of a weight of (out, in, h, w): see `lcs_kernels.formats.WidthWeight`."""
     ensure_loaded()
-    return _op_pack(weight, pairs)
+    return _op_pack(weight, pairs, winograd)
+
+
+def prepacked(x: Tensor, weight: WidthWeight, stride: Pair, dilation: Pair, groups: int) -> Tensor | None:
+    """What the kernels read for this x."""
+    if not x.is_cpu or x.dtype == torch.float64:
+        return None
+    pairs = x.dtype == torch.bfloat16
+    winograd = x.dtype == torch.float32 and stride in ONES and dilation in ONES
+    return weight.prepack(pairs=pairs and groups == 1, winograd=winograd and groups == 1)
 
 
 def width_conv2d(
@@ -177,10 +206,15 @@ def width_conv2d(
     The result is scale * convolution + bias, then ReLU on request: sums in float32, rounded once. Where the machine
     multiplies pairs of bfloat16 (AVX512_BF16, AMX), a `WidthWeight` of bfloat16, of one group and 16 input channels or
     more, is multiplied so by x of bfloat16: each product is rounded into its sum, to nearest, in the order of that
-    instruction, and denormals count as 0. With a `WidthWeight` a change of width repacks and allocates nothing; a
-    tensor's block is packed in each call, in memory that is kept. Differentiable once, to x, a weight that is a tensor,
-    scale and bias: gradients of the full shapes, 0 outside of what was used. So all widths of a network share one
-    weight (arXiv 2110.04252).
+    instruction, and denormals count as 0. A `WidthWeight` of float32, of 3 x 3 taps, one group and 32 channels or more
+    of either kind, is multiplied by x of float32 at stride 1 without dilation by Winograd's F(2 x 2, 3 x 3) (arXiv
+    1509.09308): 16 products in place of 36. To first order a result is off by at most (c + 8) * 64 * c * 2^-24 *
+    max |w| * max |x|, c being x's channels; a direct sum of 9 * c products by 9 * c * 9 * c * 2^-24 * max |w| *
+    max |x|. An infinity in x may become NaN.
+
+    With a `WidthWeight` a change of width repacks and allocates nothing; a tensor's block is packed in each call, in
+    memory that is kept. Differentiable once, to x, a weight that is a tensor, scale and bias: gradients of the full
+    shapes, 0 outside of what was used. So all widths of a network share one weight (arXiv 2110.04252).
 
     A width of a grouped convolution: where each group has one input channel (depthwise) there are as many groups as x
     has channels, each with weight.shape[0] / groups output channels. Otherwise the groups stay, and share the channels
@@ -206,12 +240,11 @@ def width_conv2d(
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
     ensure_loaded()
+    stride, padding, dilation = geometry("width_conv2d", stride, padding, dilation)
     packed = None
     if not isinstance(weight, Tensor):
-        if x.is_cpu and x.dtype != torch.float64:
-            packed = weight.prepack(pairs=x.dtype == torch.bfloat16 and groups == 1)
+        packed = prepacked(x, weight, stride, dilation, groups)
         weight = weight.weight
-    stride, padding, dilation = geometry("width_conv2d", stride, padding, dilation)
     out_channels, groups = _width(x, weight, out_channels, groups)
     check_fits("width_conv2d", x, weight.shape, padding, dilation)
     scale, bias = _vector("scale", scale, x, weight), _vector("bias", bias, x, weight)

@@ -13,7 +13,7 @@ from lcs_kernels._load import ensure_loaded
 from ._convolution import geometry, memory_format
 from ._library import define, wants_grad
 from .line_norm import line_norm
-from .width_conv2d import width_conv2d
+from .width_conv2d import prepacked, width_conv2d
 
 if TYPE_CHECKING:
     from lcs_kernels.formats import WidthWeight
@@ -89,7 +89,7 @@ def width_conv2d_norm(
 
     if isinstance(weight, Tensor) or x.dtype == torch.float64 or wants_grad(x, bias, *norm, residual):
         return apart()
-    packed = weight.prepack(x.dtype == torch.bfloat16 and groups == 1) if x.is_cpu else None
+    packed = prepacked(x, weight, stride, dilation, groups)
     after = (residual, norm_groups, eps, relu, pool)
     try:
         return _op(x, weight.weight, out_channels, bias, *settings, packed, *norm, *after)

@@ -90,7 +90,8 @@ void check(const Case& c, DType dtype, DType weight_dtype, bool last, Guard guar
   const int64_t floats = width_blocks(c.full_out) * c.full_in * taps * kWidthBlock;
   const Guarded x(inputs * size_of(dtype), guard), y(outputs * size_of(dtype), guard), bias(c.out * 4, guard),
       weight(weights * size_of(weight_dtype), guard), packed(floats * 4, guard),
-      pairs(width_blocks(c.full_out) * ((c.full_in + 1) / 2) * taps * kWidthBlock * 4, guard);
+      pairs(width_blocks(c.full_out) * ((c.full_in + 1) / 2) * taps * kWidthBlock * 4, guard),
+      winograd(width_blocks(c.full_out) * c.full_in * kWidthPositions * kWidthBlock * 4, guard);
   fill(x, inputs, dtype, uint32_t(inputs));
   fill(weight, weights, weight_dtype, uint32_t(weights));
   fill(bias, c.out, DType::float32, 3);
@@ -117,6 +118,14 @@ void check(const Case& c, DType dtype, DType weight_dtype, bool last, Guard guar
         std::memset(y.as(), 0xff, size_t(outputs * size_of(dtype)));
         width_conv2d(args, parallel);
         for (int64_t i = 0; i < outputs; ++i) CHECK(get(y.as(), i, dtype) == held(wanted[i], dtype));
+        if (c.vertical.kernel == 3 && c.horizontal.kernel == 3) {
+          width_pack_winograd(args.weight, winograd.as<float>(), parallel);
+          args.winograd = winograd.as<float>();
+          std::memset(y.as(), 0xff, size_t(outputs * size_of(dtype)));
+          width_conv2d(args, parallel);
+          for (int64_t i = 0; i < outputs; ++i) CHECK(get(y.as(), i, dtype) == held(wanted[i], dtype));
+          args.winograd = nullptr;
+        }
         if (dtype != DType::bfloat16 || weight_dtype != DType::bfloat16) continue;
         width_pack_pairs(args.weight, pairs.as<BFloat16>(), parallel);
         args.pairs = pairs.as<BFloat16>();

@@ -65,6 +65,8 @@ def check(x, w, geometry, scale=None, bias=None, relu=False):
     ]
     if x.dtype == w.dtype == torch.bfloat16:  # pairs of few input channels, too
         results.append(OP(x, w, out, scale, bias, *settings, relu, PACK(w, True)))
+    if w.shape[2:] == (3, 3):  # transformed ones of few channels, or where they are not what is read
+        results.append(OP(x, w, out, scale, bias, *settings, relu, PACK(w, False, True)))
     for y in results:
         assert y.dtype == x.dtype and torch.equal(y, expected)
         for layout in FORMATS:
@@ -132,6 +134,8 @@ def test_the_packed_form(isa):
             w = torch.randn(shape).to(dtype)
             for pairs in (False, True)[: 1 + (dtype == torch.bfloat16)]:
                 assert torch.equal(PACK(w, pairs), reference_pack(w, pairs))
+            if shape[2:] == (3, 3):
+                assert torch.equal(PACK(w, False, True), reference_pack(w, False, True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -229,6 +233,7 @@ def test_opcheck(dtype, layout):
     opcheck(OP, (x, integers(6, 5, 3, 2), 5, integers(6), None, [1, 1], [0, 0], [1, 1], 1, True, None))
     opcheck(OP, (x, w, 4, None, None, [1, 1], [0, 0], [1, 1], 2, True, PACK(w, False)))
     opcheck(PACK, (w, dtype == torch.bfloat16))
+    opcheck(PACK, (integers(6, 5, 3, 3, dtype=dtype), False, True))
     grad, geometry = integers(2, 4, 6, 6, dtype=dtype), ([1, 1], [1, 1], [1, 1], 2)
     opcheck(BACKWARD, (grad, x, w, integers(6), grad.clone(), *geometry, [True] * 4))
     opcheck(BACKWARD, (grad, x, w, None, None, *geometry, [False, True, False, True]))

@@ -14,6 +14,9 @@ constexpr int64_t kWidthBlock = 16;
 
 inline int64_t width_blocks(int64_t out_channels) { return (out_channels + kWidthBlock - 1) / kWidthBlock; }
 
+// Of a window of 4 x 4, which Winograd's F(2 x 2, 3 x 3) multiplies in place of a kernel's taps.
+constexpr int64_t kWidthPositions = 16;
+
 // A weight of out_channels rows of in_channels * taps.
 struct WidthWeight {
   const void* data;
@@ -27,6 +30,11 @@ void width_pack(const WidthWeight& weight, float* packed, const Parallel& parall
 // and their floats, the last filled up with 0: rows of 64 bytes, as vdpbf16ps and AMX tiles read them.
 void width_pack_pairs(const WidthWeight& weight, BFloat16* packed, const Parallel& parallel);
 
+// A weight of 3 x 3 taps as Winograd's F(2 x 2, 3 x 3) multiplies it: G w G^T, computed in float64 and rounded once,
+// [block of kWidthBlock output channels][position of the window][input channel][output channel of the block], with
+// zeros past the last output channel.
+void width_pack_winograd(const WidthWeight& weight, float* packed, const Parallel& parallel);
+
 // y = x convolved with the first y.channels by x.channels / groups channels of the weight, times a scale and plus a
 // bias per channel, then ReLU on request; accumulated in float32, rounded once.
 struct WidthConv2dArgs {
@@ -39,6 +47,8 @@ struct WidthConv2dArgs {
   const BFloat16* pairs;      // likewise, read where x is bfloat16, in one group, and the instruction set multiplies it
   const float *scale, *bias;  // of y.channels; null: none
   bool relu;
+  const float* winograd =
+      nullptr;  // as packed, transformed; where x is float32, of stride 1, not dilated, in one group
 };
 
 // The order of each sum depends on shapes and instruction set alone.

@@ -1,0 +1,23 @@
+#include <immintrin.h>
+
+#include <algorithm>
+#include <bit>
+#include <type_traits>
+
+#include "keys.h"
+#include "lcs/dtype.h"
+#include "target.h"
+#include "width_winograd_kernels.h"
+
+LCS_TARGET_BEGIN(LCS_TARGET_AVX512)
+namespace lcs::avx512 {
+namespace {
+#include "lanes_avx512.inl"
+// After the lanes they are written in.
+#include "width_winograd.inl"
+}  // namespace
+
+WidthWinogradKernels width_winograd_kernels() { return {input, output}; }
+
+}  // namespace lcs::avx512
+LCS_TARGET_END

@@ -1,0 +1,19 @@
+#include <algorithm>
+#include <bit>
+#include <type_traits>
+
+#include "keys.h"
+#include "lcs/dtype.h"
+#include "target.h"
+#include "width_winograd_kernels.h"
+
+namespace lcs::scalar {
+namespace {
+#include "lanes_scalar.inl"
+// After the lanes they are written in.
+#include "width_winograd.inl"
+}  // namespace
+
+WidthWinogradKernels width_winograd_kernels() { return {input, output}; }
+
+}  // namespace lcs::scalar
