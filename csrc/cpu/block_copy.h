@@ -16,4 +16,23 @@ struct BlockCopy {
   bool stream = false;  // past the caches; rows of whole squares' sides at such addresses, `step` 1, not transposed
 };
 
+// The next columns of the rows that eight lanes go along.
+struct LaneSquare {
+  int64_t row[8];    // where each lane's first column is, in elements
+  uint8_t exist[8];  // its columns that exist, a bit each
+  int64_t panel;     // where the first lane of the first column is, in floats
+  int64_t columns;   // at most 8
+};
+
+// Copies squares between activations of `dtype`, whose columns lie `step` apart, and a float32 panel, where the lanes
+// of a column lie next to each other and the columns `panel_step` apart; `repeats` times, `stride` elements and
+// `panel_stride` floats further each. Columns that do not exist are 0 in the panel, and not written to activations.
+struct LaneCopy {
+  void* rows;
+  float* panel;
+  const LaneSquare* squares;
+  int64_t count, step, panel_step, repeats, stride, panel_stride;
+  DType dtype;
+};
+
 }  // namespace lcs

@@ -61,4 +61,6 @@ void accumulate(const SparseTile& tile) {
   tile.distance ? accumulate_any<true>(tile, kVectors) : accumulate_any<false>(tile, kVectors);
 }
 
-SparseConv2dKernels table() { return {kLanes, kMaxVectors, kSquare, accumulate, load_block, store_block, stream_end}; }
+SparseConv2dKernels table() {
+  return {kLanes, kMaxVectors, kSquare, accumulate, load_block, store_block, load_lanes, store_lanes, stream_end};
+}

@@ -23,6 +23,9 @@ using namespace eight;
 constexpr int kMaxVectors = 14;
 // After the lanes they are written in.
 #include "block_copy.inl"
+#include "masked_avx2.inl"
+// After what it loads and stores with.
+#include "lane_copy.inl"
 #include "sparse_conv2d.inl"
 }  // namespace
 

@@ -27,9 +27,11 @@ struct SparseConv2dKernels {
   int lanes, max_vectors;
   int stream_lanes;  // that are stored past the caches at once
   void (*accumulate)(const SparseTile& tile);
-  void (*load)(const BlockCopy& copy);   // to float32
-  void (*store)(const BlockCopy& copy);  // from float32
-  void (*stream_end)();                  // after stores past the caches, before another thread reads them
+  void (*load)(const BlockCopy& copy);        // to float32
+  void (*store)(const BlockCopy& copy);       // from float32
+  void (*load_lanes)(const LaneCopy& copy);   // to a panel; null where there is a single lane
+  void (*store_lanes)(const LaneCopy& copy);  // from a panel; likewise
+  void (*stream_end)();                       // after stores past the caches, before another thread reads them
 };
 
 namespace scalar {

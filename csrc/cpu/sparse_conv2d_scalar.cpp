@@ -26,6 +26,9 @@ template <class From, class To>
 inline void stream_square(const From* from, To* to) {
   stream(to, rounded<To>(load(from)));
 }
+// One lane: no blocks share positions.
+constexpr void (*load_lanes)(const LaneCopy&) = nullptr;
+constexpr void (*store_lanes)(const LaneCopy&) = nullptr;
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "sparse_conv2d.inl"

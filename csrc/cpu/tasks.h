@@ -28,4 +28,61 @@ void share_tasks(const Parallel& parallel, int64_t tasks, const Task& task) {
   });
 }
 
+// Tasks that each thread takes from its own range in order, and then from what others have not begun, the last first:
+// a thread whose core is slow keeps nobody waiting for long.
+class Tasks {
+ public:
+  struct Some {
+    int64_t begin, end;  // equal: none is left
+  };
+
+  explicit Tasks(int64_t n) : taken_(n) {}
+
+  class Taker {
+   public:
+    Taker(Tasks& tasks, int64_t begin, int64_t end) : tasks_(tasks), own_(begin), end_(end), left_(tasks.size()) {}
+
+    Some one() { return some(1); }
+    Some half() { return some((end_ - own_ + 1) / 2); }  // of its own that are left, which follow each other
+
+   private:
+    Some some(int64_t most) {
+      while (own_ < end_ && !tasks_.take(own_)) ++own_;
+      if (own_ < end_) {
+        const int64_t begin = own_++;
+        while (own_ < std::min(end_, begin + most) && tasks_.take(own_)) ++own_;
+        return {begin, own_};
+      }
+      while (left_ > 0)
+        if (tasks_.take(--left_)) return {left_, left_ + 1};
+      return {0, 0};
+    }
+
+    Tasks& tasks_;
+    int64_t own_, end_, left_;
+  };
+
+ private:
+  int64_t size() const { return int64_t(taken_.size()); }
+  bool take(int64_t i) {
+    return !taken_[i].load(std::memory_order_relaxed) && !taken_[i].exchange(true, std::memory_order_relaxed);
+  }
+
+  std::vector<std::atomic<bool>> taken_;
+};
+
+// How many blocks of each image are left to do.
+class Left {
+ public:
+  Left(int64_t images, int64_t blocks) : left_(images) {
+    for (std::atomic<int64_t>& left : left_) left = blocks;
+  }
+
+  // Whether `blocks` that are done were the last; what other threads wrote of the image is then seen.
+  bool none_after(int64_t image, int64_t blocks) { return left_[image].fetch_sub(blocks) == blocks; }
+
+ private:
+  std::vector<std::atomic<int64_t>> left_;
+};
+
 }  // namespace lcs

@@ -64,26 +64,32 @@ inline void stream_square(const From* from, To* to) {
   eight::stream(to, eight::rounded<To>(eight::load(from)));
 }
 
+// r[i] becomes what was element i of every r, within the halves of 4 elements.
+inline void transpose_halves(__m256 (&r)[4]) {
+  const __m256 a = _mm256_unpacklo_ps(r[0], r[1]), b = _mm256_unpackhi_ps(r[0], r[1]),
+               c = _mm256_unpacklo_ps(r[2], r[3]), d = _mm256_unpackhi_ps(r[2], r[3]);
+  r[0] = _mm256_shuffle_ps(a, c, 0x44);
+  r[1] = _mm256_shuffle_ps(a, c, 0xee);
+  r[2] = _mm256_shuffle_ps(b, d, 0x44);
+  r[3] = _mm256_shuffle_ps(b, d, 0xee);
+}
+
+inline void transpose(__m256 (&r)[8]) {
+  __m256 low[4] = {r[0], r[1], r[2], r[3]}, high[4] = {r[4], r[5], r[6], r[7]};
+  transpose_halves(low);
+  transpose_halves(high);
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm256_permute2f128_ps(low[i], high[i], 0x20);
+    r[i + 4] = _mm256_permute2f128_ps(low[i], high[i], 0x31);
+  }
+}
+
 // to[column * to_stride + row] = from[row * from_stride + column * step], for at most 8 rows and columns.
 template <class From, class To>
 inline void transpose(const From* from, int64_t from_stride, int64_t step, To* to, int64_t to_stride, int64_t rows,
                       int64_t columns) {
-  __m256 r[8], t[8];
+  __m256 r[8];
   for (int i = 0; i < 8; ++i) r[i] = i < rows ? load_apart(from + i * from_stride, columns, step) : _mm256_setzero_ps();
-  for (int i = 0; i < 4; ++i) {
-    t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-  }
-  for (int half = 0; half < 2; ++half) {
-    const __m256 *a = t + 4 * half, *b = a + 2;
-    r[4 * half] = _mm256_shuffle_ps(a[0], b[0], 0x44);
-    r[4 * half + 1] = _mm256_shuffle_ps(a[0], b[0], 0xee);
-    r[4 * half + 2] = _mm256_shuffle_ps(a[1], b[1], 0x44);
-    r[4 * half + 3] = _mm256_shuffle_ps(a[1], b[1], 0xee);
-  }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x20);
-    t[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
-  }
-  for (int i = 0; i < 8 && i < columns; ++i) store_first(to + i * to_stride, t[i], rows);
+  transpose(r);
+  for (int i = 0; i < 8 && i < columns; ++i) store_first(to + i * to_stride, r[i], rows);
 }

@@ -35,6 +35,9 @@ constexpr Case kCases[] = {
     {16, 2, 7, 7, 3, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},       // whole vectors of images
     {3, 2, 7, 7, 9, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},        // vectors of rows, of several images
     {1, 2, 15, 13, 9, 1, {2, 1, 1, 3}, {2, 1, 1, 3}},      // the same, strided
+    {1, 12, 15, 30, 40, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},    // blocks of an image
+    {5, 17, 7, 7, 40, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},      // blocks of several images
+    {1, 8, 15, 13, 40, 1, {2, 1, 1, 3}, {2, 1, 1, 3}},     // blocks of a strided image
     {0, 2, 7, 6, 3, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},        // no images
     {2, 0, 7, 6, 3, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},        // no inputs
     {2, 2, 7, 6, 0, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},        // no outputs

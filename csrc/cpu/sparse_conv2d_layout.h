@@ -1,0 +1,49 @@
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "lcs/sparse_conv2d.h"
+#include "sparse_conv2d_kernels.h"
+
+namespace lcs {
+
+// Where the taps of one axis find their input once it is split by its remainders modulo the stride ("phases"), so that
+// neighbours in the output read neighbours. Phase p holds the padded coordinates p, p + stride, ...
+struct Phases {
+  std::vector<int64_t> used;           // remainders that some tap reads
+  std::vector<int64_t> phase, offset;  // of each tap: place in `used`, and distance in that phase
+  int64_t reach = 0;                   // the largest offset
+
+  explicit Phases(const Axis& axis);
+};
+
+// The coordinates o in [from, from + n) of phase `remainder` that fall on the input, o * stride + remainder - padding
+// in [0, size).
+struct Inside {
+  int64_t begin, end, first;  // first: the input coordinate of `begin`
+
+  Inside(const Axis& axis, int64_t remainder, int64_t size, int64_t from, int64_t n);
+};
+
+// How y is cut into blocks of rows x columns positions: down x across of them an image, row after row of blocks, image
+// after image. A panel holds what `lanes` blocks that follow each other read, as float32: position after position, a
+// float of every lane in each, which all taps read whole. Or a panel holds one block of whole rows, and vectors span
+// neighbours along them: then most loads cross a cache line, but nothing is transposed.
+struct SparseLayout {
+  int64_t lanes = 1, rows, columns, down, across = 1;  // of the last blocks, some rows and columns may not exist
+  int64_t tile_rows, tile_columns;                     // whose sums are written at once; that are summed at once
+  bool large = false;                                  // y goes past the caches
+
+  int64_t blocks() const { return down * across; }
+  int64_t panels(int64_t images) const { return (images * blocks() + lanes - 1) / lanes; }
+};
+
+// Depends on the shapes, how many weights are stored and the kernels, which it may exchange for narrower ones.
+SparseLayout sparse_layout(const SparseConv2dArgs& args, const Phases& vertical, const Phases& horizontal,
+                           SparseConv2dKernels& kernels);
+
+// From row to row where vectors span neighbours: zeros right of a row may serve as those left of the next.
+int64_t sparse_pitch(const SparseConv2dArgs& args, const Phases& horizontal);
+
+}  // namespace lcs

@@ -1,0 +1,188 @@
+#include "dispatch.h"
+#include "sparse_conv2d_layout.h"
+#include "walk.h"
+
+namespace lcs {
+namespace {
+
+constexpr int64_t kPanelBytes = 512 << 10;    // about half a core's second-level cache
+constexpr int64_t kOnlyPanelBytes = 1 << 20;  // the same where sums are written at once
+constexpr int64_t kTileFloats = 128;          // of a row, whose input of some channels fits the first-level cache
+constexpr int64_t kNeighbours = 15;           // vectors of a tile of neighbours, likewise
+constexpr int64_t kBlock = 16;                // positions along a side of a block at most
+constexpr int64_t kSumBytes = 256 << 10;      // of sums, written before they fall out of the second-level cache
+constexpr int64_t kPanels = 2;                // at least, where they are high enough: one for each of few threads
+constexpr double kPanelAtMost = 1.1e6;        // bytes that the second-level cache about holds
+constexpr int64_t kStreamed = 8 << 20;        // bytes of a result that the caches would not hold
+
+// What a float of each costs on one core, relative to a multiplication at the peak of AVX-512; fitted to times of 3 x 3
+// convolutions of 64 to 512 channels.
+constexpr double kWide = 1.1, kNarrow = 1.25, kCrossing = 1.35;  // a multiplication; whose load crosses a cache line
+constexpr double kValue = 11, kCrossingValue = 25;               // of a value, for every tile
+constexpr double kSum = 3;                        // each time that a block of the weight comes back to it
+constexpr double kTransposed = 11, kCopied = 26;  // to a panel
+constexpr double kWritten = 5;                    // from sums, transposed
+constexpr double kBehind = 13, kMemory = 5.5;     // of panels that caches do not hold, of x and y
+
+class Chooser {
+ public:
+  Chooser(const SparseConv2dArgs& args, const Phases& vertical, const Phases& horizontal)
+      : a_(args),
+        rows_(vertical),
+        columns_(horizontal),
+        phases_(vertical.used.size() * horizontal.used.size()),
+        values_(args.weight.start[args.weight.blocks()]),
+        large_(args.y.n * args.y.channels * args.y.height * args.y.width * size_of(args.dtype) >= kStreamed) {}
+
+  SparseLayout best(SparseConv2dKernels& kernels) const {
+    SparseLayout found = neighbours(kernels);
+    double least = neighbours_cost(found, kernels);
+    if (kernels.lanes == 1) return found;
+    const SparseConv2dKernels own = kernels, narrow = avx2::sparse_conv2d_kernels();
+    const auto consider = [&](const SparseConv2dKernels& with) {
+      for_blocks(with, [&](const SparseLayout& layout) {
+        const double cost = lanes_cost(layout, with);
+        if (cost < least) least = cost, found = layout, kernels = with;
+      });
+    };
+    consider(own);
+    if (own.lanes != narrow.lanes) consider(narrow);
+    return found;
+  }
+
+ private:
+  SparseLayout neighbours(const SparseConv2dKernels& run) const {
+    const int64_t height = a_.y.height, reach = rows_.reach, pitch = sparse_pitch(a_, columns_);
+    SparseLayout found;
+    found.columns = a_.y.width;
+    found.large = may_stream(run);
+    const int64_t least = std::min(height, 2 * reach + 2), bytes = found.large ? kOnlyPanelBytes : kPanelBytes,
+                  row_bytes = std::max<int64_t>(phases_ * pitch * a_.x.channels * 4, 1);
+    int64_t strips = ceil_div(height, std::clamp(bytes / row_bytes - reach, least, height));
+    if (a_.y.n * strips < kPanels) strips = std::min(height, kPanels / a_.y.n);
+    found.rows = ceil_div(height, strips);
+    found.down = ceil_div(height, found.rows);
+    const auto vectors = [&](int64_t rows) { return ceil_div((rows - 1) * pitch + a_.y.width, run.lanes); };
+    const int64_t most = std::min<int64_t>(run.max_vectors, kNeighbours);
+    const auto tiles = [&](int64_t rows) { return ceil_div(found.rows, rows) * ceil_div(vectors(rows), most); };
+    // Where y goes past the caches, few rows are summed before they are written, so that it does not wait until the
+    // end, if they take about as few tiles.
+    found.tile_rows = found.rows;
+    if (found.large)
+      for (found.tile_rows = 1; 8 * tiles(found.tile_rows) > 9 * tiles(found.rows);) ++found.tile_rows;
+    const int64_t all = vectors(found.tile_rows);
+    found.tile_columns = ceil_div(all, ceil_div(all, most)) * run.lanes;
+    return found;
+  }
+
+  // Whether y is large, and its rows are whole pieces of `stream_lanes` at such addresses.
+  bool may_stream(const SparseConv2dKernels& run) const {
+    const Images& y = a_.y;
+    const int64_t unaligned = y.width | y.row_stride | y.channel_stride | y.image_stride;
+    return y.channel_stride != 1 && unaligned % run.stream_lanes == 0 &&
+           reinterpret_cast<uintptr_t>(y.data) % (run.stream_lanes * size_of(a_.dtype)) == 0 && large_;
+  }
+
+  double neighbours_cost(const SparseLayout& l, const SparseConv2dKernels& run) const {
+    const int64_t pitch = sparse_pitch(a_, columns_), read = (l.rows + rows_.reach) * pitch;
+    const double floats = double(ceil_div((l.rows - 1) * pitch + l.columns, run.lanes) * run.lanes),
+                 tiles = floats / double(l.tile_columns);
+    const bool whole = columns_.reach == 0 && (rows_.reach == 0 || pitch % run.lanes == 0);
+    return double(l.panels(a_.y.n)) *
+           (double(values_) * (floats * (whole ? kWide : kCrossing) + tiles * (whole ? kValue : kCrossingValue)) +
+            double(a_.y.channels * a_.weight.blocks()) * floats * kSum +
+            double(a_.x.channels * phases_ * read) * (l.panels(a_.y.n) == 1 ? 2 : 1) * kCopied);
+  }
+
+  // f(layout) for blocks of different sizes.
+  template <class F>
+  void for_blocks(const SparseConv2dKernels& run, const F& f) const {
+    for_sizes(a_.y.height, [&](int64_t rows) {
+      for_sizes(a_.y.width, [&](int64_t columns) {
+        f(of_lanes(rows, columns, run.lanes, run));
+        for (int64_t vectors = 2; columns * vectors <= tile_vectors(run); vectors *= 2)
+          f(of_lanes(rows, columns, vectors * run.lanes, run));
+      });
+    });
+  }
+
+  static int64_t tile_vectors(const SparseConv2dKernels& run) {
+    return std::min<int64_t>(run.max_vectors, kTileFloats / run.lanes);
+  }
+
+  template <class F>
+  static void for_sizes(int64_t length, const F& f) {
+    for (int64_t size = std::min(length, kBlock), pieces; size > 0; size = pieces == length ? 0 : size - 1) {
+      pieces = ceil_div(length, size);
+      size = ceil_div(length, pieces);
+      f(size);
+    }
+  }
+
+  SparseLayout of_lanes(int64_t rows, int64_t columns, int64_t lanes, const SparseConv2dKernels& run) const {
+    SparseLayout l;
+    l.lanes = lanes, l.rows = rows, l.columns = columns;
+    l.down = ceil_div(a_.y.height, rows), l.across = ceil_div(a_.y.width, columns);
+    l.tile_columns = ceil_div(columns, ceil_div(columns * lanes / run.lanes, tile_vectors(run)));
+    const int64_t row_bytes = a_.y.channels * columns * lanes * 4;
+    l.tile_rows = std::clamp<int64_t>(kSumBytes / row_bytes, 1, rows);
+    return l;
+  }
+
+  double lanes_cost(const SparseLayout& l, const SparseConv2dKernels& run) const {
+    const double positions = double(l.rows * l.columns * l.lanes),
+                 tiles = double(l.rows * ceil_div(l.columns, l.tile_columns)),
+                 filled =
+                     double(a_.x.channels * phases_ * (l.rows + rows_.reach) * (l.columns + columns_.reach) * l.lanes),
+                 written = double(a_.y.channels) * positions, memory = large_ ? kMemory : 0;
+    const int64_t panels = l.panels(a_.y.n);
+    // Of one panel, two threads fill as many.
+    return double(panels) *
+           (double(values_) * (positions * (run.lanes == 16 ? kWide : kNarrow) + tiles * kValue) +
+            written * (double(a_.weight.blocks()) * kSum + kWritten + memory) +
+            filled * (panels == 1 ? 2 : 1) * (kTransposed + (filled * 4 > kPanelAtMost ? kBehind : 0) + memory));
+  }
+
+  const SparseConv2dArgs& a_;
+  const Phases &rows_, &columns_;
+  const int64_t phases_, values_;
+  const bool large_;  // y is too large for the caches
+};
+
+}  // namespace
+
+Phases::Phases(const Axis& axis) {
+  for (int64_t k = 0; k < axis.kernel; ++k) {
+    const int64_t at = k * axis.dilation, remainder = at % axis.stride;
+    const auto found = std::find(used.begin(), used.end(), remainder);
+    phase.push_back(found - used.begin());
+    if (found == used.end()) used.push_back(remainder);
+    offset.push_back(at / axis.stride);
+    reach = std::max(reach, offset.back());
+  }
+}
+
+Inside::Inside(const Axis& axis, int64_t remainder, int64_t size, int64_t from, int64_t n) {
+  const int64_t shift = axis.padding - remainder;  // input = o * stride - shift
+  begin = std::clamp(shift <= 0 ? int64_t{0} : ceil_div(shift, axis.stride), from, from + n);
+  end = std::clamp(size + shift <= 0 ? int64_t{0} : ceil_div(size + shift, axis.stride), begin, from + n);
+  first = begin * axis.stride - shift;
+}
+
+int64_t sparse_pitch(const SparseConv2dArgs& args, const Phases& horizontal) {
+  const int64_t reach = horizontal.reach, width = args.y.width + reach;
+  int64_t left = reach, right = reach;
+  for (const int64_t remainder : horizontal.used) {
+    const Inside inside(args.horizontal, remainder, args.x.width, 0, width);
+    left = std::min(left, inside.begin);
+    right = std::min(right, width - inside.end);
+  }
+  return width - std::min(left, right);
+}
+
+SparseLayout sparse_layout(const SparseConv2dArgs& args, const Phases& vertical, const Phases& horizontal,
+                           SparseConv2dKernels& kernels) {
+  return Chooser(args, vertical, horizontal).best(kernels);
+}
+
+}  // namespace lcs
