@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from lcs_kernels import costs, isa, sparse_conv2d, sparse_linear
-from lcs_kernels.formats import SparseWeight
+from lcs_kernels import costs, isa, sparse_conv2d, sparse_linear, width_conv2d
+from lcs_kernels.formats import SparseWeight, WidthWeight
+from lcs_kernels.formats.width_weight import winograd_pays
 from lcs_kernels.ops.sparse_linear import run
 
 from .harness import Row, measure
@@ -38,9 +39,11 @@ def cases() -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...], int]]:
 
 
 def calls(op: str, x: torch.Tensor, w: torch.Tensor, stride: int) -> dict[str, Callable[[], object]]:
-    """The dense op, and the sparse one at every density, by name."""
+    """The dense op that a frozen network runs, and the sparse one at every density, by name."""
     options = {"padding": w.shape[-1] // 2, "stride": stride} if op == "sparse_conv2d" else {}
-    dense = F.linear if op == "sparse_linear" else F.conv2d
+    dense, whole = (F.linear if op == "sparse_linear" else F.conv2d), w
+    if op == "sparse_conv2d" and stride == 1 and winograd_pays(w):
+        dense, whole = width_conv2d, WidthWeight.pack(w)
 
     def sparse(density: float) -> Callable[[], object]:
         weight = SparseWeight.pack(w * (torch.rand_like(w) < density))
@@ -48,7 +51,7 @@ def calls(op: str, x: torch.Tensor, w: torch.Tensor, stride: int) -> dict[str, C
             return lambda: sparse_linear(x, weight)
         return lambda: sparse_conv2d(x, weight, **options)
 
-    return {"dense": lambda: dense(x, w, **options), **{str(density): sparse(density) for density in DENSITIES}}
+    return {"dense": lambda: dense(x, whole, **options), **{str(density): sparse(density) for density in DENSITIES}}
 
 
 def tile_calls(x: torch.Tensor, w: torch.Tensor) -> dict[str, Callable[[], object]]:

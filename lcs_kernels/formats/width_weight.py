@@ -15,6 +15,12 @@ MANY = 32  # channels of either kind from which on transforming x and its produc
 FEW = 16  # input channels below which pairing those of x costs more than it saves
 
 
+def winograd_pays(weight: Tensor) -> bool:
+    """Whether a convolution of stride 1, no dilation and one group with such a weight goes by Winograd's products."""
+    shape = weight.shape
+    return weight.dtype == torch.float32 and shape[2:] == (3, 3) and min(shape[:2]) >= MANY
+
+
 @dataclass(frozen=True, eq=False)
 class WidthWeight:
     """The weight of a convolution at its full width, of which `width_conv2d` reads the channels that a width uses.
@@ -89,7 +95,7 @@ class WidthWeight:
         """
         shape = self.weight.shape
         pairs = pairs and self.weight.dtype == torch.bfloat16 and shape[1] >= FEW
-        winograd = winograd and self.weight.dtype == torch.float32 and shape[2:] == (3, 3) and min(shape[:2]) >= MANY
+        winograd = winograd and winograd_pays(self.weight)
         dtype = torch.bfloat16 if pairs else torch.float32
         rows = shape[1] * 16 if winograd else (shape[1] + pairs) // (1 + pairs) * shape[2] * shape[3]
         for packed in self._prepacks:

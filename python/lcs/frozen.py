@@ -95,9 +95,10 @@ class Frozen:
 
     Every level is made from the two stored ends, once, when it is first asked for, and never changed. A call looks its
     level up once; all layers read that one object, whatever other threads run or drop meanwhile. Each layer runs the
-    sparse op where `lcs_kernels.costs` expects it to be faster for the shapes at hand, else torch's op on the dense
-    weight; the first call with a new input shape runs two more forwards, dense, to learn the layers' shapes and to
-    see that the fused forward (`lcs.fusing`) gives the model's own result.
+    sparse op where `lcs_kernels.costs` expects it to be faster for the shapes at hand, else a dense op on the whole
+    weight, torch's or, where that multiplies less, `width_conv2d`; the first call with a new input shape runs two more
+    forwards, on torch's ops, to learn the layers' shapes and to see that the fused forward (`lcs.fusing`) gives the
+    model's own result.
 
     A level of widths holds no convolution's weight: all of them read one packed copy, the first channels of it.
 
@@ -243,10 +244,10 @@ class Frozen:
         return self._cache.get(choices.key(level), lambda: self._pack(level, choices))
 
     def _pack(self, level: Level, choices: Choices) -> Packed:
-        packed = pack(self._layers, level, self._packer, [choice.packed for choice in choices.layers])
+        packed = pack(self._layers, level, self._packer, choices.kernels)
         with self._counting:
             for name, layer, choice in zip(self._named, self._layers, choices.layers, strict=True):
-                if layer.compressed and not choice.packed:
+                if layer.compressed and (choice.dense or not choice.packed):
                     self._dense[f"{name}: {choice.why}", choice.fallback] += 1
         return packed
 
@@ -262,7 +263,7 @@ class Frozen:
         return choices
 
     def _trace(self, level: Level, inputs: tuple, args: tuple, kwargs: dict) -> dict[int, Shape]:
-        trace = Trace(pack(self._layers, level, self._packer, [False] * len(self._layers)).tensors)
+        trace = Trace(pack(self._layers, level, self._packer, ["torch"] * len(self._layers)).tensors)
         with torch.no_grad():
             expected = _run(self.model, trace, args, kwargs)
             if self._fused is not None:

@@ -15,6 +15,8 @@ import torch
 from lcs_kernels.benchmarks.harness import Timing, sample
 from torch import Tensor, nn
 
+from lcs_kernels.formats.width_weight import winograd_pays
+
 from . import models
 from .convert import convert, unconvert
 from .frozen import NORM, Frozen
@@ -154,6 +156,9 @@ def check_layers(frozen: Frozen, x: Tensor, level: Level) -> int:
         size = plain(input.double().abs())
         terms = (weight[0].numel() + 6) * 2.0**-24
         error = terms / (1 - terms) * size
+        if kernels[name].startswith("width_conv2d") and winograd_pays(layer.weight):
+            c = weight.shape[1]
+            error.clamp_(min=(c + 8) * 64 * c * 2.0**-24 * float(weight.max() * input.abs().max()))
         error += torch.finfo(output.dtype).eps / 2 * (exact.abs() + error)
         if not ((output.double() - exact).abs() <= error).all():
             raise MeasureError(f"{name} at {level}: its output is wrong by more than rounding explains")

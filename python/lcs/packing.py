@@ -25,11 +25,12 @@ Weight = Tensor | SparseWeight | WidthView | NestedView
 
 @dataclass(frozen=True)
 class Choice:
-    """How one layer runs: the op, and why where it is torch's. A `fallback`: it should run packed, but cannot."""
+    """How one layer runs: the op, and why where it is a dense one. A `fallback`: it should run packed, but cannot."""
 
     kernel: str
     why: str = ""
     fallback: bool = False
+    dense: bool = False  # by choice: the op multiplies the whole weight
 
     @property
     def packed(self) -> bool:
@@ -65,25 +66,25 @@ class Packer:
         """What a compressed layer multiplies its weight by."""
         return x
 
-    def weights(self, layers: Sequence[SubspaceLayer], level: Level, packed: Sequence[bool]) -> Iterable[Weight]:
-        """Of layers of one dtype and device at `level`; those that `packed` names in the form that its kernel reads."""
+    def weights(self, layers: Sequence[SubspaceLayer], level: Level, kernels: Sequence[str]) -> Iterable[Weight]:
+        """Of layers of one dtype and device at `level`, each in the form that its kernel reads."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Choices:
-    """One per layer, for the shapes of one input, at one level or any. `packed`: a bit for each, whether it is."""
+    """One per layer, for the shapes of one input, at one level or any."""
 
     layers: tuple[Choice, ...]
-    packed: int
+    kernels: tuple[str, ...]
 
     @classmethod
     def of(cls, layers: tuple[Choice, ...]) -> Choices:
-        return cls(layers, sum(choice.packed << i for i, choice in enumerate(layers)))
+        return cls(layers, tuple(choice.kernel for choice in layers))
 
     def key(self, level: Level) -> tuple:
         """Of the level's weights when made so."""
-        return *vars(level).values(), self.packed
+        return *vars(level).values(), self.kernels
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,12 +141,12 @@ def nbytes(weight: Weight | None) -> int:
     return weight.nbytes + (0 if isinstance(weight, Tensor) else weight.prepacked_nbytes)
 
 
-def pack(layers: Sequence[SubspaceLayer], level: Level, packer: Packer, packed: Sequence[bool]) -> Packed:
-    """All layers at `level`, from their stored ends; those that `packed` names in the form that their kernel reads."""
+def pack(layers: Sequence[SubspaceLayer], level: Level, packer: Packer, kernels: Sequence[str]) -> Packed:
+    """All layers at `level`, from their stored ends, each in the form that its kernel reads."""
     with torch.inference_mode(False), torch.no_grad():
         weights = {}
         for group in grouped(layers):
-            made = packer.weights(group, level, [packed[layer.index] for layer in group])
+            made = packer.weights(group, level, [kernels[layer.index] for layer in group])
             weights.update(zip(group, made, strict=True))
         tensors = tuple(packer.recipe.tensors(layer, level, weights.get(layer)) for layer in layers)
     stored = {

@@ -56,9 +56,9 @@ class QuantizedPacker(Packer):
             return Choice("torch", f"packed_conv2d has no kernel on {device}: {backend}", fallback=True)
         return Choice("packed_conv2d", "not reached by this input" if x_shape is None else "")
 
-    def weights(self, layers: Sequence[SubspaceLayer], level: Level, packed: Sequence[bool]) -> Iterator[Weight]:
-        for layer, runs_packed in zip(layers, packed, strict=True):
-            yield self._view(layer, level) if runs_packed else self.recipe.weights([layer], level)[0]
+    def weights(self, layers: Sequence[SubspaceLayer], level: Level, kernels: Sequence[str]) -> Iterator[Weight]:
+        for layer, kernel in zip(layers, kernels, strict=True):
+            yield self.recipe.weights([layer], level)[0] if kernel == "torch" else self._view(layer, level)
 
     def input(self, layer: SubspaceLayer, x: Tensor, level: Level) -> Tensor:
         bits = self.recipe.extras(layer, level)

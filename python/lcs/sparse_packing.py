@@ -9,6 +9,7 @@ import torch
 import lcs_kernels
 from lcs_kernels import costs, interpolate_prune_foreach_masks
 from lcs_kernels.formats import SparseWeight, WidthWeight
+from lcs_kernels.formats.width_weight import winograd_pays
 
 from .layers import SubspaceLayer
 from .layers.frozen import FROZEN_LAYERS, FrozenConv2d, FrozenLinear
@@ -40,7 +41,7 @@ class SparsePacker(Packer):
             density = self.stored(layer, level) / max(layer.weight.numel(), 1)
             stride = getattr(layer, "stride", (1,))[0]
             if not costs.pays(layer.sparse_op, x_shape, tuple(layer.weight.shape), density, stride=stride):
-                return Choice("torch", "dense is faster here")
+                return Choice("width_conv2d" if _by_winograd(layer) else "torch", "dense is faster here", dense=True)
         return Choice(layer.sparse_op, "not reached by this input" if x_shape is None else "")
 
     def _does_the_norm(self, layer: SubspaceLayer) -> bool:
@@ -48,13 +49,20 @@ class SparsePacker(Packer):
         fits = layer.weight.is_cpu and layer.weight.dtype in (torch.float32, torch.bfloat16)
         return fits and "behind" in vars(layer) and layer.groups == 1
 
-    def weights(self, layers: Sequence[SubspaceLayer], level: Level, packed: Sequence[bool]) -> Iterator[Weight]:
+    def weights(self, layers: Sequence[SubspaceLayer], level: Level, kernels: Sequence[str]) -> Iterator[Weight]:
         w0s, w1s, keep = self.recipe.prune_arguments(layers, level)
         made = interpolate_prune_foreach_masks(w0s, w1s, level.alpha, keep=keep, dtype=w0s[0].dtype, extrapolate=True)
-        for layer, w, mask_bits, runs_packed in zip(layers, *made, packed, strict=True):
-            if runs_packed and not layer.compressed:
+        for layer, w, mask_bits, kernel in zip(layers, *made, kernels, strict=True):
+            if kernel.startswith("width_conv2d"):
                 whole = WidthWeight.pack(w)
-                whole.prepack(pairs=True)  # before threads share it
+                whole.prepack(pairs=True, winograd=layer.stride == layer.dilation == (1, 1))  # before threads share it
                 yield WidthView(whole, len(w), shared=False)
             else:
-                yield SparseWeight.pack(w, mask_bits) if runs_packed else w
+                yield w if kernel == "torch" else SparseWeight.pack(w, mask_bits)
+
+
+def _by_winograd(layer: SubspaceLayer) -> bool:
+    """Whether the engine's dense convolution multiplies less than torch's."""
+    if not isinstance(layer, FrozenConv2d) or layer.groups != 1:
+        return False
+    return layer.stride == layer.dilation == (1, 1) and winograd_pays(layer.weight)

@@ -54,9 +54,9 @@ class WidthPacker(Packer):
             return Choice("torch", f"width_conv2d has no kernel on {device}: {backend}", fallback=True)
         return Choice("width_conv2d", "not reached by this input" if x_shape is None else "")
 
-    def weights(self, layers: Sequence[SubspaceLayer], level: Level, packed: Sequence[bool]) -> Iterator[Weight]:
-        for layer, cut, runs_packed in zip(layers, self.recipe.weights(layers, level), packed, strict=True):
-            yield WidthView(self._whole(layer), len(cut)) if runs_packed else cut
+    def weights(self, layers: Sequence[SubspaceLayer], level: Level, kernels: Sequence[str]) -> Iterator[Weight]:
+        for layer, cut, kernel in zip(layers, self.recipe.weights(layers, level), kernels, strict=True):
+            yield cut if kernel == "torch" else WidthView(self._whole(layer), len(cut))
 
     def _whole(self, layer: SubspaceLayer) -> WidthWeight:
         with self._packing:

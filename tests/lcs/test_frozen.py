@@ -39,6 +39,12 @@ def dense(pays):
     pays(lambda density: False)
 
 
+@pytest.fixture
+def direct(monkeypatch):
+    """Dense layers run torch's ops, in whose order the subspace sums."""
+    monkeypatch.setattr("lcs.sparse_packing.winograd_pays", lambda weight: False)
+
+
 def resnet(recipe=None, dtype=torch.float32, **options):
     model = models.build("cpreresnet20", 10, seed=0)
     torch.manual_seed(1)
@@ -61,7 +67,7 @@ def expected(subspace, x, density):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("recipe", [None, lcs.Unstructured(line=False)], ids=["line", "point"])
-def test_dense_layers_compute_bit_for_bit_what_the_subspace_does(dense, recipe, dtype):
+def test_dense_layers_compute_bit_for_bit_what_the_subspace_does(dense, direct, recipe, dtype):
     subspace = resnet(recipe, dtype)
     fast = subspace.freeze()
     for density in DENSITIES:
@@ -143,7 +149,7 @@ def test_it_is_a_copy_and_leaves_the_subspace_as_it_was(pays):
     assert not before.requires_grad
 
 
-def test_of_a_compiled_subspace(dense):
+def test_of_a_compiled_subspace(dense, direct):
     subspace = resnet()
     y = expected(subspace, X, 0.1)
     subspace.compile(backend="eager")
@@ -154,7 +160,7 @@ def test_of_a_compiled_subspace(dense):
     assert torch.equal(fast(X, density=0.1), y)
 
 
-def test_gradients_reach_x_alone(pays):
+def test_gradients_reach_x_alone(pays, direct):
     pays(lambda density: density < 0.3)
     subspace = resnet()
     fast = subspace.freeze()
@@ -219,8 +225,25 @@ def test_report(pays):
     assert row.bytes > 64 * 64 * 9 // 8 + 3686 * (4 + 6)  # bitmap, values, and the kernel's own copy with indices
     assert sum(row.bytes for row in report.rows) == fast.counters.nbytes
     assert "21 of 42 layers packed" in str(report) and "layer3.0.conv2" in str(report)
-    full = {row.layer: row for row in fast.report(X, density=1.0).rows}["layer3.0.conv2"]
-    assert (full.kernel, full.why, full.bytes) == ("torch", "dense is faster here", 64 * 64 * 9 * 4)
+    full = {row.layer: row for row in fast.report(X, density=1.0).rows}["layer3.1.conv2"]
+    held = 64 * 64 * (9 + 16) * 4  # the weight, and as Winograd's products read it
+    assert (full.kernel, full.why, full.bytes) == ("width_conv2d", "dense is faster here", held)
+
+
+def test_where_dense_is_faster_winograd_multiplies_and_is_counted(dense):
+    subspace = small(nn.Conv2d(32, 40, 3, padding=1), nn.Conv2d(40, 8, 3))
+    for parameter in subspace.parameters():
+        parameter.data = torch.randint(-3, 4, parameter.shape).float()
+    fast, x = subspace.freeze(), torch.randint(-3, 4, (2, 32, 9, 8)).float()
+    assert [row.kernel for row in fast.report(x, alpha=0, density=1.0).rows] == ["width_conv2d", "torch"]
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    y = fast(inputs[0], alpha=0, density=1.0)
+    with subspace.at(alpha=0, density=1.0):
+        plain = subspace(inputs[1])
+    assert torch.equal(y, plain)  # sums of integers are exact
+    y.sum().backward(), plain.sum().backward()
+    assert torch.equal(inputs[0].grad, inputs[1].grad)
+    assert fast.counters.dense == {"0: dense is faster here": 1, "1: dense is faster here": 1}
 
 
 def test_a_layer_without_a_sparse_kernel_runs_dense_and_is_named(sparse):

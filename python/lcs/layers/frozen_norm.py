@@ -84,9 +84,12 @@ class NormBehind:
         else:
             check_dtype(input, weight)
             after = {"residual": residual, "relu": relu, **plan.settings}
-            if isinstance(weight, WidthView):
+            if isinstance(weight, WidthView) and (weight.shared or not self.compressed):
                 return width_conv2d_norm(input, weight.whole, weight.outputs, *plan.norm, max_pool=pool, **after)
-            y = sparse_conv2d_norm(input, weight, *plan.norm, **after)
+            if isinstance(weight, WidthView):  # pooled at once, it would be normed with channels last, in another order
+                y = width_conv2d_norm(input, weight.whole, weight.outputs, *plan.norm, **after)
+            else:
+                y = sparse_conv2d_norm(input, weight, *plan.norm, **after)
         return y if pool is None else max_pool2d(y, *pool, 1, False)
 
     def _plan(self, shape: torch.Size, weight: WidthView | SparseWeight, bias: Tensor | None) -> Plan | None:
