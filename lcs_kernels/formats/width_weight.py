@@ -12,13 +12,14 @@ from lcs_kernels.ops.width_conv2d import width_conv2d_pack
 
 PAIRS = ("avx512_bf16", "amx")  # instruction sets that multiply pairs of bfloat16
 MANY = 32  # channels of either kind from which on transforming x and its products costs less than it saves
+TOO_MANY = 512  # and from which on reading the transformed weight costs more than that
 FEW = 16  # input channels below which pairing those of x costs more than it saves
 
 
 def winograd_pays(weight: Tensor) -> bool:
     """Whether a convolution of stride 1, no dilation and one group with such a weight goes by Winograd's products."""
     shape = weight.shape
-    return weight.dtype == torch.float32 and shape[2:] == (3, 3) and min(shape[:2]) >= MANY
+    return weight.dtype == torch.float32 and shape[2:] == (3, 3) and MANY <= min(shape[:2]) <= max(shape[:2]) < TOO_MANY
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +92,7 @@ class WidthWeight:
         pairs: rather bfloat16 (blocks, ceil(in_channels / 2) * h * w, 32), for x of bfloat16, where the weight is, too,
             of 16 input channels or more, and the instruction set in use multiplies such pairs.
         winograd: rather float32 (blocks, in_channels * 16, 16), for x of float32 and a call of stride 1, no dilation
-            and one group, where the weight is float32, too, of 3 x 3 taps and 32 channels or more of either kind.
+            and one group, where the weight is float32, too, of 3 x 3 taps and 32 to 511 channels of either kind.
         """
         shape = self.weight.shape
         pairs = pairs and self.weight.dtype == torch.bfloat16 and shape[1] >= FEW

@@ -206,7 +206,7 @@ def width_conv2d(
     The result is scale * convolution + bias, then ReLU on request: sums in float32, rounded once. Where the machine
     multiplies pairs of bfloat16 (AVX512_BF16, AMX), a `WidthWeight` of bfloat16, of one group and 16 input channels or
     more, is multiplied so by x of bfloat16: each product is rounded into its sum, to nearest, in the order of that
-    instruction, and denormals count as 0. A `WidthWeight` of float32, of 3 x 3 taps, one group and 32 channels or more
+    instruction, and denormals count as 0. A `WidthWeight` of float32, of 3 x 3 taps, one group and 32 to 511 channels
     of either kind, is multiplied by x of float32 at stride 1 without dilation by Winograd's F(2 x 2, 3 x 3) (arXiv
     1509.09308): 16 products in place of 36. To first order a result is off by at most (c + 8) * 64 * c * 2^-24 *
     max |w| * max |x|, c being x's channels; a direct sum of 9 * c products by 9 * c * 9 * c * 2^-24 * max |w| *
