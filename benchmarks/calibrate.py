@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lcs_kernels import costs, isa, sparse_conv2d, sparse_linear, width_conv2d
 from lcs_kernels.formats import SparseWeight, WidthWeight
-from lcs_kernels.formats.width_weight import winograd_pays
+from lcs_kernels.formats.width_weight import packing_pays
 from lcs_kernels.ops.sparse_linear import run
 
 from .harness import Row, measure
@@ -42,7 +42,7 @@ def calls(op: str, x: torch.Tensor, w: torch.Tensor, stride: int) -> dict[str, C
     """The dense op that a frozen network runs, and the sparse one at every density, by name."""
     options = {"padding": w.shape[-1] // 2, "stride": stride} if op == "sparse_conv2d" else {}
     dense, whole = (F.linear if op == "sparse_linear" else F.conv2d), w
-    if op == "sparse_conv2d" and stride == 1 and winograd_pays(w):
+    if op == "sparse_conv2d" and stride == 1 and packing_pays(w):
         dense, whole = width_conv2d, WidthWeight.pack(w)
 
     def sparse(density: float) -> Callable[[], object]:

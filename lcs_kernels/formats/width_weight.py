@@ -16,10 +16,15 @@ TOO_MANY = 512  # and from which on reading the transformed weight costs more th
 FEW = 16  # input channels below which pairing those of x costs more than it saves
 
 
+def packing_pays(weight: Tensor) -> bool:
+    """Whether a convolution of stride 1, no dilation and one group is faster by `width_conv2d` than by torch: with a
+    packed weight it goes by Winograd's products or, of many channels, reorders no weight."""
+    return weight.dtype == torch.float32 and weight.shape[2:] == (3, 3) and min(weight.shape[:2]) >= MANY
+
+
 def winograd_pays(weight: Tensor) -> bool:
-    """Whether a convolution of stride 1, no dilation and one group with such a weight goes by Winograd's products."""
-    shape = weight.shape
-    return weight.dtype == torch.float32 and shape[2:] == (3, 3) and MANY <= min(shape[:2]) <= max(shape[:2]) < TOO_MANY
+    """Whether such a convolution goes by Winograd's products."""
+    return packing_pays(weight) and max(weight.shape[:2]) < TOO_MANY
 
 
 @dataclass(frozen=True, eq=False)

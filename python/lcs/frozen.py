@@ -96,7 +96,7 @@ class Frozen:
     Every level is made from the two stored ends, once, when it is first asked for, and never changed. A call looks its
     level up once; all layers read that one object, whatever other threads run or drop meanwhile. Each layer runs the
     sparse op where `lcs_kernels.costs` expects it to be faster for the shapes at hand, else a dense op on the whole
-    weight, torch's or, where that multiplies less, `width_conv2d`; the first call with a new input shape runs two more
+    weight, torch's or, where that is faster, `width_conv2d`; the first call with a new input shape runs two more
     forwards, on torch's ops, to learn the layers' shapes and to see that the fused forward (`lcs.fusing`) gives the
     model's own result.
 

@@ -9,7 +9,7 @@ import torch
 import lcs_kernels
 from lcs_kernels import costs, interpolate_prune_foreach_masks
 from lcs_kernels.formats import SparseWeight, WidthWeight
-from lcs_kernels.formats.width_weight import winograd_pays
+from lcs_kernels.formats.width_weight import packing_pays
 
 from .layers import SubspaceLayer
 from .layers.frozen import FROZEN_LAYERS, FrozenConv2d, FrozenLinear
@@ -41,7 +41,7 @@ class SparsePacker(Packer):
             density = self.stored(layer, level) / max(layer.weight.numel(), 1)
             stride = getattr(layer, "stride", (1,))[0]
             if not costs.pays(layer.sparse_op, x_shape, tuple(layer.weight.shape), density, stride=stride):
-                return Choice("width_conv2d" if _by_winograd(layer) else "torch", "dense is faster here", dense=True)
+                return Choice("width_conv2d" if _pays_packed(layer) else "torch", "dense is faster here", dense=True)
         return Choice(layer.sparse_op, "not reached by this input" if x_shape is None else "")
 
     def _does_the_norm(self, layer: SubspaceLayer) -> bool:
@@ -61,8 +61,8 @@ class SparsePacker(Packer):
                 yield w if kernel == "torch" else SparseWeight.pack(w, mask_bits)
 
 
-def _by_winograd(layer: SubspaceLayer) -> bool:
-    """Whether the engine's dense convolution multiplies less than torch's."""
+def _pays_packed(layer: SubspaceLayer) -> bool:
+    """Whether the engine's dense convolution is faster than torch's."""
     if not isinstance(layer, FrozenConv2d) or layer.groups != 1:
         return False
-    return layer.stride == layer.dilation == (1, 1) and winograd_pays(layer.weight)
+    return layer.stride == layer.dilation == (1, 1) and packing_pays(layer.weight)

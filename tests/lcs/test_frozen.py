@@ -42,7 +42,7 @@ def dense(pays):
 @pytest.fixture
 def direct(monkeypatch):
     """Dense layers run torch's ops, in whose order the subspace sums."""
-    monkeypatch.setattr("lcs.sparse_packing.winograd_pays", lambda weight: False)
+    monkeypatch.setattr("lcs.sparse_packing.packing_pays", lambda weight: False)
 
 
 def resnet(recipe=None, dtype=torch.float32, **options):
