@@ -99,6 +99,24 @@ inline simde__m512i shifted_right(simde__m512i x, simde__m512i by) {
   return x;
 }
 
+// Masked, which SIMDe's do not read or write in part.
+template <class T, class Vector>
+Vector masked_eight(unsigned mask, const void* from) {
+  T all[8] = {};
+  for (int i = 0; i < 8; ++i)
+    if (mask >> i & 1) all[i] = static_cast<const T*>(from)[i];
+  Vector x;
+  std::memcpy(&x, all, sizeof x);
+  return x;
+}
+template <class T, class Vector>
+void masked_store_eight(void* to, unsigned mask, Vector x) {
+  T all[8];
+  std::memcpy(all, &x, sizeof x);
+  for (int i = 0; i < 8; ++i)
+    if (mask >> i & 1) static_cast<T*>(to)[i] = all[i];
+}
+
 }  // namespace lcs::emulated
 
 #ifndef _MM_PERM_DBCA
@@ -115,6 +133,14 @@ inline simde__m512i shifted_right(simde__m512i x, simde__m512i by) {
 #define _mm512_mask_storeu_epi8 lcs::emulated::masked_store
 #undef _mm512_maskz_loadu_epi16
 #define _mm512_maskz_loadu_epi16 lcs::emulated::masked_words
+#undef _mm256_maskz_loadu_ps
+#define _mm256_maskz_loadu_ps lcs::emulated::masked_eight<float, __m256>
+#undef _mm256_mask_storeu_ps
+#define _mm256_mask_storeu_ps lcs::emulated::masked_store_eight<float>
+#undef _mm_maskz_loadu_epi16
+#define _mm_maskz_loadu_epi16 lcs::emulated::masked_eight<short, __m128i>
+#undef _mm_mask_storeu_epi16
+#define _mm_mask_storeu_epi16 lcs::emulated::masked_store_eight<short>
 #define _mm512_srav_epi32 lcs::emulated::shifted_right
 #define _tzcnt_u32 lcs::emulated::tzcnt
 #define _blsr_u32 lcs::emulated::blsr
