@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <vector>
@@ -6,27 +7,6 @@
 #include "lcs/parallel.h"
 
 namespace lcs {
-
-// task(i, state) of `tasks` tasks: threads, each with a state of its own, do those of their part of the range in order,
-// so that what lies next to each other stays in one thread's caches from call to call; then what others have not begun,
-// from the ends of their parts.
-template <class State, class Task>
-void share_tasks(const Parallel& parallel, int64_t tasks, const Task& task) {
-  struct alignas(64) Begun {
-    std::atomic<bool> is{false};
-  };
-  std::vector<Begun> begun(static_cast<size_t>(tasks));
-  parallel(tasks, 1, [&](int64_t begin, int64_t end) {
-    State state;
-    const auto take = [&](int64_t i) {
-      std::atomic<bool>& is = begun[size_t(i)].is;
-      if (!is.load(std::memory_order_relaxed) && !is.exchange(true, std::memory_order_relaxed)) task(i, state);
-    };
-    for (int64_t i = begin; i < end; ++i) take(i);
-    for (int64_t i = begin - 1; i >= 0; --i) take(i);
-    for (int64_t i = tasks - 1; i >= end; --i) take(i);
-  });
-}
 
 // Tasks that each thread takes from its own range in order, and then from what others have not begun, the last first:
 // a thread whose core is slow keeps nobody waiting for long.
@@ -36,7 +16,7 @@ class Tasks {
     int64_t begin, end;  // equal: none is left
   };
 
-  explicit Tasks(int64_t n) : taken_(n) {}
+  explicit Tasks(int64_t n) : taken_(size_t(n)) {}
 
   class Taker {
    public:
@@ -65,11 +45,27 @@ class Tasks {
  private:
   int64_t size() const { return int64_t(taken_.size()); }
   bool take(int64_t i) {
-    return !taken_[i].load(std::memory_order_relaxed) && !taken_[i].exchange(true, std::memory_order_relaxed);
+    std::atomic<bool>& is = taken_[size_t(i)].is;
+    return !is.load(std::memory_order_relaxed) && !is.exchange(true, std::memory_order_relaxed);
   }
 
-  std::vector<std::atomic<bool>> taken_;
+  struct alignas(64) Taken {
+    std::atomic<bool> is{false};
+  };
+  std::vector<Taken> taken_;
 };
+
+// task(i, state) of `tasks` tasks, which threads with a state of their own take one by one: so what lies next to each
+// other stays in one thread's caches from call to call.
+template <class State, class Task>
+void share_tasks(const Parallel& parallel, int64_t tasks, const Task& task) {
+  Tasks shared(tasks);
+  parallel(tasks, 1, [&](int64_t begin, int64_t end) {
+    State state;
+    Tasks::Taker taker(shared, begin, end);
+    for (Tasks::Some some = taker.one(); some.begin < some.end; some = taker.one()) task(some.begin, state);
+  });
+}
 
 // How many blocks of each image are left to do.
 class Left {

@@ -8,6 +8,7 @@
 #include "dispatch.h"
 #include "scratch.h"
 #include "walk.h"
+#include "width_affine.h"
 #include "width_conv2d_kernels.h"
 #include "width_winograd.h"
 
@@ -150,13 +151,10 @@ class WidthConv2d {
 
   // Scales and biases of whole tiles.
   void fill_affine(float* to) {
-    const int64_t n = a_.y.channels, whole = (ceil_div(n, span_) + 1) * span_;
+    const int64_t whole = (ceil_div(a_.y.channels, span_) + 1) * span_;
+    lcs::fill_affine(a_, whole, to);
     scale_ = to;
     bias_ = to + whole;
-    std::fill(to, to + whole, 1.0f);
-    std::fill(to + whole, to + 2 * whole, 0.0f);
-    if (a_.scale) std::copy(a_.scale, a_.scale + n, to);
-    if (a_.bias) std::copy(a_.bias, a_.bias + n, to + whole);
   }
 
   // Many panels: each is filled by the threads that use it, mostly one.

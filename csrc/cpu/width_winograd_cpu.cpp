@@ -6,6 +6,7 @@
 #include "dispatch.h"
 #include "scratch.h"
 #include "walk.h"
+#include "width_affine.h"
 #include "width_conv2d_kernels.h"
 #include "width_winograd_kernels.h"
 
@@ -68,13 +69,10 @@ class WidthWinograd {
   };
 
   void fill_affine(float* to) {
-    const int64_t n = a_.y.channels, whole = spans_ * span_;
+    const int64_t whole = spans_ * span_;
+    lcs::fill_affine(a_, whole, to);
     scale_ = to;
     bias_ = to + whole;
-    std::fill(to, to + whole, 1.0f);
-    std::fill(to + whole, to + 2 * whole, 0.0f);
-    if (a_.scale) std::copy(a_.scale, a_.scale + n, to);
-    if (a_.bias) std::copy(a_.bias, a_.bias + n, to + whole);
   }
 
   // Calls each(first of them in the block, image, row of tiles, first column, one past the last) for tiles of a row.
