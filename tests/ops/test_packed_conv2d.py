@@ -1,39 +1,14 @@
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
-from torch.library import opcheck
 from torch.nn import functional as F
 
 from lcs_kernels import packed_conv2d, quantize
 from lcs_kernels.formats import NestedWeight
-from lcs_kernels.ops.packed_conv2d import MAX_RANGED_TERMS, MAX_TERMS, codes_on, prepacked, reference
+from lcs_kernels.ops.packed_conv2d import MAX_RANGED_TERMS, MAX_TERMS, codes_on, reference
 
 from .packed_cases import DTYPES, WIDTHS, assert_within_roundings, fields, nested_weight
+from .packed_conv2d_cases import NONE, RANGES, call, check, check_nan, ends
 from .test_sparse_conv2d import FORMATS, GEOMETRIES, copies_of, settings
-
-OP = torch.ops.lcs.packed_conv2d.default
-NONE = (None, None, 8)
-RANGES = [NONE, (-1.3, 2.2, 8), (-0.5, 1.0, 5), (0.0, 3.0, 2)]  # low, high, x_bits
-
-
-def ends(x_range, like):
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return [None if end is None else torch.tensor(end, dtype=dtype) for end in x_range[:2]]
-
-
-def call(x, weight, bits, bias, geometry, x_range=NONE, **options):
-    options |= {} if x_range[0] is None else {"x_range": x_range[:2], "x_bits": x_range[2]}
-    return packed_conv2d(x, weight, bits, bias, *geometry[2:], **options)
-
-
-def check(x, weight, bits, bias, geometry, x_range=NONE, relu=False):
-    y = call(x, weight, bits, bias, geometry, x_range, relu=relu)
-    arguments = (*settings(geometry), *ends(x_range, x), x_range[2], relu, False, [])
-    expected = reference(x, *fields(weight), weight.shape, bits, bias, *arguments, group=weight.group)
-    assert y.dtype == x.dtype and torch.equal(y, expected)
-    for layout in FORMATS:
-        assert y.is_contiguous(memory_format=layout) == expected.is_contiguous(memory_format=layout)
-    return y
 
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
@@ -175,14 +150,6 @@ def test_nan_spoils_its_image_where_no_window_reads_it(isa, layout, kernel, at):
     x[(1, 3, *at)] = torch.nan
     y = check_nan(x, nested_weight(geometry[1]), geometry, (-1.0, 3.0, 8), False)
     assert y[1].isnan().all() and y[::2].isfinite().all()
-
-
-def check_nan(x, weight, geometry, x_range, relu):
-    y = call(x, weight, 4, None, geometry, x_range, relu=relu)
-    arguments = (*settings(geometry), *ends(x_range, x), x_range[2], relu, False, [])
-    expected = reference(x, *fields(weight), weight.shape, 4, None, *arguments)
-    assert torch.equal(y.nan_to_num(123.0), expected.nan_to_num(123.0))
-    return y
 
 
 @pytest.mark.parametrize(
@@ -343,74 +310,6 @@ def test_gradients_equal_the_dense_convolutions(name, dtype, relu, exact):
         assert packed.grad.dtype == dense.grad.dtype and torch.equal(packed.grad, dense.grad)
 
 
-@pytest.mark.parametrize("relu", [False, True])
-def test_gradcheck(relu):
-    torch.manual_seed(13)
-    x, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 2, 3, 2), (2,)))
-    weight = nested_weight((2, 1, 3, 2))
-    run = lambda x, b: packed_conv2d(x, weight, 3, b, (1, 2), (2, 1), 1, 2, relu=relu, exact=True)  # noqa: E731
-    assert torch.autograd.gradcheck(run, (x, bias))
-
-
-@pytest.mark.parametrize("layout", FORMATS, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_opcheck(dtype, layout):
-    x, weight = torch.randn(2, 4, 6, 5).to(dtype).to(memory_format=layout), nested_weight((6, 2, 3, 2))
-    given, low, high = (*fields(weight), weight.shape), torch.tensor(-1.0), torch.tensor(1.0)
-    opcheck(OP, (x, *given, 3, None, [1, 2], [2, 1], [1, 1], 2, None, None, 8, False, False, []))
-    opcheck(OP, (x, *given, 8, torch.randn(6), [1, 1], [0, 0], [1, 1], 2, None, None, 8, True, True, []))
-    one = [1, 1]
-    rest = (8, torch.randn(6), one, one, one, 2, low, high, 4, True, False, prepacked(weight, 2, x.device))
-    opcheck(OP, (x, *given, *rest))
-    y = OP(x, *given, *rest)
-    last = y.to(memory_format=torch.channels_last)
-    opcheck(OP, (x, *given, *rest, y))
-    opcheck(OP, (x, *given, *rest, last, low, high, 3))
-    codes = torch.randint(-8, 8, x.shape, dtype=torch.int8)
-    opcheck(OP, (codes, *given, *rest, last.float()))
-    opcheck(OP, (codes, *given, *rest, None, low, high, 8))
-
-
-@pytest.mark.parametrize("warm", [False, True])
-@pytest.mark.parametrize("grad", [False, True])
-def test_compiles_once_for_all_widths(grad, warm):
-    torch.manual_seed(14)
-    graphs = CompileCounterWithBackend("aot_eager")
-    weight, bias, ends = nested_weight((50, 9, 3, 3)), torch.randn(50), (torch.tensor(-1.0), torch.tensor(2.0))
-    settings = {"padding": 1, "relu": True, "x_range": ends}
-    if warm:
-        packed_conv2d(torch.randn(2, 9, 7, 6), weight, 8, bias, padding=1)
-    run = torch.compile(
-        lambda x, bits: packed_conv2d(x, weight, bits, bias, x_bits=bits, **settings), fullgraph=True, backend=graphs
-    )
-    for bits in (8, 3, 4, 2, 7, 6, 5):
-        x = torch.randn(2, 9, 7, 6).requires_grad_(grad)
-        y = run(x, bits)
-        with torch.no_grad():
-            assert torch.equal(y, packed_conv2d(x, weight, bits, bias, x_bits=bits, **settings))
-        if grad:
-            y.sum().backward()
-            expected = torch.nn.grad.conv2d_input(x.shape, weight.unpack(bits), (y > 0).float(), padding=1)
-            assert torch.allclose(x.grad, expected, rtol=1e-5, atol=1e-5)
-    assert graphs.frame_count <= 2
-
-
-def test_codes_compile_once_for_all_widths():
-    torch.manual_seed(20)
-    graphs = CompileCounterWithBackend("aot_eager")
-    first, second = nested_weight((20, 9, 3, 3)), nested_weight((6, 20, 1, 1))
-    ends, hidden = (torch.tensor(-1.0), torch.tensor(2.0)), (torch.tensor(0.0), torch.tensor(9.0))
-
-    def run(x, bits):
-        y = packed_conv2d(x, first, bits, x_range=ends, x_bits=bits, relu=True, y_range=hidden, y_bits=bits)
-        return packed_conv2d(y, second, bits, x_range=hidden, x_bits=bits)
-
-    compiled, x = torch.compile(run, fullgraph=True, backend=graphs), torch.randn(2, 9, 7, 6)
-    for bits in (8, 3, 4, 2, 7, 6, 5):
-        assert torch.equal(compiled(x, bits), run(x, bits))
-    assert graphs.frame_count <= 2
-
-
 def test_a_width_changes_nothing_that_is_stored():
     weight, x = nested_weight((40, 9, 3, 3)), torch.randn(3, 9, 8, 8)
     packed_conv2d(x, weight, 8)
@@ -418,97 +317,3 @@ def test_a_width_changes_nothing_that_is_stored():
     for bits in WIDTHS:
         packed_conv2d(x, weight, bits)
     assert weight.prepack(9)[0] is prepack and weight.prepacked_nbytes == prepack.nbytes
-
-
-def test_meta_tensors_give_shapes():
-    x = torch.ones(2, 4, 8, 9, device="meta").to(memory_format=torch.channels_last)
-    y = packed_conv2d(x, nested_weight((5, 4, 3, 3)).to("meta"), 4, stride=2)
-    assert y.is_meta and y.shape == (2, 5, 3, 4) and y.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "words"),
-    [
-        ({"x": torch.ones(2, 5, 6, 6)}, ValueError, r"x has shape \(2, 5, 6, 6\), which does not fit .* in 1 groups"),
-        ({"x": torch.ones(4, 6, 6)}, ValueError, r"x has shape \(4, 6, 6\)"),
-        ({"x": torch.ones(2, 4, 6, 6).half()}, TypeError, "x must be float32 or bfloat16 .*float16"),
-        ({"x": torch.ones(2, 4, 6, 6, device="meta")}, ValueError, "x is on meta, the weight on cpu"),
-        ({"groups": 0}, ValueError, "in 0 groups"),
-        ({"weight": nested_weight((5, 4))}, ValueError, r"weight must be .*got shape \(5, 4\)"),
-        ({"bits": 1}, ValueError, r"bits must lie in \[2, 8\], got 1"),
-        ({"bits": 9}, ValueError, r"bits must lie in \[2, 8\], got 9"),
-        ({"x_bits": 4}, ValueError, r"x_bits must lie in \[2, 8\], and be 8 without x_range, got 4"),
-        ({"x_bits": 9, "x_range": (0, 1)}, ValueError, r"x_bits must lie in \[2, 8\].*got 9"),
-        ({"x_range": (2, 1)}, ValueError, "low must not lie above high"),
-        ({"x_range": (0, 1), "exact": True}, ValueError, "x_range rounds x, which `exact` rules out"),
-        ({"y_bits": 4}, ValueError, r"y_bits must lie in \[2, 8\], and be 8 without y_range, got 4"),
-        ({"y_range": (2, 1)}, ValueError, "low must not lie above high"),
-        ({"x": torch.ones(2, 4, 6, 6).char()}, ValueError, r"x holds codes \(int8\): give the x_range"),
-        ({"residual": torch.ones(2, 5, 6, 6)}, ValueError, r"residual must be \(2, 5, 4, 4\) torch.float32 on cpu"),
-        ({"residual": torch.ones(2, 5, 4, 4).char()}, ValueError, r"residual must be .*got .* torch.int8 on cpu"),
-        (
-            {"x": torch.ones(2, 4, 6, 6, requires_grad=True), "y_range": (0, 1)},
-            ValueError,
-            "y_range makes codes, which have no gradient",
-        ),
-        ({"bias": torch.ones(4)}, ValueError, r"bias must be \(5,\) on cpu, got \(4,\) on cpu"),
-        ({"bias": torch.ones(5).double()}, TypeError, "bias must be float32"),
-        ({"stride": 0}, ValueError, "stride must be one number or two, 1 or more, got 0"),
-        ({"dilation": (1, 3)}, ValueError, "a kernel of 3, dilated by 3, does not fit an input of 6, padded by 0"),
-    ],
-    ids=str,
-)
-def test_bad_arguments(change, error, words):
-    arguments = {"x": torch.ones(2, 4, 6, 6), "weight": nested_weight((5, 4, 3, 3)), "bits": 4} | change
-    with pytest.raises(error, match=f"packed_conv2d: .*{words}"):
-        packed_conv2d(**arguments)
-
-
-WEIGHT = nested_weight((5, 4, 3, 3))
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"x": torch.ones(4, 6, 6)}, r"x must be \(n, c, h, w\), got shape \(4, 6, 6\)"),
-        ({"x": torch.ones(1, 4, 6, 6).half()}, "x must be float32 or bfloat16"),
-        ({"x": torch.ones(1, 3, 6, 6)}, "x has 3 channels, a weight of 5 x 4 in 1 groups takes 4"),
-        ({"weight_shape": [5, 4, 0, 3]}, "a kernel of 0 x 3 has no taps"),
-        ({"weight_shape": [5, 4, 3, 5]}, "planes must be 2 to 8 x 10 contiguous int32 words"),
-        ({"scales": torch.ones(4, 1)}, "scales .* must both be 1 or 5 x 1 and contiguous"),
-        ({"bits": 9}, r"bits must lie in \[2, 8\], got 9"),
-        ({"low": torch.tensor(0.0)}, "give both ends of x's range, or none"),
-        ({"low": torch.tensor(0.0), "high": torch.ones(1)}, "high must be a 0-d CPU tensor"),
-        ({"low": torch.tensor(0.0), "high": torch.tensor(1.0), "x_bits": 1}, r"bits must lie in \[2, 8\], got 1"),
-        ({"x": torch.ones(1, 4, 6, 6).char()}, r"x holds codes \(int8\): give their range, not `exact`"),
-        ({"y_low": torch.tensor(0.0)}, "give both ends of y's range, or none"),
-        ({"y_low": torch.tensor(0.0), "y_high": torch.tensor(1.0), "y_bits": 9}, r"bits must lie in \[2, 8\], got 9"),
-        ({"residual": torch.ones(1, 5, 4, 3)}, r"residual must be laid out as the result, .* got \(1, 5, 4, 3\)"),
-        ({"residual": torch.ones(1, 5, 4, 4).transpose(2, 3)}, "residual must be laid out as the result"),
-        ({"stride": [1]}, "stride, padding and dilation must hold 2 numbers each"),
-        ({"padding": [-1, 0]}, "padding -1"),
-        ({"dilation": [3, 1]}, "the kernel of 3 does not fit the padded input of 6"),
-        ({"groups": 0}, "in 0 groups"),
-        ({"bias": torch.ones(4)}, r"bias must be a contiguous float32 vector of 5, got shape \(4\)"),
-        ({"prepack": WEIGHT.prepack()}, "prepack is not what nested_prepack makes of this weight"),
-    ],
-    ids=str,
-)
-def test_the_op_refuses(change, words):
-    given = {"x": torch.ones(1, 4, 6, 6), "planes": WEIGHT.planes, "scales": WEIGHT.scales}
-    given |= {"zero_points": WEIGHT.zero_points, "weight_shape": list(WEIGHT.shape), "bits": 4, "bias": None}
-    given |= {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "low": None, "high": None}
-    given |= {"x_bits": 8, "relu": False, "exact": False, "prepack": [], "residual": None}
-    given |= {"y_low": None, "y_high": None, "y_bits": 8}
-    with pytest.raises(RuntimeError, match=f"packed_conv2d: .*{words}"):
-        OP(*(given | change).values())
-
-
-@pytest.mark.parametrize("ranged", [False, True])
-def test_the_op_refuses_sums_that_do_not_fit(ranged):
-    terms = (MAX_RANGED_TERMS if ranged else MAX_TERMS) + 1
-    weight, x, one = nested_weight((1, terms, 1, 1)), torch.ones(1, terms, 1, 1), [1, 1]
-    low, high = (torch.tensor(0.0), torch.tensor(1.0)) if ranged else (None, None)
-    given = (x, *fields(weight), weight.shape, 8, None, one, [0, 0], one, 1, low, high, 8)
-    with pytest.raises(RuntimeError, match=f"sums of {terms} products run by the reference, above {terms - 1}"):
-        OP(*given, False, False, [])

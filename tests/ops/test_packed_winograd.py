@@ -7,7 +7,7 @@ from lcs_kernels.formats import NestedWeight
 from lcs_kernels.ops.packed_conv2d import MAX_RANGED_TERMS, codes_on, reference
 
 from .packed_cases import DTYPES, fields, nested_weight
-from .test_packed_conv2d import call, check, check_nan, ends
+from .packed_conv2d_cases import call, check, check_nan, ends
 from .test_sparse_conv2d import FORMATS, settings
 
 FEW = [(-1.3, 2.2, 4), (0.0, 3.0, 4), (-3.0, 0.0, 5), (-1.0, 1.5, 3), (0.0, 1.0, 2)]  # of bits that Winograd's fit

@@ -10,7 +10,7 @@ from lcs_kernels.formats import NestedWeight
 from lcs_kernels.ops.packed_conv2d import MAX_RANGED_TERMS, MAX_TERMS, codes_on, reference
 
 from ..ops.packed_cases import DTYPES, WIDTHS, assert_within_roundings, fields, nested_weight
-from ..ops.test_packed_conv2d import NONE, RANGES, ends
+from ..ops.packed_conv2d_cases import NONE, RANGES, ends
 from ..ops.test_sparse_conv2d import FORMATS, GEOMETRIES, settings
 
 INTERPRET = True
