@@ -30,7 +30,7 @@ define core
 	@command -v cmake > /dev/null || { echo "lcs-kernels: make $@ needs cmake 3.20 or later" >&2; exit 1; }
 	cmake -S . -B $(BUILD_DIR)/$(1) -DPython_EXECUTABLE=$(CMAKE_PYTHON) -DLCS_SANITIZE='$(2)' > /dev/null
 	cmake --build $(BUILD_DIR)/$(1) --parallel $$(nproc)
-	ctest --test-dir $(BUILD_DIR)/$(1) --output-on-failure
+	ctest --test-dir $(BUILD_DIR)/$(1) --parallel $$(nproc) --output-on-failure
 endef
 
 ctest: # lcs_core too, where the environment holds pybind11

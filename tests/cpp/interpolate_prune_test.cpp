@@ -79,26 +79,37 @@ class Layer {
 };
 
 // By the definition: the dense blend, sorted.
-Result expected(const Layer& layer, int64_t keep) {
-  const auto [n, in, out, kind, guard, line] = layer.shape();
-  Result result = layer.run(Isa::scalar, n, serial);
-  std::vector<uint32_t> rank(n);
-  for (int64_t i = 0; i < n; ++i) rank[i] = rank_of(bits_of(&result.w[i * size_of(out)], out), out);
-  std::vector<int64_t> order(n);
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return rank[a] < rank[b]; });
-  for (int64_t i = 0; i < n - keep; ++i) {
-    std::memset(&result.w[order[i] * size_of(out)], 0, size_of(out));
-    result.mask_bits[order[i] / 8] &= char(~(1 << order[i] % 8));
+class Sorted {
+ public:
+  explicit Sorted(const Layer& layer)
+      : dense_(layer.run(Isa::scalar, layer.shape().n, serial)), out_(layer.shape().out), order_(layer.shape().n) {
+    std::vector<uint32_t> rank(order_.size());
+    for (size_t i = 0; i < rank.size(); ++i) rank[i] = rank_of(bits_of(&dense_.w[i * size_of(out_)], out_), out_);
+    std::iota(order_.begin(), order_.end(), 0);
+    std::stable_sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) { return rank[a] < rank[b]; });
   }
-  return result;
-}
+
+  Result but_for(int64_t dropped) const {
+    Result result = dense_;
+    for (int64_t i = 0; i < dropped; ++i) {
+      std::memset(&result.w[order_[i] * size_of(out_)], 0, size_of(out_));
+      result.mask_bits[order_[i] / 8] &= char(~(1 << order_[i] % 8));
+    }
+    return result;
+  }
+
+ private:
+  Result dense_;
+  DType out_;
+  std::vector<int64_t> order_;
+};
 
 void check(const Case& c, const std::vector<int64_t>& keeps) {
   const Layer layer(c);
+  const Sorted sorted(layer);
   const Parallel threads = fork_join(3);
   for (const int64_t keep : keeps) {
-    const Result wanted = expected(layer, keep);
+    const Result wanted = sorted.but_for(c.n - keep);
     for (const Isa isa : isas()) CHECK(layer.run(isa, keep, serial) == wanted);
     CHECK(layer.run(best_isa(), keep, backwards) == wanted);
     CHECK(layer.run(best_isa(), keep, threads) == wanted);

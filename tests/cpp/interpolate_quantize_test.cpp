@@ -28,9 +28,11 @@ std::vector<uint32_t> bits_of(const Guarded& memory, int64_t n, DType dtype) {
   std::vector<uint32_t> bits(n);
   const uint32_t infinity = dtype == DType::float32 ? 0x7f800000 : dtype == DType::bfloat16 ? 0x7f80 : 0x7c00;
   const uint32_t magnitude = dtype == DType::float32 ? 0x7fffffff : 0x7fff;
+  const uint32_t* const words = memory.as<uint32_t>();
+  const uint16_t* const halves = memory.as<uint16_t>();
   for (int64_t i = 0; i < n; ++i) {
-    bits[i] = dtype == DType::float32 ? memory.as<uint32_t>()[i] : memory.as<uint16_t>()[i];
-    if ((bits[i] & magnitude) > infinity) bits[i] = infinity + 1;
+    const uint32_t found = dtype == DType::float32 ? words[i] : halves[i];
+    bits[i] = (found & magnitude) > infinity ? infinity + 1 : found;
   }
   return bits;
 }
@@ -133,8 +135,10 @@ int main() {
       for (const int64_t group : {1, 31, 32, 100, 16385, 33000, 99999})
         for (const bool nested : {false, true})
           check({3, 33000, group, DType::float32, DType::float32, guard, kind, !nested, nested, 5});
-      // results written past the caches
-      check({1, (8 << 20) / 4 + 77, 1 << 30, DType::float32, DType::float32, guard, kind, true, false, 4});
-      check({99, 21197, 2048, DType::float32, DType::float32, guard, kind, true, true, 2});
     }
+  for (const Guard guard : kGuards) {  // results written past the caches
+    for (const Kind kind : {Kind::normal, Kind::any_bits})
+      check({1, (8 << 20) / 4 + 77, 1 << 30, DType::float32, DType::float32, guard, kind, true, false, 4});
+    check({99, 21197, 2048, DType::float32, DType::float32, guard, Kind::few_values, true, true, 2});
+  }
 }

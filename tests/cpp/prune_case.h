@@ -21,8 +21,10 @@ inline Isa best_isa() {
   return best;
 }
 
+// Those to run on one thread.
 inline std::vector<Isa> isas() {
   const Isa best = best_isa();
+  if (kOnlyThreads) return {best};
   std::vector<Isa> found;
   for (Isa isa : lcs::kIsas)
     if (isa <= best) found.push_back(isa);

@@ -51,6 +51,12 @@ inline void backwards(int64_t n, int64_t grain, const Range& range) {
     range(begin, begin + step < n ? begin + step : n);
 }
 
+// The ways to split the work.
+inline std::vector<Parallel> ways() {
+  if (kOnlyThreads) return {fork_join(3)};
+  return {serial, backwards, fork_join(3)};
+}
+
 // bfloat16 holds the integers of these tests.
 inline void put(void* to, int64_t i, DType dtype, float x) {
   if (dtype == DType::float32)

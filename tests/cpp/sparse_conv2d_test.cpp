@@ -102,7 +102,7 @@ void check(const Case& c, DType dtype, int percent, int64_t channels, bool last,
                               guard == Guard::behind};
   const std::vector<float> wanted = convolved(c, args, weight.dense);
   for (const Isa isa : isas())
-    for (const Parallel& parallel : {Parallel(serial), Parallel(backwards), fork_join(3)}) {
+    for (const Parallel& parallel : ways()) {
       set_max_isa(isa);
       std::memset(y.as(), 0xff, size_t(outputs * size_of(dtype)));
       sparse_conv2d(args, parallel);

@@ -103,7 +103,7 @@ void check(const Case& c, DType dtype, bool last, Guard guard) {
     WidthConv2dNormArgs fused = args;
     fused.norm.x = fused.norm.means = fused.norm.rstds = nullptr;
     fused.pool = &pool;
-    for (const Parallel& parallel : {Parallel(serial), Parallel(backwards), fork_join(3)}) {
+    for (const Parallel& parallel : ways()) {
       std::memset(y.as(), 0xff, size_t(pooled) * each);
       width_conv2d_norm(fused, parallel);
       for (int64_t i = 0; i < pooled; ++i) {

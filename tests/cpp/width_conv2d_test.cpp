@@ -109,7 +109,7 @@ void check(const Case& c, DType dtype, DType weight_dtype, bool last, Guard guar
                        guard == Guard::behind};
   const std::vector<float> wanted = convolved(c, args);
   for (const Isa isa : isas(kPairs))
-    for (const Parallel& parallel : {Parallel(serial), Parallel(backwards), fork_join(3)})
+    for (const Parallel& parallel : ways())
       for (const float* from : {static_cast<const float*>(nullptr), static_cast<const float*>(packed.as<float>())}) {
         set_max_isa(isa);
         std::memset(packed.as(), 0xff, size_t(floats) * 4);
