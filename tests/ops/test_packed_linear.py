@@ -26,11 +26,12 @@ def check(x, weight, bits, bias=None, relu=False):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", ROWS)
 def test_equals_the_reference(isa, rows, dtype, bits):
+    """With and without a bias and a ReLU, in turn: each weight with both, one in each dtype."""
     torch.manual_seed(rows)
-    for shape, per, group in CASES:
+    for i, (shape, per, group) in enumerate(CASES):
         weight, x = nested_weight(shape, per, group), torch.randn(rows, shape[1]).to(dtype)
-        check(x, weight, bits)
-        check(x, weight, bits, torch.randn(shape[0]), relu=True)
+        plain = (i + bits + DTYPES.index(dtype)) % 2 == 0
+        check(x, weight, bits, None if plain else torch.randn(shape[0]), relu=not plain)
 
 
 @pytest.mark.parametrize("depth", range(2, 8))
