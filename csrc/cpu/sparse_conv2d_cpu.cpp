@@ -46,7 +46,7 @@ class SparseConv2d {
     Tasks tasks(panels * shares);
     parallel_(panels * shares, 1, [&](int64_t begin, int64_t end) {
       Tasks::Taker taker(tasks, begin, end);
-      Worker worker(*this, (end - begin + shares - 1) / shares);
+      Worker worker(*this, rows, (end - begin + shares - 1) / shares);
       const auto next = [&] { return shares == 1 ? taker.one() : taker.half(); };
       for (Tasks::Some some = next(); some.begin < some.end; some = next())
         for (int64_t i = some.begin; i < some.end;) {
@@ -87,18 +87,19 @@ class SparseConv2d {
 
   // Looks up the offset of each value of rows [begin, end) once, where a thread's `tiles` would do so again and again.
   // Each thread has its own, as writing what another has just read is slow. Null: not worth it.
-  const int32_t* distances(int64_t begin, int64_t end, int64_t tiles) const {
+  int32_t* room_for_distances(int64_t tiles) const {
     if (tiles < kTilesToPrepare || reach_ > std::numeric_limits<int32_t>::max()) return nullptr;
     static thread_local Scratch<int32_t> scratch;
+    return scratch.reserve(std::max<int64_t>(a_.weight.start[a_.weight.blocks()], 1));
+  }
+  void look_up(int64_t begin, int64_t end, int32_t* distance) const {
     const SparsePrepack& w = a_.weight;
-    int32_t* const distance = scratch.reserve(std::max<int64_t>(w.start[w.blocks()], 1));
     for (int64_t b = 0; b < w.blocks(); ++b) {
       const int32_t* const count = w.count + b * w.rows;
       int64_t at = std::accumulate(count, count + begin, w.start[b]);
       const int64_t last = std::accumulate(count + begin, count + end, at);
       for (; at < last; ++at) distance[at] = int32_t(offset_[w.index[at]]);
     }
-    return distance;
   }
 
   // Does what is behind the images that `shares` more of a panel complete.
@@ -114,7 +115,13 @@ class SparseConv2d {
   // What a thread keeps from one part of its work to the next.
   class Worker {
    public:
-    Worker(const SparseConv2d& conv, int64_t panels) : c_(conv), panels_(panels), fill_(conv.panels_) {
+    // Of shares of `rows` output channels, about `panels` of each.
+    Worker(const SparseConv2d& conv, int64_t rows, int64_t panels)
+        : c_(conv),
+          rows_(rows),
+          fill_(conv.panels_),
+          distance_(conv.room_for_distances(panels * conv.tiles())),
+          known_(ceil_div(conv.a_.y.channels, rows)) {
       static thread_local Scratch<float> panel;
       x_ = panel.reserve(c_.panel_floats());
       c_.panels_.clear(x_);
@@ -124,13 +131,18 @@ class SparseConv2d {
     void multiply(int64_t panel, int64_t begin, int64_t end) {
       const int64_t per_group = c_.a_.y.channels / c_.a_.groups, inputs = c_.a_.x.channels / c_.a_.groups;
       fill(panel, begin / per_group * inputs, ((end - 1) / per_group + 1) * inputs);
-      if (begin != begin_ || end != end_) distance_ = c_.distances(begin, end, panels_ * c_.tiles());
-      begin_ = begin, end_ = end;
+      if (distance_) look_up(begin, end);
       static thread_local Scratch<float> sums;
       c_.multiply(panel, begin, end, x_, distance_, sums);
     }
 
    private:
+    void look_up(int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; row += rows_) {
+        if (!known_[row / rows_]) c_.look_up(row, std::min(end, row + rows_), distance_);
+        known_[row / rows_] = true;
+      }
+    }
     void fill(int64_t panel, int64_t begin, int64_t end) {
       const bool adjoins = panel == panel_ && begin >= first_ && begin <= last_;
       if (adjoins && end <= last_) return;
@@ -139,12 +151,12 @@ class SparseConv2d {
     }
 
     const SparseConv2d& c_;
-    const int64_t panels_;
+    const int64_t rows_;
     SparsePanels::Filler fill_;
+    int32_t* const distance_;  // null: looked up again and again
+    std::vector<bool> known_;  // the shares whose distances are
     float* x_;
     int64_t panel_ = -1, first_ = 0, last_ = 0;  // that x holds, with channels [first, last)
-    int64_t begin_ = 0, end_ = 0;                // what the distances are of
-    const int32_t* distance_ = nullptr;
   };
 
   // Output channels [begin, end) of a panel: all sums of a tile's rows first, so that y is written in long runs.
