@@ -51,6 +51,7 @@ class SparsePanels {
   void fill_lanes(const std::vector<LaneSquare>& squares, int64_t begin, int64_t end, float* to) const;
   void write_rows(int64_t panel, int64_t begin, int64_t end, int64_t row, int64_t rows, const float* sums,
                   int64_t stride) const;
+  std::vector<LaneSquare> squares_of_y(int64_t panel, int64_t row, int64_t rows) const;
   void write_lanes(int64_t panel, int64_t begin, int64_t end, int64_t row, int64_t rows, const float* sums,
                    int64_t stride) const;
 

@@ -16,6 +16,26 @@ int64_t place(const Images& t, int64_t image, int64_t channel, int64_t row, int6
 
 void* at(const Images& t, DType dtype, int64_t place) { return static_cast<char*>(t.data) + size_of(dtype) * place; }
 
+// Channels last: copies all channels of one square after the other, kSquare of them at a time.
+void each_channel_square(const std::vector<LaneSquare>& squares, LaneCopy copy, int64_t channels,
+                         void (*run)(const LaneCopy&)) {
+  const int64_t whole = channels / kSquare, rest = channels % kSquare;
+  LaneCopy tail = copy;
+  tail.rows = static_cast<char*>(copy.rows) + size_of(copy.dtype) * whole * kSquare;
+  tail.panel += whole * copy.panel_stride, tail.repeats = 1;
+  copy.repeats = whole;
+  for (const LaneSquare& square : squares) {
+    copy.squares = &square;
+    run(copy);
+    if (rest == 0) continue;
+    LaneSquare last = square;
+    last.columns = rest;
+    for (uint8_t& bits : last.exist) bits &= uint8_t((1 << rest) - 1);
+    tail.squares = &last;
+    run(tail);
+  }
+}
+
 }  // namespace
 
 SparsePanels::SparsePanels(const SparseConv2dArgs& args, const Phases& vertical, const Phases& horizontal,
@@ -119,20 +139,7 @@ void SparsePanels::fill_lanes(const std::vector<LaneSquare>& squares, int64_t be
   if (!x_last()) return run_.load_lanes(copy);
   copy.step = 1, copy.panel_step = channel_, copy.count = 1;
   copy.stride = kSquare, copy.panel_stride = kSquare * channel_;
-  const int64_t whole = (end - begin) / kSquare, rest = (end - begin) % kSquare;
-  for (const LaneSquare& square : squares) {
-    copy.squares = &square, copy.repeats = whole;
-    run_.load_lanes(copy);
-    if (rest == 0) continue;
-    LaneSquare last = square;
-    last.columns = rest;
-    for (uint8_t& bits : last.exist) bits &= uint8_t((1 << rest) - 1);
-    LaneCopy tail = copy;
-    tail.squares = &last, tail.repeats = 1;
-    tail.rows = static_cast<char*>(copy.rows) + size_of(a_.dtype) * whole * kSquare;
-    tail.panel += whole * kSquare * channel_;
-    run_.load_lanes(tail);
-  }
+  each_channel_square(squares, copy, end - begin, run_.load_lanes);
 }
 
 void SparsePanels::write(int64_t panel, int64_t begin, int64_t end, int64_t row, int64_t rows, const float* sums,
@@ -155,39 +162,16 @@ void SparsePanels::write_rows(int64_t panel, int64_t begin, int64_t end, int64_t
         {sums + i * pitch_, to(begin, row0 + i), stride, 1, a_.y.column_stride, end - begin, width, a_.dtype, true});
 }
 
-void SparsePanels::write_lanes(int64_t panel, int64_t begin, int64_t end, int64_t row, int64_t rows, const float* sums,
-                               int64_t stride) const {
-  const int64_t channels = y_last() ? kSquare : 1;  // of a square
-  const auto copy_all = [&](LaneSquare* squares, int64_t count, int64_t channel, int64_t repeats) {
-    run_.store_lanes({at(a_.y, a_.dtype, channel * a_.y.channel_stride),
-                      const_cast<float*>(sums) + (channel - begin) * stride, squares, count, 1,
-                      y_last() ? stride : layout_.lanes, repeats, channels * a_.y.channel_stride, channels * stride,
-                      a_.dtype});
-  };
+// What rows [row, row + rows) of all blocks are copied to, in channel 0; or, channels last, in the first kSquare.
+std::vector<LaneSquare> SparsePanels::squares_of_y(int64_t panel, int64_t row, int64_t rows) const {
+  std::vector<LaneSquare> squares;
   for (int64_t first = 0; first < layout_.lanes; first += kSquare) {
     Lane lanes[kSquare];
     for (int64_t l = 0; l < kSquare; ++l) lanes[l] = lane(panel, first + l);
-    constexpr int64_t kAtOnce = 16;
-    LaneSquare squares[kAtOnce];
-    int64_t count = 0;
-    const auto copy = [&] {
-      if (y_last()) {
-        const int64_t whole = (end - begin) / kSquare, rest = (end - begin) % kSquare;
-        for (int64_t i = 0; i < count; ++i) {
-          copy_all(squares + i, 1, begin, whole);
-          squares[i].columns = rest;
-          for (uint8_t& bits : squares[i].exist) bits &= uint8_t((1 << rest) - 1);
-          if (rest > 0) copy_all(squares + i, 1, begin + whole * kSquare, 1);
-        }
-      } else {
-        copy_all(squares, count, begin, end - begin);
-      }
-      count = 0;
-    };
     for (int64_t i = 0; i < rows; ++i)
-      for (int64_t column = 0; column < layout_.columns;) {
-        const int64_t columns = y_last() ? 1 : std::min(kSquare, layout_.columns - column);
-        LaneSquare& s = squares[count++];
+      for (int64_t column = 0, columns; column < layout_.columns; column += columns) {
+        columns = y_last() ? 1 : std::min(kSquare, layout_.columns - column);
+        LaneSquare& s = squares.emplace_back();
         s.panel = (i * layout_.columns + column) * layout_.lanes + first;
         s.columns = y_last() ? kSquare : columns;
         for (int64_t l = 0; l < kSquare; ++l) {
@@ -197,11 +181,28 @@ void SparsePanels::write_lanes(int64_t panel, int64_t begin, int64_t end, int64_
           const int64_t there = inside ? std::clamp<int64_t>(a_.y.width - at.column - column, 0, columns) : 0;
           s.exist[l] = uint8_t((1 << (y_last() ? there * kSquare : there)) - 1);
         }
-        column += columns;
-        if (count == kAtOnce) copy();
       }
-    if (count > 0) copy();
   }
+  return squares;
+}
+
+void SparsePanels::write_lanes(int64_t panel, int64_t begin, int64_t end, int64_t row, int64_t rows, const float* sums,
+                               int64_t stride) const {
+  std::vector<LaneSquare> squares = squares_of_y(panel, row, rows);
+  LaneCopy copy{at(a_.y, a_.dtype, begin * a_.y.channel_stride),
+                const_cast<float*>(sums),
+                squares.data(),
+                int64_t(squares.size()),
+                1,
+                layout_.lanes,
+                end - begin,
+                a_.y.channel_stride,
+                stride,
+                a_.dtype};
+  if (!y_last()) return run_.store_lanes(copy);
+  copy.panel_step = stride, copy.count = 1;
+  copy.stride = kSquare, copy.panel_stride = kSquare * stride;
+  each_channel_square(squares, copy, end - begin, run_.store_lanes);
 }
 
 }  // namespace lcs
