@@ -90,7 +90,13 @@ void quantize_planes(const PackedPixels& p, Coder& coder, int64_t c0, int64_t i0
 template <class T>
 void quantize_pixel(const T* x, int64_t channels, Coder& coder, int8_t* to) {
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  for (int64_t c = 0; c < channels; c += 32) {
+  int64_t c = 0;
+  for (; c + 32 <= channels; c += 32) {
+    const __m256i bytes = coder.bytes(coder(eight::load(x + c)), coder(eight::load(x + c + 8)),
+                                      coder(eight::load(x + c + 16)), coder(eight::load(x + c + 24)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + c), _mm256_permutevar8x32_epi32(bytes, order));
+  }
+  for (; c < channels; c += 32) {
     __m256i codes[4];
     for (int64_t j = 0; j < 4; ++j) {
       const int64_t left = channels - c - 8 * j;

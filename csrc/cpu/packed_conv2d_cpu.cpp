@@ -282,14 +282,13 @@ class PackedConv2d {
 
   void add_sums(const int32_t* from, int64_t n, int32_t* to) const {
     std::fill_n(to, n, int32_t(-strip_.zero() * layout_.columns));
-    for (int64_t i = 0; i < g_.rows.kernel; ++i)
-      for (int64_t j = 0; j < g_.row_taps; ++j) {
-        const int32_t* const tap = from + i * g_.rows.dilation * g_.line + j * g_.columns.dilation;
-        if (g_.stride == 1)
-          for (int64_t m = 0; m < n; ++m) to[m] += tap[m];
-        else
-          for (int64_t m = 0; m < n; ++m) to[m] += tap[m * g_.stride];
-      }
+    for (int64_t i = 0; i < g_.rows.kernel; ++i) {
+      const int32_t* const tap = from + i * g_.rows.dilation * g_.line;
+      if (g_.stride == 1)
+        for (int64_t m = 0; m < n; ++m) to[m] += tap[m];
+      else
+        for (int64_t m = 0; m < n; ++m) to[m] += tap[m * g_.stride];
+    }
   }
 
   void multiply_tile(int64_t block, int64_t n, const Rows& rows, const char* panel, int32_t* acc) const {

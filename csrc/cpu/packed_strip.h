@@ -41,7 +41,7 @@ class PackedStrip {
   const StripGeometry& geometry() const { return g_; }
   const char* data() const { return data_; }
   const int64_t* steps() const { return steps_.data(); }  // bytes from where a window begins to its elements of a step
-  // Of the columns of a row, from `column` on: sums of their elements in a group.
+  // Of the columns of a row, from `column` on: sums of the elements of a group that a row of the kernel reads there.
   const int32_t* sums(int64_t group, int64_t image, int64_t line, int64_t column) const {
     return sums_ + ((group * g_.images + image) * g_.lines + line) * g_.line + column;
   }
@@ -70,6 +70,7 @@ class PackedStrip {
   void join_words(const char* from, char* to) const;
   void copy(int64_t image, int64_t row) const;
   void quantize(int64_t image, int64_t begin, int64_t end);
+  void add_taps(int32_t* sums) const;
   void pad(const Inside& in, int8_t* to) const;
   void quantize_row(int64_t image, int64_t row, int64_t channel, int64_t channels, int8_t* to);
 

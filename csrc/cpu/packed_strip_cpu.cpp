@@ -190,7 +190,7 @@ void PackedStrip::copy(int64_t image, int64_t row) const {
   if (g_.joined) join(to, strip);
 }
 
-// Rows [begin, end) of the strip in integers, and the sums of each column's elements.
+// Rows [begin, end) of the strip in integers, and what these sum to.
 void PackedStrip::quantize(int64_t image, int64_t begin, int64_t end) {
   static thread_local Scratch<int8_t> scratch;
   const bool bytes = gemm_.panel() == Panel::bytes;
@@ -211,10 +211,24 @@ void PackedStrip::quantize(int64_t image, int64_t begin, int64_t end) {
     pad(inside(image, row), at);
     if (g_.joined) join(at, codes + (row - begin) * g_.row);
   }
-  for (int64_t group = 0; group < g_.groups; ++group)
-    run_.sums(codes + group * g_.segment, g_.column, g_.segment, rows * g_.line,
-              sums_ + ((group * g_.images + image) * g_.lines + begin) * g_.line);
+  for (int64_t group = 0; group < g_.groups; ++group) {
+    int32_t* const sums = sums_ + ((group * g_.images + image) * g_.lines + begin) * g_.line;
+    run_.sums(codes + group * g_.segment, g_.column, g_.segment, rows * g_.line, sums);
+    for (int64_t row = 0; row < rows && g_.row_taps > 1; ++row) add_taps(sums + row * g_.line);
+  }
   if (!bytes) gemm_.kernels().widen(codes, rows * g_.row, reinterpret_cast<int16_t*>(strip));
+}
+
+// Of the columns of a row, each at which a window may begin: the sums of all that a row of the kernel reads there.
+void PackedStrip::add_taps(int32_t* sums) const {
+  static thread_local Scratch<int32_t> scratch;
+  int32_t* const own = scratch.reserve(g_.line);
+  std::copy_n(sums, g_.line, own);
+  const int64_t n = g_.line - (g_.row_taps - 1) * g_.columns.dilation;
+  for (int64_t tap = 1; tap < g_.row_taps; ++tap) {
+    const int32_t* const from = own + tap * g_.columns.dilation;
+    for (int64_t c = 0; c < n; ++c) sums[c] += from[c];
+  }
 }
 
 // The columns of a row outside the image hold the code of 0 in every channel.

@@ -168,10 +168,8 @@ bool PackedWinograd::transform(const Tiles& tiles, int64_t row) const {
 
 // Of a row of tiles: where their outputs go, the sums of what these read, less the zero point, and the scale of x.
 void PackedWinograd::find_outputs(const Tiles& tiles, int64_t row) const {
-  static thread_local Scratch<int32_t> scratch;
   const StripGeometry& g = strip_.geometry();
   const int64_t image = row / image_rows_, begin = tiles.at(row) * kOutputs, width = a_.y.width;
-  int32_t* const lines = scratch.reserve(g.line);
   std::fill_n(tiles.place + begin, tiles.columns * kOutputs, int64_t{-1});
   std::fill_n(tiles.scale + begin, tiles.columns * kOutputs, strip_.scale(image));
   const int64_t from = result_.direct() ? 0 : position(row / tiles.band * tiles.band);
@@ -179,10 +177,10 @@ void PackedWinograd::find_outputs(const Tiles& tiles, int64_t row) const {
     const int64_t line = row % image_rows_ * kSide + i;
     if (line == a_.y.height) break;
     const int32_t* const sums = strip_.sums(0, image, line, 0);
-    for (int64_t c = 0; c < g.line; ++c) lines[c] = sums[c] + sums[c + g.line] + sums[c + 2 * g.line];
     for (int64_t c = 0; c < width; ++c) {
       const int64_t at = begin + c / kSide * kOutputs + i * kSide + c % kSide;
-      tiles.sums[at] = int32_t(lines[c] + lines[c + 1] + lines[c + 2] - strip_.zero() * a_.weight.layout.columns);
+      const int32_t window = sums[c] + sums[c + g.line] + sums[c + 2 * g.line];
+      tiles.sums[at] = int32_t(window - strip_.zero() * a_.weight.layout.columns);
       tiles.place[at] = position(row) - from + i * width + c;
     }
   }
