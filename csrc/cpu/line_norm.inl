@@ -122,18 +122,22 @@ float mean_of(const E* x, int64_t n) {
   return float(double(total(sum.row())) / double(n));
 }
 
+constexpr int64_t kChunkSize = 1 << 12;
+
+// Of an eighth of a chunk, or of all where there is less.
+template <class E>
+float near_mean(const E* x, int64_t n) {
+  const Readable<E> values(x, n);
+  return mean_of<E>(values, n < kChunkSize / 8 ? n : kChunkSize / 8);
+}
+
 // In one pass. Each chunk's deviations are from what is known of the mean until then, first from the mean of an eighth
 // of a chunk. n times the square of the distance to the true mean is then at most 8 of the first chunk's sum of
 // squares, and for the others together at most 2 of the whole one: so little can cancel. The chunks are put together as
 // by Chan, Golub and LeVeque (1979).
 template <class E>
 NormMoments moments_of(const E* x, int64_t n) {
-  constexpr int64_t kChunkSize = 1 << 12;
-  if (n < kRow) {
-    const Readable<E> few(x, n);
-    return chunk_moments<E>(few, n, mean_of<E>(few, n));
-  }
-  NormMoments moments{mean_of(x, n < kChunkSize / 8 ? n : kChunkSize / 8), 0};
+  NormMoments moments{near_mean(x, n), 0};
   for (int64_t begin = 0; begin < n; begin += kChunkSize) {
     const int64_t count = n - begin < kChunkSize ? n - begin : kChunkSize;
     const Readable<E> values(x + begin, count);
@@ -143,6 +147,20 @@ NormMoments moments_of(const E* x, int64_t n) {
     moments.squares += chunk.squares + step * step * share * double(begin);
   }
   return moments;
+}
+
+// Of groups of a chunk at most, first what each starts from, so that none waits for its own.
+template <class E>
+void moments_of_each(const E* x, int64_t n, int64_t groups, NormMoments* to) {
+  for (int64_t g = 0; g < groups; ++g)
+    if (n > kChunkSize)
+      to[g] = moments_of(x + g * n, n);
+    else
+      to[g].mean = near_mean(x + g * n, n);
+  for (int64_t g = 0; g < groups && n <= kChunkSize; ++g) {
+    const Readable<E> values(x + g * n, n);
+    to[g] = chunk_moments<E>(values, n, float(to[g].mean));
+  }
 }
 
 // 16 columns of a matrix, or all where there are fewer; each column is computed for itself, so that the last 16 may
@@ -395,8 +413,8 @@ void blend_vector(const LineVector& vector, float alpha, int64_t n, float* to) {
   });
 }
 
-NormMoments moments(const void* x, int64_t n, DType dtype) {
-  return with_dtype(dtype, [&](auto e) { return moments_of(static_cast<const decltype(e)*>(x), n); });
+void moments(const void* x, int64_t n, int64_t groups, DType dtype, NormMoments* to) {
+  with_dtype(dtype, [&](auto e) { moments_of_each(static_cast<const decltype(e)*>(x), n, groups, to); });
 }
 
 void column_moments(const void* x, int64_t rows, int64_t columns, DType dtype, const NormColumns& to) {

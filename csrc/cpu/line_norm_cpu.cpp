@@ -14,6 +14,8 @@ constexpr int64_t kGrain = 1 << 15;  // elements below which another thread does
 constexpr int64_t kGroup = 1 << 8;   // elements that take as long as what there is to do for a group besides
 constexpr int64_t kPiece = 1 << 14;  // elements of a sample, channels last, that are summed together
 constexpr int64_t kSamples = 8;      // enough for threads to share them evenly
+constexpr int64_t kTogether = 16;    // small groups whose steps are done one after the other, so that none waits
+constexpr int64_t kSmall = 1 << 12;  // elements that they are of together, in a core's first caches
 
 // Pieces of a sample of so many pixels: an even number, for two threads to share evenly.
 int64_t pieces_of(int64_t pixels, int64_t most) {
@@ -71,6 +73,15 @@ class Norm {
     });
   }
 
+  // Calls body(first, the one past the last) for groups of all samples, or channels, up to kTogether at a time.
+  template <class Body>
+  void for_groups(const Parallel& parallel, Body body) const {
+    const int64_t together = std::clamp<int64_t>(kSmall / size_, 1, kTogether);
+    parallel(args_.n * groups(), tasks_of(size_ + kGroup), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i += together) body(i, std::min(end, i + together));
+    });
+  }
+
   int64_t group(int64_t n, int64_t c) const { return n * args_.groups + c / in_group_; }
   int64_t groups() const { return args_.mean ? args_.channels : args_.groups; }
   int64_t rows_of(int64_t piece) const { return std::min(rows_, args_.pixels - piece * rows_); }
@@ -103,28 +114,27 @@ class Forward : Norm {
         normalise_pieces(begin, end, parallel);
       });
     } else {
-      parallel_(args_.n * groups(), tasks_of(size_ + kGroup), [this](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) normalise_group(i / groups(), i % groups());
-      });
+      for_groups(parallel_, [this](int64_t begin, int64_t end) { normalise_groups(begin, end); });
     }
   }
 
  private:
-  void keep(int64_t n, int64_t group, double mean, double squares) const {
-    args_.means[n * args_.groups + group] = float(mean);
-    args_.rstds[n * args_.groups + group] = float(1 / std::sqrt(squares / double(size_) + args_.eps));
+  void keep(int64_t group, double mean, double squares) const {
+    args_.means[group] = float(mean);
+    args_.rstds[group] = float(1 / std::sqrt(squares / double(size_) + args_.eps));
   }
 
   // Read, cached, and read again.
-  void normalise_group(int64_t n, int64_t group) const {
-    const int64_t first = group * in_group_, begin = (n * args_.channels + first) * args_.pixels;
+  void normalise_groups(int64_t begin, int64_t end) const {
     if (!args_.mean) {
-      const NormMoments moments = run_.moments(at(args_.x, begin), size_, args_.dtype);
-      keep(n, group, moments.mean, moments.squares);
+      NormMoments moments[kTogether];
+      run_.moments(at(args_.x, begin * size_), size_, end - begin, args_.dtype, moments);
+      for (int64_t i = begin; i < end; ++i) keep(i, moments[i - begin].mean, moments[i - begin].squares);
     }
-    run_.planes({at(args_.x, begin), at(args_.residual, begin), at(args_.y, begin), in_group_, args_.pixels, args_.relu,
-                 args_.dtype},
-                affine(n, first));
+    for (int64_t i = begin; i < end; ++i)
+      run_.planes({at(args_.x, i * size_), at(args_.residual, i * size_), at(args_.y, i * size_), in_group_,
+                   args_.pixels, args_.relu, args_.dtype},
+                  affine(i / groups(), i % groups() * in_group_));
   }
 
   // Of samples [from, to).
@@ -155,7 +165,7 @@ class Forward : Norm {
       const double off = near - mean;  // about the mean: the sum of (d + off)^2
       squares += square + (2 * deviation + rows * off) * off;
     });
-    keep(n, group, mean, squares);
+    keep(n * args_.groups + group, mean, squares);
   }
 
   template <class Body>
@@ -199,9 +209,7 @@ class Backward : Norm {
         grad_pieces(begin, end, parallel);
       });
     } else {
-      parallel_(args_.n * groups(), tasks_of(size_ + kGroup), [this](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) grad_group(i / groups(), i % groups());
-      });
+      for_groups(parallel_, [this](int64_t begin, int64_t end) { grad_groups(begin, end); });
     }
     return vectors();
   }
@@ -228,14 +236,20 @@ class Backward : Norm {
     return {float(-product * share * rstd), float(-grad * share)};
   }
 
-  void grad_group(int64_t n, int64_t group) {
-    const int64_t first = group * in_group_, begin = (n * args_.channels + first) * args_.pixels;
-    const NormGradRows planes = job(begin, in_group_, args_.pixels);
-    const int64_t sums = n * args_.channels + first;
-    run_.sums(planes, affine(n, first), grads_ + sums, products_ + sums);
-    for (int64_t c = sums; c < sums + in_group_; ++c) products_[c] *= rstd(n, first);
-    const Slope to = slope(n, group);
-    run_.grad_planes(planes, affine(n, first), to.slope, to.offset);
+  void grad_groups(int64_t begin, int64_t end) {
+    Slope slopes[kTogether];
+    for (int64_t i = begin; i < end; ++i) {
+      const NormGroup group = affine(i / groups(), i % groups() * in_group_);
+      const int64_t sums = i * in_group_;
+      run_.sums(job(i * size_, in_group_, args_.pixels), group, grads_ + sums, products_ + sums);
+      for (int64_t c = sums; c < sums + in_group_; ++c) products_[c] *= group.rstd;
+    }
+    for (int64_t i = begin; i < end; ++i) slopes[i - begin] = slope(i / groups(), i % groups());
+    for (int64_t i = begin; i < end; ++i) {
+      const Slope& to = slopes[i - begin];
+      run_.grad_planes(job(i * size_, in_group_, args_.pixels), affine(i / groups(), i % groups() * in_group_),
+                       to.slope, to.offset);
+    }
   }
 
   void sum_pieces(int64_t from, int64_t to, const Parallel& parallel) {

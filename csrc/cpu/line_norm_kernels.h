@@ -54,7 +54,8 @@ struct LineNormKernels {
   // n elements of `vector` at `alpha`.
   void (*blend)(const LineVector& vector, float alpha, int64_t n, float* to);
 
-  NormMoments (*moments)(const void* x, int64_t n, DType dtype);
+  // Of groups of n elements, one behind the other.
+  void (*moments)(const void* x, int64_t n, int64_t groups, DType dtype, NormMoments* to);
   // In one pass; `near` is the mean of the first eighth of the rows.
   void (*column_moments)(const void* x, int64_t rows, int64_t columns, DType dtype, const NormColumns& to);
   void (*planes)(const NormRows& rows, const NormGroup& group);
