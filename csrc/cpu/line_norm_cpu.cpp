@@ -14,8 +14,8 @@ constexpr int64_t kGrain = 1 << 15;  // elements below which another thread does
 constexpr int64_t kGroup = 1 << 8;   // elements that take as long as what there is to do for a group besides
 constexpr int64_t kPiece = 1 << 14;  // elements of a sample, channels last, that are summed together
 constexpr int64_t kSamples = 8;      // enough for threads to share them evenly
-constexpr int64_t kTogether = 16;    // small groups whose steps are done one after the other, so that none waits
-constexpr int64_t kSmall = 1 << 12;  // elements that they are of together, in a core's first caches
+constexpr int64_t kTogether = 8;     // small groups whose steps are done one after the other, so that none waits
+constexpr int64_t kSmall = 1 << 8;   // elements of one: all that is read and written of several fits the first cache
 
 // Pieces of a sample of so many pixels: an even number, for two threads to share evenly.
 int64_t pieces_of(int64_t pixels, int64_t most) {
@@ -73,10 +73,10 @@ class Norm {
     });
   }
 
-  // Calls body(first, the one past the last) for groups of all samples, or channels, up to kTogether at a time.
+  // Calls body(first, the one past the last) for groups of all samples, or channels: kTogether small ones, or one.
   template <class Body>
   void for_groups(const Parallel& parallel, Body body) const {
-    const int64_t together = std::clamp<int64_t>(kSmall / size_, 1, kTogether);
+    const int64_t together = size_ <= kSmall ? kTogether : 1;
     parallel(args_.n * groups(), tasks_of(size_ + kGroup), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i += together) body(i, std::min(end, i + together));
     });
