@@ -93,9 +93,12 @@ def checked(*options):
     ("op", "options"),
     [
         ("quantize", ["ops", "cpu", "-k", "stride", "--twins"]),
-        ("packed_linear", ["ops", "cpu", "-k", "gradients or any_shape or fewer or extreme", "--first", "--twins"]),
+        (
+            "packed_linear",
+            ["ops", "cpu", "-k", "gradients or any_batch or any_shape or fewer or extreme", "--first", "--twins"],
+        ),
         ("interpolate_prune", ["triton", "cpu", "-k", "stride or bad_arguments"]),
-        ("interpolate_prune", ["ops", "cpu", "-k", "not every_small", "--first", "--largest=20000", "--most=5"]),
+        ("interpolate_prune", ["ops", "cpu", "--first", "--largest=20000", "--most=5"]),
     ],
     ids=["twins", "twins of a packed op", "tiles", "small"],
 )

@@ -131,13 +131,13 @@ float near_mean(const E* x, int64_t n) {
   return mean_of<E>(values, n < kChunkSize / 8 ? n : kChunkSize / 8);
 }
 
-// In one pass. Each chunk's deviations are from what is known of the mean until then, first from the mean of an eighth
-// of a chunk. n times the square of the distance to the true mean is then at most 8 of the first chunk's sum of
+// In one pass. Each chunk's deviations are from what is known of the mean until then, first from `near`, the mean of an
+// eighth of a chunk. n times the square of the distance to the true mean is then at most 8 of the first chunk's sum of
 // squares, and for the others together at most 2 of the whole one: so little can cancel. The chunks are put together as
 // by Chan, Golub and LeVeque (1979).
 template <class E>
-NormMoments moments_of(const E* x, int64_t n) {
-  NormMoments moments{near_mean(x, n), 0};
+NormMoments moments_of(const E* x, int64_t n, double near) {
+  NormMoments moments{near, 0};
   for (int64_t begin = 0; begin < n; begin += kChunkSize) {
     const int64_t count = n - begin < kChunkSize ? n - begin : kChunkSize;
     const Readable<E> values(x + begin, count);
@@ -149,18 +149,11 @@ NormMoments moments_of(const E* x, int64_t n) {
   return moments;
 }
 
-// Of groups of a chunk at most, first what each starts from, so that none waits for its own.
+// First what each group starts from, so that none waits for its own.
 template <class E>
 void moments_of_each(const E* x, int64_t n, int64_t groups, NormMoments* to) {
-  for (int64_t g = 0; g < groups; ++g)
-    if (n > kChunkSize)
-      to[g] = moments_of(x + g * n, n);
-    else
-      to[g].mean = near_mean(x + g * n, n);
-  for (int64_t g = 0; g < groups && n <= kChunkSize; ++g) {
-    const Readable<E> values(x + g * n, n);
-    to[g] = chunk_moments<E>(values, n, float(to[g].mean));
-  }
+  for (int64_t g = 0; g < groups; ++g) to[g].mean = near_mean(x + g * n, n);
+  for (int64_t g = 0; g < groups; ++g) to[g] = moments_of(x + g * n, n, to[g].mean);
 }
 
 // 16 columns of a matrix, or all where there are fewer; each column is computed for itself, so that the last 16 may

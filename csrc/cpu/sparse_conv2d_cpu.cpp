@@ -85,13 +85,15 @@ class SparseConv2d {
         }
   }
 
-  // Looks up the offset of each value of rows [begin, end) once, where a thread's `tiles` would do so again and again.
-  // Each thread has its own, as writing what another has just read is slow. Null: not worth it.
+  // For the offsets of all values, where a thread's `tiles` would look them up again and again. Each thread has its
+  // own, as writing what another has just read is slow. Null: not worth it.
   int32_t* room_for_distances(int64_t tiles) const {
     if (tiles < kTilesToPrepare || reach_ > std::numeric_limits<int32_t>::max()) return nullptr;
     static thread_local Scratch<int32_t> scratch;
     return scratch.reserve(std::max<int64_t>(a_.weight.start[a_.weight.blocks()], 1));
   }
+
+  // Of the values of rows [begin, end).
   void look_up(int64_t begin, int64_t end, int32_t* distance) const {
     const SparsePrepack& w = a_.weight;
     for (int64_t b = 0; b < w.blocks(); ++b) {
