@@ -42,7 +42,7 @@ class PackedConv2d {
     choose_regions();
     choose_ranges();
     std::optional<PackedWinograd> winograd;
-    if (packed_conv2d_by_winograd(a_)) winograd.emplace(a_, gemm_, strip_, result_, parallel_);
+    if (const int side = packed_conv2d_winograd(a_)) winograd.emplace(a_, side, gemm_, strip_, result_, parallel_);
     for (first_ = 0; first_ < a_.x.n; first_ += g_.images) {
       const int64_t images = std::min(g_.images, a_.x.n - first_);
       strip_.fill(first_, images);

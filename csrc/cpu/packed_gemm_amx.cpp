@@ -204,9 +204,8 @@ PackedGemmKernels packed_gemm_kernels() {
   kernels.settle = settle;
   kernels.expand_pair = nullptr;  // tiles take a convolution's many positions
   kernels.multiply_pair = nullptr;
-  kernels.winograd_weights = nullptr;
-  kernels.winograd_input = nullptr;
-  kernels.multiply_winograd = nullptr;
+  kernels.winograd_2x2 = {};
+  kernels.winograd_4x4 = {};
   return kernels;
 }
 

@@ -134,56 +134,91 @@ struct PackedPairMultiply {
   int planes;  // 0: none
 };
 
-// Winograd's F(2 x 2, 3 x 3) [A. Lavin, S. Gray: Fast algorithms for convolutional neural networks, 2015] of a 3 x 3
-// kernel w at stride 1, in integers: 4 times a tile of 2 x 2 outputs is A^T ((B^T d B) * ((2G) w (2G)^T)) A, the
-// product in the middle element by element and summed over the channels, 16 of them where there were 36; d is the
-// window of 4 x 4 that the tile reads, and
+// Winograd's F(2 x 2, 3 x 3) and F(4 x 4, 3 x 3) [A. Lavin, S. Gray: Fast algorithms for convolutional neural networks,
+// 2015] of a 3 x 3 kernel w at stride 1, in integers: a tile of outputs is, but for factors, A^T ((B^T d B) * (G w
+// G^T)) A, the product in the middle element by element and summed over the channels; d is the window that the tile
+// reads.
 //
-//   B^T = [1  0 -1  0    2G = [2  0  0    A^T = [1  1  1  0
-//          0  1  1  0          1  1  1           0  1 -1 -1].
-//          0 -1  1  0          1 -1  1
-//          0  1  0 -1],        0  0  2],
+// F(2 x 2, 3 x 3) takes 16 products a channel where there were 36, and gives 4 times the outputs, by
+//
+//   B^T = [1  0 -1  0    G = [2  0  0    A^T = [1  1  1  0
+//          0  1  1  0         1  1  1           0  1 -1 -1].
+//          0 -1  1  0         1 -1  1
+//          0  1  0 -1],       0  0  2],
 //
 // All fits the bytes that VNNI multiplies: x of 5 bits less its zero point lies within 31 of 0, so that B^T d B lies
 // within 4 * 31 = 124, and becomes unsigned by adding 128; codes of 4 bits less 8 lie in [-8, 7], so that what becomes
 // of nine of them lies in [-72, 69]. Of the sums, 128 times those of the weights are taken off beforehand; they fit 32
 // bits many times: at most 9 * 124 * 72 a channel, and fewer than kMaxRangedTerms / 9 channels.
-constexpr int kWinogradPositions = 16, kWinogradBits = 4, kWinogradInputBits = 5;
-
-// Of a position in a panel: a cache line more than it holds, as the positions, written together, would else fall into
-// the same few lines of the first-level cache.
-constexpr int64_t winograd_position_bytes(int64_t steps) { return steps * kPairStepBytes + 64; }
+//
+// F(4 x 4, 3 x 3) takes 36 products where there were 144. All of 8 bits fits words of 16, of which VNNI multiplies half
+// as many at once. With x as it is and codes less half of what they may be, both within 128 of 0,
+//
+//   B^T = [4  0 -5  0  1  0    G = [6  0  0    A^T = [1 -4 -4  1  1  0     rows of A^T give 24, 12, 6 and 6 times
+//          0 -4 -4  1  1  0         1  1  1           0 -2  2  1 -1  0     the outputs.
+//          0  4 -4 -1  1  0         1 -1  1           0 -1 -1  1  1  0
+//          0 -2 -1  2  1  0         1  2  4           0 -1  1  2 -2  1],
+//          0  2 -1 -2  1  0         1 -2  4
+//          0  4  0 -5  0  1],       0  0  6],
+//
+// B^T d B lies within 10 * 10 * 128 = 12800, and G w G^T within 7 * 7 * 128 = 6272. The sums are taken modulo 2^32,
+// which is enough: they end as 9 * 2^k times an output, where k <= 6; times the inverse of 9 and shifted right by k,
+// they are the outputs if these lie within 2^25, as those of kWinogradChannels channels do: 9 * 128 * 128 * 128 is
+// less.
+constexpr int64_t kWinogradChannels = 128;                // of F(4 x 4, 3 x 3), at once
+constexpr int kWinogradBits = 4, kWinogradInputBits = 5;  // of F(2 x 2, 3 x 3)
 
 // Two blocks of a weight whose segments are the taps of 3 x 3. Codes are less 2^(bits - 1).
 struct WinogradWeights {
   const uint8_t* planes;  // of the first block
   int64_t plane_bytes, block_bytes;
-  int64_t steps, columns;  // of a tap
-  int bits;                // at most kWinogradBits
-  void* panel;             // winograd_position_bytes(steps) for each position, on a cache line's border
-  int32_t* start;          // 64 for each position
+  int64_t tap_steps;       // of a tap
+  int64_t steps, columns;  // of each tap, those that are transformed
+  int bits;
+  void* panel;       // positions, on a cache line's border
+  int64_t position;  // bytes from one to the next
+  int zero;          // of x
+  bool more;         // whether these are not the first of a tap
+  int32_t* start;    // where sums start: of F(2 x 2, 3 x 3) 64 for each position; else 64, less those of earlier steps
 };
 
 // A row of tiles, next to each other.
 struct WinogradInput {
-  const int8_t* rows[4];  // of the windows
+  const int8_t* rows[6];  // of the windows
   int64_t column;         // bytes from a column to the next
   int64_t columns;        // of which the last one stands for those behind it, which no output reads
   int64_t channels;       // a multiple of 8
   int zero, lowest, bits;
   int64_t tiles;
-  uint8_t* to;   // 16 times the channels, for each tile
-  int64_t tile;  // bytes from a tile to the next
+  char* to;                // of the first tile
+  int64_t position, tile;  // bytes from one to the next
 };
 
 struct WinogradMultiply {
   const void* panel;
+  int64_t panel_position;  // bytes from one to the next
   const int32_t* start;
   int64_t steps;
-  const uint8_t* x;
-  int64_t tile;
+  const char* x;
+  int64_t position, tile;
   int64_t tiles;
-  PackedPairOutput output;  // of the four outputs of each tile, row by row; of a negative place nothing is written
+  PackedPairOutput output;  // of the outputs of each tile, row by row; of a negative place nothing is written
+  int32_t* sums;            // 64 of each output, of what channels there are before; null: none
+  bool more, last;          // whether there are channels before, and none behind, which only then are finished
+};
+
+// All is null where there is none.
+struct WinogradKernels {
+  int side = 0;          // of a tile of outputs
+  int64_t element = 0;   // bytes of what x becomes
+  int64_t channels = 0;  // at once; 0: all
+  void (*weights)(const WinogradWeights& weights) = nullptr;
+  bool (*input)(const WinogradInput& input) = nullptr;  // whether all codes are of these bits
+  void (*multiply)(const WinogradMultiply& multiply) = nullptr;
+
+  int window() const { return side + 2; }
+  int positions() const { return window() * window(); }
+  int outputs() const { return side * side; }
 };
 
 struct PackedGemmKernels {
@@ -212,10 +247,7 @@ struct PackedGemmKernels {
   void (*expand_pair)(const PackedPair& pair) = nullptr;
   void (*multiply_pair)(const PackedPairMultiply& multiply) = nullptr;
 
-  // All or none.
-  void (*winograd_weights)(const WinogradWeights& weights) = nullptr;
-  bool (*winograd_input)(const WinogradInput& input) = nullptr;  // whether all codes are of these bits
-  void (*multiply_winograd)(const WinogradMultiply& multiply) = nullptr;
+  WinogradKernels winograd_2x2{}, winograd_4x4{};
 };
 
 constexpr int64_t kTableBytes = 64;      // of a step

@@ -176,7 +176,12 @@ void multiply_pair_tile(const PackedPairMultiply& p, int64_t row, const PairMask
     }
   }
   LCS_UNROLL
-  for (int m = 0; m < kRows; ++m) finish_pair(p.output, masks, row + m, sum[m]);
+  for (int m = 0; m < kRows; ++m) {
+    __m512i total[kPairVectors];  // of which alone an address is taken: the sums stay in registers
+    LCS_UNROLL
+    for (int v = 0; v < kPairVectors; ++v) total[v] = sum[m][v];
+    finish_pair(p.output, masks, row + m, total);
+  }
 }
 
 template <int... kRows>

@@ -35,7 +35,9 @@ constexpr int64_t chain_of(int) { return 0; }
 // After what it is written in.
 #include "packed_gemm_pair.inl"
 // After what it is written in.
-#include "packed_gemm_winograd.inl"
+#include "packed_gemm_winograd_2x2.inl"
+// After what it shares with it.
+#include "packed_gemm_winograd_4x4.inl"
 }  // namespace
 
 PackedGemmKernels packed_gemm_kernels() {
@@ -45,9 +47,8 @@ PackedGemmKernels packed_gemm_kernels() {
   kernels.settle = settle;
   kernels.expand_pair = expand_pair;
   kernels.multiply_pair = multiply_pair;
-  kernels.winograd_weights = winograd_weights;
-  kernels.winograd_input = winograd_input;
-  kernels.multiply_winograd = multiply_winograd;
+  kernels.winograd_2x2 = {2, 1, 0, bytes::weights, bytes::input, bytes::multiply};
+  kernels.winograd_4x4 = {4, 2, kWinogradChannels, words::weights, words::input, words::multiply};
   return kernels;
 }
 

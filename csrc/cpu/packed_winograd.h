@@ -9,11 +9,12 @@
 
 namespace lcs {
 
-// The products of a packed convolution by Winograd's F(2 x 2, 3 x 3) (see packed_gemm_kernels.h): the same integers, so
-// the same results.
+// The products of a packed convolution by Winograd's F(2 x 2, 3 x 3) or F(4 x 4, 3 x 3) (see packed_gemm_kernels.h):
+// the same integers, so the same results.
 class PackedWinograd {
  public:
-  PackedWinograd(const PackedConv2dArgs& args, const PackedGemm& gemm, const PackedStrip& strip,
+  // `side`: of a tile of outputs.
+  PackedWinograd(const PackedConv2dArgs& args, int side, const PackedGemm& gemm, const PackedStrip& strip,
                  const PackedResult& result, const Parallel& parallel);
 
   // Of the images that the strip holds, of which the first is this one. Does nothing, and says so, where codes that x
@@ -31,10 +32,14 @@ class PackedWinograd {
   bool transform(const Tiles& tiles, int64_t row) const;
   void find_outputs(const Tiles& tiles, int64_t row) const;
   int64_t position(int64_t row) const;
-  void expand(int64_t block, const Tiles& tiles, Scratch<char>& scratch, Panel& to) const;
+  int64_t parts() const;
+  void hold(int64_t block, const Tiles& tiles, Scratch<char>& scratch, Panel& to) const;
+  void expand(int64_t part, Panel& to) const;
   void multiply(int64_t first, const Tiles& tiles, int64_t unit, int64_t begin, int64_t end, Panels& panels) const;
+  void multiply(int64_t first, const Tiles& tiles, int64_t begin, int64_t end, Panel& panel) const;
 
   const PackedConv2dArgs& a_;
+  const WinogradKernels& run_;
   const PackedGemm& gemm_;
   const PackedStrip& strip_;
   const PackedResult& result_;

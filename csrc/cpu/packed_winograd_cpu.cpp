@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <vector>
 
 #include "scratch.h"
@@ -11,17 +12,19 @@
 namespace lcs {
 namespace {
 
-constexpr int64_t kSide = 2, kWindow = 4;  // of a tile, and of what it reads
-constexpr int64_t kOutputs = kSide * kSide;
-constexpr int64_t kBandTiles = 30;   // about so many are multiplied at once
-constexpr int64_t kFewUnits = 2;     // pairs of blocks that every thread may transform, and keep
-constexpr int64_t kLeastTiles = 64;  // that pay for transforming two blocks of the weight again
-constexpr int64_t kTasks = 16;       // enough to keep the threads even
-constexpr int64_t kLine = 64;        // bytes, between tiles, whose distance would else be a power of two
+constexpr int64_t kBandTiles = 30;             // about so many are multiplied at once
+constexpr int64_t kFewUnits = 2;               // pairs of blocks that every thread may transform, and keep, where they
+constexpr int64_t kFewPanelBytes = 640 << 10;  // take no more than this of its second-level cache
+constexpr int64_t kLeastTiles = 64;            // that pay for transforming two blocks of the weight again
+constexpr int64_t kTasks = 16;                 // enough to keep the threads even
+constexpr int64_t kLine = 64;                  // bytes, between tiles, whose distance would else be a power of two
 
-// What Winograd's products of two blocks take beyond their products (a cycle each, of 64 rows and a channel) and beyond
-// what others do, measured: for a tile, and for a channel of the weight.
-constexpr int64_t kTileCycles = 400, kWeightCycles = 90;
+// What Winograd's products of two blocks take, measured in what a direct product of 64 rows and a channel takes: of a
+// channel at all positions; what a tile takes beyond that and beyond what others do; and a channel of the weight.
+struct Costs {
+  int64_t products, tile, weight;
+};
+constexpr Costs k2x2{16, 400, 90}, k4x4{72, 1100, 320};
 
 int64_t taps_inside(const Walk& axis, int64_t size, int64_t outputs) {
   int64_t taps = 0;
@@ -33,26 +36,37 @@ bool is_plain(const Axis& axis) { return axis.kernel == 3 && axis.stride == 1 &&
 
 }  // namespace
 
-bool packed_conv2d_by_winograd(const PackedConv2dArgs& a) {
+int packed_conv2d_winograd(const PackedConv2dArgs& a) {
   const NestedLayout& layout = a.weight.layout;
   const PackedGemm gemm(a.weight, a.bits, nullptr, false, a.exact);
   const bool fits = is_plain(a.vertical) && is_plain(a.horizontal) && layout.parts == 1 && layout.joined == 1 &&
-                    layout.blocks() % 2 == 0 && a.bits <= kWinogradBits && a.range &&
-                    a.range->bits <= kWinogradInputBits && gemm.pairs() && gemm.kernels().multiply_winograd;
-  if (!fits || a.winograd) return fits && *a.winograd;
+                    layout.blocks() % 2 == 0 && gemm.pairs();
+  const bool few = a.bits <= kWinogradBits && a.range && a.range->bits <= kWinogradInputBits;
+  const auto can = [&](const WinogradKernels& kernels) {
+    return fits && kernels.side && (kernels.side == 4 || few) && (!a.winograd || *a.winograd == kernels.side);
+  };
   const StripGeometry g(a, gemm.panel());
-  const int64_t tiles = g.images * ceil_div(a.y.height, kSide) * ceil_div(a.y.width, kSide);
   const int64_t taps = taps_inside(g.rows, a.x.height, a.y.height) * taps_inside(g.columns, a.x.width, a.y.width);
-  const int64_t winograd = tiles * (kWinogradPositions * g.segment + kTileCycles) + kWeightCycles * g.segment;
-  return winograd < g.images * taps * g.segment;
+  const auto cost = [&](const WinogradKernels& kernels, const Costs& of) {
+    const int64_t tiles = g.images * ceil_div(a.y.height, kernels.side) * ceil_div(a.y.width, kernels.side);
+    return tiles * (of.products * g.segment + of.tile) + of.weight * g.segment;
+  };
+  int64_t least = a.winograd ? std::numeric_limits<int64_t>::max() : g.images * taps * g.segment;
+  int side = 0;
+  const WinogradKernels &small = gemm.kernels().winograd_2x2, &large = gemm.kernels().winograd_4x4;
+  if (can(small) && cost(small, k2x2) < least) least = cost(small, k2x2), side = small.side;
+  if (can(large) && cost(large, k4x4) < least) side = large.side;
+  return side;
 }
 
 // Of the images of a strip: their tiles, row by row, and bands of whole rows of them. Some are in memory.
 struct PackedWinograd::Tiles {
   int64_t columns, rows, band;  // tiles of a row, rows of all images, rows of a band
-  int64_t bytes;                // of a tile
+  int64_t outputs;              // of a tile
+  int64_t position, bytes;      // of a position of a tile, and of all
+  int64_t most = 0;             // of a task
   int64_t first = 0;            // row in memory
-  uint8_t* x = nullptr;
+  char* x = nullptr;
   int64_t* place = nullptr;  // of its outputs each, as the kernels take them
   int32_t* sums = nullptr;
   float* scale = nullptr;
@@ -64,42 +78,51 @@ struct PackedWinograd::Tiles {
   // Memory for `n` rows from `row` on.
   void hold(int64_t row, int64_t n, Scratch<char>& scratch) {
     const int64_t tiles = n * columns;
-    char* const memory = scratch.reserve(tiles * (bytes + kOutputs * (8 + 4 + 4)));
+    x = scratch.reserve(tiles * (bytes + outputs * (8 + 4 + 4)));
     first = row;
-    x = reinterpret_cast<uint8_t*>(memory);
-    place = reinterpret_cast<int64_t*>(memory + tiles * bytes);
-    sums = reinterpret_cast<int32_t*>(place + tiles * kOutputs);
-    scale = reinterpret_cast<float*>(sums + tiles * kOutputs);
+    place = reinterpret_cast<int64_t*>(x + tiles * bytes);
+    sums = reinterpret_cast<int32_t*>(place + tiles * outputs);
+    scale = reinterpret_cast<float*>(sums + tiles * outputs);
   }
 };
 
-// Two blocks of the weight, transformed by the thread that multiplies them.
+// Two blocks of the weight, of which some channels are transformed by the thread that multiplies them.
 struct PackedWinograd::Panel {
-  int64_t block = -1;
+  int64_t block = -1, part = -1;
+  int64_t position = 0;  // bytes of a position
   char* panel = nullptr;
-  float* tile = nullptr;  // memory for a band's results, and what is added to them
+  float* tile = nullptr;    // memory for a band's results, and what is added to them
+  int32_t* sums = nullptr;  // of channels before, of all outputs
   PackedGemm::PairFactors factors;
-  alignas(64) int32_t start[kWinogradPositions * kPairRows];
+  alignas(64) int32_t start[16 * kPairRows];
 };
 
-PackedWinograd::PackedWinograd(const PackedConv2dArgs& args, const PackedGemm& gemm, const PackedStrip& strip,
+PackedWinograd::PackedWinograd(const PackedConv2dArgs& args, int side, const PackedGemm& gemm, const PackedStrip& strip,
                                const PackedResult& result, const Parallel& parallel)
     : a_(args),
+      run_(side == 2 ? gemm.kernels().winograd_2x2 : gemm.kernels().winograd_4x4),
       gemm_(gemm),
       strip_(strip),
       result_(result),
       parallel_(parallel),
-      image_rows_(ceil_div(args.y.height, kSide)) {}
+      image_rows_(ceil_div(args.y.height, run_.side)) {}
 
 // What a thread keeps from task to task.
 struct PackedWinograd::Panels {
   Panel of[kFewUnits];
 };
 
+// Channels that are multiplied one after the other.
+int64_t PackedWinograd::parts() const {
+  return run_.channels ? std::max<int64_t>(ceil_div(strip_.geometry().segment, run_.channels), 1) : 1;
+}
+
 bool PackedWinograd::multiply(int64_t first, int64_t images) const {
-  Tiles tiles{ceil_div(a_.y.width, kSide), images * image_rows_, 0, 0};
-  tiles.bytes = kWinogradPositions * strip_.geometry().segment + kLine;
-  const bool few = a_.weight.layout.blocks() / 2 <= kFewUnits;
+  const int64_t segment = strip_.geometry().segment, units = a_.weight.layout.blocks() / 2;
+  Tiles tiles{ceil_div(a_.y.width, run_.side), images * image_rows_, 0, run_.outputs(), segment * run_.element, 0};
+  tiles.bytes = run_.positions() * tiles.position + kLine;
+  const bool few = units <= kFewUnits && units * tiles.bytes * kPairRows <= kFewPanelBytes;
+  tiles.most = tiles.columns;
   tiles.band = few ? 1 : std::max<int64_t>(kBandTiles / tiles.columns, 1);
   return few ? multiply_bands(first, tiles) : multiply_units(first, tiles);
 }
@@ -131,6 +154,7 @@ bool PackedWinograd::multiply_units(int64_t first, Tiles& tiles) const {
   const int64_t units = a_.weight.layout.blocks() / 2;
   const int64_t ranges =
       std::clamp<int64_t>(std::min(ceil_div(kTasks, units), tiles.count() / kLeastTiles), 1, tiles.bands());
+  tiles.most = ceil_div(tiles.bands(), ranges) * tiles.band * tiles.columns;
   share_tasks<Panels>(parallel_, units * ranges, [&](int64_t i, Panels& panels) {
     const int64_t range = i % ranges;
     multiply(first, tiles, i / ranges, tiles.bands() * range / ranges, tiles.bands() * (range + 1) / ranges, panels);
@@ -149,74 +173,102 @@ bool PackedWinograd::transform(const Tiles& tiles, int64_t begin, int64_t end) c
 
 bool PackedWinograd::transform(const Tiles& tiles, int64_t row) const {
   const StripGeometry& g = strip_.geometry();
-  const int64_t image = row / image_rows_, line = row % image_rows_ * kSide;
+  const int64_t image = row / image_rows_, line = row % image_rows_ * run_.side;
   WinogradInput in{{},
                    g.column,
                    g.line,
                    g.segment,
                    strip_.codes().zero,
                    strip_.codes().lowest,
-                   a_.range->bits,
+                   a_.range ? a_.range->bits : 8,
                    tiles.columns,
                    tiles.x + tiles.at(row) * tiles.bytes,
+                   tiles.position,
                    tiles.bytes};
-  for (int64_t i = 0; i < kWindow; ++i)
+  for (int64_t i = 0; i < run_.window(); ++i)
     in.rows[i] =
         reinterpret_cast<const int8_t*>(strip_.data()) + image * g.image + std::min(line + i, g.lines - 1) * g.row;
-  return gemm_.kernels().winograd_input(in);
+  return run_.input(in);
 }
 
 // Of a row of tiles: where their outputs go, the sums of what these read, less the zero point, and the scale of x.
 void PackedWinograd::find_outputs(const Tiles& tiles, int64_t row) const {
   const StripGeometry& g = strip_.geometry();
-  const int64_t image = row / image_rows_, begin = tiles.at(row) * kOutputs, width = a_.y.width;
-  std::fill_n(tiles.place + begin, tiles.columns * kOutputs, int64_t{-1});
-  std::fill_n(tiles.scale + begin, tiles.columns * kOutputs, strip_.scale(image));
+  const int64_t image = row / image_rows_, begin = tiles.at(row) * tiles.outputs, width = a_.y.width, side = run_.side;
+  std::fill_n(tiles.place + begin, tiles.columns * tiles.outputs, int64_t{-1});
+  std::fill_n(tiles.scale + begin, tiles.columns * tiles.outputs, strip_.scale(image));
   const int64_t from = result_.direct() ? 0 : position(row / tiles.band * tiles.band);
-  for (int64_t i = 0; i < kSide; ++i) {
-    const int64_t line = row % image_rows_ * kSide + i;
+  const int32_t zeros = int32_t(strip_.zero() * a_.weight.layout.columns);
+  for (int64_t i = 0; i < side; ++i) {
+    const int64_t line = row % image_rows_ * side + i;
     if (line == a_.y.height) break;
     const int32_t* const sums = strip_.sums(0, image, line, 0);
-    for (int64_t c = 0; c < width; ++c) {
-      const int64_t at = begin + c / kSide * kOutputs + i * kSide + c % kSide;
-      const int32_t window = sums[c] + sums[c + g.line] + sums[c + 2 * g.line];
-      tiles.sums[at] = int32_t(window - strip_.zero() * a_.weight.layout.columns);
-      tiles.place[at] = position(row) - from + i * width + c;
+    const int64_t place = position(row) - from + i * width;
+    for (int64_t tile = 0; tile < tiles.columns; ++tile) {
+      const int64_t column = tile * side, inside = std::min(side, width - column);
+      const int64_t at = begin + tile * tiles.outputs + i * side;
+      for (int64_t j = 0; j < inside; ++j) {
+        const int32_t* const of = sums + column + j;
+        tiles.sums[at + j] = of[0] + of[g.line] + of[2 * g.line] - zeros;
+        tiles.place[at + j] = place + column + j;
+      }
     }
   }
 }
 
 // Of the first output of a row of tiles, among those of the strip's images.
 int64_t PackedWinograd::position(int64_t row) const {
-  const int64_t line = row % image_rows_ * kSide;
+  const int64_t line = row % image_rows_ * run_.side;
   return row / image_rows_ * result_.pixels() + line * a_.y.width;
 }
 
-void PackedWinograd::expand(int64_t block, const Tiles& tiles, Scratch<char>& scratch, Panel& to) const {
-  const NestedLayout& layout = a_.weight.layout;
-  const int64_t steps = layout.segment_steps(), size = kWinogradPositions * winograd_position_bytes(steps);
-  const int64_t tile = result_.direct() ? 0 : tiles.band * tiles.columns * kOutputs * kPairRows;
-  to.block = block;
-  to.panel = scratch.reserve(size + 2 * tile * 4);
+// Memory for two blocks, and for what becomes of a task's tiles.
+void PackedWinograd::hold(int64_t block, const Tiles& tiles, Scratch<char>& scratch, Panel& to) const {
+  const int64_t channels = ceil_div(ceil_div(strip_.geometry().segment, parts()), kStepColumns) * kStepColumns;
+  to.position = channels * run_.element * kPairRows + kLine;
+  const int64_t size = run_.positions() * to.position;
+  const int64_t tile = result_.direct() ? 0 : tiles.band * tiles.columns * tiles.outputs * kPairRows;
+  const int64_t sums = parts() == 1 ? 0 : tiles.most * tiles.outputs * kPairRows;
+  to.panel = scratch.reserve(size + (2 * tile + sums) * 4);
   to.tile = reinterpret_cast<float*>(to.panel + size);
+  to.sums = reinterpret_cast<int32_t*>(to.tile + 2 * tile);
+  to.block = block;
+  to.part = -1;
   to.factors = gemm_.pair_factors(block);
   for (int32_t& center : to.factors.center) center += 1 << a_.weight.depth;  // codes are less half of what they may be
-  gemm_.kernels().winograd_weights({gemm_.planes(block), layout.plane_bytes(), layout.steps() * kBlockRows, steps,
-                                    layout.segment(), a_.bits, to.panel, to.start});
 }
 
-// Bands [begin, end), at once where results go right to their places.
+// Of the panel's blocks.
+void PackedWinograd::expand(int64_t part, Panel& to) const {
+  const NestedLayout& layout = a_.weight.layout;
+  const int64_t steps = layout.segment_steps(), first = steps * part / parts(), end = steps * (part + 1) / parts();
+  run_.weights({gemm_.planes(to.block) + first * kBlockRows, layout.plane_bytes(), layout.steps() * kBlockRows, steps,
+                end - first, layout.segment() - first * kStepColumns, a_.bits, to.panel, to.position, strip_.zero(),
+                part > 0, to.start});
+  to.part = part;
+}
+
+// Bands [begin, end) by two blocks.
 void PackedWinograd::multiply(int64_t first, const Tiles& tiles, int64_t unit, int64_t begin, int64_t end,
                               Panels& panels) const {
   static thread_local Scratch<char> scratch[kFewUnits];
   const int64_t slot = a_.weight.layout.blocks() / 2 <= kFewUnits ? unit : 0;
   Panel& panel = panels.of[slot];
-  if (panel.block != 2 * unit) expand(2 * unit, tiles, scratch[slot], panel);
-  const int64_t bands = result_.direct() ? end - begin : 1;
+  if (panel.block != 2 * unit) hold(2 * unit, tiles, scratch[slot], panel);
+  for (int64_t part = 0; part < parts(); ++part) {
+    if (panel.part != part) expand(part, panel);
+    multiply(first, tiles, begin, end, panel);
+  }
+}
+
+// By the panel's channels, at once where results go right to their places.
+void PackedWinograd::multiply(int64_t first, const Tiles& tiles, int64_t begin, int64_t end, Panel& panel) const {
+  const int64_t steps = a_.weight.layout.segment_steps(), channel = steps * panel.part / parts();
+  const int64_t bands = result_.direct() ? end - begin : 1, first_tile = tiles.at(begin * tiles.band);
   float bias[kPairRows];
   for (int64_t band = begin; band < end; band += bands) {
     const int64_t row = band * tiles.band, last = std::min((band + bands) * tiles.band, tiles.rows);
-    const int64_t tile = tiles.at(row), at = tile * kOutputs;
+    const int64_t tile = tiles.at(row), at = tile * tiles.outputs;
     const int64_t from = result_.direct() ? 0 : position(row), n = position(last) - position(row);
     const int64_t start = first * result_.pixels() + from;
     const PackedResult::Output out =
@@ -225,9 +277,13 @@ void PackedWinograd::multiply(int64_t first, const Tiles& tiles, int64_t unit, i
                                   panel.factors.scale, tiles.scale + at, out.bias,          out.residual,
                                   out.residual_stride, a_.relu,          int(out.channels), out.y,
                                   out.codes,           out.stride,       result_.codes()};
-    gemm_.kernels().multiply_winograd({panel.panel, panel.start, a_.weight.layout.segment_steps(),
-                                       tiles.x + tile * tiles.bytes, tiles.bytes, tiles.at(last) - tile, output});
-    if (!out.codes && out.y == panel.tile) result_.store(panel.block, out.channels, kPairRows, start, n, panel.tile);
+    const bool finished = panel.part + 1 == parts();
+    run_.multiply({panel.panel, panel.position, panel.start, steps * (panel.part + 1) / parts() - channel,
+                   tiles.x + tile * tiles.bytes + channel * kStepColumns * run_.element, tiles.position, tiles.bytes,
+                   tiles.at(last) - tile, output, panel.sums + (tile - first_tile) * tiles.outputs * kPairRows,
+                   panel.part > 0, finished});
+    if (finished && !out.codes && out.y == panel.tile)
+      result_.store(panel.block, out.channels, kPairRows, start, n, panel.tile);
   }
 }
 

@@ -183,12 +183,12 @@ void check(const Case& c, bool last, Guard guard) {
 
 constexpr Axis padded(int64_t padding) { return {1, padding, 1, 3}; }
 
-// Of 3 x 3 kernels by Winograd's products: of one pixel to several bands of tiles.
+// Of 3 x 3 kernels by Winograd's products: of one pixel to several bands of tiles, and more channels than at once.
 constexpr Case kWinograd[] = {
     {2, 9, 1, 1, 64, 1, padded(1), padded(1)},    {3, 8, 3, 4, 33, 1, padded(0), padded(2)},
     {2, 17, 7, 9, 40, 1, padded(1), padded(1)},   {1, 72, 6, 7, 100, 1, padded(2), padded(0)},
     {3, 16, 12, 14, 64, 1, padded(1), padded(1)}, {1, 12, 4, 71, 128, 1, padded(1), padded(1)},
-    {1, 66, 9, 16, 33, 1, padded(1), padded(1)}};
+    {1, 66, 9, 16, 33, 1, padded(1), padded(1)},  {1, 300, 5, 9, 100, 1, padded(1), padded(1)}};
 
 // Those that it doesn't fit: one block, three blocks, strided, dilated, in groups, of few channels, 3 x 1.
 constexpr Case kOthers[] = {
@@ -197,9 +197,10 @@ constexpr Case kOthers[] = {
     {1, 128, 20, 20, 128, 2, padded(1), padded(1)},  {1, 7, 20, 20, 64, 1, padded(1), padded(1)},
     {1, 64, 20, 20, 64, 1, padded(1), {1, 0, 1, 1}}};
 
-// Whole steps, with the zero point within and at either end.
+// In steps of 1: of few bits, which fit the smaller tiles; and of many.
 constexpr ActivationRange kFew[] = {{-7.0f, 8.0f, 4},  {0.0f, 15.0f, 4}, {-15.0f, 0.0f, 4}, {-14.0f, 17.0f, 5},
                                     {-31.0f, 0.0f, 5}, {-3.0f, 4.0f, 3}, {0.0f, 3.0f, 2}};
+constexpr ActivationRange kMany[] = {{-100.0f, 155.0f, 8}, {0.0f, 255.0f, 8}, {-255.0f, 0.0f, 8}, {-20.0f, 43.0f, 6}};
 
 PackedConv2dArgs winograd_args(const Dense& w, void* x, void* y, bool last, int bits, const ActivationRange* range) {
   const Case& c = w.c;
@@ -220,49 +221,91 @@ PackedConv2dArgs winograd_args(const Dense& w, void* x, void* y, bool last, int 
 
 bool has_winograd(Isa isa) { return isa == Isa::avx512_vnni || isa == Isa::avx512_bf16; }
 
+// At a width and over a range, or that of each image, by the tiles that fit.
+void check_products(const Dense& w, PackedConv2dArgs args, std::initializer_list<int> sides) {
+  const size_t outputs = size_t(count(args.y));
+  const std::vector<float> wanted = convolved(w, args);
+  for (const Isa isa : isas(kMore))
+    for (const int side : sides) {
+      if (!has_winograd(isa) && side != *sides.begin()) continue;
+      set_max_isa(isa);
+      args.winograd = side;
+      CHECK(packed_conv2d_winograd(args) == (has_winograd(isa) ? side : 0));
+      std::memset(args.y.data, 0xff, outputs * 4);
+      packed_conv2d(args, args.bits % 2 ? Parallel(fork_join(3)) : Parallel(backwards));
+      for (size_t i = 0; i < outputs; ++i) CHECK(static_cast<float*>(args.y.data)[i] == wanted[i]);
+      args.winograd = 0;
+      CHECK(packed_conv2d_winograd(args) == 0);
+    }
+}
+
 void check_winograd(const Case& c, bool last, Guard guard) {
   const Dense w(c, true, guard);
   const int64_t inputs = c.n * c.in * c.height * c.width;
   const int64_t outputs = c.n * c.out * output_size(c.vertical, c.height) * output_size(c.horizontal, c.width);
   const Guarded x(size_t(inputs * 4), guard), y(size_t(outputs * 4), guard);
-  std::mt19937 random{uint32_t(inputs)};
-  for (int64_t i = 0; i < inputs; ++i) x.as<float>()[i] = float(int(random() % 81) - 40);
+  const auto fill = [&](int most) {
+    std::mt19937 random{uint32_t(inputs)};
+    for (int64_t i = 0; i < inputs; ++i) x.as<float>()[i] = float(int(random() % uint32_t(2 * most + 1)) - most);
+    for (int64_t i = 0; i < c.n; ++i) x.as<float>()[i * inputs / c.n] = float(most);
+  };
+  fill(40);
   for (int bits = kOnlyThreads ? 3 : 2; bits <= 4; bits += kOnlyThreads ? 2 : 1)
     for (const ActivationRange& range : kFew) {
-      std::vector<Isa> tried = isas(kMore);
-      if (&range != kFew) std::erase_if(tried, [](Isa isa) { return !has_winograd(isa); });  // others once
-      if (tried.empty()) continue;
-      PackedConv2dArgs args = winograd_args(w, x.as(), y.as(), last, bits, &range);
-      const std::vector<float> wanted = convolved(w, args);
-      for (const Isa isa : tried) {
-        set_max_isa(isa);
-        args.winograd = true;
-        CHECK(packed_conv2d_by_winograd(args) == has_winograd(isa));
-        std::memset(y.as(), 0xff, size_t(outputs * 4));
-        packed_conv2d(args, bits % 2 ? Parallel(fork_join(3)) : Parallel(backwards));
-        for (int64_t i = 0; i < outputs; ++i) CHECK(y.as<float>()[i] == wanted[size_t(i)]);
-        args.winograd = false;
-        CHECK(!packed_conv2d_by_winograd(args));
-      }
+      const PackedConv2dArgs args = winograd_args(w, x.as(), y.as(), last, bits, &range);
+      &range == kFew ? check_products(w, args, {2, 4}) : check_products(w, args, {2});
     }
+  fill(300);
+  for (const ActivationRange& range : kMany)
+    check_products(w, winograd_args(w, x.as(), y.as(), last, &range == kMany ? 8 : 5, &range), {4});
+  fill(127);
+  for (const int bits : {8, 3}) check_products(w, winograd_args(w, x.as(), y.as(), last, bits, nullptr), {4});
+}
+
+// Codes and values at their ends, in patterns that the transforms add up, of as many channels as are summed at once.
+void check_ends() {
+  const Case c{1, 256, 6, 7, 64, 1, padded(1), padded(1)};
+  const Dense w(c, true, Guard::behind);
+  const Guarded x(size_t(256 * 42 * 4), Guard::behind), y(size_t(64 * 42 * 4), Guard::behind);
+  for (int64_t row = 0; row < 64; ++row) {
+    w.zero_points.as<uint8_t>()[row] = row % 2 ? 255 : 0;
+    for (int64_t i = 0; i < w.layout.columns; ++i) {
+      const int64_t tap = i % 9, flip = row % 3 == 0 ? 0 : row % 3 == 1 ? tap % 2 : tap / 3 % 2;
+      w.codes.as<uint8_t>()[row * w.layout.columns + i] = (row / 3 + flip) % 2 ? 255 : 0;
+    }
+  }
+  nested_prepack(w.layout, w.codes.as<uint8_t>(), kPlanes, w.planes.as<uint8_t>(), backwards);
+  for (const ActivationRange& range : kMany)
+    for (int pattern = 0; pattern < 4; ++pattern)
+      for (const int sign : {1, -1}) {
+        for (int64_t i = 0; i < 256 * 42; ++i) {
+          const int64_t row = i / 7 % 6, column = i % 7;
+          const bool flip = (pattern & 1 && row % 2) != (pattern & 2 && column % 2);
+          x.as<float>()[i] = float(flip ? -300 * sign : 300 * sign);
+        }
+        check_products(w, winograd_args(w, x.as(), y.as(), false, 8, &range), {4});
+      }
 }
 
 // Which products are taken: Winograd's where they fit and there are tiles enough to pay for the weight.
 void check_choice() {
-  const auto taken = [](const Case& c, int bits, const ActivationRange* range, std::optional<bool> asked) {
+  const auto taken = [](const Case& c, int bits, const ActivationRange* range, std::optional<int> asked) {
     const Dense w(c, true, Guard::behind);
     PackedConv2dArgs args = winograd_args(w, nullptr, nullptr, true, bits, range);
     args.winograd = asked;
-    return packed_conv2d_by_winograd(args);
+    return packed_conv2d_winograd(args);
   };
   const Case images{16, 64, 56, 56, 64, 1, padded(1), padded(1)}, pixel{1, 64, 1, 1, 64, 1, padded(1), padded(1)};
   constexpr ActivationRange many{-31.0f, 32.0f, 6};
   for (const Isa isa : isas(kMore)) {
     set_max_isa(isa);
-    CHECK(taken(images, 4, kFew, {}) == has_winograd(isa));
-    CHECK(!taken(images, 5, kFew, true) && !taken(images, 4, &many, true) && !taken(images, 4, nullptr, true));
-    CHECK(!taken(pixel, 4, kFew, {}) && taken(pixel, 4, kFew, true) == has_winograd(isa));
-    for (const Case& c : kOthers) CHECK(!taken(c, 4, kFew, true));
+    const auto side = [&](int wanted) { return has_winograd(isa) ? wanted : 0; };
+    CHECK(taken(images, 4, kFew, {}) == side(2) && taken(images, 4, &many, {}) == side(4));
+    CHECK(taken(images, 5, kFew, {}) == side(4) && taken(images, 8, nullptr, {}) == side(4));
+    CHECK(!taken(images, 5, kFew, 2) && !taken(images, 4, &many, 2) && !taken(images, 4, nullptr, 2));
+    CHECK(!taken(pixel, 4, kFew, {}) && taken(pixel, 4, kFew, 2) == side(2) && taken(pixel, 4, kFew, 4) == side(4));
+    for (const Case& c : kOthers)
+      for (const int asked : {2, 4}) CHECK(!taken(c, 4, kFew, asked));
   }
 }
 
@@ -271,6 +314,7 @@ void check_choice() {
 int main() {
   isas(kMore);
   check_choice();
+  check_ends();
   for (const Case& c : kWinograd)
     for (const bool last : {false, true})
       for (const Guard guard : kGuards) check_winograd(c, last, guard);

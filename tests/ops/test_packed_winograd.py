@@ -7,10 +7,11 @@ from lcs_kernels.formats import NestedWeight
 from lcs_kernels.ops.packed_conv2d import MAX_RANGED_TERMS, codes_on, reference
 
 from .packed_cases import DTYPES, fields, nested_weight
-from .packed_conv2d_cases import call, check, check_nan, ends
+from .packed_conv2d_cases import NONE, call, check, check_nan, ends
 from .test_sparse_conv2d import FORMATS, settings
 
-FEW = [(-1.3, 2.2, 4), (0.0, 3.0, 4), (-3.0, 0.0, 5), (-1.0, 1.5, 3), (0.0, 1.0, 2)]  # of bits that Winograd's fit
+FEW = [(-1.3, 2.2, 4), (0.0, 3.0, 4), (-3.0, 0.0, 5), (-1.0, 1.5, 3), (0.0, 1.0, 2)]  # of bits that 2 x 2 tiles fit
+MANY = [(-1.3, 2.2, 8), NONE, (0.0, 3.0, 7), (-3.0, 0.0, 8), (-1.0, 1.5, 6)]  # that only 4 x 4 tiles do
 SQUARE = {  # 3 x 3, whose products are Winograd's by choice: whole tiles, odd sizes, channels that fill no vector
     "whole": ((2, 64, 14, 16), (64, 64, 3, 3), 1, 1, 1, 1),
     "odd": ((2, 136, 13, 15), (70, 136, 3, 3), 1, 1, 1, 1),
@@ -21,18 +22,19 @@ SQUARE = {  # 3 x 3, whose products are Winograd's by choice: whole tiles, odd s
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
 @pytest.mark.parametrize("name", SQUARE)
-def test_products_of_few_bits(isa, name, layout):
+@pytest.mark.parametrize("ranges", [FEW, MANY], ids=["few", "many"])
+def test_products(isa, ranges, name, layout):
     """In every mixture of integers and floats, each equal to the reference bit for bit."""
     torch.manual_seed(21)
     geometry = SQUARE[name]
-    for i, (low, high, x_bits) in enumerate(FEW):
-        bits = (4, 2, 3)[i % 3]
+    for i, (low, high, x_bits) in enumerate(ranges):
+        bits = ((4, 2, 3) if ranges is FEW else (8, 5, 7))[i % 3]
         dtype, x_range = DTYPES[(i + bits) % 2], (low, high, x_bits)
-        weight = nested_weight(geometry[1], ("channel", "tensor")[i % 2], depth=8 - i)
+        weight = nested_weight(geometry[1], ("channel", "tensor")[i % 2], depth=8 - i if ranges is FEW else 8)
         bias, x = torch.randn(geometry[1][0]), torch.randn(geometry[0]).to(dtype).to(memory_format=layout)
         plain = check(x, weight, bits, bias, geometry, x_range, relu=bits == 3)
-        given = codes_on(x.float(), *ends(x_range, x), x_bits) if i % 2 else x
-        residual = torch.randn(plain.shape).to(torch.float32 if i % 2 else dtype).to(memory_format=layout)
+        given = codes_on(x.float(), *ends(x_range, x), x_bits) if i % 2 and x_range != NONE else x
+        residual = torch.randn(plain.shape).to(torch.float32 if given is not x else dtype).to(memory_format=layout)
         for y_range in ((None, None), (plain.float().min() / 2, plain.float().max() / 3)):
             options = {"residual": residual, "relu": bits == 4}
             options |= {"y_range": y_range, "y_bits": bits} if y_range[0] is not None else {}
@@ -70,12 +72,13 @@ def test_codes_beyond_their_bits_are_multiplied_as_they_are(isa):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8], indirect=True)
-def test_threads_change_no_products_of_few_bits(isa, threads):
+def test_threads_change_no_products(isa, threads):
     torch.manual_seed(23)
-    geometry = (3, 64, 18, 21), (128, 64, 3, 3), 1, 1, 1, 1
-    for layout in FORMATS:
-        x = torch.randn(geometry[0]).to(memory_format=layout)
-        check(x, nested_weight(geometry[1]), 4, None, geometry, FEW[0])
+    for geometry in [((3, 64, 18, 21), (128, 64, 3, 3), 1, 1, 1, 1), ((1, 136, 18, 21), (70, 136, 3, 3), 1, 1, 1, 1)]:
+        for layout in FORMATS:
+            x = torch.randn(geometry[0]).to(memory_format=layout)
+            for bits, x_range in ((4, FEW[0]), (8, MANY[0])):
+                check(x, nested_weight(geometry[1]), bits, None, geometry, x_range)
 
 
 def test_nan_spoils_its_image_among_products_of_few_bits(isa):

@@ -30,17 +30,18 @@ struct PackedConv2dArgs {
   bool x_codes = false;                      // x holds codes over `range`
   const ActivationRange* y_range = nullptr;  // y holds codes over it, NaN the lowest; null: y is of `dtype`
   const void* residual = nullptr;            // laid out as y; null: none
-  const bool* spoilt = nullptr;    // of each image, whether it counts as one that holds NaN; null: those that do
-  std::optional<bool> winograd{};  // whether to multiply by Winograd's F(2 x 2, 3 x 3); none: where it is faster
+  const bool* spoilt = nullptr;   // of each image, whether it counts as one that holds NaN; null: those that do
+  std::optional<int> winograd{};  // the side of Winograd's tiles, 2 or 4, 0: directly; none: what is fastest
 };
 
 // Not `exact`: the same bits on every instruction set. `exact`: the order of each sum depends on shapes and instruction
 // set alone.
 void packed_conv2d(const PackedConv2dArgs& args, const Parallel& parallel);
 
-// Whether it multiplies by Winograd's F(2 x 2, 3 x 3): a dense 3 x 3 weight of an even number of blocks at 4 bits or
-// fewer, at stride 1, x over a range at 5 bits or fewer, with AVX-512 VNNI and without AMX, if asked for or faster.
-bool packed_conv2d_by_winograd(const PackedConv2dArgs& args);
+// The side of the tiles by which it multiplies with Winograd's F(2 x 2, 3 x 3) or F(4 x 4, 3 x 3), 0 where it does not:
+// the latter take a dense 3 x 3 weight of an even number of blocks at stride 1, with AVX-512 VNNI and without AMX; the
+// former besides 4 bits or fewer, and x over a range at 5 bits or fewer.
+int packed_conv2d_winograd(const PackedConv2dArgs& args);
 
 // Twice a sum of so many products, with its offsets, fits 32 bits: of values of 7 bits and a sign, or of any 8 bits.
 constexpr int64_t kMaxPackedTerms = 32768, kMaxRangedTerms = 16384;

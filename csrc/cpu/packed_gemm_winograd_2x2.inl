@@ -1,17 +1,20 @@
 // Winograd's F(2 x 2, 3 x 3) for two blocks of the weight at once, after packed_gemm_pair.inl, of what expand_pair and
 // multiply_pair are to the plain product (see WinogradWeights for the arithmetic).
-constexpr int kTaps = 9, kSide = 4;    // of a kernel; of a window
+inline __m512i add32(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
+inline __m512i sub32(__m512i a, __m512i b) { return _mm512_sub_epi32(a, b); }
+
+namespace bytes {
+
+constexpr int kTaps = 9, kSide = 4, kPositions = kSide * kSide;  // of a kernel; of a window
 constexpr int kStepsAtOnce = 4;        // whose codes stay in the first-level cache until they are transformed
 constexpr char kShifted = char(0x80);  // added to x, modulo 256, so that it is not negative
 
 inline __m512i add8(__m512i a, __m512i b) { return _mm512_add_epi8(a, b); }
 inline __m512i sub8(__m512i a, __m512i b) { return _mm512_sub_epi8(a, b); }
-inline __m512i add32(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
-inline __m512i sub32(__m512i a, __m512i b) { return _mm512_sub_epi32(a, b); }
 
 using Combine = __m512i(__m512i, __m512i);
 
-// 2G of three values, `apart` apart.
+// G of three values, `apart` apart.
 template <Combine add, Combine sub>
 inline void spread(const __m512i* w, int apart, __m512i* to) {
   const __m512i outer = add(w[0], w[2 * apart]);
@@ -21,7 +24,7 @@ inline void spread(const __m512i* w, int apart, __m512i* to) {
   to[3] = add(w[2 * apart], w[2 * apart]);
 }
 
-// (2G) w (2G)^T; each(i, result) of the 16 positions.
+// G w G^T; each(i, result) of the 16 positions.
 template <Combine add, Combine sub, class Each>
 inline void transform_taps(const __m512i* w, const Each& each) {
   __m512i rows[3][kSide];  // of columns of taps
@@ -38,16 +41,15 @@ inline void transform_taps(const __m512i* w, const Each& each) {
 }
 
 template <int kBits>
-void winograd_weights_of(const WinogradWeights& e) {
+void weights_of(const WinogradWeights& e) {
   const __m512i one = _mm512_set1_epi8(1);
-  const int64_t position = winograd_position_bytes(e.steps);
   alignas(64) int32_t sums[kTaps][kPairRows] = {};  // of the codes
   for (int64_t first = 0; first < e.steps; first += kStepsAtOnce) {
     const int steps = int(std::min<int64_t>(kStepsAtOnce, e.steps - first));
     __m512i codes[kStepsAtOnce][kTaps][2][kPairVectors];
     for (int s = 0; s < steps; ++s)
       for (int tap = 0; tap < kTaps; ++tap) {
-        const uint8_t* const planes = e.planes + (tap * e.steps + first + s) * kBlockRows;
+        const uint8_t* const planes = e.planes + (tap * e.tap_steps + first + s) * kBlockRows;
         if (s % 2 == 0) LCS_UNROLL
         for (int i = 0; i < kBits; ++i) {
           prefetch(planes + i * e.plane_bytes + kAhead / 2);
@@ -70,7 +72,7 @@ void winograd_weights_of(const WinogradWeights& e) {
           sum[tap] = _mm512_dpbusd_epi32(sum[tap], one, w[tap] = sub8(code, center));
         }
         char* const to = static_cast<char*>(e.panel) + (first * 2 + i) * 64 * kPairVectors + 64 * v;
-        transform_taps<add8, sub8>(w, [&](int p, __m512i w) { _mm512_store_si512(to + p * position, w); });
+        transform_taps<add8, sub8>(w, [&](int p, __m512i w) { _mm512_store_si512(to + p * e.position, w); });
       }
       LCS_UNROLL
       for (int tap = 0; tap < kTaps; ++tap) _mm512_store_si512(sums[tap] + 16 * v, sum[tap]);
@@ -86,9 +88,9 @@ void winograd_weights_of(const WinogradWeights& e) {
   }
 }
 
-void winograd_weights(const WinogradWeights& e) {
-  static constexpr void (*kTable[])(const WinogradWeights&) = {winograd_weights_of<1>, winograd_weights_of<2>,
-                                                               winograd_weights_of<3>, winograd_weights_of<4>};
+void weights(const WinogradWeights& e) {
+  static constexpr void (*kTable[])(const WinogradWeights&) = {weights_of<1>, weights_of<2>, weights_of<3>,
+                                                               weights_of<4>};
   static_assert(std::size(kTable) == kWinogradBits);
   kTable[e.bits - 1](e);
 }
@@ -108,7 +110,7 @@ inline void transform_column(const WinogradInput& in, int64_t at, __mmask64 mask
   to[3] = sub8(x[1], x[3]);
 }
 
-bool winograd_input(const WinogradInput& in) {
+bool input(const WinogradInput& in) {
   const __m512i lowest = _mm512_set1_epi8(char(in.lowest)), shifted = _mm512_set1_epi8(kShifted),
                 zero = _mm512_set1_epi8(char(0x80 - 4 * in.zero));
   __m512i beyond = _mm512_setzero_si512();
@@ -120,7 +122,7 @@ bool winograd_input(const WinogradInput& in) {
     __m512i x[kSide][kSide];  // of columns
     column(0, x[0]);
     column(1, x[1]);
-    uint8_t* to = in.to + c;
+    char* to = in.to + c;
     for (int64_t tile = 0; tile < in.tiles; ++tile, to += in.tile) {
       column(2 * tile + 2, x[2]);
       column(2 * tile + 3, x[3]);
@@ -130,7 +132,7 @@ bool winograd_input(const WinogradInput& in) {
                                     sub8(x[1][i], x[3][i])};
         LCS_UNROLL
         for (int j = 0; j < kSide; ++j)
-          _mm512_mask_storeu_epi8(to + (kSide * i + j) * in.channels, mask,
+          _mm512_mask_storeu_epi8(to + (kSide * i + j) * in.position, mask,
                                   add8(row[j], i == 1 && j == 1 ? zero : shifted));
       }
       LCS_UNROLL
@@ -147,15 +149,14 @@ inline void gather(__m512i a, __m512i b, __m512i c, __m512i d, __m512i* to) {
 }
 
 template <int kTiles>
-void multiply_winograd_tiles(const WinogradMultiply& p, int64_t tile, const PairMasks& masks) {
-  const uint8_t* const first = p.x + tile * p.tile;
-  const int64_t channels = p.steps * kStepColumns;
-  __m512i products[kWinogradPositions][kTiles][kPairVectors];
-  for (int position = 0; position < kWinogradPositions; ++position) {
-    const char* panel = static_cast<const char*>(p.panel) + position * winograd_position_bytes(p.steps);
-    const uint8_t* x[kTiles];
+void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairMasks& masks) {
+  const char* const first = p.x + tile * p.tile;
+  __m512i products[kPositions][kTiles][kPairVectors];
+  for (int position = 0; position < kPositions; ++position) {
+    const char* panel = static_cast<const char*>(p.panel) + position * p.panel_position;
+    const char* x[kTiles];
     LCS_UNROLL
-    for (int m = 0; m < kTiles; ++m) x[m] = first + m * p.tile + position * channels;
+    for (int m = 0; m < kTiles; ++m) x[m] = first + m * p.tile + position * p.position;
     __m512i sum[kTiles][kPairVectors];
     LCS_UNROLL
     for (int m = 0; m < kTiles; ++m) LCS_UNROLL
@@ -166,7 +167,7 @@ void multiply_winograd_tiles(const WinogradMultiply& p, int64_t tile, const Pair
       for (int v = 0; v < kPairVectors; ++v) w[v] = _mm512_load_si512(panel + 64 * v);
       LCS_UNROLL
       for (int m = 0; m < kTiles; ++m) {
-        const __m512i four = wide_broadcast(reinterpret_cast<const char*>(x[m]) + 4 * step);
+        const __m512i four = wide_broadcast(x[m] + 4 * step);
         LCS_UNROLL
         for (int v = 0; v < kPairVectors; ++v) add_products(sum[m][v], four, w[v]);
       }
@@ -197,18 +198,20 @@ void multiply_winograd_tiles(const WinogradMultiply& p, int64_t tile, const Pair
 }
 
 template <int... kTiles>
-void multiply_winograd_of(const WinogradMultiply& p, int64_t tile, int tiles, const PairMasks& masks,
-                          std::integer_sequence<int, kTiles...>) {
+void multiply_of(const WinogradMultiply& p, int64_t tile, int tiles, const PairMasks& masks,
+                 std::integer_sequence<int, kTiles...>) {
   static constexpr void (*kTable[])(const WinogradMultiply&, int64_t,
-                                    const PairMasks&) = {multiply_winograd_tiles<kTiles + 1>...};
+                                    const PairMasks&) = {multiply_tiles<kTiles + 1>...};
   kTable[tiles - 1](p, tile, masks);
 }
 
-void multiply_winograd(const WinogradMultiply& p) {
+void multiply(const WinogradMultiply& p) {
   const PairMasks masks(p.output.channels);
   const int64_t groups = (p.tiles + kPairTile - 1) / kPairTile;
   for (int64_t i = 0; i < groups; ++i) {
     const int64_t tile = p.tiles * i / groups, end = p.tiles * (i + 1) / groups;
-    multiply_winograd_of(p, tile, int(end - tile), masks, std::make_integer_sequence<int, kPairTile>());
+    multiply_of(p, tile, int(end - tile), masks, std::make_integer_sequence<int, kPairTile>());
   }
 }
+
+}  // namespace bytes
