@@ -86,8 +86,9 @@ def width_conv2d(
     groups: int,
     relu: bool,
     packed: Tensor | None = None,
+    winograd: bool | None = None,
 ) -> Tensor:
-    """As the op's schema, on the GPU of `x`; `packed` is for CPUs."""
+    """As the op's schema, on the GPU of `x`; `packed` and `winograd` are for CPUs."""
     _check(x, weight, scale, bias)
     weight = weight.contiguous()
     size = output_size(x.shape, weight.shape, stride, padding, dilation)

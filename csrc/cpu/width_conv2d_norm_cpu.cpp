@@ -4,12 +4,14 @@
 
 #include "scratch.h"
 #include "walk.h"
+#include "width_winograd6.h"
 
 namespace lcs {
 namespace {
 
-constexpr int64_t kPixels = 400;  // of the images that go together, so that their convolution's tiles are whole
-constexpr int64_t kGroups = 8;    // enough for threads to share evenly
+constexpr int64_t kPixels = 400;          // of the images that go together, so that their convolution's tiles are whole
+constexpr int64_t kWinogradPixels = 900;  // likewise, so that transforming weights for each costs little
+constexpr int64_t kGroups = 8;            // enough for threads to share evenly
 
 // Images [begin, end) of a call.
 void run(const WidthConv2dNormArgs& args, int64_t begin, int64_t end, const Parallel& parallel) {
@@ -36,10 +38,14 @@ void run(const WidthConv2dNormArgs& args, int64_t begin, int64_t end, const Para
 
 }  // namespace
 
-void width_conv2d_norm(const WidthConv2dNormArgs& args, const Parallel& parallel) {
-  const Images& y = args.conv.y;
+void width_conv2d_norm(const WidthConv2dNormArgs& whole, const Parallel& parallel) {
+  const Images& y = whole.conv.y;
   if (y.n * y.image_stride == 0) return;
-  const int64_t together = std::clamp<int64_t>(kPixels / (y.height * y.width), 1, y.n);
+  WidthConv2dNormArgs args = whole;
+  const bool winograd = width_conv2d_by_winograd6(whole.conv);  // as all images together are multiplied
+  args.conv.products = winograd ? WidthProducts::winograd : WidthProducts::direct;
+  const int64_t pixels = winograd ? kWinogradPixels : kPixels;
+  const int64_t together = std::clamp<int64_t>(pixels / (y.height * y.width), 1, y.n);
   const int64_t groups = ceil_div(y.n, together);
   if (groups < kGroups) return run(args, 0, y.n, parallel);
   parallel(groups, 1, [&](int64_t begin, int64_t end) {

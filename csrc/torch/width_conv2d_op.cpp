@@ -90,7 +90,8 @@ Tensor width_conv2d_pack_cpu(Tensor weight, bool pairs, bool winograd) {
 
 Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::optional<Tensor> scale,
                         std::optional<Tensor> bias, std::vector<int64_t> stride, std::vector<int64_t> padding,
-                        std::vector<int64_t> dilation, int64_t groups, bool relu, std::optional<Tensor> packed) {
+                        std::vector<int64_t> dilation, int64_t groups, bool relu, std::optional<Tensor> packed,
+                        std::optional<bool> winograd) {
   const lcs::DType dtype = activation_dtype(kWidthConv2d, x);
   const WidthConv2dCall call =
       width_conv2d_call(kWidthConv2d, x, weight, out_channels, stride, padding, dilation, groups, packed);
@@ -103,7 +104,10 @@ Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::opti
   lcs::width_conv2d(
       {images(input, const_cast<void*>(input.const_data_ptr()), last), images(y, y.mutable_data_ptr(), last), dtype,
        call.vertical, call.horizontal, groups, call.weight, call.packed, call.pairs,
-       vector_of(kWidthConv2d, "scale", scale, out), vector_of(kWidthConv2d, "bias", bias, out), relu, call.winograd},
+       vector_of(kWidthConv2d, "scale", scale, out), vector_of(kWidthConv2d, "bias", bias, out), relu, call.winograd,
+       !winograd   ? lcs::WidthProducts::cheapest
+       : *winograd ? lcs::WidthProducts::winograd
+                   : lcs::WidthProducts::direct},
       parallel);
   return y;
 }

@@ -44,9 +44,10 @@ class WidthWeight:
 
         [out 0 .. 15: [position 0: [in 0: out 0 .. 15] [in 1: out 0 .. 15] ...] [position 1: ...] ...]
 
-    So the first output channels are the first blocks, and the first input channels
-    the first part of each: a change of width repacks nothing. Code that torch.compile traces before the first use
-    derives it in each call.
+    So the first output channels are the first blocks, and the first input channels the first part of each: a change of
+    width repacks nothing. Winograd's F(6 x 6, 3 x 3) of bfloat16 reads the pairs too, or the floats, and transforms
+    parts of them in each call, beside x, in memory that each thread keeps: at most 4 MiB and a tile of x. Code that
+    torch.compile traces before the first use derives it in each call.
 
     Attributes:
         weight: (out_channels, in_channels / groups, h, w), contiguous, float32 or bfloat16. It must not change.

@@ -34,6 +34,7 @@ constexpr Case kCases[] = {
     {1, 2, 1, 430, 3, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},      // one row
     {1, 40, 18, 200, 2, 1, 40, 2, {1, 1, 1, 3}, {1, 1, 1, 3}},   // several bands
     {9, 2, 17, 26, 3, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},      // many panels
+    {2, 70, 13, 8, 35, 1, 72, 40, {1, 1, 1, 3}, {1, 1, 1, 3}},   // Winograd's tiles of all sizes, several chunks
     {0, 2, 7, 6, 3, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},        // no images
     {2, 0, 7, 6, 3, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},        // no inputs
     {2, 2, 7, 6, 0, 1, 2, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},        // no outputs
@@ -108,6 +109,15 @@ void check(const Case& c, DType dtype, DType weight_dtype, bool last, Guard guar
                        last ? nullptr : bias.as<float>(),
                        guard == Guard::behind};
   const std::vector<float> wanted = convolved(c, args);
+  const auto check_all = [&](const Parallel& parallel) {
+    for (const WidthProducts products : {WidthProducts::direct, WidthProducts::winograd, WidthProducts::cheapest}) {
+      if (products != WidthProducts::cheapest && (dtype != DType::bfloat16 || taps != 9)) continue;
+      args.products = products;
+      std::memset(y.as(), 0xff, size_t(outputs * size_of(dtype)));
+      width_conv2d(args, parallel);
+      for (int64_t i = 0; i < outputs; ++i) CHECK(get(y.as(), i, dtype) == held(wanted[i], dtype));
+    }
+  };
   for (const Isa isa : isas(kPairs))
     for (const Parallel& parallel : ways())
       for (const float* from : {static_cast<const float*>(nullptr), static_cast<const float*>(packed.as<float>())}) {
@@ -115,23 +125,17 @@ void check(const Case& c, DType dtype, DType weight_dtype, bool last, Guard guar
         std::memset(packed.as(), 0xff, size_t(floats) * 4);
         if (from) width_pack(args.weight, packed.as<float>(), parallel);
         args.packed = from;
-        std::memset(y.as(), 0xff, size_t(outputs * size_of(dtype)));
-        width_conv2d(args, parallel);
-        for (int64_t i = 0; i < outputs; ++i) CHECK(get(y.as(), i, dtype) == held(wanted[i], dtype));
+        check_all(parallel);
         if (c.vertical.kernel == 3 && c.horizontal.kernel == 3) {
           width_pack_winograd(args.weight, winograd.as<float>(), parallel);
           args.winograd = winograd.as<float>();
-          std::memset(y.as(), 0xff, size_t(outputs * size_of(dtype)));
-          width_conv2d(args, parallel);
-          for (int64_t i = 0; i < outputs; ++i) CHECK(get(y.as(), i, dtype) == held(wanted[i], dtype));
+          check_all(parallel);
           args.winograd = nullptr;
         }
         if (dtype != DType::bfloat16 || weight_dtype != DType::bfloat16) continue;
         width_pack_pairs(args.weight, pairs.as<BFloat16>(), parallel);
         args.pairs = pairs.as<BFloat16>();
-        std::memset(y.as(), 0xff, size_t(outputs * size_of(dtype)));
-        width_conv2d(args, parallel);
-        for (int64_t i = 0; i < outputs; ++i) CHECK(get(y.as(), i, dtype) == held(wanted[i], dtype));
+        check_all(parallel);
         args.pairs = nullptr;
       }
 }

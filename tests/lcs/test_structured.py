@@ -336,6 +336,16 @@ def test_frozen_every_width_runs_from_one_buffer(line):
     assert frozen.counters.nbytes == norms and not frozen.counters.fallbacks
 
 
+def test_frozen_bfloat16_is_within_the_bound_of_winograds_products():
+    torch.manual_seed(0)
+    settings = ({"padding": 1}, {"padding": "same"}, {"padding": 1, "padding_mode": "circular"}, {"padding": (0, 2)})
+    convolutions = [nn.Conv2d(40, 40, 3, **more) for more in settings]
+    model = nn.Sequential(*convolutions, nn.Conv2d(40, 5, 1))
+    frozen = lcs.convert(model, lcs.Structured(line=False), dense=["4"]).eval().bfloat16().freeze()
+    for width in (0.5, 1.0):
+        assert check_layers(frozen, torch.randn(2, 40, 30, 29).bfloat16(), frozen.recipe.level(width)) == 5
+
+
 class Ops(TorchDispatchMode):
     """The ops that ran, by name, and all that they made that is no view."""
 

@@ -35,6 +35,10 @@ void width_pack_pairs(const WidthWeight& weight, BFloat16* packed, const Paralle
 // zeros past the last output channel.
 void width_pack_winograd(const WidthWeight& weight, float* packed, const Parallel& parallel);
 
+// How a bfloat16 x is multiplied by `packed` or `pairs` of 3 x 3 taps at stride 1, without dilation, in one group:
+// directly or by Winograd's F(6 x 6, 3 x 3) in float32, as costs less, or as asked for.
+enum class WidthProducts { cheapest, direct, winograd };
+
 // y = x convolved with the first y.channels by x.channels / groups channels of the weight, times a scale and plus a
 // bias per channel, then ReLU on request; accumulated in float32, rounded once.
 struct WidthConv2dArgs {
@@ -49,6 +53,7 @@ struct WidthConv2dArgs {
   bool relu;
   const float* winograd =
       nullptr;  // as packed, transformed; where x is float32, of stride 1, not dilated, in one group
+  WidthProducts products = WidthProducts::cheapest;
 };
 
 // The order of each sum depends on shapes and instruction set alone.

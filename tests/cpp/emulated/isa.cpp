@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "width_conv2d_kernels.h"
+#include "width_winograd6_kernels.h"
 
 namespace lcs {
 namespace {
@@ -20,6 +21,10 @@ void set_max_isa(Isa isa) { current = isa < Isa::amx ? isa : Isa::amx; }
 namespace bf16 {
 WidthConv2dKernels width_conv2d_kernels() {
   std::fputs("emulate: products of pairs of bfloat16 are assembly, which is not emulated\n", stderr);
+  std::abort();
+}
+WidthWinograd6Kernels width_winograd6_kernels() {
+  std::fputs("emulate: what goes with products of pairs of bfloat16 is not emulated\n", stderr);
   std::abort();
 }
 }  // namespace bf16
