@@ -4,8 +4,26 @@
 #include <bit>
 #include <cstring>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace lcs {
 namespace {
+
+// Asks for large pages where some fit whole, before memory is first written: a product, which reads as many streams as
+// it takes bits, then hardly ever waits to learn where they lie. A hint alone: without them all is the same, but
+// slower.
+void prefer_large_pages(uint8_t* p, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kLargePage = 2 << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(p) + kLargePage - 1) / kLargePage * kLargePage,
+                  end = (reinterpret_cast<uintptr_t>(p) + uintptr_t(bytes)) / kLargePage * kLargePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)p, (void)bytes;
+#endif
+}
 
 constexpr int64_t kGrain = 1 << 9;  // words of 32 codes
 
@@ -82,6 +100,7 @@ void nested_values(const NestedPrepack& weight, const uint8_t* codes, int bits, 
 void nested_prepack(const NestedLayout& l, const uint8_t* codes, int depth, uint8_t* prepack,
                     const Parallel& parallel) {
   const int64_t steps = l.steps(), plane = l.plane_bytes();
+  prefer_large_pages(prepack, depth * plane);
   parallel(l.blocks(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block % l.part_blocks() * NestedLayout::kBlock;

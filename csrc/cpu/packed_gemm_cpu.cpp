@@ -89,7 +89,8 @@ void PackedGemm::multiply(int64_t block, const PackedRows& x, float* tile) const
   char* const panel = acc + kMaxPackedRows * kRowSums * 4;
   const bool from_planes = !exact_ && run_.multiply_planes;
   const NestedLayout& l = w_.layout;
-  const int64_t groups = l.groups(), steps = l.steps() / groups, at_once = kPanelBytes / panel_bytes(panel_);
+  const int64_t groups = l.groups(), steps = l.steps() / groups;
+  const int64_t at_once = from_planes && x.n <= kFewRows ? steps : kPanelBytes / panel_bytes(panel_);
   for (int64_t group = 0; group < groups; ++group) {
     const Factors f = factors(block, group);
     std::memset(acc, 0, size_t(x.n * (from_planes ? kRowSums : kBlockRows) * 4));

@@ -238,8 +238,8 @@ struct PackedGemmKernels {
   void (*scale)(const PackedScale& scale);
   void (*finish)(const PackedFinish& finish);
 
-  // `expand` and `multiply` in one, for panels of bytes. acc holds rows x 64 sums meanwhile, which `settle` makes rows
-  // x 32 of. null: not implemented
+  // `expand` and `multiply` in one, for panels of bytes; at most kFewRows of x need no panel. acc holds rows x 64 sums
+  // meanwhile, which `settle` makes rows x 32 of. null: not implemented
   void (*multiply_planes)(const PackedExpand& expand, const PackedMultiply& multiply) = nullptr;
   void (*settle)(int32_t* acc, int64_t rows, int bits) = nullptr;
 
@@ -250,6 +250,7 @@ struct PackedGemmKernels {
   WinogradKernels winograd_2x2{}, winograd_4x4{};
 };
 
+constexpr int64_t kFewRows = 3;          // of x, multiplied as they are unpacked
 constexpr int64_t kTableBytes = 64;      // of a step
 constexpr int64_t kMaxLookupSteps = 64;  // at once: their sums fit 16 bits
 constexpr int64_t kMaxLookupBlocks = 2;  // at once

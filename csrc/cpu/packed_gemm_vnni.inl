@@ -87,41 +87,84 @@ inline long long eight_of(const char* x) {
   return columns;
 }
 
-constexpr int kFewRows = 3;     // of x, multiplied as they are unpacked
-constexpr int kAhead = 512;     // bytes of a plane, loaded before they are needed
-constexpr int kFirstRows = 4;   // of x, multiplied while a panel is written
-constexpr int kStepsAhead = 2;  // so far behind
-constexpr int kTileRows = 6;    // of x, multiplied with a panel
-constexpr int kWides = 4;       // vectors of 64 bytes, of a step
+constexpr int kAhead = 512;      // bytes of a plane, loaded before they are needed
+constexpr int kFarAhead = 4096;  // likewise, into the second-level cache alone, which waits for more lines at once
+constexpr int kFirstRows = 4;    // of x, multiplied while a panel is written
+constexpr int kStepsAhead = 2;   // so far behind
+constexpr int kTileRows = 6;     // of x, multiplied with a panel
+constexpr int kWides = 4;        // vectors of 64 bytes, of a step
 constexpr int kRowSums = 2 * kBlockRows;
 
 inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 inline void prefetch_second(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 
+// The lines of two steps to come.
+template <int kBits>
+inline void prefetch_planes(const uint8_t* planes, int64_t plane_bytes) {
+  LCS_UNROLL
+  for (int i = 0; i < kBits; ++i) {
+    prefetch(planes + i * plane_bytes + kAhead);
+    prefetch_second(planes + i * plane_bytes + kFarAhead);
+  }
+}
+
+// The parts of two steps, in the halves of each vector. A byte's fields are not masked off from those below: part f of
+// them holds all from f on.
+template <int kBits>
+inline void unpack_two(const uint8_t* planes, int64_t plane_bytes, __m512i* parts) {
+  constexpr int kField = field_of(kBits), kFields = 8 / kField;
+  const __m512i columns = _mm512_set1_epi64(int64_t(0x8040201008040201));
+  __m512i joined[kField];
+  join_planes<kBits, kField>([&](int i) { return wide_load(planes + i * plane_bytes); }, joined);
+  LCS_UNROLL
+  for (int i = 0; i < kField; ++i) {
+    const __m512i codes = _mm512_gf2p8affine_epi64_epi8(columns, joined[i], 0);
+    LCS_UNROLL
+    for (int f = 0; f < kFields; ++f)
+      parts[i * kFields + f] =
+          f == 0 ? codes : _mm512_and_si512(codes, _mm512_set1_epi8(char((1 << (8 - kField * f)) - 1)));
+  }
+}
+
+// All steps but the last of an odd number. The sums of the fields below are taken off at the end.
 template <int kBits, int kRows>
-void multiply_few(const PackedExpand& e, const PackedMultiply& p) {
+void multiply_pairs(const PackedExpand& e, const PackedMultiply& p) {
+  constexpr int kFields = 8 / field_of(kBits);
   const RowPointers<kRows> rows(p, 0);
-  int32_t* const acc = static_cast<int32_t*>(p.acc);
-  __m256i sum[kRows][kParts];
+  __m512i sum[kRows][kParts];
   LCS_UNROLL
   for (int m = 0; m < kRows; ++m) LCS_UNROLL
-  for (int v = 0; v < kParts; ++v) sum[m][v] = load_bytes(acc + m * kRowSums + 8 * v);
-  for (int64_t step = 0; step < p.steps; ++step) {
-    const uint8_t* const planes = e.planes + step * kBlockRows;
-    if (step % 2 == 0) LCS_UNROLL
-    for (int i = 0; i < kBits; ++i) prefetch(planes + i * e.plane_bytes + kAhead);
-    __m256i parts[kParts];
-    unpack_fields<kBits>(planes, e.plane_bytes, parts);
+  for (int v = 0; v < kParts; ++v) sum[m][v] = _mm512_setzero_si512();
+  const uint8_t* planes = e.planes;
+  const int64_t* at = p.step;
+  for (int64_t i = 0; i < p.steps / 2; ++i, planes += 2 * kBlockRows, at += 2) {
+    prefetch_planes<kBits>(planes, e.plane_bytes);
+    __m512i parts[kParts];
+    unpack_two<kBits>(planes, e.plane_bytes, parts);
     LCS_UNROLL
     for (int m = 0; m < kRows; ++m) {
-      const __m256i x = _mm256_set1_epi64x(eight_of(rows.x[m] + p.step[step]));
+      const __m512i x =
+          _mm512_mask_set1_epi64(_mm512_set1_epi64(eight_of(rows.x[m] + at[0])), 0xf0, eight_of(rows.x[m] + at[1]));
       LCS_UNROLL
       for (int v = 0; v < kParts; ++v) add_products(sum[m][v], parts[v], x);
     }
   }
+  int32_t* const acc = static_cast<int32_t*>(p.acc);
   LCS_UNROLL
   for (int m = 0; m < kRows; ++m) LCS_UNROLL
-  for (int v = 0; v < kParts; ++v) store_bytes(acc + m * kRowSums + 8 * v, sum[m][v]);
+  for (int v = 0; v < kParts; ++v) {
+    const __m512i own = v % kFields == kFields - 1 ? sum[m][v] : _mm512_sub_epi32(sum[m][v], sum[m][v + 1]);
+    int32_t* const to = acc + m * kRowSums + 8 * v;
+    const __m256i both = _mm256_add_epi32(_mm512_castsi512_si256(own), _mm512_extracti64x4_epi64(own, 1));
+    store_bytes(to, _mm256_add_epi32(load_bytes(to), both));
+  }
+}
+
+template <int kBits>
+void multiply_few(const PackedExpand& e, const PackedMultiply& p) {
+  if (p.rows == 1) return multiply_pairs<kBits, 1>(e, p);
+  if (p.rows == 2) return multiply_pairs<kBits, 2>(e, p);
+  multiply_pairs<kBits, 3>(e, p);
 }
 
 template <int kBits>
@@ -179,10 +222,17 @@ void multiply_rest(const PackedMultiply& p, int64_t row, const uint8_t* next, in
 
 template <int kBits>
 void multiply_bits(const PackedExpand& e, const PackedMultiply& p) {
-  if (p.rows == 1) return multiply_few<kBits, 1>(e, p);
-  if (p.rows == 2) return multiply_few<kBits, 2>(e, p);
-  if (p.rows == 3) return multiply_few<kBits, 3>(e, p);
-  multiply_first<kBits>(e, p);
+  if (p.rows > kFewRows) return multiply_first<kBits>(e, p);
+  multiply_few<kBits>(e, p);
+  if (p.steps % 2 == 0) return;
+  alignas(64) uint8_t planes[kBits][2 * kBlockRows] = {};  // of the last step, and of none
+  for (int i = 0; i < kBits; ++i)
+    std::memcpy(planes[i], e.planes + i * e.plane_bytes + (p.steps - 1) * kBlockRows, kBlockRows);
+  PackedMultiply last = p;
+  const int64_t step[2] = {p.step[p.steps - 1], p.step[p.steps - 1]};
+  last.step = step;
+  last.steps = 2;
+  multiply_few<kBits>({planes[0], sizeof(planes[0]), 2, e.bits, e.shift, nullptr, nullptr}, last);
 }
 
 template <int... kBits>
