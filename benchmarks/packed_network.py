@@ -78,7 +78,7 @@ def row(block: Block, x: Tensor, bits: int, peer: Callable[[], Tensor]) -> Row:
     network = Network.of(given)
 
     def check() -> None:
-        if not torch.equal(packed_network(x, network), reference(x, network.tensors, network.numbers)):
+        if not torch.equal(packed_network(x, network), reference(x, *network.arguments(x))):
             raise AssertionError("packed_network is not its reference")
 
     candidates = {

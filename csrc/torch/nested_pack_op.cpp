@@ -12,9 +12,7 @@ const uint32_t* plane_words_of(const char* op, const Tensor& planes, int64_t n) 
   return static_cast<const uint32_t*>(planes.const_data_ptr());
 }
 
-// The scales of a weight whose layout is known, without its planes.
-NestedPrepack scaled(const char* op, const Tensor& planes, const Tensor& scales, const Tensor& zero_points,
-                     const NestedLayout& layout) {
+NestedScales scales_of(const char* op, const Tensor& scales, const Tensor& zero_points, const NestedLayout& layout) {
   const auto fits = [&](const Tensor& t, ScalarType type) {
     return t.is_cpu() && t.is_contiguous() && t.scalar_type() == type && t.dim() == 2 &&
            (t.size(0) == 1 || t.size(0) == layout.rows) && t.size(1) == layout.groups();
@@ -23,12 +21,13 @@ NestedPrepack scaled(const char* op, const Tensor& planes, const Tensor& scales,
       fits(scales, ScalarType::Float) && fits(zero_points, ScalarType::Byte) && same_shape(scales, zero_points), op,
       ": scales (float32) and zero_points (uint8) must both be 1 or ", layout.rows, " x ", layout.groups(),
       " and contiguous, got shapes ", shape_of(scales), " and ", shape_of(zero_points));
-  return {layout,
-          nullptr,
-          static_cast<const float*>(scales.const_data_ptr()),
-          static_cast<const uint8_t*>(zero_points.const_data_ptr()),
-          scales.size(0) == layout.rows,
-          int(planes.size(0))};
+  return {static_cast<const float*>(scales.const_data_ptr()), static_cast<const uint8_t*>(zero_points.const_data_ptr()),
+          scales.size(0) == layout.rows};
+}
+
+// Without its planes.
+NestedPrepack scaled(const Tensor& planes, const NestedScales& s, const NestedLayout& layout) {
+  return {layout, nullptr, s.scales, s.zero_points, s.per_row, int(planes.size(0))};
 }
 
 void check_layout(const char* op, const NestedLayout& l) {
@@ -79,7 +78,7 @@ Tensor nested_unpack_cpu(Tensor planes, Tensor scales, Tensor zero_points, std::
   const NestedLayout layout{shape[0], columns, group, 1, 1};
   check_layout(kOp, layout);
   plane_words_of(kOp, planes, shape[0] * columns);
-  const NestedPrepack weight = scaled(kOp, planes, scales, zero_points, layout);
+  const NestedPrepack weight = scaled(planes, scales_of(kOp, scales, zero_points, layout), layout);
   const Tensor codes = codes_of(kOp, planes, shape[0] * columns, width_of(kOp, bits, weight.depth));
   Tensor w = torch::stable::empty(shape, ScalarType::Float);
   nested_values(weight, static_cast<const uint8_t*>(codes.const_data_ptr()), int(bits),
@@ -103,17 +102,23 @@ int width_of(const char* op, int64_t bits, int64_t planes) {
   return int(bits);
 }
 
-Nested nested(const char* op, const Tensor& planes, const Tensor& scales, const Tensor& zero_points,
-              const NestedLayout& layout, const std::vector<Tensor>& parts) {
+Nested nested(const char* op, const Tensor& planes, const NestedScales& scales, const NestedLayout& layout,
+              const std::vector<Tensor>& parts) {
   check_layout(op, layout);
   plane_words_of(op, planes, layout.rows * layout.columns);
-  Nested made{scaled(op, planes, scales, zero_points, layout), parts.empty() ? prepack(op, planes, layout) : parts[0]};
+  Nested made{scaled(planes, scales, layout), parts.empty() ? prepack(op, planes, layout) : parts[0]};
   const Tensor& p = made.planes;
   STD_TORCH_CHECK(p.is_cpu() && p.is_contiguous() && p.scalar_type() == ScalarType::Byte && p.dim() == 2 &&
                       p.size(0) == planes.size(0) && p.size(1) == layout.plane_bytes() && parts.size() <= 1,
                   op, ": prepack is not what nested_prepack makes of this weight, got shape ", shape_of(p));
   made.prepack.planes = static_cast<const uint8_t*>(p.const_data_ptr());
   return made;
+}
+
+Nested nested(const char* op, const Tensor& planes, const Tensor& scales, const Tensor& zero_points,
+              const NestedLayout& layout, const std::vector<Tensor>& parts) {
+  check_layout(op, layout);
+  return nested(op, planes, scales_of(op, scales, zero_points, layout), layout, parts);
 }
 
 }  // namespace lcs::binding

@@ -11,6 +11,15 @@ struct Nested {
   Tensor planes;
 };
 
+// Of each row, or of all.
+struct NestedScales {
+  const float* scales;
+  const uint8_t* zero_points;
+  bool per_row;
+};
+
+Nested nested(const char* op, const Tensor& planes, const NestedScales& scales, const NestedLayout& layout,
+              const std::vector<Tensor>& parts);
 Nested nested(const char* op, const Tensor& planes, const Tensor& scales, const Tensor& zero_points,
               const NestedLayout& layout, const std::vector<Tensor>& parts);
 

@@ -15,27 +15,64 @@ constexpr const char* kPackedNetwork = "packed_network";
 // In the order of the schema's numbers.
 struct Numbers {
   int64_t kind, input, residual, out_channels, in_channels, kernel_h, kernel_w, stride_h, stride_w, padding_h,
-      padding_w, dilation_h, dilation_w, groups, bits, x_bits, y_bits, relu, prepacked, biased;
+      padding_w, dilation_h, dilation_w, groups, bits, x_bits, y_bits, relu, prepacked, biased, scales;
 };
-constexpr size_t kNumbers = sizeof(Numbers) / sizeof(int64_t);
+constexpr int64_t kNumbers = sizeof(Numbers) / sizeof(int64_t);
+
+// Values that steps read one after the other, of one tensor.
+template <class T>
+class Values {
+ public:
+  Values(const Tensor& of, ScalarType type, const char* name) : name_(name), n_(of.numel()) {
+    STD_TORCH_CHECK(of.is_cpu() && of.is_contiguous() && of.dim() == 1 && of.scalar_type() == type, kPackedNetwork,
+                    ": ", name, " must be a contiguous vector of the schema's dtype on the CPU, got shape ",
+                    shape_of(of));
+    data_ = static_cast<const T*>(of.const_data_ptr());
+  }
+
+  const T* some(int64_t n, size_t step) {
+    STD_TORCH_CHECK(n <= n_ - at_, kPackedNetwork, ": step ", step, " reads ", name_, " up to ", at_ + n,
+                    ", and there are ", n_);
+    at_ += n;
+    return data_ + at_ - n;
+  }
+
+  void check_end() const {
+    STD_TORCH_CHECK(at_ == n_, kPackedNetwork, ": the steps take ", at_, " ", name_, ", got ", n_);
+  }
+
+ private:
+  const char* name_;
+  const T* data_;
+  int64_t n_, at_ = 0;
+};
 
 class Builder {
  public:
-  Builder(const Tensor& x, const std::vector<Tensor>& tensors, const std::vector<int64_t>& numbers)
-      : tensors_(tensors), numbers_(numbers), count_(numbers.size() / kNumbers) {
-    STD_TORCH_CHECK(count_ >= 1 && numbers.size() % kNumbers == 0, kPackedNetwork, ": a step has ", kNumbers,
-                    " numbers, got ", numbers.size());
+  Builder(const Tensor& x, const std::vector<Tensor>& weights, const Tensor& floats, const Tensor& zero_points,
+          const Tensor& numbers)
+      : tensors_(weights),
+        floats_(floats, ScalarType::Float, "floats"),
+        zero_points_(zero_points, ScalarType::Byte, "zero_points") {
+    STD_TORCH_CHECK(numbers.is_cpu() && numbers.is_contiguous() && numbers.scalar_type() == ScalarType::Long &&
+                        numbers.dim() == 2 && numbers.size(0) >= 1 && numbers.size(1) == kNumbers,
+                    kPackedNetwork, ": numbers must be steps x ", kNumbers, " contiguous int64 on the CPU, got shape ",
+                    shape_of(numbers));
+    const auto count = size_t(numbers.size(0));
     values_.push_back({images(x, nullptr, true), false});
-    steps_.reserve(count_);
-    ranges_.reserve(2 * count_);
-    weights_.reserve(count_);
-    for (step_ = 0; step_ < count_; ++step_) {
+    steps_.reserve(count);
+    ranges_.reserve(2 * count);
+    weights_.reserve(count);
+    const int64_t* row = static_cast<const int64_t*>(numbers.const_data_ptr());
+    for (step_ = 0; step_ < count; ++step_, row += kNumbers) {
       Numbers n;
-      std::copy_n(numbers.data() + step_ * kNumbers, kNumbers, reinterpret_cast<int64_t*>(&n));
+      std::copy_n(row, kNumbers, reinterpret_cast<int64_t*>(&n));
       add(n);
     }
-    STD_TORCH_CHECK(next_ == tensors_.size(), kPackedNetwork, ": the steps take ", next_, " tensors, got ",
+    STD_TORCH_CHECK(next_ == tensors_.size(), kPackedNetwork, ": the steps take ", next_, " weights, got ",
                     tensors_.size());
+    floats_.check_end();
+    zero_points_.check_end();
     STD_TORCH_CHECK(!values_.back().codes, kPackedNetwork, ": the last step makes codes");
   }
 
@@ -49,15 +86,13 @@ class Builder {
   };
 
   const Tensor& next() {
-    STD_TORCH_CHECK(next_ < tensors_.size(), kPackedNetwork, ": step ", step_, " lacks a tensor");
+    STD_TORCH_CHECK(next_ < tensors_.size(), kPackedNetwork, ": step ", step_, " lacks a weight");
     return tensors_[next_++];
   }
 
   const lcs::ActivationRange* range(int64_t bits) {
-    const Tensor &low = next(), &high = next();
-    ranges_.push_back({scalar_of<float>(low, ScalarType::Float, kPackedNetwork, "low"),
-                       scalar_of<float>(high, ScalarType::Float, kPackedNetwork, "high"),
-                       width_of(kPackedNetwork, bits)});
+    const float* const ends = floats_.some(2, step_);
+    ranges_.push_back({ends[0], ends[1], width_of(kPackedNetwork, bits)});
     return &ranges_.back();
   }
 
@@ -114,7 +149,7 @@ class Builder {
                     kPackedNetwork, ": step ", step_, " takes a contiguous float32 weight of ", n.out_channels, " x ",
                     x.shape.channels, ", got ", shape_of(weight));
     step.dense = static_cast<const float*>(weight.const_data_ptr());
-    if (n.biased) a.bias = vector_of(kPackedNetwork, "bias", next(), n.out_channels);
+    if (n.biased) a.bias = floats_.some(n.out_channels, step_);
     a.relu = n.relu != 0;
     a.y.channels = n.out_channels;
   }
@@ -126,17 +161,21 @@ class Builder {
                     n.out_channels, " channels, and gets ", x.shape.channels);
     const int64_t taps = n.kernel_h * n.kernel_w, columns = n.in_channels * taps;
     STD_TORCH_CHECK(columns <= lcs::kMaxRangedTerms, kPackedNetwork, ": step ", step_, " sums ", columns, " products");
-    const Tensor &planes = next(), &scales = next(), &zero_points = next();
+    STD_TORCH_CHECK(n.scales == 1 || n.scales == n.out_channels, kPackedNetwork, ": step ", step_, " has ", n.scales,
+                    " scales, not 1 or ", n.out_channels);
+    const Tensor& planes = next();
     const std::vector<Tensor> prepack(n.prepacked ? 1 : 0, n.prepacked ? next() : planes);
+    const NestedScales scales{floats_.some(n.scales, step_), zero_points_.some(n.scales, step_),
+                              n.scales == n.out_channels};
     const int64_t joined = n.in_channels < lcs::NestedLayout::kStep ? n.kernel_w : 1;
-    weights_.push_back(nested(kPackedNetwork, planes, scales, zero_points,
+    weights_.push_back(nested(kPackedNetwork, planes, scales,
                               {n.out_channels, columns, std::max<int64_t>(columns, 1), taps, n.groups, joined},
                               prepack));
     a.dtype = lcs::DType::float32;
     a.weight = weights_.back().prepack;
     a.bits = width_of(kPackedNetwork, n.bits, a.weight.depth);
     a.range = range(n.x_bits);
-    if (n.biased) a.bias = vector_of(kPackedNetwork, "bias", next(), n.out_channels);
+    if (n.biased) a.bias = floats_.some(n.out_channels, step_);
     a.relu = n.relu != 0;
     a.exact = false;
     a.y.channels = n.out_channels;
@@ -151,8 +190,8 @@ class Builder {
   }
 
   const std::vector<Tensor>& tensors_;
-  const std::vector<int64_t>& numbers_;
-  const size_t count_;
+  Values<float> floats_;
+  Values<uint8_t> zero_points_;
   size_t step_ = 0, next_ = 0;
   std::vector<Value> values_;
   std::vector<lcs::PackedNetworkStep> steps_;
@@ -160,10 +199,11 @@ class Builder {
   std::vector<Nested> weights_;
 };
 
-Tensor packed_network_cpu(Tensor x, std::vector<Tensor> tensors, std::vector<int64_t> numbers) {
+Tensor packed_network_cpu(Tensor x, std::vector<Tensor> weights, Tensor floats, Tensor zero_points, Tensor numbers,
+                          std::vector<int64_t> size) {
   STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float, kPackedNetwork,
                   ": x must be float32 (n, c, h, w), got shape ", shape_of(x));
-  const Builder network(x, tensors, numbers);
+  const Builder network(x, weights, floats, zero_points, numbers);
   const auto pools_x = [](const lcs::PackedNetworkStep& step) {
     return step.kind == Kind::max_pool && step.input == 0;
   };
@@ -173,6 +213,8 @@ Tensor packed_network_cpu(Tensor x, std::vector<Tensor> tensors, std::vector<int
                        : last  ? torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast)
                                : torch::stable::contiguous(x);
   const lcs::Images& made = network.last();
+  const std::vector<int64_t> found{made.channels, made.height, made.width};
+  STD_TORCH_CHECK(size == found, kPackedNetwork, ": the steps make ", shape_of(found), ", not ", shape_of(size));
   Tensor y = empty_images({x.size(0), made.channels, made.height, made.width}, ScalarType::Float, true);
   lcs::packed_network({network.steps().data(), int64_t(network.steps().size()),
                        images(input, const_cast<void*>(input.const_data_ptr()), last),

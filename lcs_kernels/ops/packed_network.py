@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -76,9 +76,9 @@ _CONVOLUTION, _MAX_POOL, _MEAN, _DENSE = range(4)
 
 @dataclass(frozen=True)
 class _Step:
-    """A step as the schema takes it. A convolution's tensors are planes, scales, zero points, what is `prepacked`, both
-    ends of x's range, the bias if it is `biased`, and both ends of y's range if there are `y_bits`; a linear layer's
-    the weight, and the bias likewise."""
+    """A step as the schema takes it. A convolution's weights are its planes and what is `prepacked`; its floats
+    `scales` scales, as many as it has zero points, both ends of x's range, the bias if it is `biased`, and both ends of
+    y's range if there are `y_bits`. A linear layer's are its weight, and the bias likewise."""
 
     kind: int
     input: int
@@ -100,6 +100,7 @@ class _Step:
     relu: int = 0
     prepacked: int = 0
     biased: int = 0
+    scales: int = 0
 
     @property
     def weight_shape(self) -> list[int]:
@@ -117,35 +118,72 @@ class _Step:
 _FIELDS = len(fields(_Step))
 
 
-def _steps(numbers: Sequence[int]) -> Iterator[_Step]:
-    return (_Step(*numbers[i : i + _FIELDS]) for i in range(0, len(numbers), _FIELDS))
+def _steps(numbers: Tensor) -> Iterator[_Step]:
+    return (_Step(*row) for row in numbers.tolist())
 
 
 @dataclass(frozen=True)
 class Network:
-    """Steps, made ready for any number of calls."""
+    """Steps, made ready for any number of calls: what they read that is small lies together, as a call looks at every
+    tensor."""
 
-    tensors: list[Tensor]
-    numbers: list[int]
+    weights: list[Tensor]
+    floats: Tensor  # float32, 1-d
+    zero_points: Tensor  # uint8, 1-d
+    numbers: Tensor  # int64, a row for each step
+    steps: tuple[_Step, ...]
+    sizes: dict[tuple[int, ...], list[int]] = field(default_factory=dict)  # of results, by x's shape
 
     @classmethod
     def of(cls, steps: Sequence[Convolution | MaxPool | Mean | Dense]) -> Network:
         """Raises ValueError where a step reads a value that is not there, or does not run on integers alone."""
-        tensors, numbers = [], []
+        made, parts = [], _Parts([], [], [])
         for i, step in enumerate(steps):
             for name, value in (("input", step.input), ("residual", getattr(step, "residual", None))):
                 if value is not None and not 0 <= value <= i:
                     raise ValueError(f"packed_network: {name} of step {i} must be a value from 0 to {i}, got {value}")
             if isinstance(step, MaxPool):
-                made = _pool(step)
+                made.append(_pool(step))
             elif isinstance(step, Mean):
-                made = _Step(_MEAN, step.input, -1, 0, 0)
+                made.append(_Step(_MEAN, step.input, -1, 0, 0))
             elif isinstance(step, Dense):
-                made = _dense(step, tensors)
+                made.append(_dense(step, parts))
             else:
-                made = _convolution(i, step, tensors)
-            numbers += map(int, astuple(made))
-        return cls(tensors, numbers)
+                made.append(_convolution(i, step, parts))
+        on = parts.weights[0].device if parts.weights else "cpu"
+        floats = [t.detach().flatten().to(on, torch.float32) for t in parts.floats]
+        zeros = [t.flatten() for t in parts.zero_points]
+        return cls(
+            parts.weights,
+            torch.cat(floats) if floats else torch.empty(0, device=on),
+            torch.cat(zeros) if zeros else torch.empty(0, dtype=torch.uint8, device=on),
+            torch.tensor([tuple(map(int, astuple(step))) for step in made], dtype=torch.int64).reshape(-1, _FIELDS),
+            tuple(made),
+        )
+
+    def size(self, shape: tuple[int, ...]) -> list[int]:
+        """(channels, height, width) of the result for x of a shape."""
+        shapes = [tuple(shape)]
+        for step in self.steps:
+            n, channels, *_ = shape = shapes[step.input]
+            size = [1, 1] if step.kind == _MEAN else output_size(shape, step.weight_shape, *step.settings)
+            shapes.append((n, channels if step.kind in (_MAX_POOL, _MEAN) else step.out_channels, *size))
+        return list(shapes[-1][1:])
+
+    def arguments(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor, list[int]]:
+        """What the op takes behind x."""
+        if torch.compiler.is_compiling():  # a shape may be symbolic
+            size = self.size(x.shape)
+        elif (size := self.sizes.get(x.shape)) is None:
+            size = self.sizes[x.shape] = self.size(x.shape)
+        return self.weights, self.floats, self.zero_points, self.numbers, size
+
+
+@dataclass(frozen=True)
+class _Parts:
+    weights: list[Tensor]
+    floats: list[Tensor]
+    zero_points: list[Tensor]
 
 
 def _pool(step: MaxPool) -> _Step:
@@ -156,13 +194,14 @@ def _pool(step: MaxPool) -> _Step:
     return _Step(_MAX_POOL, step.input, -1, 0, 0, *kernel, *stride, *padding)
 
 
-def _dense(step: Dense, tensors: list[Tensor]) -> _Step:
+def _dense(step: Dense, to: _Parts) -> _Step:
     biased = step.bias is not None
-    tensors += [step.weight.float().contiguous(), *([step.bias.float()] if biased else [])]
+    to.weights.append(step.weight.float().contiguous())
+    to.floats.extend([step.bias] if biased else [])
     return _Step(_DENSE, step.input, -1, *step.weight.shape, relu=step.relu, biased=biased)
 
 
-def _convolution(i: int, step: Convolution, tensors: list[Tensor]) -> _Step:
+def _convolution(i: int, step: Convolution, to: _Parts) -> _Step:
     weight, on = step.weight, step.weight.planes
     stride, padding, dilation = geometry("packed_network", step.stride, step.padding, step.dilation)
     if len(weight.shape) != 4 or weight.group < weight.columns or weight.columns > packed_conv2d.MAX_RANGED_TERMS:
@@ -171,55 +210,68 @@ def _convolution(i: int, step: Convolution, tensors: list[Tensor]) -> _Step:
             f"{packed_conv2d.MAX_RANGED_TERMS:,} columns, got {weight.shape} in groups of {weight.group}"
         )
     prepack = packed_conv2d.prepacked(weight, step.groups, on.device) if on.is_cpu else []
-    like = weight.scales
-    tensors += [on, weight.scales, weight.zero_points, *prepack, *range_tensors("packed_network", *step.x_range, like)]
-    tensors += [] if step.bias is None else [step.bias.float()]
-    tensors += [] if step.y_range is None else range_tensors("packed_network", *step.y_range, like)
+    to.weights.extend([on, *prepack])
+    to.zero_points.append(weight.zero_points)
+    to.floats.extend([weight.scales, *range_tensors("packed_network", *step.x_range, weight.scales)])
+    if step.bias is not None:
+        to.floats.append(step.bias)
+    if step.y_range is not None:
+        to.floats.extend(range_tensors("packed_network", *step.y_range, weight.scales))
     return _Step(
         _CONVOLUTION, step.input, -1 if step.residual is None else step.residual, *weight.shape, *stride, *padding,
         *dilation, step.groups, step.bits, step.x_bits, 0 if step.y_range is None else step.y_bits, step.relu,
-        len(prepack), step.bias is not None,
+        len(prepack), step.bias is not None, weight.scales.numel(),
     )  # fmt: skip
 
 
-def reference(x: Tensor, tensors: Sequence[Tensor], numbers: Sequence[int]) -> Tensor:
+def reference(
+    x: Tensor, weights: Sequence[Tensor], floats: Tensor, zero_points: Tensor, numbers: Tensor, size: Sequence[int]
+) -> Tensor:
     """Step by step, by `packed_conv2d`'s reference and torch's pooling and linear layer."""
-    values, given = [x], iter(tensors)
+    values, weights, at, zero = [x], iter(weights), 0, 0
+
+    def some(n: int) -> Tensor:
+        nonlocal at
+        at += n
+        return floats[at - n : at]
+
     for step in _steps(numbers):
         value = values[step.input]
         if step.kind == _MEAN:
             values.append(value.mean((2, 3), keepdim=True))
             continue
         if step.kind == _DENSE:
-            y = F.linear(value.flatten(1), next(given), next(given) if step.biased else None)
+            y = F.linear(value.flatten(1), next(weights), some(step.out_channels) if step.biased else None)
             values.append((y.relu() if step.relu else y)[..., None, None])
             continue
         if step.kind == _MAX_POOL:
             window = [step.kernel_h, step.kernel_w]
             values.append(F.max_pool2d(value, window, *step.settings[:2]))
             continue
-        weight = next(given), next(given), next(given), step.weight_shape
+        zeros = zero_points[zero : zero + step.scales]
+        zero += step.scales
+        weight = next(weights), some(step.scales)[:, None], zeros[:, None], step.weight_shape
         for _ in range(step.prepacked):
-            next(given)
-        low, high = next(given), next(given)
-        bias = next(given) if step.biased else None
-        y_range = (next(given), next(given), step.y_bits) if step.y_bits else ()
+            next(weights)
+        low, high = some(2)
+        bias = some(step.out_channels) if step.biased else None
+        y_range = (*some(2), step.y_bits) if step.y_bits else ()
         residual = values[step.residual] if step.residual >= 0 else None
         settings = (*step.settings, step.groups, low, high, step.x_bits, bool(step.relu), False, [], residual)
         values.append(packed_conv2d.reference(value, *weight, step.bits, bias, *settings, *y_range))
     return values[-1].contiguous(memory_format=torch.channels_last)
 
 
-def fake(x, tensors, numbers):
-    shapes = [tuple(x.shape)]
-    for step in _steps(numbers):
-        n, channels, *_ = shape = shapes[step.input]
-        size = [1, 1] if step.kind == _MEAN else output_size(shape, step.weight_shape, *step.settings)
-        shapes.append((n, channels if step.kind in (_MAX_POOL, _MEAN) else step.out_channels, *size))
-    return x.new_empty(shapes[-1]).contiguous(memory_format=torch.channels_last)
+def fake(x, weights, floats, zero_points, numbers, size):
+    return x.new_empty((x.shape[0], *size)).contiguous(memory_format=torch.channels_last)
 
 
-_op = define("packed_network(Tensor x, Tensor[] tensors, SymInt[] numbers) -> Tensor", reference, fake)
+_op = define(
+    "packed_network(Tensor x, Tensor[] weights, Tensor floats, Tensor zero_points, Tensor numbers, SymInt[] size)"
+    " -> Tensor",
+    reference,
+    fake,
+)
 
 
 def packed_network(x: Tensor, network: Network) -> Tensor:
@@ -247,4 +299,4 @@ def packed_network(x: Tensor, network: Network) -> Tensor:
         raise ValueError(f"packed_network: x must be (n, c, h, w), got shape {tuple(x.shape)}")
     if wants_grad(x):
         raise ValueError("packed_network: codes have no gradient; call it under torch.no_grad()")
-    return _op(x, network.tensors, network.numbers)
+    return _op(x, *network.arguments(x))

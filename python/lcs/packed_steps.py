@@ -25,7 +25,8 @@ class PackedSteps(nn.Module):
     def __init__(self, steps: fx.GraphModule) -> None:
         super().__init__()
         self.steps = steps
-        self._layers = [steps.get_submodule(node.target) for node in steps.graph.nodes if node.op == "call_module"]
+        layers = [steps.get_submodule(node.target) for node in steps.graph.nodes if node.op == "call_module"]
+        self._hooks = [hooks for layer in layers for hooks in hooks_of(layer)]
 
     def forward(self, input: Tensor) -> Tensor:
         running = RUNNING.get(None)
@@ -41,7 +42,7 @@ class PackedSteps(nn.Module):
     def _takes(self, x: Tensor) -> bool:
         wants_grad = x.requires_grad and torch.is_grad_enabled()
         plain = x.dtype == torch.float32 and x.is_cpu and x.dim() == 4 and not wants_grad
-        return plain and not any(map(watched, self._layers))
+        return plain and not any(self._hooks)
 
     def _network(self, x: Tensor) -> Network | None:
         """None: a step is no integer product at this level, or adds what `packed_network` does not."""
@@ -103,9 +104,14 @@ def averages(node: fx.Node) -> bool:
     return node.target is F.adaptive_avg_pool2d and node.args[1:] in ((1,), ((1, 1),)) and not node.kwargs
 
 
+def hooks_of(m: nn.Module) -> tuple[dict, ...]:
+    """Those that anybody has registered, and will."""
+    return m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks
+
+
 def watched(m: nn.Module) -> bool:
     """Whether somebody has registered a hook."""
-    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+    return any(hooks_of(m))
 
 
 def gather(graph: fx.Graph, modules: dict[str, nn.Module], pooling: Callable) -> dict[str, PackedSteps]:

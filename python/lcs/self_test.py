@@ -163,7 +163,7 @@ def _packed_network() -> Case:
         packed_network.Convolution(2, second, 3, (0.0, 4.0), padding=1, residual=2),
     ]
     x, network = _weights(2, 2, 3, 9, 8), packed_network.Network.of(steps)
-    return [lcs_kernels.packed_network(x, network)], [packed_network.reference(x, network.tensors, network.numbers)]
+    return [lcs_kernels.packed_network(x, network)], [packed_network.reference(x, *network.arguments(x))]
 
 
 def _width_conv2d_norm() -> Case:

@@ -59,7 +59,7 @@ NETWORKS = {
 
 def check(x, steps):
     network = Network.of(steps)
-    y, expected = packed_network(x, network), reference(x, network.tensors, network.numbers)
+    y, expected = packed_network(x, network), reference(x, *network.arguments(x))
     assert y.dtype == torch.float32 and y.is_contiguous(memory_format=torch.channels_last)
     assert y.shape == expected.shape and torch.equal(y.isnan(), expected.isnan())
     assert torch.equal(y.nan_to_num(), expected.nan_to_num())
@@ -156,9 +156,10 @@ def test_equals_the_steps_one_by_one():
 
 def test_opcheck():
     network = Network.of(NETWORKS["read twice"](4))
-    opcheck(OP, (torch.randn(2, 3, 9, 8), network.tensors, network.numbers))
+    x = torch.randn(2, 3, 9, 8)
+    opcheck(OP, (x, *network.arguments(x)))
     network = Network.of([conv(0, 5, 3, (1, 1)), Mean(1), Dense(2, torch.randn(7, 5))])
-    opcheck(OP, (torch.randn(2, 3, 9, 8), network.tensors, network.numbers))
+    opcheck(OP, (x, *network.arguments(x)))
 
 
 def test_compiles_to_one_graph():
@@ -211,7 +212,25 @@ def test_refuses_other_inputs():
         packed_network(x[0], network)
     with pytest.raises(ValueError, match="no gradient"):
         packed_network(x.requires_grad_(), network)
-    with pytest.raises(RuntimeError, match="step 0 lacks a tensor"):
-        OP(x.detach(), network.tensors[:4], network.numbers)
-    with pytest.raises(RuntimeError, match="numbers, got 19"):
-        OP(x.detach(), network.tensors, network.numbers[:-1])
+
+
+def test_the_op_refuses_what_no_network_holds():
+    network, x = Network.of([conv(0, 4, 3, (1, 1))]), torch.randn(1, 3, 4, 4)
+    weights, floats, zeros, numbers, size = network.arguments(x)
+    for arguments, words in (
+        (([], floats, zeros, numbers, size), "step 0 lacks a weight"),
+        (([*weights, zeros], floats, zeros, numbers, size), "take 2 weights, got 3"),
+        ((weights, floats[:-1], zeros, numbers, size), "step 0 reads floats up to 10, and there are 9"),
+        ((weights, torch.cat([floats, floats]), zeros, numbers, size), "take 10 floats, got 20"),
+        ((weights, floats.double(), zeros, numbers, size), "floats must be"),
+        ((weights, floats, zeros[1:], numbers, size), "step 0 reads zero_points up to 4, and there are 3"),
+        ((weights, floats, zeros.int(), numbers, size), "zero_points must be"),
+        ((weights, floats, zeros, numbers[:, :-1], size), "numbers must be .* x 21 .* got shape .1, 20."),
+        ((weights, floats, zeros, numbers, [4, 4, 5]), r"make \(4, 4, 4\), not \(4, 4, 5\)"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            OP(x, *arguments)
+    numbers = numbers.clone()
+    numbers[0, -1] = -1
+    with pytest.raises(RuntimeError, match="step 0 has -1 scales"):
+        OP(x, weights, floats, zeros, numbers, size)
