@@ -119,8 +119,8 @@ inline void put_codes(const __m512* value, const PackedCodes& code, int8_t* to, 
   _mm512_mask_storeu_epi8(to, mask, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
 }
 
-// Of row m of x.
-inline void finish_pair(const PackedPairOutput& o, const PairMasks& masks, int64_t m, const __m512i* sum) {
+// Of row m of x. A call would have the sums in memory, all the time that they are added up.
+__attribute__((always_inline)) inline void finish_pair(const PackedPairOutput& o, const PairMasks& masks, int64_t m, const __m512i* sum) {
   const __m512 floor = _mm512_set1_ps(o.relu ? 0.0f : -__builtin_inff()), row_scale = _mm512_set1_ps(o.row_scale[m]);
   const __m512i sums = _mm512_set1_epi32(o.sums[m]);
   const __m128i shift = _mm_cvtsi32_si128(o.shift);
@@ -176,12 +176,7 @@ void multiply_pair_tile(const PackedPairMultiply& p, int64_t row, const PairMask
     }
   }
   LCS_UNROLL
-  for (int m = 0; m < kRows; ++m) {
-    __m512i total[kPairVectors];  // of which alone an address is taken: the sums stay in registers
-    LCS_UNROLL
-    for (int v = 0; v < kPairVectors; ++v) total[v] = sum[m][v];
-    finish_pair(p.output, masks, row + m, total);
-  }
+  for (int m = 0; m < kRows; ++m) finish_pair(p.output, masks, row + m, sum[m]);
 }
 
 template <int... kRows>

@@ -41,9 +41,10 @@ int packed_conv2d_winograd(const PackedConv2dArgs& a) {
   const PackedGemm gemm(a.weight, a.bits, nullptr, false, a.exact);
   const bool fits = is_plain(a.vertical) && is_plain(a.horizontal) && layout.parts == 1 && layout.joined == 1 &&
                     layout.blocks() % 2 == 0 && gemm.pairs();
+  if (!fits || (a.winograd && *a.winograd == 0)) return 0;
   const bool few = a.bits <= kWinogradBits && a.range && a.range->bits <= kWinogradInputBits;
   const auto can = [&](const WinogradKernels& kernels) {
-    return fits && kernels.side && (kernels.side == 4 || few) && (!a.winograd || *a.winograd == kernels.side);
+    return kernels.side && (kernels.side == 4 || few) && (!a.winograd || *a.winograd == kernels.side);
   };
   const StripGeometry g(a, gemm.panel());
   const int64_t taps = taps_inside(g.rows, a.x.height, a.y.height) * taps_inside(g.columns, a.x.width, a.y.width);

@@ -212,13 +212,18 @@ Tensor packed_network_cpu(Tensor x, std::vector<Tensor> weights, Tensor floats, 
   const Tensor input = is_last ? x
                        : last  ? torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast)
                                : torch::stable::contiguous(x);
-  const lcs::Images& made = network.last();
+  lcs::Images made = network.last();
   const std::vector<int64_t> found{made.channels, made.height, made.width};
-  STD_TORCH_CHECK(size == found, kPackedNetwork, ": the steps make ", shape_of(found), ", not ", shape_of(size));
-  Tensor y = empty_images({x.size(0), made.channels, made.height, made.width}, ScalarType::Float, true);
+  const bool flat = size.size() == 1 && made.height == 1 && made.width == 1 && size[0] == made.channels;
+  STD_TORCH_CHECK(flat || size == found, kPackedNetwork, ": the steps make ", shape_of(found), ", not ",
+                  shape_of(size));
+  Tensor y = flat ? torch::stable::empty({x.size(0), made.channels}, ScalarType::Float)
+                  : empty_images({x.size(0), made.channels, made.height, made.width}, ScalarType::Float, true);
+  const int64_t c = made.channels, w = made.width;
+  made = {y.mutable_data_ptr(), x.size(0), c, made.height, w, c * w * made.height, 1, w * c, c};
   lcs::packed_network({network.steps().data(), int64_t(network.steps().size()),
-                       images(input, const_cast<void*>(input.const_data_ptr()), last),
-                       images(y, y.mutable_data_ptr(), true), forked() ? 1 : int64_t(torch::stable::get_num_threads())},
+                       images(input, const_cast<void*>(input.const_data_ptr()), last), made,
+                       forked() ? 1 : int64_t(torch::stable::get_num_threads())},
                       parallel);
   return y;
 }

@@ -132,12 +132,18 @@ class Network:
     zero_points: Tensor  # uint8, 1-d
     numbers: Tensor  # int64, a row for each step
     steps: tuple[_Step, ...]
+    flat: bool = False  # whether the result is (n, channels)
     sizes: dict[tuple[int, ...], list[int]] = field(default_factory=dict)  # of results, by x's shape
 
     @classmethod
-    def of(cls, steps: Sequence[Convolution | MaxPool | Mean | Dense]) -> Network:
-        """Raises ValueError where a step reads a value that is not there, or does not run on integers alone."""
+    def of(cls, steps: Sequence[Convolution | MaxPool | Mean | Dense], flat: bool = False) -> Network:
+        """`flat`: the result, which a `Mean` or a `Dense` makes, is (n, channels).
+
+        Raises ValueError where a step reads a value that is not there, or does not run on integers alone.
+        """
         made, parts = [], _Parts([], [], [])
+        if flat and not isinstance(steps[-1], Mean | Dense):
+            raise ValueError("packed_network: only what a Mean or a Dense makes can be flat")
         for i, step in enumerate(steps):
             for name, value in (("input", step.input), ("residual", getattr(step, "residual", None))):
                 if value is not None and not 0 <= value <= i:
@@ -159,16 +165,17 @@ class Network:
             torch.cat(zeros) if zeros else torch.empty(0, dtype=torch.uint8, device=on),
             torch.tensor([tuple(map(int, astuple(step))) for step in made], dtype=torch.int64).reshape(-1, _FIELDS),
             tuple(made),
+            flat,
         )
 
     def size(self, shape: tuple[int, ...]) -> list[int]:
-        """(channels, height, width) of the result for x of a shape."""
+        """(channels, height, width) of the result for x of a shape; (channels,) of a flat one."""
         shapes = [tuple(shape)]
         for step in self.steps:
             n, channels, *_ = shape = shapes[step.input]
             size = [1, 1] if step.kind == _MEAN else output_size(shape, step.weight_shape, *step.settings)
             shapes.append((n, channels if step.kind in (_MAX_POOL, _MEAN) else step.out_channels, *size))
-        return list(shapes[-1][1:])
+        return list(shapes[-1][1 : 2 if self.flat else None])
 
     def arguments(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor, list[int]]:
         """What the op takes behind x."""
@@ -259,11 +266,12 @@ def reference(
         residual = values[step.residual] if step.residual >= 0 else None
         settings = (*step.settings, step.groups, low, high, step.x_bits, bool(step.relu), False, [], residual)
         values.append(packed_conv2d.reference(value, *weight, step.bits, bias, *settings, *y_range))
-    return values[-1].contiguous(memory_format=torch.channels_last)
+    return values[-1].flatten(1) if len(size) == 1 else values[-1].contiguous(memory_format=torch.channels_last)
 
 
 def fake(x, weights, floats, zero_points, numbers, size):
-    return x.new_empty((x.shape[0], *size)).contiguous(memory_format=torch.channels_last)
+    y = x.new_empty((x.shape[0], *size))
+    return y if len(size) == 1 else y.contiguous(memory_format=torch.channels_last)
 
 
 _op = define(
@@ -284,7 +292,7 @@ def packed_network(x: Tensor, network: Network) -> Tensor:
             float32 values.
 
     Returns:
-        float32, channels_last.
+        float32, channels_last; (n, channels) of a flat network.
 
     Raises:
         ValueError: x of another number of dimensions, or a wanted gradient.

@@ -52,6 +52,8 @@ class PackedSteps(nn.Module):
                 values[node] = 0, tuple(x.shape)
             elif node.op != "output":
                 value, shape = values[node.args[0]]
+                if flattens(node):
+                    continue  # the last one
                 if node.target is F.adaptive_avg_pool2d:
                     found = Mean(value), (*shape[:2], 1, 1)
                 elif node.op == "call_function":
@@ -66,7 +68,7 @@ class PackedSteps(nn.Module):
                     return None
                 steps.append(found[0])
                 values[node] = len(steps), found[1]
-        return Network.of(steps)
+        return Network.of(steps, any(map(flattens, self.steps.graph.nodes)))
 
 
 def _pooling(value: int, shape: tuple[int, ...], kernel_size, stride, padding) -> tuple[MaxPool, tuple[int, ...]]:
@@ -104,6 +106,11 @@ def averages(node: fx.Node) -> bool:
     return node.target is F.adaptive_avg_pool2d and node.args[1:] in ((1,), ((1, 1),)) and not node.kwargs
 
 
+def flattens(node: fx.Node) -> bool:
+    """Whether a node makes (n, channels) of (n, channels, 1, 1), or more."""
+    return node.args[1:] == (1,) and not node.kwargs and node.target in ("flatten", torch.flatten)
+
+
 def hooks_of(m: nn.Module) -> tuple[dict, ...]:
     """Those that anybody has registered, and will."""
     return m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks
@@ -124,6 +131,8 @@ def gather(graph: fx.Graph, modules: dict[str, nn.Module], pooling: Callable) ->
             return node.args[4] in (1, (1, 1)) and not node.args[5]
         if averages(node):
             return all(linear(user) for user in node.users)
+        if flattens(node):
+            return linear(node.args[0])
         layer = modules[node.target] if node.op == "call_module" else None
         if not isinstance(layer, FrozenQuantizedConv2d) or not layer.takes_codes() or watched(layer):
             return linear(node)

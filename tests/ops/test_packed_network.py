@@ -160,6 +160,7 @@ def test_opcheck():
     opcheck(OP, (x, *network.arguments(x)))
     network = Network.of([conv(0, 5, 3, (1, 1)), Mean(1), Dense(2, torch.randn(7, 5))])
     opcheck(OP, (x, *network.arguments(x)))
+    opcheck(OP, (x, *Network.of([conv(0, 5, 3, (1, 1)), Mean(1)], flat=True).arguments(x)))
 
 
 def test_compiles_to_one_graph():
@@ -214,6 +215,18 @@ def test_refuses_other_inputs():
         packed_network(x.requires_grad_(), network)
 
 
+def test_a_flat_result_holds_the_same():
+    torch.manual_seed(0)
+    steps, x = [conv(0, 5, 3, (3, 3)), Mean(1), Dense(2, torch.randn(7, 5), torch.randn(7))], torch.randn(3, 3, 9, 8)
+    for last in (2, 3):
+        flat, plain = Network.of(steps[:last], flat=True), Network.of(steps[:last])
+        assert torch.equal(packed_network(x, flat), packed_network(x, plain).flatten(1))
+        assert torch.equal(reference(x, *flat.arguments(x)), reference(x, *plain.arguments(x)).flatten(1))
+    assert packed_network(x[:0], flat).shape == (0, 7)
+    with pytest.raises(ValueError, match="only what a Mean or a Dense makes can be flat"):
+        Network.of(steps[:1], flat=True)
+
+
 def test_the_op_refuses_what_no_network_holds():
     network, x = Network.of([conv(0, 4, 3, (1, 1))]), torch.randn(1, 3, 4, 4)
     weights, floats, zeros, numbers, size = network.arguments(x)
@@ -227,6 +240,7 @@ def test_the_op_refuses_what_no_network_holds():
         ((weights, floats, zeros.int(), numbers, size), "zero_points must be"),
         ((weights, floats, zeros, numbers[:, :-1], size), "numbers must be .* x 21 .* got shape .1, 20."),
         ((weights, floats, zeros, numbers, [4, 4, 5]), r"make \(4, 4, 4\), not \(4, 4, 5\)"),
+        ((weights, floats, zeros, numbers, [4]), r"make \(4, 4, 4\), not \(4\)"),
     ):
         with pytest.raises(RuntimeError, match=words):
             OP(x, *arguments)
