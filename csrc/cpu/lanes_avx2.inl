@@ -80,21 +80,24 @@ inline float reduce_greatest(Float x) {
 }
 inline Float raised_to(Float x, Float floor) { return _mm256_max_ps(floor, x); }       // a NaN stays
 inline Float lowered_to(Float x, Float ceiling) { return _mm256_min_ps(ceiling, x); }  // likewise
-// Of kLanes vectors, each into a lane.
+// Of kLanes vectors, each into a lane, as `reduce` and its like do: by halves.
 template <Float (*op)(Float, Float)>
-inline Float fold(Float a, Float b) {
-  return op(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+inline Float fold_halves(Float a, Float b) {
+  return op(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
 template <Float (*op)(Float, Float)>
 inline Float fold_pairs(Float a, Float b) {
-  const __m256d low = _mm256_castps_pd(a), high = _mm256_castps_pd(b);
-  return op(_mm256_castpd_ps(_mm256_unpacklo_pd(low, high)), _mm256_castpd_ps(_mm256_unpackhi_pd(low, high)));
+  return op(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+}
+template <Float (*op)(Float, Float)>
+inline Float fold(Float a, Float b) {
+  return op(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
 }
 template <Float (*op)(Float, Float)>
 inline Float fold_each(const Float* x) {
-  const Float a = fold_pairs<op>(fold<op>(x[0], x[1]), fold<op>(x[2], x[3]));
-  const Float b = fold_pairs<op>(fold<op>(x[4], x[5]), fold<op>(x[6], x[7]));
-  return op(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+  Float four[4];
+  for (int i = 0; i < 4; ++i) four[i] = fold_halves<op>(x[i], x[i + 4]);
+  return fold<op>(fold_pairs<op>(four[0], four[1]), fold_pairs<op>(four[2], four[3]));
 }
 inline Float reduce_each(const Float* x) { return fold_each<add>(x); }
 inline Float reduce_least_each(const Float* x) { return fold_each<lowered_to>(x); }

@@ -60,25 +60,29 @@ inline float reduce_least(Float x) { return _mm512_reduce_min_ps(x); }
 inline float reduce_greatest(Float x) { return _mm512_reduce_max_ps(x); }
 inline Float raised_to(Float x, Float floor) { return _mm512_max_ps(floor, x); }       // a NaN stays
 inline Float lowered_to(Float x, Float ceiling) { return _mm512_min_ps(ceiling, x); }  // likewise
-// Of kLanes vectors, each into a lane.
+// Of kLanes vectors, each into a lane, as `reduce` and its like do: by halves.
 template <Float (*op)(Float, Float)>
-inline Float fold(Float a, Float b) {
-  return op(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-}
-template <Float (*op)(Float, Float)>
-inline Float fold_pairs(Float a, Float b) {
-  const __m512d low = _mm512_castps_pd(a), high = _mm512_castps_pd(b);
-  return op(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)), _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+inline Float fold_halves(Float a, Float b) {
+  return op(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
 }
 template <Float (*op)(Float, Float)>
 inline Float fold_quarters(Float a, Float b) {
   return op(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
 }
 template <Float (*op)(Float, Float)>
+inline Float fold_pairs(Float a, Float b) {
+  return op(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+}
+template <Float (*op)(Float, Float)>
+inline Float fold(Float a, Float b) {
+  return op(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+}
+template <Float (*op)(Float, Float)>
 inline Float fold_each(const Float* x) {
   Float four[4];
-  for (int i = 0; i < 4; ++i, x += 4) four[i] = fold_pairs<op>(fold<op>(x[0], x[1]), fold<op>(x[2], x[3]));
-  return fold_quarters<op>(fold_quarters<op>(four[0], four[1]), fold_quarters<op>(four[2], four[3]));
+  for (int i = 0; i < 4; ++i)
+    four[i] = fold_quarters<op>(fold_halves<op>(x[i], x[i + 4]), fold_halves<op>(x[i + 8], x[i + 12]));
+  return fold<op>(fold_pairs<op>(four[0], four[1]), fold_pairs<op>(four[2], four[3]));
 }
 inline Float reduce_each(const Float* x) { return fold_each<add>(x); }
 inline Float reduce_least_each(const Float* x) { return fold_each<lowered_to>(x); }

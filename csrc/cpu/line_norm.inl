@@ -47,10 +47,20 @@ LCS_INLINE inline void put(E* p, const Row& a) {
 }
 
 // In a tree, by halves.
-inline float total(Row a) {
+LCS_INLINE inline Float halved(Row a) {
   for (int n = kWide / 2; n >= 1; n /= 2)
     for (int v = 0; v < n; ++v) a.part[v] = add(a.part[v], a.part[v + n]);
-  return reduce(a.part[0]);
+  return a.part[0];
+}
+inline float total(const Row& a) { return reduce(halved(a)); }
+
+// The total of each of 16 rows, side by side.
+inline Row totals(const Row* rows) {
+  return each([&](int v) LCS_INLINE {
+    Float of[kLanes];
+    for (int i = 0; i < kLanes; ++i) of[i] = halved(rows[v * kLanes + i]);
+    return reduce_each(of);
+  });
 }
 
 struct Sums {
@@ -315,6 +325,34 @@ void sums_of(const NormGradRows& job, const NormGroup& group, float* grads, floa
   }
 }
 
+constexpr int64_t kShortRows = kRow / 2;  // whose sums of two kinds are totalled together
+
+// The same of so many rows from `first` on, of kRow to kSums * kRow - 1 elements, of which `scan` makes one sum: added
+// in the same order.
+template <class E, bool kRelu>
+void short_sums_of(const NormGradRows& job, const NormGroup& group, int64_t first, float* grads, float* products) {
+  const int64_t n = job.columns, whole = n / kRow * kRow;
+  const Part rest{((1u << (n - whole)) - 1) << (kRow - (n - whole))};
+  const auto *x = static_cast<const E*>(job.x) + first * n, *grad = static_cast<const E*>(job.grad) + first * n;
+  Row rows[kRow];
+  for (int64_t r = 0; r < kShortRows; ++r, x += n, grad += n) {
+    const OneLine line(group.line(first + r));
+    Row sum = all(0.0f), product = sum;
+    const auto take = [&](int64_t i, auto counts) LCS_INLINE {
+      const Behind<kRelu, OneLine> at(row_at(x + i), counts(row_at(grad + i)), line, 0);
+      sum = sum + at.grad;
+      product = product + at.grad * at.centred;
+    };
+    for (int64_t i = 0; i < whole; i += kRow) take(i, Whole{});
+    if (whole < n) take(n - kRow, rest);
+    rows[r] = sum, rows[kShortRows + r] = product;
+  }
+  float found[kRow];
+  put(found, totals(rows));
+  copy(grads + first, found, kShortRows);
+  copy(products + first, found + kShortRows, kShortRows);
+}
+
 template <class E, bool kRelu>
 void column_sums_of(const NormGradRows& job, const LineOfEach& line, float* grads, float* products) {
   for_strips(job.columns, [&](int64_t, int64_t slot) LCS_INLINE {
@@ -426,7 +464,12 @@ void columns(const NormRows& rows, const NormLines& lines) {
 }
 
 void sums(const NormGradRows& rows, const NormGroup& group, float* grads, float* products) {
-  with_kind(rows, [&](auto e, auto relu) { sums_of<decltype(e), relu>(rows, group, grads, products); });
+  const bool is_short = rows.columns >= kRow && rows.columns < kSums * kRow && rows.rows % kShortRows == 0;
+  with_kind(rows, [&](auto e, auto relu) {
+    if (!is_short) return sums_of<decltype(e), relu>(rows, group, grads, products);
+    for (int64_t r = 0; r < rows.rows; r += kShortRows)
+      short_sums_of<decltype(e), relu>(rows, group, r, grads, products);
+  });
 }
 
 void column_sums(const NormGradRows& rows, const NormLines& lines, float* grads, float* products) {

@@ -134,7 +134,7 @@ int main() {
   constexpr int64_t kShapes[][4] = {{2, 1, 1, 1},    {3, 6, 1, 2},    {2, 17, 1, 17},  {2, 4, 15, 2},
                                     {2, 12, 16, 3},  {1, 5, 17, 1},   {2, 16, 33, 16}, {3, 40, 100, 8},
                                     {1, 3, 4099, 1}, {2, 2, 9001, 2}, {1, 33, 700, 3}, {65, 24, 64, 12},
-                                    {0, 4, 9, 2},    {2, 3, 0, 3}};
+                                    {2, 48, 49, 3},  {1, 16, 16, 2},  {0, 4, 9, 2},    {2, 3, 0, 3}};
   for (const Guard guard : kGuards)
     for (const DType dtype : kDTypes)
       for (const auto& [n, channels, pixels, groups] : kShapes)

@@ -20,6 +20,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 SHAPES = {
     "instance": ((3, 16, 8, 9), 16),
     "group": ((2, 64, 7, 7), 32),
+    "small planes": ((2, 48, 5, 9), 3),
     "one group": ((3, 6, 5, 7), 1),
     "one channel": ((2, 1, 9, 9), 1),
     "several chunks": ((2, 6, 61, 67), 3),
