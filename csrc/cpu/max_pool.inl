@@ -1,8 +1,21 @@
 // Compiled once per instruction set, after its lanes and `largest_of`, in an unnamed namespace inside its target
 // region.
+constexpr int kAtOnce = 4;  // vectors, so that none waits for its own comparison
+
+// NaN is the largest of all.
 bool nan(const float* x, int64_t n) {
+  Float most[kAtOnce];
+  LCS_UNROLL
+  for (int k = 0; k < kAtOnce; ++k) most[k] = set1(0.0f);
+  int64_t i = 0;
+  for (; i + kAtOnce * kLanes <= n; i += kAtOnce * kLanes) LCS_UNROLL
+  for (int k = 0; k < kAtOnce; ++k) most[k] = largest_of(load(x + i + k * kLanes), most[k]);
+  float each[kAtOnce * kLanes];
+  LCS_UNROLL
+  for (int k = 0; k < kAtOnce; ++k) store(each + k * kLanes, most[k]);
   bool found = false;
-  for (int64_t i = 0; i < n; ++i) found |= x[i] != x[i];
+  for (const float y : each) found |= y != y;
+  for (; i < n; ++i) found |= x[i] != x[i];
   return found;
 }
 

@@ -13,7 +13,7 @@ namespace {
 // A row of y as `dtype`, channels last.
 void pool_row(const MaxPoolArgs& a, int64_t row, const void* from, int64_t begin, void* to, DType dtype) {
   static thread_local Scratch<float> scratch;
-  const MaxPoolKernels run = best(scalar::max_pool_kernels, avx2::max_pool_kernels, avx2::max_pool_kernels);
+  const MaxPoolKernels run = best(scalar::max_pool_kernels, avx2::max_pool_kernels, avx512::max_pool_kernels);
   const Axis &v = a.vertical, &h = a.horizontal;
   const int64_t first = row * v.stride - v.padding, top = std::max<int64_t>(first, 0),
                 bottom = std::min(first + v.kernel, a.x.height), n = a.x.width * a.x.channels;

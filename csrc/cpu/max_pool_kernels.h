@@ -37,5 +37,8 @@ MaxPoolKernels max_pool_kernels();
 namespace avx2 {
 MaxPoolKernels max_pool_kernels();
 }
+namespace avx512 {
+MaxPoolKernels max_pool_kernels();
+}
 
 }  // namespace lcs

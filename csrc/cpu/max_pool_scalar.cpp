@@ -6,6 +6,7 @@
 #include "keys.h"
 #include "lcs/dtype.h"
 #include "max_pool_kernels.h"
+#include "target.h"
 
 namespace lcs::scalar {
 namespace {
