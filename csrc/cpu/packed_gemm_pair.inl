@@ -120,7 +120,8 @@ inline void put_codes(const __m512* value, const PackedCodes& code, int8_t* to, 
 }
 
 // Of row m of x. A call would have the sums in memory, all the time that they are added up.
-__attribute__((always_inline)) inline void finish_pair(const PackedPairOutput& o, const PairMasks& masks, int64_t m, const __m512i* sum) {
+__attribute__((always_inline)) inline void finish_pair(const PackedPairOutput& o, const PairMasks& masks, int64_t m,
+                                                       const __m512i* sum) {
   const __m512 floor = _mm512_set1_ps(o.relu ? 0.0f : -__builtin_inff()), row_scale = _mm512_set1_ps(o.row_scale[m]);
   const __m512i sums = _mm512_set1_epi32(o.sums[m]);
   const __m128i shift = _mm_cvtsi32_si128(o.shift);
