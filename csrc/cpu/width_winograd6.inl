@@ -110,13 +110,19 @@ void weights(const WidthWinograd6Weights& w) {
     }
 }
 
-// Of `columns` columns of a window, to those of `side`.
+// Of the columns of a window, to those of `side`.
 template <class From, int kResults>
-void input_columns(const void* const* at, int columns, int64_t channel, float (*side)[kSide][kLanes]) {
-  for (int j = 0; j < columns; ++j) {
+void input_columns(const WidthWinograd6Input& in, int64_t channel, float (*side)[kSide][kLanes]) {
+  for (int j = 0; j < in.width + 2; ++j) {
     Float x[kResults + 2], to[kResults + 2];
+    if (j < in.first || j >= in.last) {
+      LCS_UNROLL
+      for (int i = 0; i < kResults + 2; ++i) store(side[i][j], set1(0.0f));
+      continue;
+    }
     LCS_UNROLL
-    for (int i = 0; i < kResults + 2; ++i) x[i] = load(static_cast<const From*>(at[i * kSide + j]) + channel);
+    for (int i = 0; i < kResults + 2; ++i)
+      x[i] = load(static_cast<const From*>(in.rows[i]) + (in.left + j) * in.steps[i] + channel);
     window<kResults>(x, to);
     LCS_UNROLL
     for (int i = 0; i < kResults + 2; ++i) store(side[i][j], to[i]);
@@ -145,23 +151,25 @@ void input_of(const WidthWinograd6Input& in) {
   const auto columns = kColumns[in.height / 2 - 1];
   const auto rows = kRows[in.width / 2 - 1];
   alignas(64) float side[kSide][kSide][kLanes];
-  int64_t c = 0;
-  for (; c + kLanes <= in.channels; c += kLanes) {
-    columns(in.at, in.width + 2, c, side);
-    rows(side, in.height, in.to + c, in.position);
+  int64_t c = in.begin;
+  float* to = in.to;
+  for (; c + kLanes <= in.end; c += kLanes, to += kLanes) {
+    columns(in, c, side);
+    rows(side, in.height, to, in.position);
   }
-  if (c == in.channels) return;
-  From rest[kWinograd6Positions][kLanes] = {};
-  const void* at[kWinograd6Positions];
-  for (int i = 0; i < in.height + 2; ++i)
-    for (int j = 0; j < in.width + 2; ++j) {
-      const int p = i * kSide + j;
-      const From* const from = static_cast<const From*>(in.at[p]);
-      std::copy(from + c, from + in.channels, rest[p]);
-      at[p] = rest[p];
+  if (c == in.end) return;
+  From rest[kSide][kSide][kLanes] = {};
+  WidthWinograd6Input last = in;
+  last.left = 0;
+  for (int i = 0; i < in.height + 2; ++i) {
+    for (int j = in.first; j < in.last; ++j) {
+      const From* const from = static_cast<const From*>(in.rows[i]) + (in.left + j) * in.steps[i];
+      std::copy(from + c, from + in.end, rest[i][j]);
     }
-  columns(at, in.width + 2, 0, side);
-  rows(side, in.height, in.to + c, in.position);
+    last.rows[i] = rest[i], last.steps[i] = kLanes;
+  }
+  columns(last, 0, side);
+  rows(side, in.height, to, in.position);
 }
 
 void input(const WidthWinograd6Input& in) {
@@ -186,15 +194,16 @@ template <class To, int kResults>
 void output_columns(const WidthWinograd6Output& out, const float (*side)[kSide][kLanes], int channel) {
   const Float floor = set1(out.relu ? 0.0f : -__builtin_inff()), whole = set1(1.0f / (90 * 90));
   const Float scale = load(out.scale + channel), bias = load(out.bias + channel);
-  for (int j = 0; j < out.width; ++j) {
+  for (int j = 0; j < out.columns; ++j) {
     Float m[kResults + 2], column[kResults];
     LCS_UNROLL
     for (int i = 0; i < kResults + 2; ++i) m[i] = load(side[j][i]);
     results<kResults>(m, column);
     LCS_UNROLL
     for (int i = 0; i < kResults; ++i)
-      if (To* const to = static_cast<To*>(out.to[i * kMost + j]))
-        put(to + channel, raised_to(fmadd(mul(column[i], whole), scale, bias), floor));
+      if (i < out.rows)
+        put(static_cast<To*>(out.to[i]) + j * out.step + channel,
+            raised_to(fmadd(mul(column[i], whole), scale, bias), floor));
   }
 }
 

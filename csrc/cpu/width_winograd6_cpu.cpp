@@ -14,14 +14,14 @@ namespace lcs {
 namespace {
 
 constexpr int64_t kSide = kWinograd6Results, kRows = kWinograd6Window, kPositions = kWinograd6Positions;
-constexpr int64_t kInputBytes = 2560 << 10;  // of a block's transformed x
-constexpr int64_t kMostTiles = 64;           // of a block, whose sums stay in the second-level cache
-constexpr int64_t kFewTiles = 25;            // for which transforming weights costs little
-constexpr int64_t kTasks = 8;                // enough for threads to share, where there are more tiles than those
-constexpr int64_t kChunk = 64;               // channels of x whose transformed weights stay in that cache
-constexpr int64_t kLine = 16;                // floats
+constexpr int64_t kInputBytes = 6 << 20;  // of a block's transformed x
+constexpr int64_t kMostTiles = 72;        // of a block, whose sums stay in the second-level cache
+constexpr int64_t kFewTiles = 25;         // for which transforming weights costs little
+constexpr int64_t kTasks = 8;             // enough for threads to share, where there are more tiles than those
+constexpr int64_t kChunk = 64;            // channels of x whose transformed weights stay in that cache
+constexpr int64_t kLine = 16;             // floats
 // Multiplications of vectors that take as long as it takes to transform a vector: of weights; of a tile's x; of sums.
-constexpr int64_t kWeightsCost = 200, kInputCost = 470, kOutputCost = 430;
+constexpr int64_t kWeightsCost = 250, kInputCost = 400, kOutputCost = 400;
 
 // Floats to a multiple that falls on other cache sets than its neighbours.
 int64_t odd_lines(int64_t floats) { return (ceil_div(floats, kLine) | 1) * kLine; }
@@ -51,7 +51,8 @@ WidthWinograd6Kernels transform_kernels(bool pairs) {
 
 // Tiles of all images, row by row, in blocks; output channels in spans.
 struct Tiling {
-  int64_t rows, columns, tiles, span, spans, column, block, blocks;
+  int64_t rows, columns, tiles, span, spans, block, blocks;
+  int64_t chunk, position, tile;  // channels of x at a time; floats of them, transformed: of a position, of a tile
 
   Tiling(const WidthConv2dArgs& a, const WidthConv2dKernels& run)
       : rows(ceil_div(a.y.height, kSide)),
@@ -59,15 +60,19 @@ struct Tiling {
         tiles(a.y.n * rows * columns),
         span(run.lanes * (a.y.channels <= run.lanes * run.max_vectors ? run.max_vectors : run.vectors)),
         spans(ceil_div(a.y.channels, span)),
-        column(odd_lines(a.x.channels)) {
-    const int64_t fit = kInputBytes / (kPositions * column * int64_t{sizeof(float)}),
+        chunk(std::min(kChunk, a.x.channels)),
+        position(odd_lines(chunk)),
+        tile(odd_lines(kPositions * position)) {
+    const int64_t fit = kInputBytes / (chunks(a) * tile * int64_t{sizeof(float)}),
                   few = std::max(ceil_div(tiles * spans, kTasks), kFewTiles);
     block = std::clamp<int64_t>(std::min(fit, few), 1, kMostTiles);
     blocks = ceil_div(tiles, block);
-    if (blocks > 1 && spans % 2) blocks += blocks % 2;  // so that two threads share evenly
+    if (spans % 2 && tiles > 1) blocks += blocks % 2;  // so that two threads share evenly
     block = ceil_div(tiles, blocks);
     blocks = ceil_div(tiles, block);
   }
+
+  int64_t chunks(const WidthConv2dArgs& a) const { return ceil_div(a.x.channels, chunk); }
 };
 
 // Blocks and spans, in this order, are shared out among the threads: each transforms x of a block; then, of some
@@ -81,7 +86,8 @@ class WidthWinograd6 {
         run_(product_kernels()),
         transform_(transform_kernels(pairs_)),
         t_(args, run_),
-        x_position_(odd_lines(t_.block * t_.column)),
+        row_(odd_lines(args.x.channels)),
+        weights_(odd_lines(t_.chunk * kWidthBlock)),
         bottom_(side_of(args.y.height - (t_.rows - 1) * kSide)),
         right_(side_of(args.y.width - (t_.columns - 1) * kSide)) {}
 
@@ -92,8 +98,8 @@ class WidthWinograd6 {
     scale_ = scale, bias_ = scale + t_.spans * t_.span;
     parallel_(t_.blocks * t_.spans, 1, [&](int64_t begin, int64_t end) {
       static thread_local Scratch<float> scratch;
-      const int64_t chunk = std::min(kChunk, a_.x.channels), x = kPositions * x_position_,
-                    weights = ceil_div(t_.span, kWidthBlock) * kPositions * odd_lines(chunk * kWidthBlock),
+      const int64_t x = t_.chunks(a_) * t_.block * t_.tile,
+                    weights = ceil_div(t_.span, kWidthBlock) * kPositions * weights_,
                     sums = kPositions * odd_lines(t_.block * t_.span);
       Block b{};
       b.x = scratch.reserve(x + weights + sums + kSide * kSide * t_.block * t_.span);
@@ -160,23 +166,25 @@ class WidthWinograd6 {
     float* const zeros = scratch.reserve(a_.x.channels);
     std::fill_n(zeros, a_.x.channels, 0.0f);
     const DType dtype = in_place() ? a_.dtype : DType::float32;
-    const int64_t step = in_place() ? a_.x.column_stride : t_.column;
-    WidthWinograd6Input in{{}, dtype, 0, 0, a_.x.channels, nullptr, x_position_};
+    const int64_t step = in_place() ? a_.x.column_stride : row_;
+    WidthWinograd6Input in{};
+    in.dtype = dtype, in.position = t_.position;
     for_rows(b, [&](int64_t tile, int64_t image, int64_t line, int64_t column, int64_t last) {
       in.height = height(line);
-      const void* rows[kRows];
       for (int64_t i = 0; i < in.height + 2; ++i) {
         const int64_t at = kSide * line - a_.vertical.padding + i;
-        rows[i] = at >= 0 && at < a_.x.height ? row(image, at, b) : nullptr;
+        const bool inside = at >= 0 && at < a_.x.height;
+        in.rows[i] = inside ? row(image, at, b) : zeros, in.steps[i] = inside ? step : 0;
       }
       for (; column < last; ++column, ++tile) {
-        in.width = width(column), in.to = b.x + b.slots[tile] * t_.column;
-        const int64_t left = kSide * column - a_.horizontal.padding;
-        for (int64_t i = 0; i < in.height + 2; ++i)
-          for (int64_t j = 0; j < in.width + 2; ++j)
-            in.at[i * kRows + j] =
-                rows[i] && left + j >= 0 && left + j < a_.x.width ? advance(rows[i], (left + j) * step, dtype) : zeros;
-        transform_.input(in);
+        in.width = width(column), in.to = b.x + b.slots[tile] * t_.tile;
+        in.left = kSide * column - a_.horizontal.padding;
+        in.first = int(std::clamp<int64_t>(-in.left, 0, in.width + 2));
+        in.last = int(std::clamp<int64_t>(a_.x.width - in.left, in.first, in.width + 2));
+        for (in.begin = 0; in.begin < a_.x.channels; in.begin = in.end, in.to += t_.block * t_.tile) {
+          in.end = std::min(in.begin + t_.chunk, a_.x.channels);
+          transform_.input(in);
+        }
       }
     });
   }
@@ -187,13 +195,13 @@ class WidthWinograd6 {
     const void* const from = advance(x.data, image * x.image_stride + at * x.row_stride, a_.dtype);
     if (in_place()) return from;
     if (!b.rows) {
-      b.rows = scratch.reserve(kRows * x.width * t_.column);
+      b.rows = scratch.reserve(kRows * x.width * row_);
       std::fill_n(b.held, kRows, -1);
     }
     const int64_t slot = at % kRows, id = image * x.height + at;
-    float* const to = b.rows + slot * x.width * t_.column;
+    float* const to = b.rows + slot * x.width * row_;
     if (b.held[slot] != id)
-      run_.load({from, to, x.channel_stride, x.column_stride, t_.column, x.channels, x.width, a_.dtype, true});
+      run_.load({from, to, x.channel_stride, x.column_stride, row_, x.channels, x.width, a_.dtype, true});
     b.held[slot] = id;
     return to;
   }
@@ -210,30 +218,31 @@ class WidthWinograd6 {
     for (int64_t i = c; i < c + n; i += together, to += together * kWidthBlock) {
       const int64_t kept = std::min(kWidthBlock, stored - i / shared);
       transform_.weights({advance(weight, (block * stored + i / shared) * taps * row, dtype), kept * row,
-                          std::min(together, c + n - i), to, odd_lines(std::min(kChunk, a_.x.channels) * kWidthBlock)});
+                          std::min(together, c + n - i), to, weights_});
     }
   }
 
   void multiply(int64_t start, const Block& b) const {
     constexpr WidthTap kTap{0, 0};
     const int64_t vectors = this->vectors(start), floats = vectors * run_.lanes, blocks = ceil_div(floats, kWidthBlock),
-                  position = odd_lines(std::min(kChunk, a_.x.channels) * kWidthBlock), most = run_.pixels(int(vectors));
+                  most = run_.pixels(int(vectors));
+    const float* x = b.x;
     WidthTile t{};
     t.dtype = DType::float32, t.vectors = int(vectors);
-    t.tap = &kTap, t.taps = t.weight_taps = 1, t.block_stride = kPositions * position;
-    for (int64_t c = 0; c < a_.x.channels; c += kChunk) {
-      t.first = c == 0, t.end = t.stored = t.block = std::min(kChunk, a_.x.channels - c);
+    t.tap = &kTap, t.taps = t.weight_taps = 1, t.block_stride = kPositions * weights_;
+    for (int64_t c = 0; c < a_.x.channels; c += t_.chunk, x += t_.block * t_.tile) {
+      t.first = c == 0, t.end = t.stored = t.block = std::min(t_.chunk, a_.x.channels - c);
       for (int64_t i = 0; i < blocks; ++i)
         transform_weights(start / kWidthBlock + i, c, t.end, b.weights + i * t.block_stride);
       for (int64_t p = 0; p < kPositions; ++p) {
         const bool bottom = has(bottom_, p / kRows), right = has(right_, p % kRows);
         int64_t tile = right ? 0 : b.kinds[0];
         const int64_t end = bottom ? b.n - (right ? 0 : b.kinds[3]) : b.kinds[0] + b.kinds[1];
-        t.weight = b.weights + p * position;
+        t.weight = b.weights + p * weights_;
         for (; tile < end; tile += t.pixels) {
           const int64_t left = end - tile;
           t.pixels = int(left >= 2 * most ? most : left > most ? (left + 1) / 2 : left);
-          for (int i = 0; i < t.pixels; ++i) t.at[i] = b.x + p * x_position_ + (tile + i) * t_.column + c;
+          for (int i = 0; i < t.pixels; ++i) t.at[i] = x + (tile + i) * t_.tile + p * t_.position;
           t.sums = b.sums + p * odd_lines(t_.block * floats) + tile * floats;
           run_.accumulate(t);
         }
@@ -247,9 +256,10 @@ class WidthWinograd6 {
     const int64_t floats = vectors(start) * run_.lanes, channels = std::min(y.channels - start, t_.span);
     const bool direct = y.channel_stride == 1 && channels == floats;
     const DType dtype = direct ? a_.dtype : DType::float32;
-    WidthWinograd6Output out{
-        nullptr, odd_lines(t_.block * floats), 0, 0, int(vectors(start)), scale_ + start, bias_ + start, a_.relu, dtype,
-        {}};
+    WidthWinograd6Output out{};
+    out.position = odd_lines(t_.block * floats), out.vectors = int(vectors(start));
+    out.scale = scale_ + start, out.bias = bias_ + start, out.relu = a_.relu;
+    out.dtype = dtype, out.step = direct ? y.column_stride : floats;
     for_rows(b, [&](int64_t tile, int64_t image, int64_t line, int64_t column, int64_t last) {
       const int64_t left = kSide * column, width = std::min(kSide * last, y.width) - left,
                     height = std::min(kSide, y.height - kSide * line);
@@ -260,15 +270,11 @@ class WidthWinograd6 {
                        a_.dtype);
       };
       const auto result = [&](int64_t i) { return b.results + i * kSide * t_.block * floats; };
-      const int64_t step = direct ? y.column_stride : floats;
-      out.height = this->height(line);
+      out.height = this->height(line), out.rows = int(height);
       for (int64_t j = 0; j < width; j += kSide, ++column, ++tile) {
-        out.width = this->width(column), out.sums = b.sums + b.slots[tile] * floats;
-        for (int64_t i = 0; i < out.height; ++i) {
-          void* const to = direct ? row(i) : result(i);
-          for (int64_t k = 0; k < out.width; ++k)
-            out.to[i * kSide + k] = i < height && j + k < width ? advance(to, (j + k) * step, dtype) : nullptr;
-        }
+        out.width = this->width(column), out.columns = int(std::min(kSide, width - j));
+        out.sums = b.sums + b.slots[tile] * floats;
+        for (int64_t i = 0; i < height; ++i) out.to[i] = advance(direct ? row(i) : result(i), j * out.step, dtype);
         transform_.output(out);
       }
       const bool channels_last = y.channel_stride == 1;
@@ -284,20 +290,29 @@ class WidthWinograd6 {
   const WidthConv2dKernels run_;
   const WidthWinograd6Kernels transform_;
   const Tiling t_;
-  const int64_t x_position_;  // floats of transformed x from a position to the next
-  const int bottom_, right_;  // results a side of the last tiles of an image
+  const int64_t row_, weights_;  // floats of a pixel of a copied row; of a position of transformed weights
+  const int bottom_, right_;     // results a side of the last tiles of an image
   const float *scale_, *bias_;
 };
 
-// Whether it takes less time than direct products.
+// Pairs of an output and a tap along an axis of so many inputs, which reaches no padding.
+int64_t taps_inside(const Axis& axis, int64_t size, int64_t outputs) {
+  int64_t n = 0;
+  for (int64_t tap = 0; tap < axis.kernel; ++tap)
+    n += std::max<int64_t>(std::min(outputs, size + axis.padding - tap) - std::max<int64_t>(axis.padding - tap, 0), 0);
+  return n;
+}
+
+// Whether it takes clearly less time than direct products.
 bool pays(const WidthConv2dArgs& a) {
   const Tiling t(a, product_kernels());
-  const int64_t inputs = a.x.channels, outputs = width_blocks(a.y.channels), pixels = a.y.n * a.y.height * a.y.width,
-                points = a.y.n * points_of(a.y.height) * points_of(a.y.width);
-  const int64_t direct = a.weight.taps * pixels * inputs * outputs / (of_pairs(a) ? 2 : 1);
-  return points * inputs * outputs + t.blocks * inputs * outputs * kWeightsCost +
-             t.tiles * (width_blocks(inputs) * kInputCost + outputs * kOutputCost) <
-         direct;
+  const int64_t outputs = width_blocks(a.y.channels), both = a.x.channels * outputs,
+                points = a.y.n * points_of(a.y.height) * points_of(a.y.width),
+                taps = a.y.n * taps_inside(a.vertical, a.x.height, a.y.height) *
+                       taps_inside(a.horizontal, a.x.width, a.y.width);
+  const int64_t cost = both * (points + t.blocks * kWeightsCost) +
+                       t.tiles * (width_blocks(a.x.channels) * kInputCost + outputs * kOutputCost);
+  return 10 * cost < 9 * (taps * both / (of_pairs(a) ? 2 : 1));
 }
 
 }  // namespace

@@ -37,11 +37,14 @@ struct WidthWinograd6Weights {
 
 // B^T x B of a window, channels last, to rows of whole vectors. height, width: results of the tile.
 struct WidthWinograd6Input {
-  const void* at[kWinograd6Positions];  // of `dtype`
+  const void* rows[kWinograd6Window];  // of `dtype`, at column 0 of the image; any where it is zeros
+  int64_t steps[kWinograd6Window];     // elements from one column to the next; 0: to zeros
+  int64_t left;                        // column of the image where the window begins
+  int first, last;                     // columns of the window [first, last) that are inside
   DType dtype;
   int height, width;
-  int64_t channels;
-  float* to;
+  int64_t begin, end;  // channels
+  float* to;           // of channel `begin`
   int64_t position;
 };
 
@@ -53,7 +56,9 @@ struct WidthWinograd6Output {
   const float *scale, *bias;
   bool relu;
   DType dtype;
-  void* to[kWinograd6Results * kWinograd6Results];  // of `dtype`; null: not wanted
+  void* to[kWinograd6Results];  // rows, of `dtype`, at the tile's first column
+  int64_t step;                 // elements from one column to the next
+  int rows, columns;            // that are wanted
 };
 
 struct WidthWinograd6Kernels {

@@ -46,7 +46,7 @@ class WidthWeight:
 
     So the first output channels are the first blocks, and the first input channels the first part of each: a change of
     width repacks nothing. Winograd's F(6 x 6, 3 x 3) of bfloat16 reads the pairs too, or the floats, and transforms
-    parts of them in each call, beside x, in memory that each thread keeps: at most 4 MiB and a tile of x. Code that
+    parts of them in each call, beside x, in memory that each thread keeps: at most 9 MiB and a tile of x. Code that
     torch.compile traces before the first use derives it in each call.
 
     Attributes:
