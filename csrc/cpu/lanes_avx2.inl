@@ -130,6 +130,7 @@ inline Mask from_bits(uint32_t bits) {
   return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(set1_key(int32_t(bits)), lane), lane));
 }
 inline Float where(Mask m, Float x) { return _mm256_and_ps(m, x); }
+inline Float choose(Mask m, Float x, Float y) { return _mm256_blendv_ps(y, x, m); }
 inline Mask positive(Float x) { return _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NLE_UQ); }  // or NaN
 
 // Four at once without a branch, which could not be predicted; more are rare where a bracket is narrow.

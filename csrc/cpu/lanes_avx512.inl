@@ -101,6 +101,7 @@ inline Mask within(Key a, Key low, Key width) { return _mm512_cmple_epu32_mask(_
 inline uint32_t word_of(const Mask* m) { return uint32_t(m[1]) << 16 | uint32_t(m[0]); }
 inline Mask from_bits(uint32_t bits) { return Mask(bits); }
 inline Float where(Mask m, Float x) { return _mm512_maskz_mov_ps(m, x); }
+inline Float choose(Mask m, Float x, Float y) { return _mm512_mask_blend_ps(m, y, x); }
 inline Mask positive(Float x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NLE_UQ); }  // or NaN
 
 inline int append(uint16_t* list, uint32_t inside, int base) {

@@ -85,6 +85,7 @@ inline uint32_t word_of(const Mask* m) {
 }
 inline Mask from_bits(uint32_t bits) { return bits & 1; }
 inline Float where(Mask m, Float x) { return m ? x : 0.0f; }
+inline Float choose(Mask m, Float x, Float y) { return m ? x : y; }
 inline Mask positive(Float x) { return !(x <= 0.0f); }  // or NaN
 
 // Appends base + i for every bit i of `inside` to `list`, which has room for 32 more; returns how many.

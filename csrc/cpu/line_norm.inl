@@ -33,6 +33,10 @@ LCS_INLINE inline Row where_positive(const Row& by, const Row& a) {
 LCS_INLINE inline Row clamped(const Row& a) {
   return each([&](int v) LCS_INLINE { return raised_to(a.part[v], set1(0.0f)); });
 }
+// a where `bits` are set, else b.
+LCS_INLINE inline Row chosen(uint32_t bits, const Row& a, const Row& b) {
+  return each([&](int v) LCS_INLINE { return choose(from_bits(bits >> (v * kLanes)), a.part[v], b.part[v]); });
+}
 template <class E>
 LCS_INLINE inline Row row_at(const E* p) {
   return each([&](int v) LCS_INLINE { return load(p + v * kLanes); });
@@ -234,6 +238,11 @@ struct OneLine {
   Row mean, scale, shift;
 
   explicit OneLine(const NormLine& line) : mean(all(line.mean)), scale(all(line.scale)), shift(all(line.shift)) {}
+  // The first `n` elements are `a`'s, the others `b`'s; of one group, which shares the mean.
+  OneLine(const OneLine& a, const OneLine& b, int64_t n) : mean(a.mean) {
+    const uint32_t firsts = (1u << n) - 1;
+    scale = chosen(firsts, a.scale, b.scale), shift = chosen(firsts, a.shift, b.shift);
+  }
   LCS_INLINE Row centred(const Row& x, int64_t) const { return x - mean; }
   LCS_INLINE Row scaled(const Row& x, int64_t) const { return x * scale; }
   LCS_INLINE Row shifted(const Row& x, int64_t) const { return x + shift; }
@@ -256,19 +265,61 @@ LCS_INLINE inline void cover(int64_t columns, Step step) {
   if (c < columns) step(columns - kRow);
 }
 
-template <class E, bool kResidual, bool kRelu, class Line>
-LCS_INLINE inline void normalise_row(const E* x, const E* residual, E* y, int64_t columns, const Line& line) {
-  const auto normalised = [&](int64_t c) LCS_INLINE {
+// Whether planes of n elements that follow each other begin and end within 16 of them.
+LCS_INLINE inline bool is_ragged(int64_t n) { return n >= kRow && n % kRow; }
+
+// Calls step(i, line) for 16 elements at a time of a group's ragged planes, but for fewer that are left: so few of them
+// cross a border of cache lines. Those that cross one of planes take the lines of both.
+template <class Step>
+LCS_INLINE inline void cover_planes(int64_t planes, int64_t n, const NormGroup& group, Step step) {
+  OneLine line(group.line(0));
+  int64_t i = 0;
+  for (int64_t end = n, r = 1;; end += n, ++r) {
+    for (; i + kRow <= end; i += kRow) step(i, line);
+    if (r == planes) return;
+    const OneLine next(group.line(r));
+    if (i < end) {
+      step(i, OneLine(line, next, end - i));
+      i += kRow;
+    }
+    line = next;
+  }
+}
+
+template <class E, bool kResidual, bool kRelu>
+struct Normalise {
+  const E *x, *residual;
+
+  template <class Line>
+  LCS_INLINE Row at(int64_t c, const Line& line) const {
     Row a = line.shifted(line.scaled(line.centred(row_at(x + c), c), c), c);
     if constexpr (kResidual) a = rounded_row<E>(a) + row_at(residual + c);
     if constexpr (kRelu) a = clamped(a);
     return rounded_row<E>(a);
-  };
-  // The last 16 columns overlap those before, and y may be x: they are read before any is written.
+  }
+};
+
+// What is left of a whole number of rows overlaps those before, and y may be x: it is read before any is written.
+template <class E, bool kResidual, bool kRelu, class Line>
+LCS_INLINE inline void normalise_row(const E* x, const E* residual, E* y, int64_t columns, const Line& line) {
+  const Normalise<E, kResidual, kRelu> normalised{x, residual};
   const int64_t whole = columns / kRow * kRow;
-  const Row last = whole < columns ? normalised(columns - kRow) : Row{};
-  for (int64_t c = 0; c < whole; c += kRow) put(y + c, normalised(c));
+  const Row last = whole < columns ? normalised.at(columns - kRow, line) : Row{};
+  for (int64_t c = 0; c < whole; c += kRow) put(y + c, normalised.at(c, line));
   if (whole < columns) put(y + columns - kRow, last);
+}
+
+template <class E, bool kResidual, bool kRelu>
+void normalise_planes(const NormRows& job, const NormGroup& group) {
+  const auto *x = static_cast<const E*>(job.x), *residual = static_cast<const E*>(job.residual);
+  auto* y = static_cast<E*>(job.y);
+  const int64_t all = job.rows * job.columns, whole = all / kRow * kRow;
+  const Normalise<E, kResidual, kRelu> normalised{x, residual};
+  const OneLine line(group.line(job.rows - 1));
+  const Row last = whole < all ? normalised.at(all - kRow, line) : Row{};
+  cover_planes(job.rows, job.columns, group,
+               [&](int64_t i, const OneLine& line) LCS_INLINE { put(y + i, normalised.at(i, line)); });
+  if (whole < all) put(y + all - kRow, last);
 }
 
 template <class E, bool kResidual, bool kRelu, class LineOf>
@@ -288,15 +339,6 @@ void normalise(const NormRows& job, LineOf line_of) {
     }
     if constexpr (kResidual) residual += n;
   }
-}
-
-// `line_of`: the line of a row.
-template <class E, class LineOf>
-void normalise(const NormRows& job, LineOf line_of) {
-  if (job.residual)
-    job.relu ? normalise<E, true, true>(job, line_of) : normalise<E, true, false>(job, line_of);
-  else
-    job.relu ? normalise<E, false, true>(job, line_of) : normalise<E, false, false>(job, line_of);
 }
 
 // x - mean, and the gradient behind the ReLU.
@@ -396,6 +438,19 @@ LCS_INLINE inline void grad_row(const E* x, const E* grad, E* to, int64_t column
   });
 }
 
+template <class E, bool kRelu>
+void grad_of_planes(const NormGradRows& job, const NormGroup& group, const OneSlope& slope) {
+  const auto *x = static_cast<const E*>(job.x), *grad = static_cast<const E*>(job.grad);
+  auto* to = static_cast<E*>(job.grad_x);
+  const int64_t all = job.rows * job.columns;
+  const auto step = [&](int64_t i, const OneLine& line) LCS_INLINE {
+    const Behind<kRelu, OneLine> at(row_at(x + i), row_at(grad + i), line, 0);
+    put(to + i, rounded_row<E>(line.scaled(at.grad, 0) + slope.of(at.centred, 0)));
+  };
+  cover_planes(job.rows, job.columns, group, step);
+  if (all % kRow) step(all - kRow, OneLine(group.line(job.rows - 1)));
+}
+
 template <class E, bool kRelu, class LineOf, class Slope>
 void input_grad(const NormGradRows& job, LineOf line_of, const Slope& slope) {
   const int64_t n = job.columns;
@@ -429,6 +484,20 @@ auto with_kind(const NormGradRows& job, Body body) {
   });
 }
 
+// Likewise, and whether a residual is added.
+template <class Body>
+void with_kind(const NormRows& job, Body body) {
+  using std::bool_constant;
+  with_dtype(job.dtype, [&](auto e) {
+    if (job.residual)
+      job.relu ? body(e, bool_constant<true>{}, bool_constant<true>{})
+               : body(e, bool_constant<true>{}, bool_constant<false>{});
+    else
+      job.relu ? body(e, bool_constant<false>{}, bool_constant<true>{})
+               : body(e, bool_constant<false>{}, bool_constant<false>{});
+  });
+}
+
 void blend_vector(const LineVector& vector, float alpha, int64_t n, float* to) {
   with_types(vector.dtype, DType::float32, vector.end1, [&](auto types) {
     using T = decltype(types);
@@ -453,14 +522,17 @@ void column_moments(const void* x, int64_t rows, int64_t columns, DType dtype, c
 }
 
 void planes(const NormRows& rows, const NormGroup& group) {
-  with_dtype(rows.dtype, [&](auto e) {
-    normalise<decltype(e)>(rows, [&](int64_t r) LCS_INLINE { return OneLine(group.line(r)); });
+  with_kind(rows, [&](auto e, auto residual, auto relu) {
+    using E = decltype(e);
+    if (is_ragged(rows.columns)) return normalise_planes<E, residual, relu>(rows, group);
+    normalise<E, residual, relu>(rows, [&](int64_t r) LCS_INLINE { return OneLine(group.line(r)); });
   });
 }
 
 void columns(const NormRows& rows, const NormLines& lines) {
-  with_dtype(rows.dtype,
-             [&](auto e) { normalise<decltype(e)>(rows, [&](int64_t) LCS_INLINE { return LineOfEach{lines}; }); });
+  with_kind(rows, [&](auto e, auto residual, auto relu) {
+    normalise<decltype(e), residual, relu>(rows, [&](int64_t) LCS_INLINE { return LineOfEach{lines}; });
+  });
 }
 
 void sums(const NormGradRows& rows, const NormGroup& group, float* grads, float* products) {
@@ -478,9 +550,11 @@ void column_sums(const NormGradRows& rows, const NormLines& lines, float* grads,
 }
 
 void grad_planes(const NormGradRows& rows, const NormGroup& group, float slope, float offset) {
+  const OneSlope of{all(slope), all(offset)};
   with_kind(rows, [&](auto e, auto relu) {
-    const auto line_of = [&](int64_t r) LCS_INLINE { return OneLine(group.line(r)); };
-    input_grad<decltype(e), relu>(rows, line_of, OneSlope{all(slope), all(offset)});
+    using E = decltype(e);
+    if (is_ragged(rows.columns)) return grad_of_planes<E, relu>(rows, group, of);
+    input_grad<E, relu>(rows, [&](int64_t r) LCS_INLINE { return OneLine(group.line(r)); }, of);
   });
 }
 
