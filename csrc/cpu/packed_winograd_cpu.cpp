@@ -122,7 +122,7 @@ bool PackedWinograd::multiply(int64_t first, int64_t images) const {
   const int64_t segment = strip_.geometry().segment, units = a_.weight.layout.blocks() / 2;
   Tiles tiles{ceil_div(a_.y.width, run_.side), images * image_rows_, 0, run_.outputs(), segment * run_.element, 0};
   tiles.bytes = run_.positions() * tiles.position + kLine;
-  const bool few = units <= kFewUnits && units * tiles.bytes * kPairRows <= kFewPanelBytes;
+  const bool few = parts() == 1 && units <= kFewUnits && units * tiles.bytes * kPairRows <= kFewPanelBytes;
   tiles.most = tiles.columns;
   tiles.band = few ? 1 : std::max<int64_t>(kBandTiles / tiles.columns, 1);
   return few ? multiply_bands(first, tiles) : multiply_units(first, tiles);
