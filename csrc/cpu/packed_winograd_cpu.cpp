@@ -24,7 +24,7 @@ constexpr int64_t kLine = 64;                  // bytes, between tiles, whose di
 struct Costs {
   int64_t products, tile, weight;
 };
-constexpr Costs k2x2{16, 400, 90}, k4x4{72, 1100, 320};
+constexpr Costs k2x2{16, 400, 90}, k4x4{72, 1100, 450};
 
 int64_t taps_inside(const Walk& axis, int64_t size, int64_t outputs) {
   int64_t taps = 0;
