@@ -118,6 +118,7 @@ Nested nested(const char* op, const Tensor& planes, const NestedScales& scales, 
 Nested nested(const char* op, const Tensor& planes, const Tensor& scales, const Tensor& zero_points,
               const NestedLayout& layout, const std::vector<Tensor>& parts) {
   check_layout(op, layout);
+  plane_words_of(op, planes, layout.rows * layout.columns);
   return nested(op, planes, scales_of(op, scales, zero_points, layout), layout, parts);
 }
 
