@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
-#include <vector>
 
 #include "scratch.h"
 #include "tasks.h"
