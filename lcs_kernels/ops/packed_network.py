@@ -133,7 +133,7 @@ class Network:
     numbers: Tensor  # int64, a row for each step
     steps: tuple[_Step, ...]
     flat: bool = False  # whether the result is (n, channels)
-    sizes: dict[tuple[int, ...], list[int]] = field(default_factory=dict)  # of results, by x's shape
+    sizes: dict[tuple[int, ...], list[int]] = field(default_factory=dict)  # of results, by an image's shape
 
     @classmethod
     def of(cls, steps: Sequence[Convolution | MaxPool | Mean | Dense], flat: bool = False) -> Network:
@@ -181,8 +181,8 @@ class Network:
         """What the op takes behind x."""
         if torch.compiler.is_compiling():  # a shape may be symbolic
             size = self.size(x.shape)
-        elif (size := self.sizes.get(x.shape)) is None:
-            size = self.sizes[x.shape] = self.size(x.shape)
+        elif (size := self.sizes.get(image := x.shape[1:])) is None:
+            size = self.sizes[image] = self.size(x.shape)
         return self.weights, self.floats, self.zero_points, self.numbers, size
 
 
