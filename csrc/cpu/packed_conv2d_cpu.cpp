@@ -32,9 +32,10 @@ class PackedConv2d {
         layout_(args.weight.layout),
         gemm_(args.weight, args.bits, nullptr, false, args.exact),
         run_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx2::packed_conv2d_kernels)),
-        strip_(args, gemm_, parallel),
+        winograd_(packed_conv2d_winograd(args)),
+        strip_(args, gemm_, winograd_ ? Panel::bytes : gemm_.panel(), parallel),
         g_(strip_.geometry()),
-        result_(args, gemm_),
+        result_(args, gemm_, winograd_ || gemm_.pairs()),
         pixels_(result_.pixels()) {}
 
   void run() {
@@ -42,7 +43,7 @@ class PackedConv2d {
     choose_regions();
     choose_ranges();
     std::optional<PackedWinograd> winograd;
-    if (const int side = packed_conv2d_winograd(a_)) winograd.emplace(a_, side, gemm_, strip_, result_, parallel_);
+    if (winograd_) winograd.emplace(a_, winograd_, gemm_, strip_, result_, parallel_);
     for (first_ = 0; first_ < a_.x.n; first_ += g_.images) {
       const int64_t images = std::min(g_.images, a_.x.n - first_);
       strip_.fill(first_, images);
@@ -72,7 +73,7 @@ class PackedConv2d {
 
   // One for all where results do not go right to their places.
   void choose_regions() {
-    const bool several = result_.direct() && layout_.part_blocks() % 2 == 0;
+    const bool several = gemm_.pairs() && result_.direct() && layout_.part_blocks() % 2 == 0;
     const int64_t steps = layout_.segment_steps(), height = a_.y.height, width = a_.y.width;
     const std::vector<TapRun> all_rows{{0, height, 0, g_.rows.kernel}}, all_columns{{0, width, 0, g_.row_taps}};
     for (const TapRun& r : several ? tap_runs(g_.rows, a_.x.height, height) : all_rows)
@@ -315,6 +316,7 @@ class PackedConv2d {
   const NestedLayout& layout_;
   const PackedGemm gemm_;
   const PackedConv2dKernels run_;
+  const int winograd_;  // the side of its tiles; 0: none
   PackedStrip strip_;
   const StripGeometry& g_;
   const PackedResult result_;

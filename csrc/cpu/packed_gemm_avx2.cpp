@@ -19,6 +19,8 @@ namespace eight {
 #include "lanes_avx2.inl"
 }
 using namespace eight;
+// After the lanes it is written in.
+#include "transpose_avx2.inl"
 
 inline Key larger(Key a, Key b) { return _mm256_max_epi32(a, b); }
 
@@ -33,18 +35,40 @@ inline Wide wide_broadcast(const char* p) {
   __builtin_memcpy(&four, p, 4);
   return _mm256_set1_epi32(four);
 }
+inline Wide wide_bytes(char x) { return _mm256_set1_epi8(x); }
+inline Wide wide_sums(int32_t x) { return _mm256_set1_epi32(x); }
+inline Wide shuffle_bytes(Wide x, __m128i places) {
+  return _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(places));
+}
 inline Wide add_words(Wide a, Wide b) { return _mm256_add_epi16(a, b); }
 inline Wide pairs(Wide w, Wide x) { return _mm256_maddubs_epi16(w, x); }
 inline Wide add_words_of(Wide sum, Wide words) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
 }
-inline Wide dot_words(Wide sum, Wide w, Wide x) { return _mm256_add_epi32(sum, _mm256_madd_epi16(w, x)); }
+inline Wide dot_words(Wide sum, Wide w, Wide x) {
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w, x));
+  LCS_OPAQUE(sum);  // see in_order
+  return sum;
+}
 #include "packed_gemm_words.inl"
 // After the vocabulary it is written in.
 #include "packed_gemm.inl"
+// After what it is written in.
+#include "packed_gemm_pair_avx2.inl"
+// After what it is written in.
+#include "packed_gemm_winograd_4x4.inl"
 }  // namespace
 
-PackedGemmKernels packed_gemm_kernels() { return table(); }
+// Words take longer than bytes directly, and the same here.
+WinogradCosts winograd_costs(int bits) {
+  return panel_of(bits) == Panel::words ? WinogradCosts{47, 700, 160} : WinogradCosts{75, 1000, 260};
+}
+
+PackedGemmKernels packed_gemm_kernels() {
+  PackedGemmKernels kernels = table();
+  kernels.winograd_4x4 = {4, 2, kWinogradChannels, words::weights, words::input, words::multiply, winograd_costs};
+  return kernels;
+}
 
 }  // namespace lcs::avx2
 LCS_TARGET_END

@@ -21,6 +21,8 @@ namespace eight {
 #include "lanes_avx512.inl"
 
 #include "packed_gemm_512.inl"
+
+inline Wide dot_words(Wide sum, Wide w, Wide x) { return _mm512_add_epi32(sum, _mm512_madd_epi16(w, x)); }
 #include "packed_gemm_words.inl"
 // After the vocabulary it is written in.
 #include "packed_gemm.inl"

@@ -207,6 +207,12 @@ struct WinogradMultiply {
   bool more, last;          // whether there are channels before, and none behind, which only then are finished
 };
 
+// What Winograd's products of two blocks take, measured in what a direct product of 64 rows and a channel takes: of a
+// channel at all positions; what a tile takes beyond that and beyond what others do; and a channel of the weight.
+struct WinogradCosts {
+  int64_t products, tile, weight;
+};
+
 // All is null where there is none.
 struct WinogradKernels {
   int side = 0;          // of a tile of outputs
@@ -215,6 +221,7 @@ struct WinogradKernels {
   void (*weights)(const WinogradWeights& weights) = nullptr;
   bool (*input)(const WinogradInput& input) = nullptr;  // whether all codes are of these bits
   void (*multiply)(const WinogradMultiply& multiply) = nullptr;
+  WinogradCosts (*costs)(int bits) = nullptr;
 
   int window() const { return side + 2; }
   int positions() const { return window() * window(); }

@@ -1,6 +1,6 @@
 // Two blocks of the weight at once with VNNI, after packed_gemm_vnni.inl: 64 rows of codes fill four vectors, and meet
 // six rows of x, so that their 24 sums stay in registers over all columns. What follows the sum follows from there.
-constexpr int kPairVectors = 4, kPairTile = 6;
+constexpr int kPairVectors = 4, kAtOnce = 4, kPairTile = 6;
 
 // Of every 128 bits the rows that share bytes, so that `pair_codes` finds four rows after each other.
 template <int kField>
@@ -146,6 +146,23 @@ __attribute__((always_inline)) inline void finish_pair(const PackedPairOutput& o
   LCS_UNROLL
   for (int v = 0; v < kPairVectors; ++v) _mm512_mask_storeu_ps(o.y + place * o.stride + 16 * v, masks.of[v], value[v]);
 }
+
+// All rows are one piece.
+__attribute__((always_inline)) inline void finish_pair(const PackedPairOutput& o, const PairMasks& masks, int64_t m,
+                                                       int, const __m512i* sum) {
+  finish_pair(o, masks, m, sum);
+}
+
+// Of the channels that a vector of words holds 32.
+class WordMask {
+ public:
+  explicit WordMask(int64_t channels) : mask_(channels >= 32 ? ~__mmask32{0} : (__mmask32{1} << channels) - 1) {}
+  __m512i load(const int8_t* p) const { return _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(mask_, p)); }
+  void store(char* p, __m512i x) const { _mm512_mask_storeu_epi16(p, mask_, x); }
+
+ private:
+  __mmask32 mask_;
+};
 
 template <int kRows>
 void multiply_pair_tile(const PackedPairMultiply& p, int64_t row, const PairMasks& masks, const uint8_t* next,

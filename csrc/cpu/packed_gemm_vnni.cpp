@@ -25,6 +25,11 @@ namespace eight {
 #include "packed_gemm_512.inl"
 
 inline Wide dot_bytes(Wide sum, Wide w, Wide x) { return _mm512_dpbusd_epi32(sum, w, x); }
+inline Wide dot_words(Wide sum, Wide w, Wide x) {
+  sum = _mm512_dpwssd_epi32(sum, w, x);
+  LCS_OPAQUE(sum);  // see in_order
+  return sum;
+}
 // Four products are added to 32 bits at once, at every width.
 Panel panel_of(int) { return Panel::bytes; }
 constexpr int64_t chain_of(int) { return 0; }
@@ -48,8 +53,11 @@ PackedGemmKernels packed_gemm_kernels() {
   kernels.settle = settle;
   kernels.expand_pair = expand_pair;
   kernels.multiply_pair = multiply_pair;
-  kernels.winograd_2x2 = {2, 1, 0, bytes::weights, bytes::input, bytes::multiply};
-  kernels.winograd_4x4 = {4, 2, kWinogradChannels, words::weights, words::input, words::multiply};
+  kernels.winograd_2x2 = {
+      2, 1, 0, bytes::weights, bytes::input, bytes::multiply, [](int) { return WinogradCosts{16, 400, 90}; }};
+  kernels.winograd_4x4 = {4, 2, kWinogradChannels, words::weights, words::input, words::multiply, [](int) {
+                            return WinogradCosts{72, 1100, 450};
+                          }};
   return kernels;
 }
 

@@ -1,67 +1,77 @@
-// Winograd's F(4 x 4, 3 x 3) for two blocks of the weight at once, after packed_gemm_winograd_2x2.inl, for codes of any
-// width (see WinogradWeights for the arithmetic). Words of two channels lie beside each other.
+// Winograd's F(4 x 4, 3 x 3) for two blocks of the weight at once and codes of any width (see WinogradWeights for the
+// arithmetic), in vectors of any size, after packed_gemm.inl and what its file says of two blocks: kPairVectors vectors
+// hold a sum of each of their 64 rows, of which kAtOnce are multiplied at once, by kPairTile tiles; pair_codes,
+// PairMasks and finish_pair. Words of two channels lie beside each other.
 namespace words {
 
 constexpr int kTaps = 9, kSide = 4, kWindow = 6, kOutputs = kSide * kSide;
-constexpr int kStepsAtOnce = 2;               // whose codes stay in the first-level cache until they are transformed
-constexpr int kWordSteps = kStepColumns / 2;  // of two channels, of a step
-constexpr int kInverseOfNine = 0x38e38e39;    // modulo 2^32
+constexpr int kStepsAtOnce = 2;                  // whose codes stay in the first-level cache until they are transformed
+constexpr int kWordSteps = kStepColumns / 2;     // of two channels, of a step
+constexpr uint32_t kInverseOfNine = 0x38e38e39;  // modulo 2^32
+constexpr int kPieces = kPairVectors / kAtOnce;  // of the rows, each in a panel of its own
+constexpr int kSums = sizeof(Wide) / 4, kWords = sizeof(Wide) / 2, kPieceRows = kAtOnce * kSums;
 
-inline __m512i add16(__m512i a, __m512i b) { return _mm512_add_epi16(a, b); }
-inline __m512i sub16(__m512i a, __m512i b) { return _mm512_sub_epi16(a, b); }
-inline __m512i four_times(__m512i a) { return _mm512_slli_epi16(a, 2); }
+typedef uint8_t Bytes __attribute__((vector_size(sizeof(Wide))));
+typedef uint16_t Words __attribute__((vector_size(sizeof(Wide))));
+typedef int16_t SignedWords __attribute__((vector_size(sizeof(Wide))));
+typedef uint32_t Sums __attribute__((vector_size(sizeof(Wide))));
+typedef int32_t SignedSums __attribute__((vector_size(sizeof(Wide))));
 
 // G of three values, `apart` apart.
-inline void spread(const __m512i* w, int apart, __m512i* to) {
-  const __m512i first = w[0], middle = w[apart], last = w[2 * apart], six = _mm512_set1_epi16(6);
-  const __m512i outer = add16(first, last), far = add16(first, four_times(last)), twice = add16(middle, middle);
-  to[0] = _mm512_mullo_epi16(first, six);
-  to[1] = add16(outer, middle);
-  to[2] = sub16(outer, middle);
-  to[3] = add16(far, twice);
-  to[4] = sub16(far, twice);
-  to[5] = _mm512_mullo_epi16(last, six);
+inline void spread(const Words* w, int apart, Words* to) {
+  const Words first = w[0], middle = w[apart], last = w[2 * apart];
+  const Words outer = first + last, far = first + (last << 2), twice = middle + middle;
+  to[0] = first * 6;
+  to[1] = outer + middle;
+  to[2] = outer - middle;
+  to[3] = far + twice;
+  to[4] = far - twice;
+  to[5] = last * 6;
 }
 
 // G w G^T, each position to `to`, `position` bytes apart.
-inline void transform_taps(const __m512i* w, int64_t position, char* to) {
-  __m512i columns[3][kWindow];
+inline void transform_taps(const Words* w, int64_t position, char* to) {
+  Words columns[3][kWindow];
   LCS_UNROLL
   for (int j = 0; j < 3; ++j) spread(w + j, 3, columns[j]);
   LCS_UNROLL
   for (int i = 0; i < kWindow; ++i) {
-    const __m512i row[3] = {columns[0][i], columns[1][i], columns[2][i]};
-    __m512i result[kWindow];
+    const Words row[3] = {columns[0][i], columns[1][i], columns[2][i]};
+    Words result[kWindow];
     spread(row, 1, result);
     LCS_UNROLL
-    for (int j = 0; j < kWindow; ++j) _mm512_store_si512(to + (i * kWindow + j) * position, result[j]);
+    for (int j = 0; j < kWindow; ++j) wide_store(to + (i * kWindow + j) * position, (Wide)result[j]);
   }
 }
 
 // The first or the last two of every four bytes, as words.
 template <int kHalf>
-inline __m512i widened(__m512i codes) {
-  const __m512i places =
-      _mm512_broadcast_i32x4(kHalf == 0 ? _mm_setr_epi8(-1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13)
-                                        : _mm_setr_epi8(-1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15));
-  return _mm512_srai_epi16(_mm512_shuffle_epi8(codes, places), 8);
+inline Words widened(Wide codes) {
+  const __m128i places = kHalf == 0 ? _mm_setr_epi8(-1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13)
+                                    : _mm_setr_epi8(-1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15);
+  return (Words)((SignedWords)shuffle_bytes(codes, places) >> 8);
 }
 
 template <int kHalf>
-inline void transform_codes(const __m512i* codes, int64_t position, char* to) {
-  __m512i w[kTaps];
+inline void transform_codes(const Wide* codes, int64_t position, char* to) {
+  Words w[kTaps];
   LCS_UNROLL
   for (int tap = 0; tap < kTaps; ++tap) w[tap] = widened<kHalf>(codes[tap]);
   transform_taps(w, position, to);
 }
 
+// Of the panel of `steps` steps: where two channels of the v-th vector's rows lie, of a position.
+inline int64_t panel_offset(int64_t steps, int64_t word_step, int v) {
+  return ((v / kAtOnce * steps * kWordSteps + word_step) * kAtOnce + v % kAtOnce) * int64_t(sizeof(Wide));
+}
+
 template <int kBits>
 void weights_of(const WinogradWeights& e) {
-  const __m512i one = _mm512_set1_epi8(1);
+  const Wide one = wide_bytes(1);
   alignas(64) int32_t sums[kPairRows] = {};  // of the codes
   for (int64_t first = 0; first < e.steps; first += kStepsAtOnce) {
     const int steps = int(std::min<int64_t>(kStepsAtOnce, e.steps - first));
-    __m512i codes[kStepsAtOnce][kTaps][2][kPairVectors];
+    Wide codes[kStepsAtOnce][kTaps][2][kPairVectors];
     for (int s = 0; s < steps; ++s)
       for (int tap = 0; tap < kTaps; ++tap) {
         const uint8_t* const planes = e.planes + (tap * e.tap_steps + first + s) * kBlockRows;
@@ -73,22 +83,22 @@ void weights_of(const WinogradWeights& e) {
         pair_codes<kBits>(planes, e.plane_bytes, e.block_bytes, codes[s][tap]);
       }
     for (int v = 0; v < kPairVectors; ++v) {
-      __m512i sum = _mm512_load_si512(sums + 16 * v);
+      Wide sum = wide_load(sums + kSums * v);
       for (int i = 0; i < 2 * steps; ++i) {
         const int64_t column = (first + i / 2) * kStepColumns + i % 2 * 4, left = e.columns - column;
         const uint32_t inside = left >= 4 ? ~uint32_t{0} : left <= 0 ? 0 : (uint32_t{1} << 8 * left) - 1;
-        const __m512i center = _mm512_set1_epi32(int32_t(inside & (0x01010101u << (kBits - 1))));
-        __m512i w[kTaps];
+        const Wide center = wide_sums(int32_t(inside & (0x01010101u << (kBits - 1))));
+        Wide w[kTaps];
         LCS_UNROLL
         for (int tap = 0; tap < kTaps; ++tap) {
-          w[tap] = _mm512_sub_epi8(codes[i / 2][tap][i % 2][v], center);
-          sum = _mm512_dpbusd_epi32(sum, one, w[tap]);
+          w[tap] = (Wide)((Bytes)codes[i / 2][tap][i % 2][v] - (Bytes)center);
+          sum = dot_bytes(sum, one, w[tap]);
         }
-        char* const to = static_cast<char*>(e.panel) + ((first * kWordSteps + 2 * i) * kPairVectors + v) * int64_t{64};
+        char* const to = static_cast<char*>(e.panel) + panel_offset(e.steps, first * kWordSteps + 2 * i, v);
         transform_codes<0>(w, e.position, to);
-        transform_codes<1>(w, e.position, to + 64 * kPairVectors);
+        transform_codes<1>(w, e.position, to + kAtOnce * sizeof(Wide));
       }
-      _mm512_store_si512(sums + 16 * v, sum);
+      wide_store(sums + kSums * v, sum);
     }
   }
   for (int row = 0; row < kPairRows; ++row) e.start[row] = (e.more ? e.start[row] : 0) - e.zero * sums[row];
@@ -103,49 +113,49 @@ void weights_any(const WinogradWeights& e, std::integer_sequence<int, kBits...>)
 void weights(const WinogradWeights& e) { weights_any(e, std::make_integer_sequence<int, kPlanes>()); }
 
 // B^T of six values.
-inline void differences(const __m512i* x, __m512i* to) {
-  const __m512i even = sub16(x[4], x[2]), odd = sub16(x[3], x[1]), twice = add16(odd, odd);
-  to[0] = add16(four_times(sub16(x[0], x[2])), even);
-  to[1] = sub16(add16(x[3], x[4]), four_times(add16(x[1], x[2])));
-  to[2] = add16(sub16(x[4], x[3]), four_times(sub16(x[1], x[2])));
-  to[3] = add16(even, twice);
-  to[4] = sub16(even, twice);
-  to[5] = sub16(sub16(x[5], x[3]), four_times(odd));
+inline void differences(const Words* x, Words* to) {
+  const Words even = x[4] - x[2], odd = x[3] - x[1], twice = odd + odd;
+  to[0] = ((x[0] - x[2]) << 2) + even;
+  to[1] = x[3] + x[4] - ((x[1] + x[2]) << 2);
+  to[2] = x[4] - x[3] + ((x[1] - x[2]) << 2);
+  to[3] = even + twice;
+  to[4] = even - twice;
+  to[5] = x[5] - x[3] - (odd << 2);
 }
 
 constexpr int kRun = 8;  // tiles of a row, whose columns stay in the first-level cache
 
-// B^T of columns of x, of 32 channels from c on.
-inline void transform_columns(const WinogradInput& in, int64_t c, __mmask32 mask, int64_t begin, int64_t end,
-                              __m512i (*to)[kWindow]) {
+// B^T of columns of x, of the channels of `mask` from c on.
+inline void transform_columns(const WinogradInput& in, int64_t c, const WordMask& mask, int64_t begin, int64_t end,
+                              Words (*to)[kWindow]) {
   for (int64_t j = begin; j < end; ++j, ++to) {
     const int64_t at = std::min(j, in.columns - 1) * in.column + c;
-    __m512i x[kWindow], column[kWindow];
+    Words x[kWindow], column[kWindow];
     LCS_UNROLL
-    for (int i = 0; i < kWindow; ++i) x[i] = _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(mask, in.rows[i] + at));
+    for (int i = 0; i < kWindow; ++i) x[i] = (Words)mask.load(in.rows[i] + at);
     differences(x, column);
     LCS_UNROLL
-    for (int i = 0; i < kWindow; ++i) _mm512_store_si512(*to + i, column[i]);
+    for (int i = 0; i < kWindow; ++i) (*to)[i] = column[i];
   }
 }
 
 bool input(const WinogradInput& in) {
-  for (int64_t c = 0; c < in.channels; c += 32) {
-    const __mmask32 mask = in.channels - c >= 32 ? ~__mmask32{0} : (__mmask32{1} << (in.channels - c)) - 1;
+  for (int64_t c = 0; c < in.channels; c += kWords) {
+    const WordMask mask(in.channels - c);
     for (int64_t first = 0; first < in.tiles; first += kRun) {
       const int64_t end = std::min(first + kRun, in.tiles);
-      __m512i columns[kSide * kRun + 2][kWindow];
+      Words columns[kSide * kRun + 2][kWindow];
       transform_columns(in, c, mask, kSide * first, kSide * end + 2, columns);
-      const __m512i(*x)[kWindow] = columns;
+      const Words(*x)[kWindow] = columns;
       for (int64_t tile = first; tile < end; ++tile, x += kSide) {
         char* to = in.to + tile * in.tile + c * 2;
         for (int i = 0; i < kWindow; ++i) {
-          __m512i row[kWindow], result[kWindow];
+          Words row[kWindow], result[kWindow];
           LCS_UNROLL
-          for (int j = 0; j < kWindow; ++j) row[j] = _mm512_load_si512(x[j] + i);
+          for (int j = 0; j < kWindow; ++j) row[j] = x[j][i];
           differences(row, result);
           LCS_UNROLL
-          for (int j = 0; j < kWindow; ++j, to += in.position) _mm512_mask_storeu_epi16(to, mask, result[j]);
+          for (int j = 0; j < kWindow; ++j, to += in.position) mask.store(to, (Wide)result[j]);
         }
       }
     }
@@ -154,85 +164,87 @@ bool input(const WinogradInput& in) {
 }
 
 // A^T of six sums.
-inline void gather(const __m512i* m, __m512i* to) {
-  const __m512i first = add32(m[1], m[2]), second = add32(m[3], m[4]), c = sub32(m[2], m[1]), d = sub32(m[3], m[4]);
-  to[0] = sub32(add32(m[0], second), _mm512_slli_epi32(first, 2));
-  to[1] = add32(add32(c, c), d);
-  to[2] = sub32(second, first);
-  to[3] = add32(add32(c, m[5]), add32(d, d));
+inline void gather(const Sums* m, Sums* to) {
+  const Sums first = m[1] + m[2], second = m[3] + m[4], c = m[2] - m[1], d = m[3] - m[4];
+  to[0] = m[0] + second - (first << 2);
+  to[1] = c + c + d;
+  to[2] = second - first;
+  to[3] = c + m[5] + (d + d);
 }
 
 constexpr int kFactor[kSide] = {3, 2, 1, 1};  // of a row of A^T: 3 times a power of two
 
-// Of 64 rows: the outputs of a tile, of rows of positions whose columns are gathered.
-inline void gather_rows(const __m512i (*rows)[kSide][kPairVectors], __m512i (*to)[kPairVectors]) {
-  const __m512i inverse = _mm512_set1_epi32(kInverseOfNine);
-  for (int v = 0; v < kPairVectors; ++v) LCS_UNROLL
+// Of a piece's rows: the outputs of a tile, of rows of positions whose columns are gathered.
+inline void gather_rows(const Sums (*rows)[kSide][kAtOnce], Sums (*to)[kAtOnce]) {
+  for (int v = 0; v < kAtOnce; ++v) LCS_UNROLL
   for (int j = 0; j < kSide; ++j) {
-    __m512i m[kWindow], result[kSide];
+    Sums m[kWindow], result[kSide];
     LCS_UNROLL
     for (int i = 0; i < kWindow; ++i) m[i] = rows[i][j][v];
     gather(m, result);
     LCS_UNROLL
     for (int i = 0; i < kSide; ++i)
-      to[i * kSide + j][v] = _mm512_srai_epi32(_mm512_mullo_epi32(result[i], inverse), kFactor[i] + kFactor[j]);
+      to[i * kSide + j][v] = (Sums)((SignedSums)(result[i] * kInverseOfNine) >> (kFactor[i] + kFactor[j]));
   }
 }
 
-inline void finish_tile(const WinogradMultiply& p, int64_t tile, const PairMasks& masks,
-                        const __m512i (*rows)[kSide][kPairVectors]) {
-  __m512i outputs[kOutputs][kPairVectors];
+inline void finish_tile(const WinogradMultiply& p, int64_t tile, const PairMasks& masks, int piece,
+                        const Sums (*rows)[kSide][kAtOnce]) {
+  Sums outputs[kOutputs][kAtOnce];
   gather_rows(rows, outputs);
   for (int i = 0; i < kOutputs; ++i) {
     const int64_t at = tile * kOutputs + i;
     if (p.output.place[at] < 0) continue;
-    int32_t* const sums = p.sums + at * kPairRows;
+    int32_t* const sums = p.sums + at * kPairRows + piece * kPieceRows;
+    Wide whole[kAtOnce];
     LCS_UNROLL
-    for (int v = 0; v < kPairVectors; ++v) {
-      if (p.more) outputs[i][v] = add32(outputs[i][v], _mm512_loadu_si512(sums + 16 * v));
+    for (int v = 0; v < kAtOnce; ++v) {
+      if (p.more) outputs[i][v] += (Sums)wide_load(sums + kSums * v);
       if (p.last)
-        outputs[i][v] = add32(outputs[i][v], _mm512_load_si512(p.start + 16 * v));
+        outputs[i][v] += (Sums)wide_load(p.start + piece * kPieceRows + kSums * v);
       else
-        _mm512_storeu_si512(sums + 16 * v, outputs[i][v]);
+        wide_store(sums + kSums * v, (Wide)outputs[i][v]);
+      whole[v] = (Wide)outputs[i][v];
     }
-    if (p.last) finish_pair(p.output, masks, at, outputs[i]);
+    if (p.last) finish_pair(p.output, masks, at, piece, whole);
   }
 }
 
 template <int kTiles>
-void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairMasks& masks) {
+void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairMasks& masks, int piece) {
   const char* const first = p.x + tile * p.tile;
-  __m512i rows[kTiles][kWindow][kSide][kPairVectors];
+  const char* const panels = static_cast<const char*>(p.panel) + panel_offset(p.steps, 0, piece * kAtOnce);
+  Sums rows[kTiles][kWindow][kSide][kAtOnce];
   for (int i = 0; i < kWindow; ++i) {
-    __m512i products[kWindow][kTiles][kPairVectors];
+    Sums products[kWindow][kTiles][kAtOnce];
     for (int j = 0; j < kWindow; ++j) {
       const int position = i * kWindow + j;
-      const char* panel = static_cast<const char*>(p.panel) + position * p.panel_position;
+      const char* panel = panels + position * p.panel_position;
       const char* x[kTiles];
       LCS_UNROLL
       for (int m = 0; m < kTiles; ++m) x[m] = first + m * p.tile + position * p.position;
-      __m512i sum[kTiles][kPairVectors];
+      Wide sum[kTiles][kAtOnce];
       LCS_UNROLL
       for (int m = 0; m < kTiles; ++m) LCS_UNROLL
-      for (int v = 0; v < kPairVectors; ++v) sum[m][v] = _mm512_setzero_si512();
-      for (int64_t step = 0; step < kWordSteps * p.steps; ++step, panel += 64 * kPairVectors) {
-        __m512i w[kPairVectors];
+      for (int v = 0; v < kAtOnce; ++v) sum[m][v] = wide_zero();
+      for (int64_t step = 0; step < kWordSteps * p.steps; ++step, panel += kAtOnce * sizeof(Wide)) {
+        Wide w[kAtOnce];
         LCS_UNROLL
-        for (int v = 0; v < kPairVectors; ++v) w[v] = _mm512_load_si512(panel + 64 * v);
+        for (int v = 0; v < kAtOnce; ++v) w[v] = wide_load(panel + sizeof(Wide) * v);
         LCS_UNROLL
         for (int m = 0; m < kTiles; ++m) {
-          const __m512i two = wide_broadcast(x[m] + 4 * step);
+          const Wide two = wide_broadcast(x[m] + 4 * step);
           LCS_UNROLL
-          for (int v = 0; v < kPairVectors; ++v) sum[m][v] = _mm512_dpwssd_epi32(sum[m][v], two, w[v]);
+          for (int v = 0; v < kAtOnce; ++v) sum[m][v] = dot_words(sum[m][v], two, w[v]);
         }
       }
       LCS_UNROLL
       for (int m = 0; m < kTiles; ++m) LCS_UNROLL
-      for (int v = 0; v < kPairVectors; ++v) products[j][m][v] = sum[m][v];
+      for (int v = 0; v < kAtOnce; ++v) products[j][m][v] = (Sums)sum[m][v];
     }
     for (int m = 0; m < kTiles; ++m) LCS_UNROLL
-    for (int v = 0; v < kPairVectors; ++v) {
-      __m512i of[kWindow], result[kSide];
+    for (int v = 0; v < kAtOnce; ++v) {
+      Sums of[kWindow], result[kSide];
       LCS_UNROLL
       for (int j = 0; j < kWindow; ++j) of[j] = products[j][m][v];
       gather(of, result);
@@ -240,24 +252,26 @@ void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairMasks& ma
       for (int j = 0; j < kSide; ++j) rows[m][i][j][v] = result[j];
     }
   }
-  for (int m = 0; m < kTiles; ++m) finish_tile(p, tile + m, masks, rows[m]);
+  for (int m = 0; m < kTiles; ++m) finish_tile(p, tile + m, masks, piece, rows[m]);
 }
 
 template <int... kTiles>
-void multiply_of(const WinogradMultiply& p, int64_t tile, int tiles, const PairMasks& masks,
+void multiply_of(const WinogradMultiply& p, int64_t tile, int tiles, const PairMasks& masks, int piece,
                  std::integer_sequence<int, kTiles...>) {
-  static constexpr void (*kTable[])(const WinogradMultiply&, int64_t,
-                                    const PairMasks&) = {multiply_tiles<kTiles + 1>...};
-  kTable[tiles - 1](p, tile, masks);
+  static constexpr void (*kTable[])(const WinogradMultiply&, int64_t, const PairMasks&,
+                                    int) = {multiply_tiles<kTiles + 1>...};
+  kTable[tiles - 1](p, tile, masks, piece);
 }
 
+// A piece of the panel stays in the second-level cache over all tiles.
 void multiply(const WinogradMultiply& p) {
   const PairMasks masks(p.output.channels);
   const int64_t groups = (p.tiles + kPairTile - 1) / kPairTile;
-  for (int64_t i = 0; i < groups; ++i) {
-    const int64_t tile = p.tiles * i / groups, end = p.tiles * (i + 1) / groups;
-    multiply_of(p, tile, int(end - tile), masks, std::make_integer_sequence<int, kPairTile>());
-  }
+  for (int piece = 0; piece < kPieces; ++piece)
+    for (int64_t i = 0; i < groups; ++i) {
+      const int64_t tile = p.tiles * i / groups, end = p.tiles * (i + 1) / groups;
+      multiply_of(p, tile, int(end - tile), masks, piece, std::make_integer_sequence<int, kPairTile>());
+    }
 }
 
 }  // namespace words

@@ -13,10 +13,11 @@ constexpr int64_t kTile = 120;  // positions at once: whole rows of every instru
 // Where the results of a packed convolution go. Output positions of all images are numbered in order.
 class PackedResult {
  public:
-  PackedResult(const PackedConv2dArgs& args, const PackedGemm& gemm);
+  // `pairs`: of kernels that take two blocks at once.
+  PackedResult(const PackedConv2dArgs& args, const PackedGemm& gemm, bool pairs);
 
   // Whether results of two blocks, and what is added to them, are float32 or codes right in their places.
-  bool direct() const { return gemm_.pairs() && a_.y.channel_stride == 1 && a_.dtype == DType::float32; }
+  bool direct() const { return pairs_ && a_.y.channel_stride == 1 && a_.dtype == DType::float32; }
   int64_t pixels() const { return pixels_; }  // positions of an image
   const PackedCodes& codes() const { return codes_; }
 
@@ -44,6 +45,7 @@ class PackedResult {
 
   const PackedConv2dArgs& a_;
   const PackedGemm& gemm_;
+  const bool pairs_;
   const PackedConv2dKernels run_;
   const SparseConv2dKernels copies_;
   const int64_t pixels_;

@@ -8,9 +8,10 @@
 
 namespace lcs {
 
-PackedResult::PackedResult(const PackedConv2dArgs& args, const PackedGemm& gemm)
+PackedResult::PackedResult(const PackedConv2dArgs& args, const PackedGemm& gemm, bool pairs)
     : a_(args),
       gemm_(gemm),
+      pairs_(pairs),
       run_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx2::packed_conv2d_kernels)),
       copies_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
       pixels_(args.y.height * args.y.width) {

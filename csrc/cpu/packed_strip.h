@@ -32,8 +32,8 @@ struct StripGeometry {
 // reads there.
 class PackedStrip {
  public:
-  // Its memory is the calling thread's, until that makes the next one.
-  PackedStrip(const PackedConv2dArgs& args, const PackedGemm& gemm, const Parallel& parallel);
+  // For `panel`. Its memory is the calling thread's, until that makes the next one.
+  PackedStrip(const PackedConv2dArgs& args, const PackedGemm& gemm, Panel panel, const Parallel& parallel);
 
   // Images [first, first + n), of at most geometry().images.
   void fill(int64_t first, int64_t n);
@@ -77,6 +77,7 @@ class PackedStrip {
   const PackedConv2dArgs& a_;
   const PackedGemm& gemm_;
   const Parallel& parallel_;
+  const Panel panel_;
   const PackedConv2dKernels run_;
   const SparseConv2dKernels copies_;
   const StripGeometry g_;

@@ -48,13 +48,14 @@ StripGeometry::StripGeometry(const PackedConv2dArgs& args, Panel panel)
   images = ceil_div(args.x.n, ceil_div(args.x.n, images));
 }
 
-PackedStrip::PackedStrip(const PackedConv2dArgs& args, const PackedGemm& gemm, const Parallel& parallel)
+PackedStrip::PackedStrip(const PackedConv2dArgs& args, const PackedGemm& gemm, Panel panel, const Parallel& parallel)
     : a_(args),
       gemm_(gemm),
       parallel_(parallel),
+      panel_(panel),
       run_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx2::packed_conv2d_kernels)),
       copies_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
-      g_(args, gemm.panel()) {
+      g_(args, panel) {
   static thread_local Scratch<char> scratch;
   const int64_t sums = a_.exact ? 0 : g_.groups * g_.images * g_.lines * g_.line;
   const int64_t bytes = (g_.images * g_.image * g_.element + 63) / 64 * 64;
@@ -193,7 +194,7 @@ void PackedStrip::copy(int64_t image, int64_t row) const {
 // Rows [begin, end) of the strip in integers, and what these sum to.
 void PackedStrip::quantize(int64_t image, int64_t begin, int64_t end) {
   static thread_local Scratch<int8_t> scratch;
-  const bool bytes = gemm_.panel() == Panel::bytes;
+  const bool bytes = panel_ == Panel::bytes;
   const Lines line = lines();
   char* const strip = data_ + (image * g_.image + begin * g_.row) * g_.element;
   const int64_t rows = end - begin, strip_size = bytes ? 0 : rows * g_.row;

@@ -18,13 +18,6 @@ constexpr int64_t kLeastTiles = 64;            // that pay for transforming two 
 constexpr int64_t kTasks = 16;                 // enough to keep the threads even
 constexpr int64_t kLine = 64;                  // bytes, between tiles, whose distance would else be a power of two
 
-// What Winograd's products of two blocks take, measured in what a direct product of 64 rows and a channel takes: of a
-// channel at all positions; what a tile takes beyond that and beyond what others do; and a channel of the weight.
-struct Costs {
-  int64_t products, tile, weight;
-};
-constexpr Costs k2x2{16, 400, 90}, k4x4{72, 1100, 450};
-
 int64_t taps_inside(const Walk& axis, int64_t size, int64_t outputs) {
   int64_t taps = 0;
   for (const TapRun& run : tap_runs(axis, size, outputs)) taps += (run.end - run.begin) * (run.last - run.first);
@@ -39,23 +32,24 @@ int packed_conv2d_winograd(const PackedConv2dArgs& a) {
   const NestedLayout& layout = a.weight.layout;
   const PackedGemm gemm(a.weight, a.bits, nullptr, false, a.exact);
   const bool fits = is_plain(a.vertical) && is_plain(a.horizontal) && layout.parts == 1 && layout.joined == 1 &&
-                    layout.blocks() % 2 == 0 && gemm.pairs();
+                    layout.blocks() % 2 == 0 && layout.groups() == 1 && !a.exact;
   if (!fits || (a.winograd && *a.winograd == 0)) return 0;
   const bool few = a.bits <= kWinogradBits && a.range && a.range->bits <= kWinogradInputBits;
   const auto can = [&](const WinogradKernels& kernels) {
     return kernels.side && (kernels.side == 4 || few) && (!a.winograd || *a.winograd == kernels.side);
   };
-  const StripGeometry g(a, gemm.panel());
+  const StripGeometry g(a, Panel::bytes);
   const int64_t taps = taps_inside(g.rows, a.x.height, a.y.height) * taps_inside(g.columns, a.x.width, a.y.width);
-  const auto cost = [&](const WinogradKernels& kernels, const Costs& of) {
+  const auto cost = [&](const WinogradKernels& kernels) {
+    const WinogradCosts of = kernels.costs(a.bits);
     const int64_t tiles = g.images * ceil_div(a.y.height, kernels.side) * ceil_div(a.y.width, kernels.side);
     return tiles * (of.products * g.segment + of.tile) + of.weight * g.segment;
   };
   int64_t least = a.winograd ? std::numeric_limits<int64_t>::max() : g.images * taps * g.segment;
   int side = 0;
   const WinogradKernels &small = gemm.kernels().winograd_2x2, &large = gemm.kernels().winograd_4x4;
-  if (can(small) && cost(small, k2x2) < least) least = cost(small, k2x2), side = small.side;
-  if (can(large) && cost(large, k4x4) < least) side = large.side;
+  if (can(small) && cost(small) < least) least = cost(small), side = small.side;
+  if (can(large) && cost(large) < least) side = large.side;
   return side;
 }
 

@@ -219,7 +219,9 @@ PackedConv2dArgs winograd_args(const Dense& w, void* x, void* y, bool last, int 
   return args;
 }
 
-bool has_winograd(Isa isa) { return isa == Isa::avx512_vnni || isa == Isa::avx512_bf16; }
+bool has_winograd(Isa isa, int side) {
+  return isa == Isa::avx512_vnni || isa == Isa::avx512_bf16 || (isa == Isa::avx2 && side == 4);
+}
 
 // At a width and over a range, or that of each image, by the tiles that fit; on `others` too, which have none.
 void check_products(const Dense& w, PackedConv2dArgs args, std::initializer_list<int> sides, bool others) {
@@ -228,10 +230,10 @@ void check_products(const Dense& w, PackedConv2dArgs args, std::initializer_list
   const std::vector<float> wanted = convolved(w, args);
   for (const Isa isa : isas(kMore))
     for (const int side : sides) {
-      if (!has_winograd(isa) && !(others && side == *sides.begin())) continue;
+      if (!has_winograd(isa, side) && !(others && side == *sides.begin())) continue;
       set_max_isa(isa);
       args.winograd = side;
-      CHECK(packed_conv2d_winograd(args) == (has_winograd(isa) ? side : 0));
+      CHECK(packed_conv2d_winograd(args) == (has_winograd(isa, side) ? side : 0));
       std::memset(args.y.data, 0xff, outputs * 4);
       packed_conv2d(args, args.bits % 2 ? Parallel(fork_join(3)) : Parallel(backwards));
       for (size_t i = 0; i < outputs; ++i) CHECK(static_cast<float*>(args.y.data)[i] == wanted[i]);
@@ -301,8 +303,8 @@ void check_choice() {
   constexpr ActivationRange many{-31.0f, 32.0f, 6};
   for (const Isa isa : isas(kMore)) {
     set_max_isa(isa);
-    const auto side = [&](int wanted) { return has_winograd(isa) ? wanted : 0; };
-    CHECK(taken(images, 4, kFew, {}) == side(2) && taken(images, 4, &many, {}) == side(4));
+    const auto side = [&](int wanted) { return has_winograd(isa, wanted) ? wanted : 0; };
+    CHECK(taken(images, 4, kFew, {}) == (side(2) ? 2 : side(4)) && taken(images, 4, &many, {}) == side(4));
     CHECK(taken(images, 5, kFew, {}) == side(4) && taken(images, 8, nullptr, {}) == side(4));
     CHECK(!taken(images, 5, kFew, 2) && !taken(images, 4, &many, 2) && !taken(images, 4, nullptr, 2));
     CHECK(!taken(pixel, 4, kFew, {}) && taken(pixel, 4, kFew, 2) == side(2) && taken(pixel, 4, kFew, 4) == side(4));

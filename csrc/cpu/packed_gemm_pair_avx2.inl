@@ -1,0 +1,91 @@
+// What packed_gemm_winograd_4x4.inl needs to know of two blocks of the weight, after packed_gemm.inl. Vectors 4b to
+// 4b + 3 hold the places of block b, in their order; two of them make a piece.
+constexpr int kPairVectors = 8, kAtOnce = 2, kPairTile = 6;
+constexpr int kAhead = 512;  // bytes of a plane, loaded before they are needed
+
+inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+
+// codes[half][v]: four columns of eight rows.
+template <int kBits>
+inline void pair_codes(const uint8_t* planes, int64_t plane_bytes, int64_t block_bytes,
+                       __m256i (*codes)[kPairVectors]) {
+  for (int block = 0; block < 2; ++block) {
+    __m256i columns[kStepColumns];
+    unpack_step<kBits>(planes + block * block_bytes, plane_bytes, columns);
+    LCS_UNROLL
+    for (int half = 0; half < 2; ++half) interleave(columns + 4 * half, codes[half] + 4 * block);
+  }
+}
+
+// Eight or more channels, of which a vector of words holds 16.
+class WordMask {
+ public:
+  explicit WordMask(int64_t channels) : all_(channels >= 16) {}
+  __m256i load(const int8_t* p) const {
+    const __m128i* const from = reinterpret_cast<const __m128i*>(p);
+    return _mm256_cvtepi8_epi16(all_ ? _mm_loadu_si128(from) : _mm_loadl_epi64(from));
+  }
+  void store(char* p, __m256i x) const {
+    if (all_)
+      wide_store(p, x);
+    else
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(x));
+  }
+
+ private:
+  bool all_;
+};
+
+struct PairMasks {
+  int channels;
+
+  explicit PairMasks(int channels) : channels(channels) {}
+};
+
+inline void put_codes(__m256 value, const PackedCodes& code, int8_t* to, int channels) {
+  const __m256 lowest = _mm256_set1_ps(float(code.lowest - code.zero)),
+               highest = _mm256_set1_ps(float(code.highest - code.zero));
+  const __m256 scaled = _mm256_max_ps(_mm256_mul_ps(value, _mm256_set1_ps(code.inverse)), lowest);  // a NaN is lowest
+  const __m256i codes =
+      _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_min_ps(scaled, highest)), _mm256_set1_epi32(code.zero));
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
+  int8_t bytes[16];
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes), _mm_packs_epi16(words, words));
+  __builtin_memcpy(to, bytes, channels == 8 ? 8 : size_t(channels));
+}
+
+// A piece of row m of x: eight rows of the weight, and those 16 behind them.
+inline void finish_pair(const PackedPairOutput& o, const PairMasks& masks, int64_t m, int piece, const __m256i* sum) {
+  const __m256 floor = _mm256_set1_ps(o.relu ? 0.0f : -__builtin_inff()), row_scale = _mm256_set1_ps(o.row_scale[m]);
+  const __m256i sums = _mm256_set1_epi32(o.sums[m]);
+  const __m128i shift = _mm_cvtsi32_si128(o.shift);
+  const int block = piece / 2, first = piece % 2 * 2;
+  __m256 value[2];
+  LCS_UNROLL
+  for (int v = 0; v < 2; ++v) {
+    const int at = 16 * (first + v) + 8 * block;
+    const __m256i moved = _mm256_mullo_epi32(load_bytes(o.center + at), sums);
+    const __m256 whole = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_sll_epi32(sum[v], shift), moved));
+    value[v] = _mm256_mul_ps(_mm256_mul_ps(whole, _mm256_loadu_ps(o.scale + at)), row_scale);
+  }
+  const __m256 rows[2] = {_mm256_permute2f128_ps(value[0], value[1], 0x20),
+                          _mm256_permute2f128_ps(value[0], value[1], 0x31)};
+  const int64_t place = o.place ? o.place[m] : m;
+  LCS_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const int row = kBlockRows * block + 4 * first + 16 * half, channels = std::min(masks.channels - row, 8);
+    if (channels <= 0) break;
+    __m256 y = o.bias ? _mm256_add_ps(rows[half], _mm256_loadu_ps(o.bias + row)) : rows[half];
+    if (o.residual) {
+      const float* const residual = o.residual + place * o.residual_stride + row;
+      y = _mm256_add_ps(y, channels == 8 ? _mm256_loadu_ps(residual) : load_first(residual, channels));
+    }
+    y = _mm256_max_ps(floor, y);  // a NaN stays
+    if (o.codes)
+      put_codes(y, o.grid, o.codes + place * o.stride + row, channels);
+    else if (channels == 8)
+      _mm256_storeu_ps(o.y + place * o.stride + row, y);
+    else
+      store_first(o.y + place * o.stride + row, y, channels);
+  }
+}
