@@ -9,6 +9,7 @@ constexpr int kBlock = 16;
 constexpr int kAhead = 48 * kBlock;  // floats of the weight, which may come from memory
 // Without it gcc keeps the positions' addresses in registers, and those that do not fit in vectors, from where they
 // come back through the multipliers' ports.
+constexpr int kAddresses = 6;  // that fit
 #define LCS_FORGET_MEMORY asm volatile("" ::: "memory")
 
 // The terms of kTogether input channels of a tap, the first of them `c`; sum[i] is of position i / kVectors, vector
@@ -18,7 +19,7 @@ __attribute__((always_inline)) inline void add_terms(const float* const* at, int
                                                      int64_t block_stride, Float (&sum)[kPixels * kVectors]) {
   constexpr int kWeights = kTogether * kVectors;
   Float w[kWeights];
-  LCS_FORGET_MEMORY;
+  if constexpr (kPixels > kAddresses) LCS_FORGET_MEMORY;
 #pragma GCC unroll 32
   for (int i = 0; i < kWeights; ++i) {
     const int channel = i % kVectors * kLanes;
