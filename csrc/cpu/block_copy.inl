@@ -31,8 +31,11 @@ void copy_block(const BlockCopy& c) {
     return;
   }
   if (!c.transposed) {
-    for (int64_t r = 0; r < c.rows; ++r)
-      copy_row(from + r * c.from_stride, c.from_step, to + r * c.to_stride, c.columns);
+    int64_t r = 0;
+    // Of rows that come right after each other the next one overwrites what a whole vector puts behind the one before.
+    if (c.from_step == 1 && c.to_stride == c.columns && c.columns < kLanes && c.from_stride >= kLanes)
+      for (; (c.rows - r) * c.columns >= kLanes; ++r) copy_lanes(from + r * c.from_stride, to + r * c.to_stride);
+    for (; r < c.rows; ++r) copy_row(from + r * c.from_stride, c.from_step, to + r * c.to_stride, c.columns);
     return;
   }
   for (int64_t r = 0; r < c.rows; r += kSquare)

@@ -1,15 +1,14 @@
 // Compiled once per instruction set, after its lanes_*.inl and block_copy.inl, in an unnamed namespace inside its
 // target region. kTileVectors is how many vectors of channels a tile spans where there are many, kMaxVectors how many
 // where those are all, pixels_of(vectors) at how many positions their sums and one vector of weights each fit the
-// registers, term(x, weight, sum) the sum with one more term: of a float, or of a pair of bfloat16 where one lies in
-// its place. term_of_all(x, weight, sum) is that of one x in all lanes, which the multiplication itself reads from
-// memory. put(to, x) rounds to what `to` points to.
+// registers, kAddresses at how many these also hold where x lies, term(x, weight, sum) the sum with one more term: of a
+// float, or of a pair of bfloat16 where one lies in its place. term_of_all(x, weight, sum) is that of one x in all
+// lanes, which the multiplication itself reads from memory. put(to, x) rounds to what `to` points to.
 
 constexpr int kBlock = 16;
 constexpr int kAhead = 48 * kBlock;  // floats of the weight, which may come from memory
 // Without it gcc keeps the positions' addresses in registers, and those that do not fit in vectors, from where they
 // come back through the multipliers' ports.
-constexpr int kAddresses = 6;  // that fit
 #define LCS_FORGET_MEMORY asm volatile("" ::: "memory")
 
 // The terms of kTogether input channels of a tap, the first of them `c`; sum[i] is of position i / kVectors, vector

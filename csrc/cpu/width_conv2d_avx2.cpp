@@ -20,8 +20,8 @@ namespace eight {
 }
 using namespace eight;
 #include "transpose_avx2.inl"
-constexpr int kTileVectors = 2, kMaxVectors = 2, kTogetherAtMost = 1;
-constexpr int pixels_of(int vectors) { return 12 / vectors; }
+constexpr int kTileVectors = 2, kMaxVectors = 2, kTogetherAtMost = 1, kAddresses = 8;
+constexpr int pixels_of(int vectors) { return vectors == 1 ? 8 : 6; }
 inline Float term(Float x, Float weight, Float sum) { return fmadd(x, weight, sum); }
 inline Float term_of_all(const float& x, Float weight, Float sum) { return fmadd(set1(x), weight, sum); }
 template <class T>

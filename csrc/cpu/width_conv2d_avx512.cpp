@@ -20,7 +20,7 @@ namespace eight {
 }
 #include "lanes_avx512.inl"
 #include "transpose_avx2.inl"
-constexpr int kTileVectors = 2, kMaxVectors = 3, kTogetherAtMost = 3;
+constexpr int kTileVectors = 2, kMaxVectors = 3, kTogetherAtMost = 3, kAddresses = 0;
 constexpr int pixels_of(int vectors) { return vectors == 3 ? 9 : 14; }
 inline Float term(Float x, Float weight, Float sum) { return fmadd(x, weight, sum); }
 inline Float term_of_all(const float& x, Float weight, Float sum) { return fmadd(set1(x), weight, sum); }

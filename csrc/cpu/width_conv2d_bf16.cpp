@@ -20,7 +20,7 @@ namespace eight {
 }
 #include "lanes_avx512.inl"
 #include "transpose_avx2.inl"
-constexpr int kTileVectors = 2, kMaxVectors = 3, kTogetherAtMost = 3;
+constexpr int kTileVectors = 2, kMaxVectors = 3, kTogetherAtMost = 3, kAddresses = 0;
 constexpr int pixels_of(int vectors) { return vectors == 3 ? 9 : 14; }
 // Of pairs: the second products first, then the first ones, each rounded, denormals as zeros.
 inline Float term(Float x, Float weight, Float sum) { return _mm512_dpbf16_ps(sum, __m512bh(x), __m512bh(weight)); }

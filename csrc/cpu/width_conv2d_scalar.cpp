@@ -13,7 +13,7 @@ namespace single {
 }
 using namespace single;
 
-constexpr int kSquare = 1, kTileVectors = 16, kMaxVectors = 16, kTogetherAtMost = 1;
+constexpr int kSquare = 1, kTileVectors = 16, kMaxVectors = 16, kTogetherAtMost = 1, kAddresses = 1;
 constexpr int pixels_of(int) { return 1; }
 template <class From, class To>
 inline void copy_first(const From* from, int64_t, To* to, int64_t) {
