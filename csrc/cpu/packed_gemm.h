@@ -9,7 +9,8 @@ namespace lcs {
 
 constexpr int64_t kMaxPackedRows = 128;  // of x, at once
 
-// Rows of x, row m of them at x + row[m], its columns of step s at x + row[m] + step[s].
+// Rows of x, row m of them at x + row[m], its columns of step s at x + row[m] + step[s]; or, where `row_bytes` is not
+// 0, in tiles (see PackedMultiply).
 struct PackedRows {
   const char* x;
   const int64_t* row;
@@ -17,6 +18,7 @@ struct PackedRows {
   int64_t n;
   const int32_t* sums;  // n x groups, of quantised x
   const float* scale;   // n: half of what a unit of quantised x is worth; of float x 0.5
+  int64_t row_bytes = 0;
 };
 
 // How a row is quantised: x becomes x * inverse, which counts 2 * half_scale each. NaN where x is not finite.

@@ -7,6 +7,8 @@ inline void sums_store(float* p, Float x) { store(p, x); }
 
 inline __m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline void store_bytes(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+constexpr int kLine = 64;  // bytes
+inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 inline __m256i every(int bits) { return _mm256_set1_epi8(char(bits)); }
 
 template <class T>
@@ -105,8 +107,9 @@ struct ByteSums {
 // Bytes hold the sums of eight look-ups: 8 * 31 < 256.
 constexpr int kLookupSteps = 4;
 
+// `next`: what is looked up after this, to be loaded meanwhile.
 template <int kBlocks>
-void lookup_plane(const PackedLookup& l, const uint8_t* plane, __m256i (*total)[4]) {
+void lookup_plane(const PackedLookup& l, const uint8_t* plane, const uint8_t* next, __m256i (*total)[4]) {
   const __m256i zero = _mm256_setzero_si256(), nibble = every(15);
   ByteSums low[kBlocks], high[kBlocks];
   for (int b = 0; b < kBlocks; ++b) low[b] = high[b] = {zero, zero};
@@ -115,6 +118,9 @@ void lookup_plane(const PackedLookup& l, const uint8_t* plane, __m256i (*total)[
     __m256i lows[kBlocks], highs[kBlocks];
     for (int b = 0; b < kBlocks; ++b) lows[b] = highs[b] = zero;
     const int64_t end = std::min<int64_t>(l.steps, i + kLookupSteps);
+    for (int b = 0; b < kBlocks; ++b)
+      for (int line = 0; line < kLookupSteps * kBlockRows; line += kLine)
+        prefetch(next + b * l.block_bytes + i * kBlockRows + line);
     for (int64_t step = i; step < end; ++step, t += kTableBytes) {
       const __m256i t0 = table(t), t1 = table(t + 16), t2 = table(t + 32), t3 = table(t + 48);
       for (int b = 0; b < kBlocks; ++b) {
@@ -147,7 +153,10 @@ void lookup_blocks(const PackedLookup& l) {
   __m256i total[kBlocks][4];
   for (auto& block : total)
     for (__m256i& sums : block) sums = _mm256_setzero_si256();
-  for (int p = 0; p < l.bits; ++p) lookup_plane<kBlocks>(l, l.planes + p * l.plane_bytes, total);
+  for (int p = 0; p < l.bits; ++p) {
+    const uint8_t* const plane = l.planes + p * l.plane_bytes;
+    lookup_plane<kBlocks>(l, plane, p + 1 < l.bits ? plane + l.plane_bytes : l.planes + l.steps * kBlockRows, total);
+  }
   const __m256i missing = _mm256_set1_epi32(int32_t(l.correction * ((1 << l.bits) - 1)));
   for (int b = 0; b < kBlocks; ++b)
     for (int v = 0; v < 4; ++v) {
@@ -158,80 +167,44 @@ void lookup_blocks(const PackedLookup& l) {
 
 void lookup(const PackedLookup& l) { l.blocks == 2 ? lookup_blocks<2>(l) : lookup_blocks<1>(l); }
 
-// Two planes as fields of two bits: of the even columns and of the odd ones.
-struct Fields {
-  __m256i even, odd;
-};
-
-inline Fields fields(__m256i low) {
-  return {_mm256_and_si256(low, every(0x55)), _mm256_and_si256(_mm256_srli_epi16(low, 1), every(0x55))};
+// Fields of `kShift` bits, and in the next half of each byte's fields those of the other vector: of a and b, the
+// columns of the lower fields and of the upper ones.
+template <int kShift>
+inline void exchange(__m256i a, __m256i b, __m256i* lower, __m256i* upper) {
+  constexpr int kLow = kShift == 1 ? 0x55 : kShift == 2 ? 0x33 : 0x0f;
+  const __m256i moved = _mm256_andnot_si256(every(kLow), _mm256_xor_si256(b, _mm256_slli_epi16(a, kShift)));
+  *lower = _mm256_xor_si256(b, moved);
+  *upper = _mm256_xor_si256(a, _mm256_srli_epi16(moved, kShift));
 }
-inline Fields fields(__m256i high, __m256i low) {
-  const __m256i even = _mm256_and_si256(high, every(0x55));
-  const Fields f = fields(low);
-  return {_mm256_or_si256(_mm256_add_epi8(even, even), f.even),
-          _mm256_or_si256(_mm256_andnot_si256(every(0x55), high), f.odd)};
-}
-
-// Four planes as nibbles: of the columns 0 and 4, 2 and 6, 1 and 5, 3 and 7.
-struct Nibbles {
-  __m256i v[4];
-};
-
-inline void split(__m256i low, __m256i* to) {
-  to[0] = _mm256_and_si256(low, every(0x33));
-  to[1] = _mm256_and_si256(_mm256_srli_epi16(low, 2), every(0x33));
-}
-inline void join(__m256i high, __m256i* to) {
-  const __m256i first = _mm256_slli_epi16(_mm256_and_si256(high, every(0x33)), 2);
-  to[0] = _mm256_or_si256(first, to[0]);
-  to[1] = _mm256_or_si256(_mm256_andnot_si256(every(0x33), high), to[1]);
+template <int kShift>
+inline void split(__m256i b, __m256i* lower, __m256i* upper) {
+  constexpr int kLow = kShift == 1 ? 0x55 : kShift == 2 ? 0x33 : 0x0f;
+  *lower = _mm256_and_si256(b, every(kLow));
+  *upper = _mm256_and_si256(_mm256_srli_epi16(b, kShift), every(kLow));
 }
 
-// `kBits` planes, at most four, the last one at `plane(0)`.
-template <int kBits, class Plane>
-inline Nibbles nibbles(const Plane& plane) {
-  Nibbles n;
-  const Fields low = [&] {
-    if constexpr (kBits >= 2)
-      return fields(plane(1), plane(0));
-    else
-      return fields(plane(0));
-  }();
-  split(low.even, n.v);
-  split(low.odd, n.v + 2);
-  if constexpr (kBits >= 3) {
-    const Fields high = [&] {
-      if constexpr (kBits == 4)
-        return fields(plane(3), plane(2));
+// `kBits` planes, the last one at `plane(0)`, as fields of `kField` bits: to[i] holds the columns i, i + kField, ...
+template <int kField, int kBits, class Plane>
+inline void join_fields(const Plane& plane, __m256i* to) {
+  if constexpr (kField == 1) {
+    to[0] = plane(0);
+  } else {
+    constexpr int kHalf = kField / 2, kLow = std::min(kBits, kHalf), kHigh = kBits - kLow;
+    __m256i low[kHalf], high[kHalf];
+    join_fields<kHalf, kLow>(plane, low);
+    if constexpr (kHigh > 0) join_fields<kHalf, kHigh>([&](int i) { return plane(i + kHalf); }, high);
+    for (int i = 0; i < kHalf; ++i)
+      if constexpr (kHigh > 0)
+        exchange<kHalf>(high[i], low[i], to + i, to + i + kHalf);
       else
-        return fields(plane(2));
-    }();
-    join(high.even, n.v);
-    join(high.odd, n.v + 2);
+        split<kHalf>(low[i], to + i, to + i + kHalf);
   }
-  return n;
 }
 
 // codes[k]: those of column k.
 template <int kBits>
 inline void unpack_step(const uint8_t* planes, int64_t plane_bytes, __m256i* codes) {
-  const auto plane = [&](int i) { return load_bytes(planes + (kBits - 1 - i) * plane_bytes); };
-  const auto upper = [&](int i) { return plane(i + 4); };
-  const Nibbles low = nibbles<std::min(kBits, 4)>(plane);
-  constexpr int kColumn[4] = {0, 2, 1, 3};
-  for (int i = 0; i < 4; ++i) {
-    codes[kColumn[i]] = _mm256_and_si256(low.v[i], every(15));
-    codes[kColumn[i] + 4] = _mm256_and_si256(_mm256_srli_epi16(low.v[i], 4), every(15));
-  }
-  if constexpr (kBits > 4) {
-    const Nibbles high = nibbles<kBits - 4>(upper);
-    for (int i = 0; i < 4; ++i) {
-      const __m256i first = _mm256_slli_epi16(_mm256_and_si256(high.v[i], every(15)), 4);
-      codes[kColumn[i]] = _mm256_or_si256(first, codes[kColumn[i]]);
-      codes[kColumn[i] + 4] = _mm256_or_si256(_mm256_andnot_si256(every(15), high.v[i]), codes[kColumn[i] + 4]);
-    }
-  }
+  join_fields<kStepColumns, kBits>([&](int i) { return load_bytes(planes + (kBits - 1 - i) * plane_bytes); }, codes);
 }
 
 // Four columns' bytes to 32 places of four bytes.
@@ -302,12 +275,6 @@ constexpr int kVectors = 2;                                  // of a panel's 32 
 constexpr int kHalves = 128 / int(kVectors * sizeof(Wide));  // so many times
 constexpr int kHalf = kBlockRows / kHalves;                  // places
 
-// Compilers take integer sums apart, to add them in another order, and run out of registers for the pieces.
-inline Wide in_order(Wide sum) {
-  LCS_OPAQUE(sum);
-  return sum;
-}
-
 template <int kRows>
 struct RowPointers {
   const char* x[kRows];
@@ -317,32 +284,59 @@ struct RowPointers {
   }
 };
 
+// Where a tile's rows of x lie: far apart, or, `kTiled`, next to each other, four bytes of each.
+template <int kRows, bool kTiled, int kStepBytes>
+struct TileRows : RowPointers<kRows> {
+  const int64_t* step;
+
+  TileRows(const PackedMultiply& p, int64_t row) : RowPointers<kRows>(p, row), step(p.step) {}
+
+  int64_t at(int64_t i) const { return step[i]; }
+  const char* four(int64_t at, int group, int m) const { return this->x[m] + at + 4 * group; }
+};
+template <int kRows, int kStepBytes>
+struct TileRows<kRows, true, kStepBytes> {
+  const char* x;
+
+  TileRows(const PackedMultiply& p, int64_t row) : x(p.x + row * p.row_bytes + p.first * kRows * kStepBytes) {}
+
+  static int64_t at(int64_t i) { return i * kRows * kStepBytes; }
+  const char* four(int64_t at, int group, int m) const { return x + at + 4 * (group * kRows + m); }
+};
+
 // 16-bit sums of at most `chain` steps, then added to the 32-bit ones in memory.
-template <int kRows>
+template <int kRows, bool kTiled>
 void multiply_chains(const PackedMultiply& p, int64_t row, int half, int64_t chain) {
-  const RowPointers<kRows> rows(p, row);
+  const TileRows<kRows, kTiled, kStepColumns> rows(p, row);
   const char* panel = static_cast<const char*>(p.panel) + half * int(kVectors * sizeof(Wide));
   int32_t* const acc = static_cast<int32_t*>(p.acc) + row * kBlockRows + half * kHalf;
   for (int64_t begin = 0; begin < p.steps; begin += chain) {
     const int64_t end = std::min(p.steps, begin + chain);
     Wide sum[kRows][kVectors];
-    for (auto& s : sum)
-      for (Wide& v : s) v = wide_zero();
-    for (int64_t step = begin; step < end; ++step)
-      for (int quarter = 0; quarter < 2; ++quarter, panel += 128) {
-        const int64_t at = p.step[step] + 4 * quarter;
-        const Wide w0 = wide_load(panel), w1 = wide_load(panel + sizeof(Wide));
+    LCS_UNROLL
+    for (int m = 0; m < kRows; ++m) LCS_UNROLL
+    for (int v = 0; v < kVectors; ++v) sum[m][v] = wide_zero();
+    for (int64_t step = begin; step < end; ++step) {
+      const int64_t at = rows.at(step);
+      LCS_UNROLL
+      for (int group = 0; group < 2; ++group, panel += 128) {
+        Wide w[kVectors];
+        LCS_UNROLL
+        for (int v = 0; v < kVectors; ++v) w[v] = wide_load(panel + v * sizeof(Wide));
+        LCS_UNROLL
         for (int m = 0; m < kRows; ++m) {
-          const Wide x = wide_broadcast(rows.x[m] + at);
-          sum[m][0] = in_order(add_words(sum[m][0], pairs(w0, x)));
-          sum[m][1] = in_order(add_words(sum[m][1], pairs(w1, x)));
+          const Wide x = wide_broadcast(rows.four(at, group, m));
+          LCS_UNROLL
+          for (int v = 0; v < kVectors; ++v) add_words_to(sum[m][v], pairs(w[v], x));
         }
       }
-    for (int m = 0; m < kRows; ++m)
-      for (int v = 0; v < kVectors; ++v) {
-        int32_t* const to = acc + m * kBlockRows + v * int(sizeof(Wide) / 4);
-        wide_store(to, add_words_of(wide_load(to), sum[m][v]));
-      }
+    }
+    LCS_UNROLL
+    for (int m = 0; m < kRows; ++m) LCS_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      int32_t* const to = acc + m * kBlockRows + v * int(sizeof(Wide) / 4);
+      wide_store(to, add(wide_load(to), dot_pairs(sum[m][v], wide_words(1))));
+    }
   }
 }
 
@@ -355,73 +349,94 @@ struct SumOf<Panel::floats> {
   using Type = Float;
 };
 
-// 32-bit or float32 sums in registers.
-template <int kRows, Panel kPanel>
+// 32-bit or float32 sums in registers, of `kDepth` groups of four bytes of x at once.
+template <int kRows, Panel kPanel, int kDepth, bool kTiled>
 void multiply_sums(const PackedMultiply& p, int64_t row, int half) {
   using Sum = typename SumOf<kPanel>::Type;
   using Element = std::conditional_t<kPanel == Panel::floats, float, int32_t>;
-  constexpr int kGroups = kPanel == Panel::bytes ? 2 : kPanel == Panel::words ? 4 : 8;  // of four bytes of x, a step
-  const RowPointers<kRows> rows(p, row);
+  constexpr int kGroups = kPanel == Panel::bytes ? 2 : kPanel == Panel::words ? 4 : 8;  // a step
+  const TileRows<kRows, kTiled, 4 * kGroups> rows(p, row);
   const char* panel = static_cast<const char*>(p.panel) + half * int(kVectors * sizeof(Wide));
   Element* const acc = static_cast<Element*>(p.acc) + row * kBlockRows + half * kHalf;
   const auto place = [&](int m, int v) { return acc + m * kBlockRows + v * int(sizeof(Wide) / 4); };
   Sum sum[kRows][kVectors];
-  for (int m = 0; m < kRows; ++m)
-    for (int v = 0; v < kVectors; ++v) sum[m][v] = sums_load(place(m, v));
-  for (int64_t step = 0; step < p.steps; ++step)
-    for (int group = 0; group < kGroups; ++group, panel += 128) {
-      const int64_t at = p.step[step] + 4 * group;
+  LCS_UNROLL
+  for (int m = 0; m < kRows; ++m) LCS_UNROLL
+  for (int v = 0; v < kVectors; ++v) sum[m][v] = sums_load(place(m, v));
+  for (int64_t step = 0; step < p.steps; ++step) {
+    const int64_t at = rows.at(step);
+    LCS_UNROLL
+    for (int group = 0; group < kGroups; group += kDepth, panel += 128 * kDepth) {
       if constexpr (kPanel == Panel::floats) {
-        const float* const w = reinterpret_cast<const float*>(panel);
-        const Float w0 = load(w), w1 = load(w + kLanes);
+        Float w[kVectors];
+        LCS_UNROLL
+        for (int v = 0; v < kVectors; ++v) w[v] = load(reinterpret_cast<const float*>(panel) + v * kLanes);
+        LCS_UNROLL
         for (int m = 0; m < kRows; ++m) {
-          const Float x = set1(*reinterpret_cast<const float*>(rows.x[m] + at));
-          sum[m][0] = fmadd(w0, x, sum[m][0]);
-          sum[m][1] = fmadd(w1, x, sum[m][1]);
+          const Float x = set1(*reinterpret_cast<const float*>(rows.four(at, group, m)));
+          LCS_UNROLL
+          for (int v = 0; v < kVectors; ++v) sum[m][v] = fmadd(w[v], x, sum[m][v]);
         }
       } else {
-        const Wide w0 = wide_load(panel), w1 = wide_load(panel + sizeof(Wide));
+        Wide w[kVectors][kDepth];
+        LCS_UNROLL
+        for (int v = 0; v < kVectors; ++v) LCS_UNROLL
+        for (int i = 0; i < kDepth; ++i) w[v][i] = wide_load(panel + 128 * i + v * sizeof(Wide));
+        LCS_UNROLL
         for (int m = 0; m < kRows; ++m) {
-          const Wide x = wide_broadcast(rows.x[m] + at);
-          if constexpr (kPanel == Panel::words) {
-            sum[m][0] = in_order(dot_words(sum[m][0], w0, x));
-            sum[m][1] = in_order(dot_words(sum[m][1], w1, x));
-          } else {
-            sum[m][0] = in_order(dot_bytes(sum[m][0], w0, x));
-            sum[m][1] = in_order(dot_bytes(sum[m][1], w1, x));
-          }
+          Wide x[kDepth];
+          LCS_UNROLL
+          for (int i = 0; i < kDepth; ++i) x[i] = wide_broadcast(rows.four(at, group + i, m));
+          LCS_UNROLL
+          for (int v = 0; v < kVectors; ++v)
+            if constexpr (kPanel == Panel::words)
+              add_dot_words(sum[m][v], w[v][0], x[0]);
+            else
+              add_dot_bytes<kDepth>(sum[m][v], w[v], x);
         }
       }
     }
-  for (int m = 0; m < kRows; ++m)
-    for (int v = 0; v < kVectors; ++v) sums_store(place(m, v), sum[m][v]);
+  }
+  LCS_UNROLL
+  for (int m = 0; m < kRows; ++m) LCS_UNROLL
+  for (int v = 0; v < kVectors; ++v) sums_store(place(m, v), sum[m][v]);
 }
 
-template <int kRows>
+template <int kRows, bool kTiled>
+void multiply_bytes(const PackedMultiply& p, int64_t row, int half) {
+  if constexpr (kChainBits > 0) {
+    if (p.bits <= kChainBits) return multiply_chains<kRows, kTiled>(p, row, half, chain_of(p.bits));
+    if (p.bits <= kDeepBits) return multiply_sums<kRows, Panel::bytes, 2, kTiled>(p, row, half);
+  }
+  multiply_sums<kRows, Panel::bytes, 1, kTiled>(p, row, half);
+}
+
+template <int kRows, bool kTiled>
 void multiply_rows(const PackedMultiply& p, int64_t row, Panel panel) {
   for (int half = 0; half < kHalves; ++half)
     if (panel == Panel::floats)
-      multiply_sums<kRows, Panel::floats>(p, row, half);
+      multiply_sums<kRows, Panel::floats, 1, kTiled>(p, row, half);
     else if (panel == Panel::words)
-      multiply_sums<kRows, Panel::words>(p, row, half);
-    else if (const int64_t chain = chain_of(p.bits))
-      multiply_chains<kRows>(p, row, half, chain);
+      multiply_sums<kRows, Panel::words, 1, kTiled>(p, row, half);
     else
-      multiply_sums<kRows, Panel::bytes>(p, row, half);
+      multiply_bytes<kRows, kTiled>(p, row, half);
 }
 
-template <int... kRows>
+template <bool kTiled, int... kRows>
 void multiply_any(const PackedMultiply& p, int64_t row, int rows, Panel panel, std::integer_sequence<int, kRows...>) {
-  static constexpr void (*kTable[])(const PackedMultiply&, int64_t, Panel) = {multiply_rows<kRows + 1>...};
+  static constexpr void (*kTable[])(const PackedMultiply&, int64_t, Panel) = {multiply_rows<kRows + 1, kTiled>...};
   kTable[rows - 1](p, row, panel);
 }
 
-// As many tiles as kMaxRows makes, of about the same size.
 void multiply(const PackedMultiply& p, Panel panel) {
-  const int64_t tiles = (p.rows + kMaxRows - 1) / kMaxRows;
-  for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t row = p.rows * i / tiles, end = p.rows * (i + 1) / tiles;
-    multiply_any(p, row, int(end - row), panel, std::make_integer_sequence<int, kMaxRows>());
+  constexpr auto kRows = std::make_integer_sequence<int, kMaxRows>();
+  const RowTiles tiles{p.rows, kMaxRows};
+  for (int64_t i = 0; i < tiles.count(); ++i) {
+    const int64_t row = tiles.begin(i), end = tiles.begin(i + 1);
+    if (kTiles && p.row_bytes)
+      multiply_any<kTiles>(p, row, int(end - row), panel, kRows);
+    else
+      multiply_any<false>(p, row, int(end - row), panel, kRows);
   }
 }
 
@@ -463,5 +478,5 @@ void finish(const PackedFinish& f) {
 }
 
 PackedGemmKernels table() {
-  return {panel_of, largest, quantize, widen, tables, lookup, expand, multiply, scale, finish};
+  return {panel_of, kTiles ? kMaxRows : 0, largest, quantize, widen, tables, lookup, expand, multiply, scale, finish};
 }

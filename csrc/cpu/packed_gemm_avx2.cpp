@@ -40,14 +40,16 @@ inline Wide wide_sums(int32_t x) { return _mm256_set1_epi32(x); }
 inline Wide shuffle_bytes(Wide x, __m128i places) {
   return _mm256_shuffle_epi8(x, _mm256_broadcastsi128_si256(places));
 }
+inline Wide wide_words(int x) { return _mm256_set1_epi16(int16_t(x)); }
 inline Wide add_words(Wide a, Wide b) { return _mm256_add_epi16(a, b); }
 inline Wide pairs(Wide w, Wide x) { return _mm256_maddubs_epi16(w, x); }
-inline Wide add_words_of(Wide sum, Wide words) {
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
-}
+inline Wide dot_pairs(Wide w, Wide x) { return _mm256_madd_epi16(w, x); }
+inline Wide add(Wide a, Wide b) { return _mm256_add_epi32(a, b); }
+inline void add_words_to(Wide& sum, Wide x) { LCS_ADD("vpaddw", _mm256_add_epi16, sum, x); }
+inline void add_to(Wide& sum, Wide x) { LCS_ADD("vpaddd", _mm256_add_epi32, sum, x); }
 inline Wide dot_words(Wide sum, Wide w, Wide x) {
   sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w, x));
-  LCS_OPAQUE(sum);  // see in_order
+  LCS_OPAQUE(sum);  // see LCS_ADD
   return sum;
 }
 #include "packed_gemm_words.inl"

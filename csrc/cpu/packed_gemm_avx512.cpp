@@ -22,7 +22,6 @@ namespace eight {
 
 #include "packed_gemm_512.inl"
 
-inline Wide dot_words(Wide sum, Wide w, Wide x) { return _mm512_add_epi32(sum, _mm512_madd_epi16(w, x)); }
 #include "packed_gemm_words.inl"
 // After the vocabulary it is written in.
 #include "packed_gemm.inl"

@@ -97,7 +97,8 @@ void PackedGemm::multiply(int64_t block, const PackedRows& x, float* tile) const
     for (int64_t step = group * steps; step < (group + 1) * steps; step += at_once) {
       const int64_t n = std::min(at_once, (group + 1) * steps - step);
       const PackedExpand expand{planes(block, step), l.plane_bytes(), n, bits_, shift(), panel, f.center};
-      const PackedMultiply multiply{panel, n, bits_, x.x, x.row, x.step + step, x.n, acc};
+      const PackedMultiply multiply{panel, n,   bits_,       x.x, x.row, x.row_bytes ? nullptr : x.step + step,
+                                    x.n,   acc, x.row_bytes, step};
       if (from_planes) {
         run_.multiply_planes(expand, multiply);
       } else {

@@ -30,6 +30,14 @@ struct PackedExpand {
   const int32_t* center;  // for floats, in place order: a code becomes code * 2^shift + center
 };
 
+// Rows of x are multiplied in tiles of at most `most`, of about the same size.
+struct RowTiles {
+  int64_t rows, most;
+
+  constexpr int64_t count() const { return (rows + most - 1) / most; }
+  constexpr int64_t begin(int64_t tile) const { return rows * tile / count(); }
+};
+
 // acc[row][place] += the sum over the panel's columns of code * x.
 struct PackedMultiply {
   const void* panel;
@@ -40,6 +48,9 @@ struct PackedMultiply {
   const int64_t* step;  // and, added to it, to each step's columns
   int64_t rows;
   void* acc;  // rows x 32, int32 (float32 for floats)
+  // Not 0: `row` and `step` are null. A tile begins this often its first row behind x, four bytes of each of its rows
+  // and then the next four of each; the panel's first step is `first`.
+  int64_t row_bytes = 0, first = 0;
 };
 
 // Like it, for a single row of x, of which `tables` holds the sums of every subset of each four columns.
@@ -230,6 +241,7 @@ struct WinogradKernels {
 
 struct PackedGemmKernels {
   Panel (*panel)(int bits);  // which one integers take
+  int tile_rows;             // of x, that may lie in tiles (see PackedMultiply); 0: may not
 
   // The largest magnitude: 0 of none, NaN or infinity if there is one.
   float (*largest)(const void* x, DType dtype, int64_t n);

@@ -3,8 +3,6 @@
 constexpr int kPairVectors = 8, kAtOnce = 2, kPairTile = 6;
 constexpr int kAhead = 512;  // bytes of a plane, loaded before they are needed
 
-inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
-
 // codes[half][v]: four columns of eight rows.
 template <int kBits>
 inline void pair_codes(const uint8_t* planes, int64_t plane_bytes, int64_t block_bytes,

@@ -97,7 +97,7 @@ void finish(const PackedFinish& f) {
 }  // namespace
 
 PackedGemmKernels packed_gemm_kernels() {
-  return {panel, largest, quantize, nullptr, nullptr, nullptr, expand, multiply, scale, finish};
+  return {panel, 0, largest, quantize, nullptr, nullptr, nullptr, expand, multiply, scale, finish};
 }
 
 }  // namespace lcs::scalar

@@ -95,7 +95,6 @@ constexpr int kTileRows = 6;     // of x, multiplied with a panel
 constexpr int kWides = 4;        // vectors of 64 bytes, of a step
 constexpr int kRowSums = 2 * kBlockRows;
 
-inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 inline void prefetch_second(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 
 // The lines of two steps to come.

@@ -34,11 +34,12 @@ class PackedLinear {
         copies_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
         groups_(layout_.groups()),
         padded_(layout_.steps() * kStepColumns),
-        look_up_(!args.exact && gemm_.kernels().lookup && args.rows <= look_up_rows(args.bits)) {}
+        look_up_(!args.exact && gemm_.kernels().lookup && args.rows <= look_up_rows(args.bits)),
+        tiled_(!look_up_ && gemm_.kernels().tile_rows > 0) {}
 
   void run() {
     static thread_local Scratch<char> scratch;
-    const int64_t x_bytes = padded_ * element_bytes(gemm_.panel()) + kGap, bytes = padded_ + kGap;
+    const int64_t x_bytes = row_bytes(), bytes = padded_ + kGap;
     const int64_t tables = look_up_ ? layout_.steps() * kTableBytes : 0;
     // Per row: tables or x, int8 x, corrections, sums, scale, distance. Then the steps' distances.
     const int64_t largest = std::max(x_bytes, tables) + bytes + groups_ * 12 + 4 + 8;
@@ -48,7 +49,7 @@ class PackedLinear {
       at += (n * int64_t(sizeof(T)) + 63) / 64 * 64;
     };
     take(tables_, a_.rows * tables);
-    take(x_, look_up_ || gemm_.panel() == Panel::bytes ? 0 : a_.rows * x_bytes);
+    take(x_, look_up_ || (gemm_.panel() == Panel::bytes && !tiled_) ? 0 : a_.rows * x_bytes);
     take(bytes_, a_.rows * bytes);
     take(corrections_, a_.rows * groups_);
     take(sums_, a_.rows * groups_);
@@ -57,21 +58,61 @@ class PackedLinear {
     take(step_, layout_.steps());
     for (int64_t m = 0; m < a_.rows; ++m) row_[m] = m * x_bytes;
     for (int64_t s = 0; s < layout_.steps(); ++s) step_[s] = s * kStepColumns * element_bytes(gemm_.panel());
-    parallel_(a_.rows, 4, [&](int64_t begin, int64_t end) {
-      for (int64_t m = begin; m < end; ++m) a_.exact ? widen(m) : quantize(m);
-      for (int64_t m = begin; m < end && look_up_; ++m) tabulate(m);
-    });
+    tiled_ ? run_tiles() : run_rows();
     look_up_ ? run_look_up() : run_multiply();
   }
 
  private:
   const void* x(int64_t row, int64_t column) const { return advance(a_.x, row * layout_.columns + column, a_.dtype); }
 
+  int64_t row_bytes() const { return padded_ * element_bytes(gemm_.panel()) + kGap; }
   int8_t* bytes_of(int64_t row) const { return bytes_ + row * (padded_ + kGap); }
 
+  void run_rows() const {
+    parallel_(a_.rows, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t m = begin; m < end; ++m) make_row(m, x_ + row_[m]);
+      for (int64_t m = begin; m < end && look_up_; ++m) tabulate(m);
+    });
+  }
+
+  void run_tiles() const {
+    const int64_t most = gemm_.kernels().tile_rows, tiles = RowTiles{kMaxPackedRows, most}.count();
+    parallel_(parts_.count() * tiles, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t first = parts_.begin(i / tiles), tile = i % tiles;
+        const RowTiles part{parts_.begin(i / tiles + 1) - first, most};
+        if (tile < part.count()) make_tile(first + part.begin(tile), first + part.begin(tile + 1));
+      }
+    });
+  }
+
+  // See PackedMultiply.
+  void make_tile(int64_t begin, int64_t end) const {
+    static thread_local Scratch<char> scratch;
+    constexpr int64_t kFour = 4;
+    const int64_t bytes = padded_ * element_bytes(gemm_.panel());
+    char* const row = scratch.reserve(bytes);
+    for (int64_t m = begin; m < end; ++m) {
+      char* to = x_ + begin * row_bytes() + (m - begin) * kFour;
+      const char* const from = make_row(m, row);
+      for (int64_t i = 0; i < bytes; i += kFour, to += (end - begin) * kFour) std::memcpy(to, from + i, kFour);
+    }
+  }
+
+  // Row m of x as it is multiplied, at `to` or where it lies.
+  const char* make_row(int64_t m, char* to) const {
+    if (a_.exact) {
+      widen(m, reinterpret_cast<float*>(to));
+      return to;
+    }
+    quantize(m);
+    if (gemm_.panel() != Panel::words || look_up_) return reinterpret_cast<const char*>(bytes_of(m));
+    gemm_.kernels().widen(bytes_of(m), padded_, reinterpret_cast<int16_t*>(to));
+    return to;
+  }
+
   // A row in float32, each segment padded with zeros.
-  void widen(int64_t m) const {
-    float* const to = reinterpret_cast<float*>(x_ + row_[m]);
+  void widen(int64_t m, float* to) const {
     std::memset(to, 0, size_t(padded_) * 4);
     for_segments([&](int64_t, int64_t column, int64_t n, int64_t offset) {
       copies_.load({x(m, column), to + offset, 0, 1, 0, 1, n, a_.dtype, false});
@@ -88,8 +129,6 @@ class PackedLinear {
       sums_[m * groups_ + group] =
           q.inverse > 0.0f ? gemm_.kernels().quantize(x(m, column), a_.dtype, n, q.inverse, to + offset) : 0;
     });
-    if (gemm_.panel() == Panel::words && !look_up_)
-      gemm_.kernels().widen(to, padded_, reinterpret_cast<int16_t*>(x_ + row_[m]));
   }
 
   void tabulate(int64_t m) const {
@@ -114,10 +153,11 @@ class PackedLinear {
   }
 
   void run_look_up() const {
-    const int64_t blocks = layout_.blocks();
-    parallel_((blocks + kMaxLookupBlocks - 1) / kMaxLookupBlocks, 1, [&](int64_t begin, int64_t end) {
+    const int64_t blocks = layout_.blocks(), all = (blocks + kMaxLookupBlocks - 1) / kMaxLookupBlocks;
+    const int64_t tasks = std::min(all, kTasks);
+    share_tasks<int>(parallel_, tasks, [&](int64_t task, int) {
       float tile[kMaxLookupBlocks * kBlockRows];
-      for (int64_t i = begin; i < end; ++i)
+      for (int64_t i = all * task / tasks; i < all * (task + 1) / tasks; ++i)
         for (int64_t m = 0; m < a_.rows; ++m) {
           const int64_t block = i * kMaxLookupBlocks, n = std::min(kMaxLookupBlocks, blocks - block);
           gemm_.look_up(block, n, tables_ + m * layout_.steps() * kTableBytes, corrections_ + m * groups_,
@@ -128,22 +168,23 @@ class PackedLinear {
   }
 
   void run_multiply() const {
-    const int64_t blocks = layout_.blocks(), tiles = (a_.rows + kMaxPackedRows - 1) / kMaxPackedRows;
+    const int64_t blocks = layout_.blocks(), parts = parts_.count();
     const int64_t pairs = gemm_.pairs() && a_.rows >= kPairLeast ? blocks / 2 : 0, units = blocks - pairs;
-    const int64_t all = units * tiles, tasks = std::min(all, kTasks);
+    const int64_t all = units * parts, tasks = std::min(all, kTasks);
     share_tasks<int>(parallel_, tasks, [&](int64_t task, int) {
       for (int64_t i = all * task / tasks; i < all * (task + 1) / tasks; ++i) {
-        const int64_t unit = i % units, row = a_.rows * (i / units) / tiles,
-                      rows = a_.rows * (i / units + 1) / tiles - row;
+        const int64_t unit = i % units, row = parts_.begin(i / units), rows = parts_.begin(i / units + 1) - row;
         unit < pairs ? multiply_pair(2 * unit, unit + 1 < pairs, row, rows) : multiply(unit + pairs, row, rows);
       }
     });
   }
 
   void multiply(int64_t block, int64_t row, int64_t rows) const {
-    const char* const from = gemm_.panel() == Panel::bytes ? reinterpret_cast<const char*>(bytes_) : x_;
+    const bool bytes = gemm_.panel() == Panel::bytes && !tiled_;
+    const char* const from = bytes ? reinterpret_cast<const char*>(bytes_) : x_ + (tiled_ ? row * row_bytes() : 0);
     alignas(64) float tile[kMaxPackedRows * kBlockRows];
-    gemm_.multiply(block, {from, row_ + row, step_, rows, sums_ + row * groups_, scale_ + row}, tile);
+    gemm_.multiply(
+        block, {from, row_ + row, step_, rows, sums_ + row * groups_, scale_ + row, tiled_ ? row_bytes() : 0}, tile);
     store(tile, block, row, rows);
   }
 
@@ -199,7 +240,8 @@ class PackedLinear {
   const PackedGemm gemm_;
   const SparseConv2dKernels copies_;
   const int64_t groups_, padded_;
-  const bool look_up_;
+  const bool look_up_, tiled_;
+  const RowTiles parts_{a_.rows, kMaxPackedRows};  // multiplied apart
   uint8_t* tables_ = nullptr;
   char* x_ = nullptr;
   int8_t* bytes_ = nullptr;

@@ -6,8 +6,11 @@
 #define LCS_STR(x) LCS_STR_(x)
 #if defined(LCS_TARGET_BEGIN)  // the build emulates the instructions: no target
 #define LCS_OPAQUE(x) (void)(x)
+#define LCS_ADD(instruction, add, sum, x) sum = add(sum, x)
 #else
 #define LCS_OPAQUE(x) asm volatile("" : "+v"(x))  // of a vector whose origin the compiler shall not look into
+// sum = add(sum, x) where it stands: compilers take sums apart, to add in another order, and run out of registers.
+#define LCS_ADD(instruction, add, sum, x) asm(instruction " %1, %0, %0" : "+v"(sum) : "v"(x))
 #endif
 #if defined(LCS_TARGET_BEGIN)
 #elif defined(__clang__)
