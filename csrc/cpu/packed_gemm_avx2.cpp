@@ -63,7 +63,7 @@ inline Wide dot_words(Wide sum, Wide w, Wide x) {
 
 // Words take longer than bytes directly, and the same here.
 WinogradCosts winograd_costs(int bits) {
-  return panel_of(bits) == Panel::words ? WinogradCosts{47, 700, 160} : WinogradCosts{75, 1000, 260};
+  return panel_of(bits) == Panel::words ? WinogradCosts{47, 700, 160} : WinogradCosts{71, 1000, 250};
 }
 
 PackedGemmKernels packed_gemm_kernels() {
