@@ -14,6 +14,6 @@ Panel panel_of(int bits) { return bits == 8 ? Panel::words : Panel::bytes; }
 
 // Steps, of two pairs each, whose sums fit 16 bits: 2 * steps * 2 * 127 * (2^bits - 1) < 2^15.
 constexpr int64_t chain_of(int bits) { return 32767 / (4 * 127 * ((1 << bits) - 1)); }
-constexpr int kChainBits = 5;  // up to which a chain pays for a round trip through memory
+constexpr int kChainBits = 4;  // up to which a chain pays for a round trip through memory
 constexpr int kDeepBits = 6;   // up to which two pairs fit 16 bits
 constexpr bool kTiles = true;
