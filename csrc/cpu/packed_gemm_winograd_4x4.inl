@@ -1,7 +1,7 @@
 // Winograd's F(4 x 4, 3 x 3) for two blocks of the weight at once and codes of any width (see WinogradWeights for the
 // arithmetic), in vectors of any size, after packed_gemm.inl and what its file says of two blocks: kPairVectors vectors
 // hold a sum of each of their 64 rows, of which kAtOnce are multiplied at once, by kPairTile tiles; pair_codes,
-// PairMasks and finish_pair. Words of two channels lie beside each other.
+// WordMask, PairMasks and finish_pair. Words of two channels lie beside each other.
 namespace words {
 
 constexpr int kTaps = 9, kSide = 4, kWindow = 6, kOutputs = kSide * kSide;

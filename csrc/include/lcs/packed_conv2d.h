@@ -39,8 +39,8 @@ struct PackedConv2dArgs {
 void packed_conv2d(const PackedConv2dArgs& args, const Parallel& parallel);
 
 // The side of the tiles by which it multiplies with Winograd's F(2 x 2, 3 x 3) or F(4 x 4, 3 x 3), 0 where it does not:
-// the latter take a dense 3 x 3 weight of an even number of blocks at stride 1, with AVX-512 VNNI and without AMX; the
-// former besides 4 bits or fewer, and x over a range at 5 bits or fewer.
+// the latter take a dense 3 x 3 weight of an even number of blocks at stride 1, with AVX2 and no more or with AVX-512
+// VNNI and without AMX; the former VNNI, 4 bits or fewer, and x over a range at 5 bits or fewer.
 int packed_conv2d_winograd(const PackedConv2dArgs& args);
 
 // Twice a sum of so many products, with its offsets, fits 32 bits: of values of 7 bits and a sign, or of any 8 bits.
