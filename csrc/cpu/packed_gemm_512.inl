@@ -1,5 +1,5 @@
-// The vocabulary of packed_gemm.inl in vectors of 512 bits but for `add_dot_bytes` and `dot_words`, after
-// lanes_avx512.inl.
+// The vocabulary of packed_gemm.inl in vectors of 512 bits but for `add_dot_bytes` and `add_dot_words`,
+// after lanes_avx512.inl.
 inline Key larger(Key a, Key b) { return _mm512_max_epi32(a, b); }
 
 using Wide = __m512i;

@@ -47,11 +47,6 @@ inline Wide dot_pairs(Wide w, Wide x) { return _mm256_madd_epi16(w, x); }
 inline Wide add(Wide a, Wide b) { return _mm256_add_epi32(a, b); }
 inline void add_words_to(Wide& sum, Wide x) { LCS_ADD("vpaddw", _mm256_add_epi16, sum, x); }
 inline void add_to(Wide& sum, Wide x) { LCS_ADD("vpaddd", _mm256_add_epi32, sum, x); }
-inline Wide dot_words(Wide sum, Wide w, Wide x) {
-  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(w, x));
-  LCS_OPAQUE(sum);  // see LCS_ADD
-  return sum;
-}
 #include "packed_gemm_words.inl"
 // After the vocabulary it is written in.
 #include "packed_gemm.inl"
@@ -59,12 +54,12 @@ inline Wide dot_words(Wide sum, Wide w, Wide x) {
 #include "packed_gemm_pair_avx2.inl"
 // After what it is written in.
 #include "packed_gemm_winograd_4x4.inl"
-}  // namespace
 
 // Words take longer than bytes directly, and the same here.
 WinogradCosts winograd_costs(int bits) {
   return panel_of(bits) == Panel::words ? WinogradCosts{47, 700, 160} : WinogradCosts{71, 1000, 250};
 }
+}  // namespace
 
 PackedGemmKernels packed_gemm_kernels() {
   PackedGemmKernels kernels = table();

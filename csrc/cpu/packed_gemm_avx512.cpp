@@ -21,7 +21,6 @@ namespace eight {
 #include "lanes_avx512.inl"
 
 #include "packed_gemm_512.inl"
-
 #include "packed_gemm_words.inl"
 // After the vocabulary it is written in.
 #include "packed_gemm.inl"

@@ -24,18 +24,15 @@ namespace eight {
 
 #include "packed_gemm_512.inl"
 
-inline Wide dot_bytes(Wide sum, Wide w, Wide x) { return _mm512_dpbusd_epi32(sum, w, x); }
 template <int>
 inline void add_dot_bytes(Wide& sum, const Wide* w, const Wide* x) {
-  sum = dot_bytes(sum, *w, *x);
+  sum = _mm512_dpbusd_epi32(sum, *w, *x);
+  LCS_OPAQUE(sum);  // see LCS_ADD
+}
+inline void add_dot_words(Wide& sum, Wide w, Wide x) {
+  sum = _mm512_dpwssd_epi32(sum, w, x);
   LCS_OPAQUE(sum);
 }
-inline Wide dot_words(Wide sum, Wide w, Wide x) {
-  sum = _mm512_dpwssd_epi32(sum, w, x);
-  LCS_OPAQUE(sum);  // see LCS_ADD
-  return sum;
-}
-inline void add_dot_words(Wide& sum, Wide w, Wide x) { sum = dot_words(sum, w, x); }
 // Four products are added to 32 bits at once, at every width.
 Panel panel_of(int) { return Panel::bytes; }
 constexpr int64_t chain_of(int) { return 0; }

@@ -92,7 +92,7 @@ void weights_of(const WinogradWeights& e) {
         LCS_UNROLL
         for (int tap = 0; tap < kTaps; ++tap) {
           w[tap] = (Wide)((Bytes)codes[i / 2][tap][i % 2][v] - (Bytes)center);
-          sum = dot_bytes(sum, one, w[tap]);
+          add_dot_bytes<1>(sum, &one, w + tap);
         }
         char* const to = static_cast<char*>(e.panel) + panel_offset(e.steps, first * kWordSteps + 2 * i, v);
         transform_codes<0>(w, e.position, to);
@@ -235,7 +235,7 @@ void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairMasks& ma
         for (int m = 0; m < kTiles; ++m) {
           const Wide two = wide_broadcast(x[m] + 4 * step);
           LCS_UNROLL
-          for (int v = 0; v < kAtOnce; ++v) sum[m][v] = dot_words(sum[m][v], two, w[v]);
+          for (int v = 0; v < kAtOnce; ++v) add_dot_words(sum[m][v], two, w[v]);
         }
       }
       LCS_UNROLL
