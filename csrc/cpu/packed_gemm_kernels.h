@@ -179,6 +179,14 @@ struct PackedPairMultiply {
 constexpr int64_t kWinogradChannels = 128;                // of F(4 x 4, 3 x 3), at once
 constexpr int kWinogradBits = 4, kWinogradInputBits = 5;  // of F(2 x 2, 3 x 3)
 
+constexpr int64_t winograd_codes_bytes(int64_t steps) { return 9 * steps * kPairStepBytes; }
+
+// Of the rows of two blocks, which some kernels take piece by piece, from the first on. Their shares of a panel and of
+// 64 sums follow each other.
+struct WinogradPieces {
+  int begin, end;
+};
+
 // Two blocks of a weight whose segments are the taps of 3 x 3. Codes are less 2^(bits - 1).
 struct WinogradWeights {
   const uint8_t* planes;  // of the first block
@@ -191,6 +199,8 @@ struct WinogradWeights {
   int zero;          // of x
   bool more;         // whether these are not the first of a tap
   int32_t* start;    // where sums start: of F(2 x 2, 3 x 3) 64 for each position; else 64, less those of earlier steps
+  WinogradPieces pieces;
+  void* codes;  // winograd_codes_bytes(steps) of memory, from piece to piece; unused where there is but one
 };
 
 // A row of tiles, next to each other.
@@ -207,6 +217,7 @@ struct WinogradInput {
 
 struct WinogradMultiply {
   const void* panel;
+  WinogradPieces pieces;   // of the panel
   int64_t panel_position;  // bytes from one to the next
   const int32_t* start;
   int64_t steps;
@@ -229,6 +240,7 @@ struct WinogradKernels {
   int side = 0;          // of a tile of outputs
   int64_t element = 0;   // bytes of what x becomes
   int64_t channels = 0;  // at once; 0: all
+  int pieces = 1;        // of the rows of two blocks
   void (*weights)(const WinogradWeights& weights) = nullptr;
   bool (*input)(const WinogradInput& input) = nullptr;  // whether all codes are of these bits
   void (*multiply)(const WinogradMultiply& multiply) = nullptr;

@@ -65,9 +65,64 @@ inline int64_t panel_offset(int64_t steps, int64_t word_step, int v) {
   return ((v / kAtOnce * steps * kWordSteps + word_step) * kAtOnce + v % kAtOnce) * int64_t(sizeof(Wide));
 }
 
+// Of the memory for codes: where those of a tap lie, four columns of a piece's rows.
+inline Wide* codes_at(const WinogradWeights& e, int piece, int64_t half_step, int tap) {
+  return static_cast<Wide*>(e.codes) + ((piece * e.steps * 2 + half_step) * kTaps + tap) * kAtOnce;
+}
+
+template <int kBits>
+void unpack(const WinogradWeights& e) {
+  for (int tap = 0; tap < kTaps; ++tap)
+    for (int64_t step = 0; step < e.steps; ++step) {
+      Wide codes[2][kPairVectors];
+      pair_codes<kBits>(e.planes + (tap * e.tap_steps + step) * kBlockRows, e.plane_bytes, e.block_bytes, codes);
+      for (int half = 0; half < 2; ++half)
+        for (int v = 0; v < kPairVectors; ++v)
+          wide_store(codes_at(e, v / kAtOnce, 2 * step + half, tap) + v % kAtOnce, codes[half][v]);
+    }
+}
+
+// The weights of four columns of the v-th vector's rows; codes of taps lie `apart` vectors apart.
+inline void transform_four(const WinogradWeights& e, const Wide* codes, int64_t apart, int64_t half_step, int v,
+                           Wide& sum) {
+  const int64_t left = e.columns - half_step * 4;
+  const uint32_t inside = left >= 4 ? ~uint32_t{0} : left <= 0 ? 0 : (uint32_t{1} << 8 * left) - 1;
+  const Wide center = wide_sums(int32_t(inside & (0x01010101u << (e.bits - 1)))), one = wide_bytes(1);
+  Wide w[kTaps];
+  LCS_UNROLL
+  for (int tap = 0; tap < kTaps; ++tap) {
+    w[tap] = (Wide)((Bytes)codes[tap * apart] - (Bytes)center);
+    add_dot_bytes<1>(sum, &one, w + tap);
+  }
+  char* const to = static_cast<char*>(e.panel) + panel_offset(e.steps, half_step * 2, v);
+  transform_codes<0>(w, e.position, to);
+  transform_codes<1>(w, e.position, to + kAtOnce * sizeof(Wide));
+}
+
+void find_start(const WinogradWeights& e, const int32_t* sums) {
+  for (int row = kPieceRows * e.pieces.begin; row < kPieceRows * e.pieces.end; ++row)
+    e.start[row] = (e.more ? e.start[row] : 0) - e.zero * sums[row];
+}
+
+// Piece by piece, of codes that are unpacked for the first one.
+template <int kBits>
+void weights_of_pieces(const WinogradWeights& e) {
+  if (e.pieces.begin == 0) unpack<kBits>(e);
+  alignas(64) int32_t sums[kPairRows];  // of the codes
+  for (int piece = e.pieces.begin; piece < e.pieces.end; ++piece) {
+    Wide sum[kAtOnce];
+    for (Wide& s : sum) s = wide_zero();
+    for (int64_t i = 0; i < 2 * e.steps; ++i) LCS_UNROLL
+    for (int v = 0; v < kAtOnce; ++v)
+      transform_four(e, codes_at(e, piece, i, 0) + v, kAtOnce, i, (piece - e.pieces.begin) * kAtOnce + v, sum[v]);
+    for (int v = 0; v < kAtOnce; ++v) wide_store(sums + piece * kPieceRows + kSums * v, sum[v]);
+  }
+  find_start(e, sums);
+}
+
 template <int kBits>
 void weights_of(const WinogradWeights& e) {
-  const Wide one = wide_bytes(1);
+  if constexpr (kPieces > 1) return weights_of_pieces<kBits>(e);
   alignas(64) int32_t sums[kPairRows] = {};  // of the codes
   for (int64_t first = 0; first < e.steps; first += kStepsAtOnce) {
     const int steps = int(std::min<int64_t>(kStepsAtOnce, e.steps - first));
@@ -84,24 +139,12 @@ void weights_of(const WinogradWeights& e) {
       }
     for (int v = 0; v < kPairVectors; ++v) {
       Wide sum = wide_load(sums + kSums * v);
-      for (int i = 0; i < 2 * steps; ++i) {
-        const int64_t column = (first + i / 2) * kStepColumns + i % 2 * 4, left = e.columns - column;
-        const uint32_t inside = left >= 4 ? ~uint32_t{0} : left <= 0 ? 0 : (uint32_t{1} << 8 * left) - 1;
-        const Wide center = wide_sums(int32_t(inside & (0x01010101u << (kBits - 1))));
-        Wide w[kTaps];
-        LCS_UNROLL
-        for (int tap = 0; tap < kTaps; ++tap) {
-          w[tap] = (Wide)((Bytes)codes[i / 2][tap][i % 2][v] - (Bytes)center);
-          add_dot_bytes<1>(sum, &one, w + tap);
-        }
-        char* const to = static_cast<char*>(e.panel) + panel_offset(e.steps, first * kWordSteps + 2 * i, v);
-        transform_codes<0>(w, e.position, to);
-        transform_codes<1>(w, e.position, to + kAtOnce * sizeof(Wide));
-      }
+      for (int i = 0; i < 2 * steps; ++i)
+        transform_four(e, &codes[i / 2][0][i % 2][v], 2 * kPairVectors, 2 * first + i, v, sum);
       wide_store(sums + kSums * v, sum);
     }
   }
-  for (int row = 0; row < kPairRows; ++row) e.start[row] = (e.more ? e.start[row] : 0) - e.zero * sums[row];
+  find_start(e, sums);
 }
 
 template <int... kBits>
@@ -213,7 +256,8 @@ inline void finish_tile(const WinogradMultiply& p, int64_t tile, const PairMasks
 template <int kTiles>
 void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairMasks& masks, int piece) {
   const char* const first = p.x + tile * p.tile;
-  const char* const panels = static_cast<const char*>(p.panel) + panel_offset(p.steps, 0, piece * kAtOnce);
+  const char* const panels =
+      static_cast<const char*>(p.panel) + panel_offset(p.steps, 0, (piece - p.pieces.begin) * kAtOnce);
   Sums rows[kTiles][kWindow][kSide][kAtOnce];
   for (int i = 0; i < kWindow; ++i) {
     Sums products[kWindow][kTiles][kAtOnce];
@@ -267,7 +311,7 @@ void multiply_of(const WinogradMultiply& p, int64_t tile, int tiles, const PairM
 void multiply(const WinogradMultiply& p) {
   const PairMasks masks(p.output.channels);
   const int64_t groups = (p.tiles + kPairTile - 1) / kPairTile;
-  for (int piece = 0; piece < kPieces; ++piece)
+  for (int piece = p.pieces.begin; piece < p.pieces.end; ++piece)
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t tile = p.tiles * i / groups, end = p.tiles * (i + 1) / groups;
       multiply_of(p, tile, int(end - tile), masks, piece, std::make_integer_sequence<int, kPairTile>());

@@ -34,7 +34,7 @@ class PackedWinograd {
   int64_t position(int64_t row) const;
   int64_t parts() const;
   void hold(int64_t block, const Tiles& tiles, Scratch<char>& scratch, Panel& to) const;
-  void expand(int64_t part, Panel& to) const;
+  void expand(int64_t part, WinogradPieces pieces, Panel& to) const;
   void multiply(int64_t first, const Tiles& tiles, int64_t unit, int64_t begin, int64_t end, Panels& panels) const;
   void multiply(int64_t first, const Tiles& tiles, int64_t begin, int64_t end, Panel& panel) const;
 

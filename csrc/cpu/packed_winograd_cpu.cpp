@@ -59,6 +59,7 @@ struct PackedWinograd::Tiles {
   int64_t outputs;              // of a tile
   int64_t position, bytes;      // of a position of a tile, and of all
   int64_t most = 0;             // of a task
+  int pieces = 1;               // of two blocks of the weight, multiplied at once
   int64_t first = 0;            // row in memory
   char* x = nullptr;
   int64_t* place = nullptr;  // of its outputs each, as the kernels take them
@@ -80,11 +81,13 @@ struct PackedWinograd::Tiles {
   }
 };
 
-// Two blocks of the weight, of which some channels are transformed by the thread that multiplies them.
+// Two blocks of the weight, of which some channels of some pieces are transformed by the thread that multiplies them.
 struct PackedWinograd::Panel {
   int64_t block = -1, part = -1;
+  WinogradPieces pieces{};
   int64_t position = 0;  // bytes of a position
   char* panel = nullptr;
+  char* codes = nullptr;
   float* tile = nullptr;    // memory for a band's results, and what is added to them
   int32_t* sums = nullptr;  // of channels before, of all outputs
   PackedGemm::PairFactors factors;
@@ -118,6 +121,7 @@ bool PackedWinograd::multiply(int64_t first, int64_t images) const {
   const bool few = parts() == 1 && units <= kFewUnits && units * tiles.bytes * kPairRows <= kFewPanelBytes;
   tiles.most = tiles.columns;
   tiles.band = few ? 1 : std::max<int64_t>(kBandTiles / tiles.columns, 1);
+  tiles.pieces = run_.pieces;
   return few ? multiply_bands(first, tiles) : multiply_units(first, tiles);
 }
 
@@ -149,6 +153,7 @@ bool PackedWinograd::multiply_units(int64_t first, Tiles& tiles) const {
   const int64_t ranges =
       std::clamp<int64_t>(std::min(ceil_div(kTasks, units), tiles.count() / kLeastTiles), 1, tiles.bands());
   tiles.most = ceil_div(tiles.bands(), ranges) * tiles.band * tiles.columns;
+  if (result_.direct() && (ranges == 1 || parts() > 1)) tiles.pieces = 1;  // else the next range finds them all
   share_tasks<Panels>(parallel_, units * ranges, [&](int64_t i, Panels& panels) {
     const int64_t range = i % ranges;
     multiply(first, tiles, i / ranges, tiles.bands() * range / ranges, tiles.bands() * (range + 1) / ranges, panels);
@@ -219,12 +224,14 @@ int64_t PackedWinograd::position(int64_t row) const {
 // Memory for two blocks, and for what becomes of a task's tiles.
 void PackedWinograd::hold(int64_t block, const Tiles& tiles, Scratch<char>& scratch, Panel& to) const {
   const int64_t channels = ceil_div(ceil_div(strip_.geometry().segment, parts()), kStepColumns) * kStepColumns;
-  to.position = channels * run_.element * kPairRows + kLine;
+  to.position = channels * run_.element * (kPairRows / run_.pieces * tiles.pieces) + kLine;
   const int64_t size = run_.positions() * to.position;
   const int64_t tile = result_.direct() ? 0 : tiles.band * tiles.columns * tiles.outputs * kPairRows;
   const int64_t sums = parts() == 1 ? 0 : tiles.most * tiles.outputs * kPairRows;
-  to.panel = scratch.reserve(size + (2 * tile + sums) * 4);
-  to.tile = reinterpret_cast<float*>(to.panel + size);
+  const int64_t codes = run_.pieces == 1 ? 0 : winograd_codes_bytes(channels / kStepColumns);
+  to.panel = scratch.reserve(size + codes + (2 * tile + sums) * 4);
+  to.codes = to.panel + size;
+  to.tile = reinterpret_cast<float*>(to.codes + codes);
   to.sums = reinterpret_cast<int32_t*>(to.tile + 2 * tile);
   to.block = block;
   to.part = -1;
@@ -233,13 +240,13 @@ void PackedWinograd::hold(int64_t block, const Tiles& tiles, Scratch<char>& scra
 }
 
 // Of the panel's blocks.
-void PackedWinograd::expand(int64_t part, Panel& to) const {
+void PackedWinograd::expand(int64_t part, WinogradPieces pieces, Panel& to) const {
   const NestedLayout& layout = a_.weight.layout;
   const int64_t steps = layout.segment_steps(), first = steps * part / parts(), end = steps * (part + 1) / parts();
   run_.weights({gemm_.planes(to.block) + first * kBlockRows, layout.plane_bytes(), layout.steps() * kBlockRows, steps,
                 end - first, layout.segment() - first * kStepColumns, a_.bits, to.panel, to.position, strip_.zero(),
-                part > 0, to.start});
-  to.part = part;
+                part > 0, to.start, pieces, to.codes});
+  to.part = part, to.pieces = pieces;
 }
 
 // Bands [begin, end) by two blocks.
@@ -249,10 +256,11 @@ void PackedWinograd::multiply(int64_t first, const Tiles& tiles, int64_t unit, i
   const int64_t slot = a_.weight.layout.blocks() / 2 <= kFewUnits ? unit : 0;
   Panel& panel = panels.of[slot];
   if (panel.block != 2 * unit) hold(2 * unit, tiles, scratch[slot], panel);
-  for (int64_t part = 0; part < parts(); ++part) {
-    if (panel.part != part) expand(part, panel);
-    multiply(first, tiles, begin, end, panel);
-  }
+  for (int64_t part = 0; part < parts(); ++part)
+    for (int piece = 0; piece < run_.pieces; piece += tiles.pieces) {
+      if (panel.part != part || panel.pieces.begin != piece) expand(part, {piece, piece + tiles.pieces}, panel);
+      multiply(first, tiles, begin, end, panel);
+    }
 }
 
 // By the panel's channels, at once where results go right to their places.
@@ -272,7 +280,7 @@ void PackedWinograd::multiply(int64_t first, const Tiles& tiles, int64_t begin, 
                                   out.residual_stride, a_.relu,          int(out.channels), out.y,
                                   out.codes,           out.stride,       result_.codes()};
     const bool finished = panel.part + 1 == parts();
-    run_.multiply({panel.panel, panel.position, panel.start, steps * (panel.part + 1) / parts() - channel,
+    run_.multiply({panel.panel, panel.pieces, panel.position, panel.start, steps * (panel.part + 1) / parts() - channel,
                    tiles.x + tile * tiles.bytes + channel * kStepColumns * run_.element, tiles.position, tiles.bytes,
                    tiles.at(last) - tile, output, panel.sums + (tile - first_tile) * tiles.outputs * kPairRows,
                    panel.part > 0, finished});
