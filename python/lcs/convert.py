@@ -12,7 +12,7 @@ from .layers import SubspaceLayer
 from .layers.norms import without_batch_statistics
 from .layers.support import is_batch_norm, layer_type
 from .layers.weights import WEIGHT_LAYERS
-from .planning import Action, Plan, arriving, make_plan
+from .planning import Action, Plan, arriving, folded, make_plan
 from .recipe import Recipe
 from .select import Patterns
 from .snapshot import made_weights
@@ -105,14 +105,17 @@ def convert(
     ).rows
     modules = dict(model.named_modules())
     inputs = {modules[name]: x for name, x in arriving(model, recipe, rows).items()}
+    norms = folded(model, recipe, rows, norm or recipe.norm)
     new = {modules[r.name]: _layer(modules[r.name], r.action, recipe, norm) for r in rows if r.action != "leave"}
     for module, layer in new.items():
         layer.incoming = inputs.get(module)
         if recipe.has_second_end(layer):
             layer.add_second_end()
         recipe.prepare(layer)
+    for name, norm_name in norms.items():
+        kept = modules[norm_name]
+        new[modules[name]].__dict__["folded"] = new.get(kept, kept)  # not as a module of it
     _replace(model, new)
-    recipe.link(model)
     subspace = Subspace(model, recipe)
     _draw_second_ends(subspace, init, perturb, generator)
     _warn_of_batch_statistics(model, recipe)

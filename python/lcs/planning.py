@@ -139,6 +139,7 @@ def make_plan(
     if not any(row.action == "compress" for row in rows):
         raise ValueError(f"nothing of {type(model).__name__} would be compressed:\n{Plan(rows, '-')}")
     arriving(model, recipe, rows)
+    folded(model, recipe, rows, norm)
     device = next(model.parameters()).device.type
     kernels = lcs_kernels.backends().get(recipe.op)
     backend = f": {kernels.get(device, f'reference on {device}')}" if kernels else " operators"
@@ -147,7 +148,24 @@ def make_plan(
 
 def arriving(model: nn.Module, recipe: Recipe, rows: Sequence[Row]) -> Mapping[str, Channels | None]:
     """The recipe's `incoming` for the layers that `rows` convert."""
-    return recipe.incoming(model, {row.name: row.action == "compress" for row in rows if row.action != "leave"})
+    return recipe.incoming(model, _converted(rows))
+
+
+def folded(model: nn.Module, recipe: Recipe, rows: Sequence[Row], norm: str) -> Mapping[str, str]:
+    """The recipe's `folded` for the layers that `rows` convert, of the batch norms with running statistics that stay
+    such."""
+    replaced = {row.name for row in rows if row.action == "norm"} if norm != "keep" else ()
+    norms = [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d)) and m.running_var is not None and name not in replaced
+    ]
+    return recipe.folded(model, _converted(rows), norms)
+
+
+def _converted(rows: Sequence[Row]) -> dict[str, bool]:
+    """The layers that `rows` convert, and whether they are compressed."""
+    return {row.name: row.action == "compress" for row in rows if row.action != "leave"}
 
 
 def _concerns(module: nn.Module) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -123,20 +124,22 @@ class Quantized(Recipe):
         if layer.compressed:
             layer.add_ranges()
 
-    def link(self, model: nn.Module) -> None:
-        kept = (nn.BatchNorm1d, nn.BatchNorm2d)
-        norms = {n: m for n, m in model.named_modules() if isinstance(m, kept) and m.running_var is not None}
+    def folded(self, model: nn.Module, converted: Mapping[str, bool], norms: Collection[str]) -> Mapping[str, str]:
         if not norms:
-            return
-        convolutions = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Conv1d, nn.Conv2d))}
-        graph = trace(model, [*norms, *convolutions], "lcs.Quantized with norm='keep'")
+            return {}
+        graph = trace(model, [*norms, *converted], "lcs.Quantized with norm='keep'")
+        modules = dict(model.named_modules())
         calls = [node for node in graph.nodes if node.op == "call_module"]
+        times = Counter(node.target for node in calls)
+        found = {}
         for node in calls:
             source = node.all_input_nodes[0] if node.target in norms else None
-            layer = convolutions.get(source.target) if source is not None and source.op == "call_module" else None
-            once = source is not None and all(sum(n.target == m.target for n in calls) == 1 for m in (node, source))
-            if once and getattr(layer, "compressed", False) and len(source.users) == 1:
-                layer.__dict__["folded"] = norms[node.target]  # not as a module of it
+            if source is None or source.op != "call_module" or not converted.get(source.target):
+                continue
+            once = times[node.target] == times[source.target] == len(source.users) == 1
+            if once and isinstance(modules[source.target], (nn.Conv1d, nn.Conv2d)):
+                found[source.target] = node.target
+        return found
 
     def plain(self, layer: SubspaceLayer, level: Level, weight: Tensor | None) -> nn.Module:
         """Its weight is rounded; its inputs are not."""

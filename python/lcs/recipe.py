@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -60,6 +60,11 @@ class Recipe:
         whether they are compressed. Raises ValueError where the recipe cannot be applied."""
         return {}
 
+    def folded(self, model: nn.Module, converted: Mapping[str, bool], norms: Collection[str]) -> Mapping[str, str]:
+        """Which of the batch norms `norms`, which stay such, each layer of a plain model takes into its weight, by
+        names; `converted` and ValueError as for `incoming`."""
+        return {}
+
     def tensors(self, layer: SubspaceLayer, level: Level, weight: Tensor | None) -> Tensors:
         """What a layer's forward gets at `level`: its weight, as `weights` made it (None: of another layer), bias and
         extras."""
@@ -83,9 +88,6 @@ class Recipe:
 
     def prepare(self, layer: SubspaceLayer) -> None:
         """What a new layer needs besides its ends."""
-
-    def link(self, model: nn.Module) -> None:
-        """What the layers of a converted model need to know of each other."""
 
     def stored_bytes(self, n: int, level: Level) -> int:
         """Bytes of a compressed weight of `n` float32 elements as a file stores it at `level`."""

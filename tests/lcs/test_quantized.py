@@ -201,12 +201,29 @@ def test_frozen_a_folded_layer_has_the_codes_of_training(recipe):
 
 
 def test_a_model_that_cannot_be_traced_is_refused_where_its_batch_norms_are_kept():
+    """And left as it is."""
+
     class Branching(Folding):
         def forward(self, x):
             return super().forward(x) if x.sum() > 0 else x
 
-    with pytest.raises(ValueError, match="the forward of Branching cannot be traced"):
-        lcs.convert(Branching(), lcs.Quantized(target=4), dense="stem", norm="keep")
+    model = Branching()
+    before = [type(m) for m in model.modules()]
+    for call in (lcs.plan, lcs.convert):
+        with pytest.raises(ValueError, match="the forward of Branching cannot be traced"):
+            call(model, lcs.Quantized(target=4), dense="stem", norm="keep")
+    assert [type(m) for m in model.modules()] == before
+    assert lcs.convert(model, lcs.Quantized(target=4), dense="stem", norm="group")
+
+
+@pytest.mark.parametrize("dense", [(), "2"])
+def test_norms_are_folded_beside_linear_layers(dense):
+    """Of whichever type: a trace goes around all layers."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(8, 4), nn.Flatten(), nn.Linear(128, 2))
+    subspace = lcs.convert(model, lcs.Quantized(), norm="keep", dense=dense)
+    assert model[0].folded is model[1] and "folded" not in dict(model[0].named_modules())
+    with subspace.at(bits=4):
+        assert subspace(torch.randn(2, 3, 8, 8)).shape == (2, 2)
 
 
 @pytest.mark.parametrize("options", [{}, {"nested": True}, {"per_channel": True}], ids=str)
