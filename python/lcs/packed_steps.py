@@ -156,14 +156,16 @@ def gather(graph: fx.Graph, modules: dict[str, nn.Module], pooling: Callable) ->
 
 
 def _closed(nodes: list[fx.Node], takes: Callable[[fx.Node], bool]) -> Iterator[list[fx.Node]]:
-    """The runs from the first node on, the longest first, that read one value and give one, by several convolutions."""
+    """The runs from the first node on, the longest first, that read one value and give one, no codes, by several
+    convolutions."""
     length = next((i for i, node in enumerate(nodes) if not takes(node)), len(nodes))
     for end in range(length, 1, -1):
         run = nodes[:end]
         inside = set(run)
         read = {node for each in run for node in each.all_input_nodes} - inside
         given = [node for node in run if set(node.users) - inside]
-        if len(read) == 1 and given == run[-1:] and sum(node.op == "call_module" for node in run) > 1:
+        several = sum(node.op == "call_module" for node in run) > 1
+        if len(read) == 1 and given == run[-1:] and several and "codes" not in run[-1].kwargs:
             yield run
 
 

@@ -198,6 +198,32 @@ def test_other_dtypes_run_dense_and_are_named():
         subspace.freeze(strict=True)(x, bits=4)
 
 
+def test_gradients_reach_x_through_folded_norms_and_convolutions_that_would_pass_codes():
+    """What training's evaluation gives, but for 2^-24 a rounding of the 36 and 16 products, the factors and the sum."""
+    first, second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+    layers = first, nn.BatchNorm2d(4), nn.ReLU(), second, nn.BatchNorm2d(2)
+    torch.manual_seed(5)
+    x = torch.randn(2, 3, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        subspace = trained(nn.Sequential(*layers), lcs.Quantized(line=False), x, norm="keep")
+    frozen = subspace.freeze(strict=True)
+    assert "codes" in next(node.kwargs for run in _runs(frozen) for node in run.graph.nodes if node.op == "call_module")
+    x.requires_grad_()
+    (found,) = torch.autograd.grad(frozen(x, bits=4).sum(), x)
+    with subspace.at(bits=4):
+        (expected,) = torch.autograd.grad(subspace(x).sum(), x)
+        tensors = [subspace.model[i].tensors()[0] for i in (0, 3)]
+    factors = [(norm.running_var + norm.eps).rsqrt()[:, None, None, None] for norm in (layers[1], layers[4])]
+    w0, w1 = ((w * factor).abs() for w, factor in zip(tensors, factors, strict=True))
+    sizes = F.conv_transpose2d(F.conv_transpose2d(torch.ones(2, 2, 6, 6), w1), w0)
+    assert ((found - expected).abs() <= (36 + 16 + 12) * 2**-24 * sizes).all() and found.any()
+
+
+def _runs(frozen):
+    return [m.steps for m in frozen._fused.modules() if isinstance(m, packed_steps.PackedSteps)]
+
+
 def test_inputs_of_another_dtype_are_refused():
     x, frozen = torch.randn(2, 3, 8, 8), small().freeze()
     frozen(x, bits=4)
@@ -335,6 +361,22 @@ def test_a_run_of_packed_steps_gives_the_bits_of_each_step(monkeypatch, images, 
         for hook in watched:
             hook.remove()
         calls.clear()
+
+
+def test_a_run_of_packed_steps_ends_in_no_codes():
+    """As it would inside the blocks of cPreResNet20, whose sums are read by a norm and a later sum."""
+    torch.manual_seed(4)
+    x = torch.randn(3, 3, 16, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        recipe = lcs.Quantized(line=False, nested=True)
+        subspace = trained(models.build("cpreresnet20", 10, seed=0, norm="batch"), recipe, x, norm="keep")
+    frozen = subspace.freeze(strict=True)
+    assert not any("codes" in list(run.graph.nodes)[-2].kwargs for run in _runs(frozen))
+    assert any("codes" in node.kwargs for node in frozen._fused.graph.nodes)
+    for bits in (8, 3):
+        assert frozen(x, bits=bits).isfinite().all() and frozen.counters.unfused == ""
+    check_layers(frozen, x, frozen.recipe.level(3))
 
 
 @pytest.mark.parametrize("line", [False, True])

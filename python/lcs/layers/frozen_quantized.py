@@ -97,7 +97,8 @@ class FrozenQuantizedConv1d(_FrozenConvolution, QuantizedConv1d):
 
 class FrozenQuantizedConv2d(_FrozenConvolution, QuantizedConv2d):
     """Does what comes after it, too (`lcs.fusing`): the norm that is folded into it, a sum, ReLU, and the rounding of
-    the only layer that reads the result, which then is integers.
+    the only layer that reads the result, which then is integers; not where a gradient is to come back, which these have
+    not.
 
     successor: that layer.
     """
@@ -120,7 +121,8 @@ class FrozenQuantizedConv2d(_FrozenConvolution, QuantizedConv2d):
         if residual is not None and not self._fits(input, residual):
             y = self.convolved(input, whole, weight.bits, bias, bits)
             return self._steps(y, residual, False, relu)
-        after = {"residual": residual, "relu": relu, **(self._rounding() if codes else {})}
+        trains = torch.is_grad_enabled() and (input.requires_grad or (residual is not None and residual.requires_grad))
+        after = {"residual": residual, "relu": relu, **(self._rounding() if codes and not trains else {})}
         return self.convolved(input, whole, weight.bits, bias, bits, **after)
 
     def step(
