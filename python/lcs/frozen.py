@@ -8,6 +8,7 @@ import functools
 import threading
 from collections import Counter
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,6 +44,8 @@ PACKERS: dict[type[Recipe], type[Packer]] = {
 LEVELS = 128  # that are held at most
 NORM = "line_norm"
 _REMEMBERED = 1024  # inputs, and inputs at levels, whose choices are kept
+_SWITCHES = (type(None), bool, int, str, bytes, Enum, torch.dtype, torch.device)  # `if flag is True` of a forward
+_KNOWN = (*_SWITCHES, Tensor, float, complex)
 
 
 @dataclass(frozen=True)
@@ -275,6 +278,10 @@ class Frozen:
 
     def _try_fused(self, inputs: tuple, expected, trace: Trace, args: tuple, kwargs: dict) -> None:
         """Runs the fused forward on such inputs from now on, if it computes what the model itself does."""
+        others = [type(leaf).__name__ for leaf in pytree.tree_leaves((args, kwargs)) if not isinstance(leaf, _KNOWN)]
+        if others:  # whose values `signature` does not tell apart, and a graph holds but one path
+            self._unfused = f"the fused forward is not for arguments of {' and '.join(dict.fromkeys(others))}"
+            return
         try:
             found = _run(self._fused, trace, args, kwargs)
         except Exception as error:  # a graph was drawn from one path through the forward, and may not fit another
@@ -376,7 +383,8 @@ def _same(a, b) -> bool:
 
 
 def signature(args: tuple, kwargs: dict) -> tuple:
-    """The shapes of all tensors in a call's arguments, hashable; of anything else its type."""
+    """The shapes of all tensors in a call's arguments, hashable; of what a forward may branch on without a trace of it
+    type and value, of anything else its type."""
     return _shape_of(args) if not kwargs else (_shape_of(args), _shape_of(kwargs))
 
 
@@ -387,7 +395,7 @@ def _shape_of(value):
         return tuple(map(_shape_of, value))
     if isinstance(value, dict):
         return tuple((key, _shape_of(item)) for key, item in value.items())
-    return type(value)
+    return (type(value), value) if isinstance(value, _SWITCHES) else type(value)
 
 
 def _kernel(layer: SubspaceLayer, choice: Choice) -> str:

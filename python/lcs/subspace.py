@@ -100,7 +100,7 @@ class Subspace(nn.Module):
         """
         ends = [layer.ends("weight") for layer in self.lines().values() if self.recipe.is_regularized(layer)]
         if not ends:
-            return torch.zeros((), device=next(self.model.parameters()).device)
+            return torch.zeros((), device=next(self.model.parameters()).device, requires_grad=True)  # of nothing
         w0s, w1s = zip(*ends, strict=True)
         if len({w.dtype for w in w0s}) > 1:
             w0s, w1s = ([w.float() for w in ws] for ws in (w0s, w1s))

@@ -1,5 +1,7 @@
 """The fused forward gives the model's own bits, or the model's own forward runs."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -192,6 +194,33 @@ def test_arguments_that_do_not_fit_the_graph_run_the_model_and_are_named():
     assert fast(X, density=0.5).shape == X.shape
     assert "the fused forward fails: AttributeError" in fast.counters.unfused
     assert fast(X, torch.ones(1), density=0.5).equal(fast(X, density=0.5)) and len(fast._forwards) == 1
+
+
+@dataclass(frozen=True)
+class Switch:
+    on: bool
+
+
+class Switched(nn.Module):
+    """A trace of it finds a proxy, which is not True, and draws the one way."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x, switch):
+        y = self.conv(x)
+        return y.softmax(1) if switch is True or getattr(switch, "on", None) is True else y
+
+
+@pytest.mark.parametrize("kind", [bool, Switch])
+def test_arguments_that_a_forward_compares_by_identity_are_told_apart(kind):
+    fast = frozen(Switched())
+    plain = fast(X, kind(False), density=0.5)
+    assert torch.equal(fast(X, kind(True), density=0.5), plain.softmax(1))
+    assert torch.equal(fast(X, kind(False), density=0.5), plain)
+    named = "the fused forward is not for arguments of Switch"
+    assert fast.counters.unfused == ("the fused forward gives another result" if kind is bool else named)
 
 
 def test_hooks_on_an_activation_still_run():

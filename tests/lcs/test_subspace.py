@@ -302,8 +302,10 @@ def test_regularizer_of_equal_ends_zero_ends_and_points():
     zero = equal.regularizer()
     zero.backward()
     assert zero == 0 and not equal.model.stem.weight.grad.any()
-    point = subspace_of(line=False).regularizer()
-    assert point == 0 and point.shape == () and not point.requires_grad
+    points = subspace_of(line=False)
+    point = points.regularizer()
+    point.backward()  # as of a line, of nothing
+    assert point == 0 and point.shape == () and all(p.grad is None for p in points.parameters())
 
 
 def test_sample_uses_the_subspaces_generator_unless_given_one():
