@@ -276,10 +276,11 @@ def _demo(argv: list[str]) -> int:
     """Train on handwritten digits for some minutes and show accuracy and speed at eight densities."""
     parser = argparse.ArgumentParser(prog="lcs demo", description=_demo.__doc__)
     parser.add_argument("--quick", action="store_true", help="a few steps only, seconds")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="run directory, replaced (%(default)s)")
     arguments = parser.parse_args(argv)
     from .demo import demo
 
-    demo(quick=arguments.quick)
+    demo(arguments.out, quick=arguments.quick)
     return 0
 
 

@@ -11,7 +11,6 @@ from .plot import plot
 from .table import print_table
 from .train import train
 
-OUT = Path("runs/demo")
 DENSITIES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
 MEASURE_BATCH = 16
 ACCURACY_WANTED = {1.0: 0.97, 0.1: 0.95}
@@ -29,7 +28,6 @@ SETTINGS = TrainConfig(
     warmup_fraction=0.3,
     seed=0,
     evaluation_interval=0,
-    out=OUT,
     overwrite=True,
 )
 QUICK = {"epochs": 2, "limit": 64}
@@ -39,12 +37,12 @@ class DemoError(ValueError):
     """The demo's training did not reach the accuracy that it should."""
 
 
-def demo(*, quick: bool = False) -> Evaluation:
-    """Trains, evaluates, times, plots into `OUT`, replacing an earlier demo. `quick`: a few steps, no accuracy wanted.
+def demo(out: Path, *, quick: bool = False) -> Evaluation:
+    """Trains, evaluates, times, plots into `out`, replacing an earlier demo. `quick`: a few steps, no accuracy wanted.
 
     Raises DemoError if the full run misses an accuracy of `ACCURACY_WANTED`.
     """
-    config = SETTINGS.model_copy(update={"out": OUT, **(QUICK if quick else {})})
+    config = SETTINGS.model_copy(update={"out": out, **(QUICK if quick else {})})
     run = train(config)
     evaluation = evaluate(run, DENSITIES, measure_batch=MEASURE_BATCH)
     print_table(evaluation)

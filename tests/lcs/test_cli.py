@@ -212,11 +212,10 @@ def test_import_needs_no_training_package():
 
 
 def test_quick_demo(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demonstration, "OUT", tmp_path / "demo")
     monkeypatch.setattr(measure, "SECONDS", 0.0)
     monkeypatch.setattr(demonstration, "QUICK", {"epochs": 1, "limit": 32, "device": "cpu"})
     for _ in range(2):
-        assert main(["demo", "--quick"]) == 0
+        assert main(["demo", "--quick", "--out", str(tmp_path / "demo")]) == 0
     shown = capsys.readouterr().out
     assert str(tmp_path / "demo" / "evaluation.png") in shown.replace("\n", "")
     found = json.loads((tmp_path / "demo" / "evaluation.json").read_text())
@@ -224,6 +223,13 @@ def test_quick_demo(tmp_path, monkeypatch, capsys):
         assert [row["value"] for row in rows] == list(demonstration.DENSITIES)
     assert "speed-up" in shown
     assert (tmp_path / "demo" / "evaluation.png").exists()
+
+
+def test_demo_in_a_folder_that_cannot_be_written_names_a_flag_that_it_has(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["demo", "--quick", "--out", str(tmp_path / "file" / "demo")]) == 1
+    shown = capsys.readouterr().err
+    assert "demo: cannot be written: Not a directory; choose another directory with --out" in shown
 
 
 def test_demo_that_misses_its_accuracy_fails(monkeypatch, tmp_path):
