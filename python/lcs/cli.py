@@ -164,7 +164,7 @@ def _eval(argv: list[str]) -> int:
 
     values = arguments.values(RunDirectory(arguments.run).config().unit)
     json, png = arguments.json or arguments.run / "evaluation.json", arguments.png or arguments.run / "evaluation.png"
-    _check_outputs(json, png)
+    _check_outputs(json=json, png=png)
     evaluation = evaluate(
         arguments.run,
         values or None,
@@ -196,6 +196,7 @@ def _freeze(argv: list[str]) -> int:
     from .evaluate import load_run, values_of
     from .model_file import save
 
+    _check_outputs(out=arguments.out)
     config, _, subspace, step = load_run(arguments.run, "cpu")
     if config.method == "lec":
         return _fail("freeze", f"{arguments.run}: a lec run gives another network for each width; make it by lcs.slim")
@@ -234,7 +235,7 @@ def _report(argv: list[str]) -> int:
     from .checkpoint import write_atomic
     from .report import plot_report, print_report, report
 
-    _check_outputs(arguments.json, arguments.png)
+    _check_outputs(json=arguments.json, png=arguments.png)
     found = report(arguments.runs, device=arguments.device, batch_size=arguments.batch_size)
     print_report(found)
     write_atomic(arguments.json, found.to_json().encode())
@@ -243,12 +244,12 @@ def _report(argv: list[str]) -> int:
     return 0
 
 
-def _check_outputs(json: Path, png: Path) -> None:
-    """Before long work: raises RunError naming the flag of a file that cannot be written."""
+def _check_outputs(**paths: Path) -> None:
+    """Before long work: raises RunError naming the flag of a file that cannot be written. paths: by their flags."""
     from .checkpoint import check_writable
     from .rundir import RunError
 
-    for flag, path in (("json", json), ("png", png)):
+    for flag, path in paths.items():
         try:
             check_writable(path)
         except OSError as error:

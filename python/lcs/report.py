@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Over = Literal["level", "macs", "bytes"]
 _LABELS = {"macs": "multiply-accumulate operations of an image", "bytes": "bytes of the weights as stored"}
+EVALUATION = "evaluation.json"  # in a run directory
 _SAME = ("data", "image_size", "limit")
 
 
@@ -41,7 +42,10 @@ def report(
     data is other than the first one's, or there are two runs of one name.
     """
     _check(runs)
-    return Report([_evaluation(run, device, batch_size, tell) for run in runs])
+    found = [_evaluated(run) for run in runs]
+    for run in (run for run, evaluation in zip(runs, found, strict=True) if evaluation is None):
+        _check_writable(run / EVALUATION)
+    return Report([there or _evaluate(run, device, batch_size, tell) for run, there in zip(runs, found, strict=True)])
 
 
 def _check(runs: Sequence[Path]) -> None:
@@ -59,16 +63,27 @@ def _check(runs: Sequence[Path]) -> None:
         raise RunError(f"report: two runs are named {twice}; rename one of the directories")
 
 
-def _evaluation(run: Path, device: str, batch_size: int, tell: Callable[[str], None]) -> Evaluation:
-    directory = RunDirectory(run)
-    path, newest = directory.path / "evaluation.json", checkpoint.paths(directory.checkpoints)
-    if path.exists() and newest:
-        found = _read(path)
-        if checkpoint.path_for(directory.checkpoints, found.step) == newest[0]:
-            return found
+def _evaluated(run: Path) -> Evaluation | None:
+    """The evaluation of the newest checkpoint, where there is one."""
+    path, checkpoints = run / EVALUATION, RunDirectory(run).checkpoints
+    newest = checkpoint.paths(checkpoints)
+    found = _read(path) if path.exists() and newest else None
+    return found if found and checkpoint.path_for(checkpoints, found.step) == newest[0] else None
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        checkpoint.check_writable(path)
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written: {error.strerror}; make the run directory writable, or report on a copy of it"
+        ) from error
+
+
+def _evaluate(run: Path, device: str, batch_size: int, tell: Callable[[str], None]) -> Evaluation:
     tell(f"evaluating {run}")
     found = evaluate(run, device=device, batch_size=batch_size)
-    checkpoint.write_atomic(path, found.to_json().encode())
+    checkpoint.write_atomic(run / EVALUATION, found.to_json().encode())
     return found
 
 

@@ -8,6 +8,7 @@ import torch
 import lcs
 from lcs import demo as demonstration
 from lcs import evaluate, measure
+from lcs import report as reports
 from lcs.cli import main, parse_train
 from lcs.config import PRESETS
 from lcs.demo import DemoError
@@ -172,21 +173,24 @@ def test_failures_exit_1_with_one_line(tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("flag", ["json", "png"])
+@pytest.mark.parametrize(
+    "command, flag", [("eval", "json"), ("eval", "png"), ("report", "json"), ("report", "png"), ("freeze", "out")]
+)
 @pytest.mark.parametrize(
     "place, reason", [("absent/file", "No such file"), ("file/file", "Not a dir"), ("", "Is a dir")]
 )
-def test_outputs_that_cannot_be_written_are_named_before_evaluating(
-    flag, place, reason, tmp_path, tiny, monkeypatch, capsys
+def test_outputs_that_cannot_be_written_are_named_before_the_work(
+    command, flag, place, reason, tmp_path, tiny, monkeypatch, capsys
 ):
     directory = RunDirectory(tiny().out)
     directory.prepare(tiny().resolved())
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: pytest.fail("evaluated before it looked"))
+    for module, name in ((evaluate, "evaluate"), (evaluate, "load_run"), (reports, "report")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("worked before it looked"))
     path = tmp_path / place
-    assert main(["eval", str(directory.path), f"--{flag}", str(path)]) == 1
+    assert main([command, str(directory.path), f"--{flag}", str(path)]) == 1
     shown = capsys.readouterr().err
-    assert shown.startswith(f"lcs eval: {path}: cannot be written: {reason}")
+    assert shown.startswith(f"lcs {command}: {path}: cannot be written: {reason}")
     assert shown.endswith(f"; name another file with --{flag}\n")
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from lcs import checkpoint
 from lcs import report as module
 from lcs.cli import main
 from lcs.config import TrainConfig
@@ -52,6 +53,17 @@ def test_an_evaluation_of_an_older_checkpoint_is_made_anew(runs, found):
     path.write_text(replace(found.runs[0], step=1, rows=[]).to_json())
     assert report([runs["line"]], tell=told.append).runs == [found.runs[0]]
     assert told == [f"evaluating {runs['line']}"]
+
+
+def test_a_run_directory_that_cannot_be_written_is_named_before_evaluating(runs, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (runs["other"] / "evaluation.json").unlink(missing_ok=True)
+    monkeypatch.setattr(checkpoint, "check_writable", refuse)  # modes of files do not bind root
+    monkeypatch.setattr(module, "evaluate", lambda *_, **__: pytest.fail("evaluated before it looked"))
+    with pytest.raises(RunError, match="other/evaluation.json: cannot be written: Permission denied; make the run"):
+        report([runs["other"]])
 
 
 @pytest.mark.parametrize("damage", ["", "[]", '{"run": "x"}'])
