@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import json
 import sys
 import time
 from pathlib import Path
@@ -18,7 +17,8 @@ from lcs_kernels import costs, ops
 from .calibrate import calibrate
 from .harness import Row, keep_freed_memory, measure, result
 from .machine import fingerprint
-from .markdown import table
+from .markdown import table_of
+from .output import ResultError, check_writable, write_json
 from .peers import Peer, PeerError
 
 LAYER = ("training_step", "network", "network_bits", "network_width")  # rows of the layer, beside those of the ops
@@ -30,9 +30,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--op", choices=[*ops.names(), *LAYER], action="append", help="only this one (may be given again)"
     )
     parser.add_argument(
-        "--threads", type=int, default=torch.get_num_threads(), help="threads of torch and of our kernels"
+        "--threads", type=count, default=torch.get_num_threads(), help="threads of torch and of our kernels"
     )
-    parser.add_argument("--rounds", type=int, default=31, help="samples of each candidate (default %(default)s)")
+    parser.add_argument("--rounds", type=count, default=31, help="samples of each candidate (default %(default)s)")
     parser.add_argument(
         "--peer",
         metavar="ENGINE=PYTHON",
@@ -47,6 +47,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--markdown", type=Path, help="measure nothing: print the table of a file that --json wrote")
     return parser.parse_args(argv)
+
+
+def count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
 
 
 def show(found: dict) -> None:
@@ -84,9 +91,20 @@ def measure_all(arguments: argparse.Namespace) -> list[dict]:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except (PeerError, ResultError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
     if arguments.markdown:
-        print(table(json.loads(arguments.markdown.read_text())))
+        print(table_of(arguments.markdown))
         return 0
+    written = costs.calibrated() if arguments.calibrate else arguments.json
+    if written:
+        check_writable(written)
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     if lcs_kernels.isa.max_name() == "reference":
@@ -95,18 +113,12 @@ def main(argv: list[str] | None = None) -> int:
     machine = fingerprint()
     print(f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}, torch {machine['torch']}")
     if arguments.calibrate:
-        calibrate(costs.calibrated(), arguments.rounds, print)
-        print(f"written: {costs.calibrated()}")
+        calibrate(written, arguments.rounds, print)
+        print(f"written: {written}")
         return 0
-    try:
-        found = measure_all(arguments)
-    except PeerError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": machine, "date": time.strftime("%Y-%m-%d"), "rows": found}
-        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    found = measure_all(arguments)
+    if written:
+        write_json(written, {"machine": machine, "date": time.strftime("%Y-%m-%d"), "rows": found})
     return 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from lcs_kernels.ops.sparse_linear import run
 
 from .harness import Row, measure
 from .machine import fingerprint
+from .output import write_json
 
 DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 LINEAR = [(rows, features) for features in (512, 2048) for rows in (1, 4, 16, 128, 1024)]
@@ -118,8 +118,5 @@ def calibrate(path: Path, rounds: int, progress: Callable[[str], None]) -> None:
     tables = _present(path, progress)
     machine = fingerprint()
     tables[isa.max_name()] = {"machine": {key: machine[key] for key in ("cpu", "threads", "torch")}, "breaks": breaks}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(tables, indent=1) + "\n")
-    os.replace(partial, path)
+    write_json(path, tables)
     costs.reset()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from .output import ResultError
+
 
 def table(content: dict) -> str:
     """Markdown: a line on the machine, then every measured row; losing rows are printed like winning ones."""
@@ -14,6 +19,20 @@ def table(content: dict) -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     return "\n".join([*lines, *map(_row, content["rows"])])
+
+
+def table_of(path: Path) -> str:
+    """`table` of a file that `lcs bench --json` wrote. Raises ResultError naming one that is not."""
+    try:
+        return table(json.loads(path.read_text()))
+    except OSError as error:
+        raise ResultError(
+            f"{path}: cannot be read: {error.strerror}; name a file that `lcs bench --json` wrote"
+        ) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ResultError(
+            f"{path}: holds no results ({type(error).__name__}: {error}); name a file that `lcs bench --json` wrote"
+        ) from None
 
 
 def _row(found: dict) -> str:

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from lcs_kernels.benchmarks import __main__ as bench
 
 import lcs
 from lcs import demo as demonstration
@@ -57,6 +58,9 @@ def test_train_help_tells_the_presets_apart(capsys):
         (["eval", "run", "--batch-size", "0"], "batch_size"),
         (["eval", "run", "--measure-batch", "0"], "measure_batch"),
         (["freeze"], "run"),
+        (["bench", "--threads", "0"], "argument --threads: must be at least 1, got 0"),
+        (["bench", "--rounds", "0"], "argument --rounds: must be at least 1, got 0"),
+        (["bench", "--rounds", "many"], "many"),
         (["doctor", "--yaml"], "--yaml"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -192,6 +196,34 @@ def test_outputs_that_cannot_be_written_are_named_before_the_work(
     shown = capsys.readouterr().err
     assert shown.startswith(f"lcs {command}: {path}: cannot be written: {reason}")
     assert shown.endswith(f"; name another file with --{flag}\n")
+
+
+@pytest.mark.parametrize("place, reason", [("file/results.json", "File exists"), ("", "it is a folder")])
+def test_results_that_cannot_be_written_are_named_before_measuring(place, reason, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(bench, "measure_all", lambda _: pytest.fail("measured before it looked"))
+    path = tmp_path / place
+    assert main(["bench", "--json", str(path)]) == 1
+    assert capsys.readouterr().err == f"bench: {path}: cannot be written: {reason}; name another file or folder\n"
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ("{}", "holds no results (KeyError: 'machine')"),
+        ("[]", "holds no results (TypeError"),
+        ("rows", "holds no results (JSONDecodeError"),
+        (None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_a_file_without_results_is_named(content, reason, tmp_path, capsys):
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    assert main(["bench", "--markdown", str(path)]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"bench: {path}: {reason}")
+    assert shown.endswith("; name a file that `lcs bench --json` wrote\n")
 
 
 def test_resume_takes_the_settings_of_the_run(tmp_path):
