@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
+import torch
+from torch import nn
+
 from . import data, models
-from .config import TrainConfig
+from .config import ConfigError, TrainConfig
 from .convert import convert
 from .data import Data
 from .quantized import Quantized
@@ -44,7 +48,10 @@ def _structured(config: TrainConfig) -> Structured:
 
 
 def build(config: TrainConfig, dataset: Data) -> Subspace:
-    """The untrained subspace of a resolved `config`; its weights depend on the settings alone."""
+    """The untrained subspace of a resolved `config`; its weights depend on the settings alone.
+
+    Raises ConfigError where the images are too small for the model.
+    """
     model = models.build(
         config.model,
         dataset.num_classes,
@@ -53,6 +60,7 @@ def build(config: TrainConfig, dataset: Data) -> Subspace:
         norm=config.norm,
         norm_after=config.norm_place == "after",
     )
+    _check_image_size(model, config, dataset)
     with warnings.catch_warnings():
         if config.norm == "batch":
             warnings.simplefilter("ignore")  # asked for by name
@@ -67,6 +75,17 @@ def build(config: TrainConfig, dataset: Data) -> Subspace:
     if config.precision == "fp64":
         subspace.model.double()
     return subspace
+
+
+def _check_image_size(model: nn.Module, config: TrainConfig, dataset: Data) -> None:
+    size, shapes = dataset.image_size, copy.deepcopy(model).to("meta")  # computes no more than shapes
+    try:
+        shapes(torch.empty(2, dataset.in_channels, size, size, device="meta"))
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"image_size: {config.model} with {config.norm} norms takes larger images than {size} x {size} pixels "
+            f"({error}); give a larger one with --image-size"
+        ) from error
 
 
 def load_data(config: TrainConfig) -> Data:

@@ -226,6 +226,23 @@ def test_a_file_without_results_is_named(content, reason, tmp_path, capsys):
     assert shown.endswith("; name a file that `lcs bench --json` wrote\n")
 
 
+@pytest.mark.parametrize(
+    "model, size, more",
+    [
+        ("vgg19", 15, []),
+        ("vgg19", 16, ["--compression", "structured"]),
+        ("resnet18", 32, ["--compression", "structured"]),
+    ],
+)
+def test_images_too_small_for_the_model_are_named_before_training(model, size, more, tmp_path, capsys):
+    given = ["--model", model, "--image-size", str(size), *more, "--out", str(tmp_path / "run")]
+    assert main(["train", *TINY, *given]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"lcs train: image_size: {model} with ") and shown.count("\n") == 1
+    assert f"takes larger images than {size} x {size} pixels" in shown and "--image-size" in shown
+    assert not (tmp_path / "run").exists()
+
+
 def test_resume_takes_the_settings_of_the_run(tmp_path):
     run = tmp_path / "run"
     main(["train", *TINY, "--seed", "5", "--out", str(run)])
