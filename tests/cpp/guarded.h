@@ -4,10 +4,13 @@
 
 #include <cstddef>
 #include <cstring>
+#include <span>
 
 #include "check.h"
 
 enum class Guard { behind, before };
+inline constexpr Guard kBothGuards[] = {Guard::behind, Guard::before};
+inline constexpr std::span<const Guard> kGuards(kBothGuards, kOnlyThreads ? 1 : 2);  // pages see no races
 
 // Memory with a page next to it that faults: right behind its end, or right before its start. Filled with ones, which
 // are NaN as floats.

@@ -3,7 +3,7 @@
 // that no step rounds.
 #include "lcs/packed_conv2d.h"
 
-#include "sparse_case.h"
+#include "conv_case.h"
 
 namespace {
 
@@ -42,17 +42,6 @@ constexpr Case kCases[] = {
 // What x becomes: itself; or, over this range, at half a unit a step, at most the range's ends.
 constexpr ActivationRange kRange{-60.0f, 67.5f, 8};
 
-Images images(void* data, int64_t n, int64_t c, int64_t h, int64_t w, bool last) {
-  if (last) return {data, n, c, h, w, c * h * w, 1, w * c, c};
-  return {data, n, c, h, w, c * h * w, h * w, w, 1};
-}
-
-int64_t count(const Images& t) { return t.n * t.channels * t.height * t.width; }
-
-int64_t at(const Images& t, int64_t n, int64_t c, int64_t h, int64_t w) {
-  return n * t.image_stride + c * t.channel_stride + h * t.row_stride + w * t.column_stride;
-}
-
 // Weights at every width, in units of a quarter.
 struct Dense {
   const Case& c;
@@ -88,57 +77,18 @@ struct Dense {
   }
 };
 
-// x within the range, in zeros as wide as the padding.
-struct Padded {
-  int64_t height, width;
-  std::vector<double> values;
-
-  explicit Padded(const PackedConv2dArgs& a)
-      : height(a.x.height + 2 * a.vertical.padding), width(a.x.width + 2 * a.horizontal.padding) {
-    values.resize(size_t(a.x.n * a.x.channels * height * width));
-    for (int64_t i = 0; i < a.x.n * a.x.channels; ++i)
-      for (int64_t h = 0; h < a.x.height; ++h)
-        for (int64_t w = 0; w < a.x.width; ++w) {
-          const float x = get(a.x.data, at(a.x, i / a.x.channels, i % a.x.channels, h, w), a.dtype);
-          const int64_t to = (i * height + h + a.vertical.padding) * width + w + a.horizontal.padding;
-          values[size_t(to)] = a.range ? std::clamp(x, a.range->low, a.range->high) : x;
-        }
-  }
-  const double* row(int64_t image, int64_t h, int64_t w) const {
-    return &values[size_t((image * height + h) * width + w)];
-  }
-};
-
-// In double, which holds the sums.
 std::vector<float> convolved(const Dense& w, const PackedConv2dArgs& a) {
   const Case& c = w.c;
-  const int64_t inputs = c.in / c.groups;
-  const Padded x(a);
-  std::vector<float> found(size_t(count(a.y)));
-  std::vector<double> sums(size_t(a.y.width));
-  for (int64_t o = 0; o < c.out; ++o) {
-    std::vector<double> weights;
+  std::vector<double> weights;
+  for (int64_t o = 0; o < c.out; ++o)
     for (int64_t k = 0; k < w.layout.columns; ++k) weights.push_back(w.value(o, k, a.bits, a.weight.per_row));
-    for (int64_t n = 0; n < c.n; ++n)
-      for (int64_t row = 0; row < a.y.height; ++row) {
-        std::fill(sums.begin(), sums.end(), 0.0);
-        const double* weight = weights.data();
-        for (int64_t i = 0; i < inputs; ++i)
-          for (int64_t p = 0; p < c.vertical.kernel; ++p)
-            for (int64_t q = 0; q < c.horizontal.kernel; ++q, ++weight) {
-              const int64_t image = n * c.in + o / (c.out / c.groups) * inputs + i;
-              const double* from =
-                  x.row(image, row * c.vertical.stride + p * c.vertical.dilation, q * c.horizontal.dilation);
-              double* sum = sums.data();
-              for (int64_t column = 0; column < a.y.width; ++column, from += c.horizontal.stride)
-                sum[column] += *weight * *from;
-            }
-        for (int64_t column = 0; column < a.y.width; ++column) {
-          const float y = float(sums[size_t(column)]) + (a.bias ? a.bias[o] : 0.0f);
-          found[size_t(at(a.y, n, o, row, column))] = a.relu && y < 0.0f ? 0.0f : y;
-        }
-      }
-  }
+  const float limits[] = {a.range ? a.range->low : 0.0f, a.range ? a.range->high : 0.0f};
+  const Padded x(a.x, a.dtype, a.vertical, a.horizontal, a.range ? limits : nullptr);
+  std::vector<float> found(size_t(count(a.y)));
+  convolve(x, weights, a.y, c.in / c.groups, c.groups, a.vertical, a.horizontal, [&](int64_t i, int64_t o, double sum) {
+    const float y = float(sum) + (a.bias ? a.bias[o] : 0.0f);
+    found[size_t(i)] = a.relu && y < 0.0f ? 0.0f : y;
+  });
   return found;
 }
 

@@ -12,7 +12,6 @@
 namespace lcs::test {
 
 constexpr DType kDTypes[] = {DType::float32, DType::bfloat16, DType::float16};
-constexpr Guard kGuards[] = {Guard::behind, Guard::before};
 constexpr int64_t kSizes[] = {0, 1, 15, 31, 32, 33, 63, 65, 4095, 4097, 16383, 16384, 16385, 32769};
 
 // The best instruction set under test: the machine's, unless LCS_MAX_ISA caps it. To be asked before any is set.
@@ -35,6 +34,12 @@ inline std::vector<Isa> isas() {
 inline void backwards(int64_t n, int64_t grain, const Range& range) {
   for (int64_t begin = n > 0 ? (n - 1) / grain * grain : -1; begin >= 0; begin -= grain)
     range(begin, begin + grain < n ? begin + grain : n);
+}
+
+// The ways to split the work.
+inline std::vector<Parallel> ways() {
+  if (kOnlyThreads) return {fork_join(3)};
+  return {backwards, fork_join(3)};
 }
 
 enum class Kind { normal, few_values, any_bits };

@@ -17,7 +17,6 @@
 namespace lcs::test {
 
 constexpr DType kDTypes[] = {DType::float32, DType::bfloat16};
-constexpr Guard kGuards[] = {Guard::behind, Guard::before};
 
 // The instruction sets with kernels of their own, `more` among them, up to the machine's or LCS_MAX_ISA; AMX alone
 // where a test is built for that. First asked before any is set.

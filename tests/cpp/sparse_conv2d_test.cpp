@@ -2,7 +2,7 @@
 // split the work; a page that faults lies next to each array.
 #include "lcs/sparse_conv2d.h"
 
-#include "sparse_case.h"
+#include "conv_case.h"
 
 namespace {
 
@@ -44,48 +44,21 @@ constexpr Case kCases[] = {
     {2, 2, 0, 6, 3, 1, {1, 1, 1, 1}, {1, 1, 1, 1}},        // no pixels
 };
 
-int64_t length(const Axis& a, int64_t size) {
-  return (size + 2 * a.padding - a.dilation * (a.kernel - 1) - 1) / a.stride + 1;
-}
-
-Images images(void* data, int64_t n, int64_t c, int64_t h, int64_t w, bool last) {
-  if (last) return {data, n, c, h, w, c * h * w, 1, w * c, c};
-  return {data, n, c, h, w, c * h * w, h * w, w, 1};
-}
-
-int64_t count(const Images& t) { return t.n * t.channels * t.height * t.width; }
-
-int64_t at(const Images& t, int64_t n, int64_t c, int64_t h, int64_t w) {
-  return n * t.image_stride + c * t.channel_stride + h * t.row_stride + w * t.column_stride;
-}
-
 std::vector<float> convolved(const Case& c, const SparseConv2dArgs& a, const std::vector<float>& w) {
-  const int64_t inputs = c.in / c.groups;
-  std::vector<float> found(count(a.y));
-  for (int64_t n = 0; n < c.n; ++n)
-    for (int64_t o = 0; o < c.out; ++o)
-      for (int64_t row = 0; row < a.y.height; ++row)
-        for (int64_t column = 0; column < a.y.width; ++column) {
-          float sum = a.bias ? a.bias[o] : 0.0f;
-          const float* weight = w.data() + o * inputs * c.vertical.kernel * c.horizontal.kernel;
-          for (int64_t i = 0; i < inputs; ++i)
-            for (int64_t p = 0; p < c.vertical.kernel; ++p)
-              for (int64_t q = 0; q < c.horizontal.kernel; ++q, ++weight) {
-                const int64_t h = row * c.vertical.stride - c.vertical.padding + p * c.vertical.dilation;
-                const int64_t v = column * c.horizontal.stride - c.horizontal.padding + q * c.horizontal.dilation;
-                if (h < 0 || h >= c.height || v < 0 || v >= c.width) continue;
-                const int64_t channel = o / (c.out / c.groups) * inputs + i;
-                sum += *weight * get(a.x.data, at(a.x, n, channel, h, v), a.dtype);
-              }
-          found[at(a.y, n, o, row, column)] = a.relu && sum < 0.0f ? 0.0f : sum;
-        }
+  const Padded x(a.x, a.dtype, a.vertical, a.horizontal);
+  std::vector<float> found(size_t(count(a.y)));
+  convolve(x, {w.begin(), w.end()}, a.y, c.in / c.groups, c.groups, a.vertical, a.horizontal,
+           [&](int64_t i, int64_t o, double sum) {
+             const float y = float(sum) + (a.bias ? a.bias[o] : 0.0f);
+             found[size_t(i)] = a.relu && y < 0.0f ? 0.0f : y;
+           });
   return found;
 }
 
 // Sums stay below 256 where the dtype is bfloat16, which then holds them.
 void check(const Case& c, DType dtype, int percent, int64_t channels, bool last, Guard guard) {
   const int64_t taps = c.vertical.kernel * c.horizontal.kernel, columns = c.in / c.groups * taps;
-  const int64_t height = length(c.vertical, c.height), width = length(c.horizontal, c.width);
+  const int64_t height = output_size(c.vertical, c.height), width = output_size(c.horizontal, c.width);
   const Weight weight(c.out, columns, channels * taps, percent, dtype, guard, uint32_t(columns + c.out));
   const int64_t inputs = c.n * c.in * c.height * c.width, outputs = c.n * c.out * height * width;
   const Guarded x(inputs * size_of(dtype), guard), y(outputs * size_of(dtype), guard), bias(c.out * 4, guard);

@@ -74,12 +74,11 @@ void check_tiles(int64_t rows, int64_t columns, int percent, Guard guard) {
 }  // namespace
 
 int main() {
-  const Parallel ways[] = {serial, backwards, fork_join(4)};
   for (const int64_t n : {0, 1, 31, 32, 33, 16'383, 16'384, 16'385, 40'001})
     for (const DType dtype : kDTypes)
       for (const int percent : {0, 2, 50, 100})
         for (const Guard guard : kGuards)
-          for (const Parallel& parallel : ways) check_pack(n, dtype, percent, guard, parallel);
+          for (const Parallel& parallel : ways()) check_pack(n, dtype, percent, guard, parallel);
   for (const auto& [rows, columns] : {std::pair{1, 1}, {9, 33}, {33, 101}, {0, 5}, {5, 0}})
     for (const int64_t block : {1, 7, 32, 101, 65'536})
       for (const DType dtype : kDTypes)

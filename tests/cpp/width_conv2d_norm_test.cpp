@@ -2,7 +2,7 @@
 // every way to split the work; a page that faults lies next to each array.
 #include "lcs/width_conv2d_norm.h"
 
-#include "sparse_case.h"
+#include "conv_case.h"
 
 namespace {
 
@@ -24,15 +24,6 @@ constexpr Case kCases[] = {
     {2, 3, 5, 5, 9, 3, {1, 0, 1, 3}, 3, 1, 0},     // one window
     {0, 3, 5, 5, 9, 3, {1, 0, 1, 3}, 2, 1, 0},     // no images
 };
-
-Images images(void* data, int64_t n, int64_t c, int64_t h, int64_t w, bool last) {
-  if (last) return {data, n, c, h, w, c * h * w, 1, w * c, c};
-  return {data, n, c, h, w, c * h * w, h * w, w, 1};
-}
-
-int64_t at(const Images& t, int64_t n, int64_t c, int64_t h, int64_t w) {
-  return n * t.image_stride + c * t.channel_stride + h * t.row_stride + w * t.column_stride;
-}
 
 // NaN is the largest, as it is larger than nothing else.
 float largest(const MaxPoolArgs& a, int64_t n, int64_t c, int64_t row, int64_t column) {

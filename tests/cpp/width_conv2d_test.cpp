@@ -2,7 +2,7 @@
 // split the work; a page that faults lies next to each array.
 #include "lcs/width_conv2d.h"
 
-#include "sparse_case.h"
+#include "conv_case.h"
 
 namespace {
 
@@ -41,39 +41,18 @@ constexpr Case kCases[] = {
     {2, 2, 0, 6, 3, 1, 2, 3, {1, 1, 1, 1}, {1, 1, 1, 1}},        // no pixels
 };
 
-Images images(void* data, int64_t n, int64_t c, int64_t h, int64_t w, bool last) {
-  if (last) return {data, n, c, h, w, c * h * w, 1, w * c, c};
-  return {data, n, c, h, w, c * h * w, h * w, w, 1};
-}
-
-int64_t count(const Images& t) { return t.n * t.channels * t.height * t.width; }
-
-int64_t at(const Images& t, int64_t n, int64_t c, int64_t h, int64_t w) {
-  return n * t.image_stride + c * t.channel_stride + h * t.row_stride + w * t.column_stride;
-}
-
 std::vector<float> convolved(const Case& c, const WidthConv2dArgs& a) {
-  const int64_t inputs = c.in / c.groups;
-  std::vector<float> found(count(a.y));
-  for (int64_t n = 0; n < c.n; ++n)
-    for (int64_t o = 0; o < c.out; ++o)
-      for (int64_t row = 0; row < a.y.height; ++row)
-        for (int64_t column = 0; column < a.y.width; ++column) {
-          float sum = 0.0f;
-          int64_t weight = o * c.full_in * a.weight.taps;
-          for (int64_t i = 0; i < inputs; ++i)
-            for (int64_t p = 0; p < c.vertical.kernel; ++p)
-              for (int64_t q = 0; q < c.horizontal.kernel; ++q, ++weight) {
-                const int64_t h = row * c.vertical.stride - c.vertical.padding + p * c.vertical.dilation;
-                const int64_t v = column * c.horizontal.stride - c.horizontal.padding + q * c.horizontal.dilation;
-                if (h < 0 || h >= c.height || v < 0 || v >= c.width) continue;
-                const int64_t channel = o / (c.out / c.groups) * inputs + i;
-                sum += get(a.weight.data, weight, a.weight.dtype) * get(a.x.data, at(a.x, n, channel, h, v), a.dtype);
-              }
-          if (a.scale) sum *= a.scale[o];
-          if (a.bias) sum += a.bias[o];
-          found[at(a.y, n, o, row, column)] = a.relu && sum < 0.0f ? 0.0f : sum;
-        }
+  const int64_t columns = c.in / c.groups * a.weight.taps;
+  std::vector<double> weights;
+  for (int64_t o = 0; o < c.out; ++o)
+    for (int64_t k = 0; k < columns; ++k)
+      weights.push_back(get(a.weight.data, o * c.full_in * a.weight.taps + k, a.weight.dtype));
+  const Padded x(a.x, a.dtype, a.vertical, a.horizontal);
+  std::vector<float> found(size_t(count(a.y)));
+  convolve(x, weights, a.y, c.in / c.groups, c.groups, a.vertical, a.horizontal, [&](int64_t i, int64_t o, double sum) {
+    const float y = float(sum) * (a.scale ? a.scale[o] : 1.0f) + (a.bias ? a.bias[o] : 0.0f);
+    found[size_t(i)] = a.relu && y < 0.0f ? 0.0f : y;
+  });
   return found;
 }
 
@@ -126,7 +105,7 @@ void check(const Case& c, DType dtype, DType weight_dtype, bool last, Guard guar
         if (from) width_pack(args.weight, packed.as<float>(), parallel);
         args.packed = from;
         check_all(parallel);
-        if (c.vertical.kernel == 3 && c.horizontal.kernel == 3) {
+        if (dtype == DType::float32 && c.vertical.kernel == 3 && c.horizontal.kernel == 3) {
           width_pack_winograd(args.weight, winograd.as<float>(), parallel);
           args.winograd = winograd.as<float>();
           check_all(parallel);
