@@ -3,9 +3,11 @@
 setup.py, the JIT and CMake all start here. Only the standard library is imported; torch is looked up, never imported.
 """
 
+import filecmp
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -66,7 +68,7 @@ def csrc_dir() -> Path:
 def sources(csrc: Path, library: str = "_C") -> list[str]:
     """Names relative to `csrc` of what goes into `library`.
 
-    "_C" holds the CPU ops of torch, "_C_cuda" the CUDA ops, "lcs_core" the CPU kernels on NumPy arrays.
+    "_C" holds the CPU ops of torch, "_C_cuda" the CUDA ops, "lcs_cpu" the kernels, "lcs_core" those on NumPy arrays.
     """
     names = (csrc / "sources.txt").read_text().split()
     return [name for name in names if library in _libraries(name)]
@@ -76,7 +78,7 @@ def _libraries(name: str) -> tuple[str, ...]:
     folder = name.partition("/")[0]
     if folder == "cuda" or name.endswith("_cuda_op.cpp"):
         return ("_C_cuda",)
-    return {"core": ("lcs_core",), "torch": ("_C",)}.get(folder, ("_C", "lcs_core"))
+    return {"core": ("lcs_core",), "torch": ("_C",)}.get(folder, ("_C", "lcs_core", "lcs_cpu"))
 
 
 def find_binary(library: str = "_C") -> Path | None:
@@ -148,11 +150,13 @@ def compile_library(
     deadline: float | None = None,
     report: Callable[[str], None] = lambda line: None,
     library: str = "_C",
+    warn: bool = False,
 ) -> None:
-    """Compiles the sources of `library`, "_C", "_C_cuda" or "lcs_core", in parallel and links them into `output`.
+    """Compiles the sources of `library` in parallel and links them into `output`; "lcs_cpu" becomes an archive.
 
-    Objects land in `objects`, named by what they were made from, and are used again, also by the other library.
-    `deadline` is in seconds of `time.monotonic()`. Raises CompilerNotFoundError or CompileError.
+    Objects land in `objects`, named by what they were made from, and are used again, also by the other libraries.
+    `deadline` is in seconds of `time.monotonic()`; `warn`: warnings are errors, which changes no object. Raises
+    CompilerNotFoundError or CompileError.
     """
     csrc = csrc or csrc_dir()
     compiler = find_compiler()
@@ -162,11 +166,23 @@ def compile_library(
     targets = {unit: objects / f"{unit}.{key}.o" for unit, key in _object_keys(csrc, units).items()}
     stale = [unit for unit, target in targets.items() if not target.exists()]
     report(f"compiling {len(stale)} of {len(targets)} units")
-    _each(lambda unit: compile_object(compiler, csrc, units[unit], targets[unit], deadline), stale)
+    _each(lambda unit: compile_object(compiler, csrc, units[unit], targets[unit], deadline, warn), stale)
     built = list(map(str, targets.values()))
+    if library == "lcs_cpu":
+        return _archive(built, output)
     if library == "_C_cuda":
         return _produce([*_cuda_linker(compiler), *built], output, deadline)
     _produce([*compiler, *built, *LINK_FLAGS, *_link_flags(library)], output, deadline)
+
+
+def _archive(objects: list[str], output: Path) -> None:
+    """Leaves an archive that holds just that as it is, so that nothing is linked again."""
+    partial = output.with_name(f"{output.name}.partial")
+    partial.unlink(missing_ok=True)
+    subprocess.run(["ar", "rcs", str(partial), *objects], check=True)
+    if output.exists() and filecmp.cmp(partial, output, shallow=False):
+        return partial.unlink()
+    os.replace(partial, output)
 
 
 def _link_flags(library: str) -> list[str]:
@@ -193,7 +209,12 @@ def units_of(csrc: Path, library: str = "_C") -> dict[str, list[str]]:
 
 
 def compile_object(
-    compiler: list[str], csrc: Path, names: list[str], output: Path, deadline: float | None = None
+    compiler: list[str],
+    csrc: Path,
+    names: list[str],
+    output: Path,
+    deadline: float | None = None,
+    warn: bool = False,
 ) -> None:
     """Compiles `names`, of one folder, as one unit; only torch/ sees torch's headers, only core/ pybind11's.
 
@@ -207,7 +228,14 @@ def compile_object(
     for folder in _system_includes(names[0].partition("/")[0]):
         includes += ["-isystem", str(folder)]
     unit = "".join(f'#include "{csrc / name}"\n' for name in names)
-    _produce([*compiler, *CXX_FLAGS, *includes, "-c", "-x", "c++", "-"], output, deadline, unit)
+    checks = warnings(names[0]) if warn else []
+    _produce([*compiler, *CXX_FLAGS, *checks, *includes, "-c", "-x", "c++", "-"], output, deadline, unit)
+
+
+def warnings(name: str) -> list[str]:
+    """The flags that make them errors. gcc 12 calls the undefined lanes of its own AVX-512 header uninitialized."""
+    flags = ["-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized"]
+    return [*flags, "-Wno-uninitialized"] if re.search(r"_(avx512|vnni|amx)\.cpp$", name) else flags
 
 
 def _system_includes(folder: str) -> list[Path]:
@@ -309,3 +337,7 @@ if __name__ == "__main__" and sys.argv[1:] == ["flags"]:
 if __name__ == "__main__" and sys.argv[1:] in (["cpu"], ["cuda"]):
     here, name = Path(__file__).resolve().parent, "_C_cuda" if sys.argv[1] == "cuda" else "_C"
     compile_library(here / f"{name}.so", here.parent / "build" / "objects", report=print, library=name)
+
+if __name__ == "__main__" and sys.argv[1:2] == ["library"]:  # for CMake: a library's name and where to put it
+    objects = Path(__file__).resolve().parent.parent / "build" / "objects"
+    compile_library(Path(sys.argv[3]), objects, report=print, library=sys.argv[2], warn=True)

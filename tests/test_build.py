@@ -34,6 +34,7 @@ def test_which_library_a_source_is_in(tmp_path):
     assert _build.sources(tmp_path) == names[1:3]
     assert _build.sources(tmp_path, "_C_cuda") == names[3:]
     assert _build.sources(tmp_path, "lcs_core") == names[:2]
+    assert _build.sources(tmp_path, "lcs_cpu") == names[1:2]
 
 
 @pytest.mark.parametrize(("folder", "headers"), [("torch", "torch|ATen|c10"), ("core", "pybind11|Python")])
@@ -44,13 +45,33 @@ def test_only_the_bindings_know_what_they_bind_to(folder, headers):
 
 
 def test_libraries_share_the_objects_of_the_kernels():
-    torch, core = (_build._object_keys(CSRC, _build.units_of(CSRC, library)) for library in ("_C", "lcs_core"))
-    kernels = {Path(name).stem for name in LISTED if name.startswith("cpu/")}
-    assert torch.keys() & core.keys() == kernels
-    assert all(torch[name] == core[name] for name in kernels)
+    names = "_C", "lcs_core", "lcs_cpu"
+    torch, core, kernels = (_build._object_keys(CSRC, _build.units_of(CSRC, library)) for library in names)
+    assert kernels.keys() == {Path(name).stem for name in LISTED if name.startswith("cpu/")}
+    assert torch.items() & core.items() == kernels.items()
 
 
-@pytest.mark.parametrize("library", ["_C", "lcs_core"])
+def test_the_archive_holds_what_is_listed_now_and_else_stays(tmp_path):
+    (tmp_path / "cpu").mkdir()
+    output, found = tmp_path / "a.a", []
+    for text in ("int one;", "int one;", "int two;"):
+        (tmp_path / "sources.txt").write_text("cpu/some.cpp\n")
+        (tmp_path / "cpu" / "some.cpp").write_text(text)
+        _build.compile_library(output, tmp_path / "objects", tmp_path, library="lcs_cpu")
+        found.append((output.stat().st_mtime_ns, run("nm", str(output)).split()[-1]))
+    assert found[0] == found[1] and [symbol for _, symbol in found] == ["one", "one", "two"]
+
+
+def test_warnings_are_errors_where_asked_for(tmp_path):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "some.cpp").write_text("static int unused;")
+    arguments = _build.find_compiler(), tmp_path, ["cpu/some.cpp"], tmp_path / "a.o"
+    _build.compile_object(*arguments)
+    with pytest.raises(_build.CompileError, match="unused"):
+        _build.compile_object(*arguments, warn=True)
+
+
+@pytest.mark.parametrize("library", ["_C", "lcs_core", "lcs_cpu"])
 def test_every_source_is_in_one_unit(library):
     units = _build.units_of(CSRC, library)
     assert sorted(name for names in units.values() for name in names) == sorted(_build.sources(CSRC, library))
