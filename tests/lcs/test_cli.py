@@ -95,6 +95,7 @@ def test_contradiction_in_yaml_names_the_file(tmp_path, capsys):
 
 def test_train_and_eval(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "SECONDS", 0.0)
+    monkeypatch.setattr(measure, "ROUNDS", (3, 3))
     run, numbers, picture = tmp_path / "run", tmp_path / "numbers.json", tmp_path / "plot.png"
     assert main(["train", *TINY, "--out", str(run)]) == 0
     assert f"run: {run}" in capsys.readouterr().out
@@ -142,7 +143,9 @@ def test_widths_of_a_structured_run(tmp_path, capsys):
     assert "has levels of width; give --widths" in capsys.readouterr().err
 
 
-def test_bits_of_a_quantized_run(tmp_path, capsys):
+def test_bits_of_a_quantized_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measure, "SECONDS", 0.0)
+    monkeypatch.setattr(measure, "ROUNDS", (3, 3))
     run, target, dense = (tmp_path / name for name in ("run", "target", "dense"))
     quantized = ["train", *TINY, "--compression", "quantized", "--epochs", "2", "--warmup-fraction", "0.5"]
     assert main([*quantized, "--bits", "3", "5", "--nested", "--out", str(run)]) == 0
@@ -266,6 +269,8 @@ def test_import_needs_no_training_package():
 
 def test_quick_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "SECONDS", 0.0)
+    monkeypatch.setattr(measure, "ROUNDS", (3, 3))
+    monkeypatch.setattr(demonstration, "DENSITIES", (0.1, 1.0))
     monkeypatch.setattr(demonstration, "QUICK", {"epochs": 1, "limit": 32, "device": "cpu"})
     for _ in range(2):
         assert main(["demo", "--quick", "--out", str(tmp_path / "demo")]) == 0

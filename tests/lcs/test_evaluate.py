@@ -180,6 +180,7 @@ def test_structured_runs(tmp_path, capsys, settings):
 
 def test_structured_runs_are_timed_from_one_buffer(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(speed, "SECONDS", 0.0)
+    monkeypatch.setattr(speed, "ROUNDS", (3, 3))
     found = evaluate.evaluate(make_run(tmp_path / "run", compression="structured"), [0.25, 1.0], measure_batch=2)
     low, high = (row.resident_bytes for row in found.speed.rows)
     assert low < high < 1.01 * low  # the norms' scales and shifts, and the classifier's inputs
