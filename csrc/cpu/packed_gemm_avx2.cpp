@@ -63,7 +63,8 @@ WinogradCosts winograd_costs(int bits) {
 
 PackedGemmKernels packed_gemm_kernels() {
   PackedGemmKernels kernels = table();
-  kernels.winograd_4x4 = {4, 2, kWinogradChannels, words::kPieces, words::weights, words::input, words::multiply, winograd_costs};
+  kernels.winograd_4x4 = {
+      4, 2, kWinogradChannels, words::kPieces, words::weights, words::input, words::multiply, winograd_costs};
   return kernels;
 }
 

@@ -60,9 +60,10 @@ PackedGemmKernels packed_gemm_kernels() {
   kernels.multiply_pair = multiply_pair;
   kernels.winograd_2x2 = {
       2, 1, 0, 1, bytes::weights, bytes::input, bytes::multiply, [](int) { return WinogradCosts{16, 400, 90}; }};
-  kernels.winograd_4x4 = {4, 2, kWinogradChannels, words::kPieces, words::weights, words::input, words::multiply, [](int) {
-                            return WinogradCosts{72, 1100, 450};
-                          }};
+  kernels.winograd_4x4 = {
+      4, 2, kWinogradChannels, words::kPieces, words::weights, words::input, words::multiply, [](int) {
+        return WinogradCosts{72, 1100, 450};
+      }};
   return kernels;
 }
 
