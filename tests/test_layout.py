@@ -1,6 +1,9 @@
 """One op, one word: its files are found by name in every layer."""
 
+import ast
+import inspect
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,15 @@ from lcs_kernels import ops
 ROOT = Path(__file__).parents[1]
 # Benchmarks that measure the layer.
 LAYER_ROWS = ("accuracy.py", "training_step.py", "network.py", "network_bits.py", "network_width.py")
+# Ops that fuse others, by their files, and which.
+FUSED = {"sparse_conv2d_norm": {"sparse_conv2d", "line_norm"}, "width_conv2d_norm": {"width_conv2d", "line_norm"}}
+# What the layer takes of the engine that is not public: a convolution's size and error, how the library was loaded.
+PRIVATE = {
+    "lcs_kernels._jit",
+    "lcs_kernels._load",
+    "lcs_kernels.ops._convolution.output_size",
+    "lcs_kernels.ops._winograd.rounding_bound",
+}
 
 
 @pytest.mark.parametrize("op", ops.names())
@@ -31,11 +43,39 @@ def test_every_environment_variable_that_is_read_is_in_the_readme():
     assert read == set(rows) and len(rows) == len(read)
 
 
-def test_only_an_ops_own_file_touches_its_dispatcher_entry():
-    for folder in ("lcs_kernels", "python/lcs"):
-        for path in (ROOT / folder).rglob("*.py"):
-            if path.parent.name != "ops" and path.name not in ("isa.py", "_load.py"):
-                assert "torch.ops.lcs" not in path.read_text().replace("under torch.ops.lcs", ""), path
+def entries(source: str) -> set[str] | None:
+    """What a source calls of torch.ops.lcs, by whatever name; None where it does not mention it."""
+    if "torch.ops.lcs" not in source.replace("under torch.ops.lcs", ""):
+        return None
+    return set(re.findall(r"\blcs\.(\w+)\(", source))
+
+
+def test_only_an_ops_own_file_calls_its_dispatcher_entry():
+    files = [path for folder in ("lcs_kernels", "python/lcs") for path in (ROOT / folder).rglob("*.py")]
+    called = {path.name: found for path in files if (found := entries(path.read_text())) is not None}
+    # `define` hands an op its own entry.
+    allowed = {"_library.py": set(), "isa.py": {"max_isa", "set_max_isa"}}
+    assert called == {**allowed, **{f"{op}.py": fused for op, fused in FUSED.items()}}
+
+
+@pytest.mark.parametrize(("op", "fused"), FUSED.items(), ids=str)
+def test_the_reference_of_an_op_that_fuses_others_is_written_in_theirs(op, fused):
+    module = import_module(f"lcs_kernels.ops.{op}")
+    assert entries(inspect.getsource(module.reference)) == fused
+    assert not entries(inspect.getsource(module).replace(inspect.getsource(module.reference), ""))
+
+
+def test_the_layer_imports_the_engine_by_public_names():
+    private = set()
+    for path in (ROOT / "python" / "lcs").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "lcs_kernels":
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names if alias.name.partition(".")[0] == "lcs_kernels"]
+            private |= {name for name in names if re.search(r"\._(?!_)", name)}
+    assert private == PRIVATE
 
 
 def test_the_engine_knows_nothing_of_the_layer():
