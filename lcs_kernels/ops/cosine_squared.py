@@ -99,6 +99,8 @@ def cosine_squared(w0s: Sequence[Tensor], w1s: Sequence[Tensor]) -> Tensor:
         check_ends("cosine_squared", w0, w1, None, (f"w0s[{i}]", f"w1s[{i}]"))
         if w0.dtype != w0s[0].dtype:
             raise TypeError(f"cosine_squared: w0s[{i}] is {w0.dtype}, w0s[0] {w0s[0].dtype}")
+        if w0.device != w0s[0].device:
+            raise ValueError(f"cosine_squared: w0s[{i}] is on {w0.device}, w0s[0] on {w0s[0].device}")
     if wants_grad(*w0s, *w1s) or w0s[0].dtype == torch.float64:
         return CosineSquared.apply(len(w0s), *w0s, *w1s)
     return _op(w0s, w1s)[0]

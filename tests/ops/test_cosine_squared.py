@@ -17,6 +17,7 @@ SHAPES = [(16, 3, 3, 3), (1,), (0,), (33,), (130, 257), (16384,), (5, 5)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # A chunk's 16 float32 sums take 1024 terms each, every term rounded once; chunks add up in float64.
 UNIT = (1024 + 1) * 2**-24
+META = torch.ones(2, device="meta")
 
 
 def ends(dtype=torch.float32, integers=False):
@@ -91,6 +92,35 @@ def test_a_zero_end_has_no_angle_and_no_gradient():
     assert float(value.detach()) == 0 and not w0.grad.any() and not w1.grad.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [1e30, 1e19, 1e-19, 1e-22, 1e-30])
+def test_squares_beyond_float32(isa, size, dtype):
+    torch.manual_seed(6)
+    w0s, w1s = [[(w.float() * size).to(dtype) for w in end] for end in ends()]
+    value, sums = OP(w0s, w1s)
+    expected, expected_sums = reference(w0s, w1s)
+    magnitude = sum((a.double() * b.double()).abs().sum() for a, b in zip(w0s, w1s, strict=True))
+    bound = UNIT * torch.stack([magnitude, expected_sums[1], expected_sums[2]])
+    assert ((sums - expected_sums).abs() <= bound).all() and float(value) > 0 and float(expected) > 0
+    grads = BACKWARD(torch.tensor(1.5), w0s, w1s, expected_sums)
+    wide = [[w.double() for w in end] for end in (w0s, w1s)]
+    exact = reference_backward(torch.tensor(1.5).double(), *wide, expected_sums)
+    dot, norm0, norm1 = expected_sums.tolist()
+    cross, last_bit = abs(3 * dot / norm0 / norm1), {torch.float32: 2**-24, torch.bfloat16: 2**-8}[dtype]
+    for i, norm in enumerate((norm0, norm1)):
+        own = abs(3 * dot / norm0 * (dot / norm1) / norm)
+        for g, e, w, other in zip(grads[i], exact[i], wide[i], wide[1 - i], strict=True):
+            bound = (own * w.abs() + cross * other.abs()) * (3 * 2**-23 + 2 * last_bit) + 2**-126
+            assert ((g.double() - e).abs() <= bound).all()
+
+
+def test_an_ordinary_layer_beside_a_tiny_one(isa):
+    torch.manual_seed(7)
+    w0, w1 = torch.randn(2, 400).unbind()
+    tiny0, tiny1 = torch.randn(2, 30).mul(1e-25).unbind()
+    assert torch.equal(OP([w0, tiny0], [w1, tiny1])[1], OP([w0], [w1])[1])
+
+
 def test_gradcheck():
     torch.manual_seed(4)
     parts = torch.randn(4, 3, 2, dtype=torch.float64).requires_grad_().unbind()
@@ -138,6 +168,7 @@ def test_compiles_to_one_graph():
         ([torch.ones(2)], [torch.ones(3)], ValueError, r"w1s\[0\] has shape \(3,\)"),
         ([torch.ones(2), torch.ones(2).double()], [torch.ones(2), torch.ones(2).double()], TypeError, r"w0s\[1\] is"),
         ([torch.ones(2).int()], [torch.ones(2).int()], TypeError, "int32"),
+        ([torch.ones(2), META], [torch.ones(2), META], ValueError, r"w0s\[1\] is on meta, w0s\[0\] on cpu"),
     ],
     ids=str,
 )
