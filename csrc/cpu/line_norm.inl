@@ -59,10 +59,10 @@ LCS_INLINE inline Float halved(Row a) {
 inline float total(const Row& a) { return reduce(halved(a)); }
 
 // The total of each of 16 rows, side by side.
-inline Row totals(const Row* rows) {
+inline Row totals(const float* rows) {
   return each([&](int v) LCS_INLINE {
     Float of[kLanes];
-    for (int i = 0; i < kLanes; ++i) of[i] = halved(rows[v * kLanes + i]);
+    for (int i = 0; i < kLanes; ++i) of[i] = halved(row_at(rows + (v * kLanes + i) * kRow));
     return reduce_each(of);
   });
 }
@@ -102,18 +102,50 @@ class Readable {
   const E* p_;
 };
 
-// Calls step(sum, i, counts) for rows from i on that cover n elements, each counted once. What is left of a whole
-// number of rows counts at the end of the last 16 elements, or at the start of fewer.
+// Calls step(i, counts) for rows that cover the elements from i to n, each counted once. What is left of a whole number
+// of rows counts at the end of the last 16 elements, or at the start of fewer.
+template <class Step>
+LCS_INLINE inline void scan_rest(int64_t i, int64_t n, Step step) {
+  for (; i + kRow <= n; i += kRow) step(i, Whole{});
+  const uint32_t ones = (1u << (n - i)) - 1;
+  if (n >= kRow && i < n) step(n - kRow, Part{ones << (kRow - (n - i))});
+  if (n < kRow) step(0, Part{ones});
+}
+
+// Calls step(sum, i, counts) for rows that cover n elements.
 template <class Step>
 LCS_INLINE inline void scan(int64_t n, Step step) {
   int64_t i = 0;
   for (; i + kSums * kRow <= n; i += kSums * kRow)
     for (int k = 0; k < kSums; ++k) step(k, i + k * kRow, Whole{});
-  for (; i + kRow <= n; i += kRow) step(0, i, Whole{});
-  const uint32_t ones = (1u << (n - i)) - 1;
-  if (n >= kRow && i < n) step(0, n - kRow, Part{ones << (kRow - (n - i))});
-  if (n < kRow) step(0, 0, Part{ones});
+  scan_rest(i, n, [&](int64_t i, auto counts) LCS_INLINE { step(0, i, counts); });
 }
+
+constexpr int64_t kFew = 256;  // elements of so short a sum that its end takes as long
+
+// Sums of two kinds, to which step(sums, i, counts) adds.
+struct TwoSums {
+  Row a, b;
+
+  LCS_INLINE TwoSums() : a(all(0.0f)), b(all(0.0f)) {}
+  LCS_INLINE TwoSums(const Row& a, const Row& b) : a(a), b(b) {}
+  LCS_INLINE TwoSums operator+(const TwoSums& other) const { return {a + other.a, b + other.b}; }
+
+  // Of few elements: the same sums as by `scan`, one part behind the other, which takes fewer registers.
+  template <class Step>
+  LCS_INLINE static TwoSums over(int64_t n, Step step) {
+    const int64_t whole = n / (kSums * kRow) * (kSums * kRow);
+    const auto part = [&](int k) LCS_INLINE {
+      TwoSums sums;
+      for (int64_t i = k * kRow; i < whole; i += kSums * kRow) step(sums, i, Whole{});
+      return sums;
+    };
+    const TwoSums odd = part(1) + part(3);
+    TwoSums first = part(0);
+    scan_rest(whole, n, [&](int64_t i, auto counts) LCS_INLINE { step(first, i, counts); });
+    return (first + part(2)) + odd;
+  }
+};
 
 // Sums of x - near and of its square.
 template <class E>
@@ -163,11 +195,46 @@ NormMoments moments_of(const E* x, int64_t n, double near) {
   return moments;
 }
 
-// First what each group starts from, so that none waits for its own.
+// The same of up to 16 groups of few elements: each step for all of them, so that none waits for its own sums.
+template <class E>
+void few_moments(const E* x, int64_t n, int64_t groups, NormMoments* to) {
+  float deviations[kRow * kRow], squares[kRow * kRow];
+  for (int64_t g = groups; g < kRow; ++g) put(deviations + g * kRow, all(0.0f)), put(squares + g * kRow, all(0.0f));
+  for (int64_t g = 0; g < groups; ++g) {
+    const Readable<E> values(x + g * n, n);
+    const E* const p = values;
+    const TwoSums sums = TwoSums::over(
+        n, [&](TwoSums& sums, int64_t i, auto counts) LCS_INLINE { sums.a = sums.a + counts(row_at(p + i)); });
+    put(deviations + g * kRow, sums.a);
+  }
+  float near[kRow], deviation[kRow], square[kRow];
+  put(near, totals(deviations));
+  for (float& mean : near) mean = float(double(mean) / double(n));
+  for (int64_t g = 0; g < groups; ++g) {
+    const Readable<E> values(x + g * n, n);
+    const E* const p = values;
+    const Row middle = all(near[g]);
+    const TwoSums sums = TwoSums::over(n, [&](TwoSums& sums, int64_t i, auto counts) LCS_INLINE {
+      const Row d = counts(row_at(p + i) - middle);
+      sums.a = sums.a + d;
+      sums.b = sums.b + d * d;
+    });
+    put(deviations + g * kRow, sums.a), put(squares + g * kRow, sums.b);
+  }
+  put(deviation, totals(deviations)), put(square, totals(squares));
+  for (int64_t g = 0; g < groups; ++g) {
+    const double left = deviation[g], share = left / double(n);
+    to[g] = {near[g] + share, square[g] - left * share};
+  }
+}
+
 template <class E>
 void moments_of_each(const E* x, int64_t n, int64_t groups, NormMoments* to) {
-  for (int64_t g = 0; g < groups; ++g) to[g].mean = near_mean(x + g * n, n);
-  for (int64_t g = 0; g < groups; ++g) to[g] = moments_of(x + g * n, n, to[g].mean);
+  if (n > kFew) {
+    for (int64_t g = 0; g < groups; ++g) to[g] = moments_of(x + g * n, n, near_mean(x + g * n, n));
+    return;
+  }
+  for (int64_t g = 0; g < groups; g += kRow) few_moments(x + g * n, n, groups - g < kRow ? groups - g : kRow, to + g);
 }
 
 // 16 columns of a matrix, or all where there are fewer; each column is computed for itself, so that the last 16 may
@@ -237,12 +304,13 @@ void column_moments_of(const E* x, int64_t rows, int64_t columns, const NormColu
 struct OneLine {
   Row mean, scale, shift;
 
-  explicit OneLine(const NormLine& line) : mean(all(line.mean)), scale(all(line.scale)), shift(all(line.shift)) {}
-  // The first `n` elements are `a`'s, the others `b`'s; of one group, which shares the mean.
-  OneLine(const OneLine& a, const OneLine& b, int64_t n) : mean(a.mean) {
-    const uint32_t firsts = (1u << n) - 1;
-    scale = chosen(firsts, a.scale, b.scale), shift = chosen(firsts, a.shift, b.shift);
-  }
+  LCS_INLINE OneLine(const NormLines& lines, int64_t r)
+      : mean(all(lines.mean[r])), scale(all(lines.scale[r])), shift(all(lines.shift[r])) {}
+  // a's where `bits` are set, else b's.
+  LCS_INLINE OneLine(uint32_t bits, const OneLine& a, const OneLine& b)
+      : mean(chosen(bits, a.mean, b.mean)),
+        scale(chosen(bits, a.scale, b.scale)),
+        shift(chosen(bits, a.shift, b.shift)) {}
   LCS_INLINE Row centred(const Row& x, int64_t) const { return x - mean; }
   LCS_INLINE Row scaled(const Row& x, int64_t) const { return x * scale; }
   LCS_INLINE Row shifted(const Row& x, int64_t) const { return x + shift; }
@@ -268,21 +336,17 @@ LCS_INLINE inline void cover(int64_t columns, Step step) {
 // Whether planes of n elements that follow each other begin and end within 16 of them.
 LCS_INLINE inline bool is_ragged(int64_t n) { return n >= kRow && n % kRow; }
 
-// Calls step(i, line) for 16 elements at a time of a group's ragged planes, but for fewer that are left: so few of them
-// cross a border of cache lines. Those that cross one of planes take the lines of both.
-template <class Step>
-LCS_INLINE inline void cover_planes(int64_t planes, int64_t n, const NormGroup& group, Step step) {
-  OneLine line(group.line(0));
+// Calls step(i, line) for 16 elements at a time of ragged planes, but for fewer that are left: so few of them cross a
+// border of cache lines. Those that cross one of planes take what line_of() gives for either.
+template <class LineOf, class Step>
+LCS_INLINE inline void cover_planes(int64_t planes, int64_t n, LineOf line_of, Step step) {
   int64_t i = 0;
-  for (int64_t end = n, r = 1;; end += n, ++r) {
+  for (int64_t r = 0, end = n; r < planes; ++r, end += n) {
+    const auto line = line_of(r);
     for (; i + kRow <= end; i += kRow) step(i, line);
-    if (r == planes) return;
-    const OneLine next(group.line(r));
-    if (i < end) {
-      step(i, OneLine(line, next, end - i));
-      i += kRow;
-    }
-    line = next;
+    if (i == end || r + 1 == planes) continue;
+    step(i, decltype(line_of(r))((1u << (end - i)) - 1, line, line_of(r + 1)));
+    i += kRow;
   }
 }
 
@@ -309,15 +373,14 @@ LCS_INLINE inline void normalise_row(const E* x, const E* residual, E* y, int64_
   if (whole < columns) put(y + columns - kRow, last);
 }
 
-template <class E, bool kResidual, bool kRelu>
-void normalise_planes(const NormRows& job, const NormGroup& group) {
+template <class E, bool kResidual, bool kRelu, class LineOf>
+void normalise_planes(const NormRows& job, LineOf line_of) {
   const auto *x = static_cast<const E*>(job.x), *residual = static_cast<const E*>(job.residual);
   auto* y = static_cast<E*>(job.y);
   const int64_t all = job.rows * job.columns, whole = all / kRow * kRow;
   const Normalise<E, kResidual, kRelu> normalised{x, residual};
-  const OneLine line(group.line(job.rows - 1));
-  const Row last = whole < all ? normalised.at(all - kRow, line) : Row{};
-  cover_planes(job.rows, job.columns, group,
+  const Row last = whole < all ? normalised.at(all - kRow, line_of(job.rows - 1)) : Row{};
+  cover_planes(job.rows, job.columns, line_of,
                [&](int64_t i, const OneLine& line) LCS_INLINE { put(y + i, normalised.at(i, line)); });
   if (whole < all) put(y + all - kRow, last);
 }
@@ -351,49 +414,70 @@ struct Behind {
   }
 };
 
-template <class E, bool kRelu>
-void sums_of(const NormGradRows& job, const NormGroup& group, float* grads, float* products) {
+constexpr int64_t kTotalled = kRow / 2;  // rows whose sums of two kinds are totalled together
+
+// sum_row(x, grad, n, step) returns the two sums of a row's n elements, to which step(sums, i, counts) adds.
+template <class E, bool kRelu, class SumRow>
+LCS_INLINE inline void sums_of(const NormGradRows& job, const NormLines& lines, float* grads, float* products,
+                               SumRow sum_row) {
   const int64_t n = job.columns;
-  for (int64_t r = 0; r < job.rows; ++r) {
-    const Readable<E> x(static_cast<const E*>(job.x) + r * n, n), grad(static_cast<const E*>(job.grad) + r * n, n);
-    const OneLine line(group.line(r));
-    Sums sum, product;
-    scan(n, [&](int k, int64_t i, auto counts) LCS_INLINE {
-      const Behind<kRelu, OneLine> at(row_at<E>(x + i), counts(row_at<E>(grad + i)), line, 0);
-      sum.part[k] = sum.part[k] + at.grad;
-      product.part[k] = product.part[k] + at.grad * at.centred;
-    });
-    grads[r] = total(sum.row()), products[r] = total(product.row());
+  const auto *x = static_cast<const E*>(job.x), *grad = static_cast<const E*>(job.grad);
+  for (int64_t first = 0; first < job.rows; first += kTotalled) {
+    const int64_t count = job.rows - first < kTotalled ? job.rows - first : kTotalled;
+    float sums_of_rows[kRow * kRow], *const products_of_rows = sums_of_rows + kTotalled * kRow;
+    for (int64_t r = count; r < kTotalled; ++r)
+      put(sums_of_rows + r * kRow, all(0.0f)), put(products_of_rows + r * kRow, all(0.0f));
+    for (int64_t r = 0; r < count; ++r, x += n, grad += n) {
+      const OneLine line(lines, first + r);
+      const TwoSums sums = sum_row(x, grad, n, [&](const E* x, const E* grad, TwoSums& sums, auto counts) LCS_INLINE {
+        const Behind<kRelu, OneLine> at(row_at(x), counts(row_at(grad)), line, 0);
+        sums.a = sums.a + at.grad;
+        sums.b = sums.b + at.grad * at.centred;
+      });
+      put(sums_of_rows + r * kRow, sums.a), put(products_of_rows + r * kRow, sums.b);
+    }
+    float found[kRow];
+    put(found, totals(sums_of_rows));
+    copy(grads + first, found, count);
+    copy(products + first, found + kTotalled, count);
   }
 }
 
-constexpr int64_t kShortRows = kRow / 2;  // whose sums of two kinds are totalled together
-
-// The same of so many rows from `first` on, of kRow to kSums * kRow - 1 elements, of which `scan` makes one sum: added
-// in the same order.
-template <class E, bool kRelu>
-void short_sums_of(const NormGradRows& job, const NormGroup& group, int64_t first, float* grads, float* products) {
-  const int64_t n = job.columns, whole = n / kRow * kRow;
-  const Part rest{((1u << (n - whole)) - 1) << (kRow - (n - whole))};
-  const auto *x = static_cast<const E*>(job.x) + first * n, *grad = static_cast<const E*>(job.grad) + first * n;
-  Row rows[kRow];
-  for (int64_t r = 0; r < kShortRows; ++r, x += n, grad += n) {
-    const OneLine line(group.line(first + r));
-    Row sum = all(0.0f), product = sum;
-    const auto take = [&](int64_t i, auto counts) LCS_INLINE {
-      const Behind<kRelu, OneLine> at(row_at(x + i), counts(row_at(grad + i)), line, 0);
-      sum = sum + at.grad;
-      product = product + at.grad * at.centred;
-    };
-    for (int64_t i = 0; i < whole; i += kRow) take(i, Whole{});
-    if (whole < n) take(n - kRow, rest);
-    rows[r] = sum, rows[kShortRows + r] = product;
+// Each of these for rows of other lengths; the same sums.
+struct SumTinyRow {
+  template <class E, class Step>
+  LCS_INLINE TwoSums operator()(const E* x, const E* grad, int64_t n, Step step) const {
+    const Readable<E> from(x, n), by(grad, n);
+    TwoSums sums;
+    step(from, by, sums, Part{(1u << n) - 1});
+    return sums;
   }
-  float found[kRow];
-  put(found, totals(rows));
-  copy(grads + first, found, kShortRows);
-  copy(products + first, found + kShortRows, kShortRows);
-}
+};
+struct SumFewRow {
+  template <class E, class Step>
+  LCS_INLINE TwoSums operator()(const E* x, const E* grad, int64_t n, Step step) const {
+    return TwoSums::over(
+        n, [&](TwoSums& sums, int64_t i, auto counts) LCS_INLINE { step(x + i, grad + i, sums, counts); });
+  }
+};
+struct SumLongRow {
+  template <class E, class Step>
+  LCS_INLINE TwoSums operator()(const E* x, const E* grad, int64_t n, Step step) const {
+    TwoSums part[kSums];
+    scan(n, [&](int k, int64_t i, auto counts) LCS_INLINE { step(x + i, grad + i, part[k], counts); });
+    return (part[0] + part[2]) + (part[1] + part[3]);
+  }
+};
+struct SumShortRow {  // of which `scan` makes one sum
+  template <class E, class Step>
+  LCS_INLINE TwoSums operator()(const E* x, const E* grad, int64_t n, Step step) const {
+    const int64_t whole = n / kRow * kRow;
+    TwoSums sums;
+    for (int64_t i = 0; i < whole; i += kRow) step(x + i, grad + i, sums, Whole{});
+    if (whole < n) step(x + n - kRow, grad + n - kRow, sums, Part{((1u << (n - whole)) - 1) << (kRow - (n - whole))});
+    return sums;
+  }
+};
 
 template <class E, bool kRelu>
 void column_sums_of(const NormGradRows& job, const LineOfEach& line, float* grads, float* products) {
@@ -423,6 +507,11 @@ struct OneSlope {
 
   LCS_INLINE Row of(const Row& centred, int64_t) const { return centred * slope + offset; }
 };
+struct SlopeOfRows {
+  const float *slope, *offset;
+
+  LCS_INLINE OneSlope operator()(int64_t r) const { return {all(slope[r]), all(offset[r])}; }
+};
 struct SlopeOfEach {
   const float *slope, *offset;
 
@@ -438,26 +527,39 @@ LCS_INLINE inline void grad_row(const E* x, const E* grad, E* to, int64_t column
   });
 }
 
-template <class E, bool kRelu>
-void grad_of_planes(const NormGradRows& job, const NormGroup& group, const OneSlope& slope) {
+// A row's line and slope.
+struct Sloped {
+  OneLine line;
+  OneSlope slope;
+
+  LCS_INLINE Sloped(const OneLine& line, const OneSlope& slope) : line(line), slope(slope) {}
+  LCS_INLINE Sloped(uint32_t bits, const Sloped& a, const Sloped& b)
+      : line(bits, a.line, b.line),
+        slope{chosen(bits, a.slope.slope, b.slope.slope), chosen(bits, a.slope.offset, b.slope.offset)} {}
+};
+
+template <class E, bool kRelu, class LineOf, class SlopeOf>
+void grad_of_planes(const NormGradRows& job, LineOf line_of, SlopeOf slope_of) {
   const auto *x = static_cast<const E*>(job.x), *grad = static_cast<const E*>(job.grad);
   auto* to = static_cast<E*>(job.grad_x);
   const int64_t all = job.rows * job.columns;
-  const auto step = [&](int64_t i, const OneLine& line) LCS_INLINE {
-    const Behind<kRelu, OneLine> at(row_at(x + i), row_at(grad + i), line, 0);
-    put(to + i, rounded_row<E>(line.scaled(at.grad, 0) + slope.of(at.centred, 0)));
+  const auto sloped = [&](int64_t r) LCS_INLINE { return Sloped(line_of(r), slope_of(r)); };
+  const auto step = [&](int64_t i, const Sloped& of) LCS_INLINE {
+    const Behind<kRelu, OneLine> at(row_at(x + i), row_at(grad + i), of.line, 0);
+    put(to + i, rounded_row<E>(of.line.scaled(at.grad, 0) + of.slope.of(at.centred, 0)));
   };
-  cover_planes(job.rows, job.columns, group, step);
-  if (all % kRow) step(all - kRow, OneLine(group.line(job.rows - 1)));
+  cover_planes(job.rows, job.columns, sloped, step);
+  if (all % kRow) step(all - kRow, sloped(job.rows - 1));
 }
 
-template <class E, bool kRelu, class LineOf, class Slope>
-void input_grad(const NormGradRows& job, LineOf line_of, const Slope& slope) {
+template <class E, bool kRelu, class LineOf, class SlopeOf>
+void input_grad(const NormGradRows& job, LineOf line_of, SlopeOf slope_of) {
   const int64_t n = job.columns;
   const auto *x = static_cast<const E*>(job.x), *grad = static_cast<const E*>(job.grad);
   auto* to = static_cast<E*>(job.grad_x);
   for (int64_t r = 0; r < job.rows; ++r, x += n, grad += n, to += n) {
     const auto line = line_of(r);
+    const auto slope = slope_of(r);
     if (n >= kRow) {
       grad_row<E, kRelu>(x, grad, to, n, line, slope);
     } else {
@@ -521,11 +623,12 @@ void column_moments(const void* x, int64_t rows, int64_t columns, DType dtype, c
   with_dtype(dtype, [&](auto e) { column_moments_of(static_cast<const decltype(e)*>(x), rows, columns, to); });
 }
 
-void planes(const NormRows& rows, const NormGroup& group) {
+void planes(const NormRows& rows, const NormLines& lines) {
   with_kind(rows, [&](auto e, auto residual, auto relu) {
     using E = decltype(e);
-    if (is_ragged(rows.columns)) return normalise_planes<E, residual, relu>(rows, group);
-    normalise<E, residual, relu>(rows, [&](int64_t r) LCS_INLINE { return OneLine(group.line(r)); });
+    const auto line_of = [&](int64_t r) LCS_INLINE { return OneLine(lines, r); };
+    is_ragged(rows.columns) ? normalise_planes<E, residual, relu>(rows, line_of)
+                            : normalise<E, residual, relu>(rows, line_of);
   });
 }
 
@@ -535,12 +638,13 @@ void columns(const NormRows& rows, const NormLines& lines) {
   });
 }
 
-void sums(const NormGradRows& rows, const NormGroup& group, float* grads, float* products) {
-  const bool is_short = rows.columns >= kRow && rows.columns < kSums * kRow && rows.rows % kShortRows == 0;
+void sums(const NormGradRows& rows, const NormLines& lines, float* grads, float* products) {
+  const int64_t n = rows.columns;
   with_kind(rows, [&](auto e, auto relu) {
-    if (!is_short) return sums_of<decltype(e), relu>(rows, group, grads, products);
-    for (int64_t r = 0; r < rows.rows; r += kShortRows)
-      short_sums_of<decltype(e), relu>(rows, group, r, grads, products);
+    const auto run = [&](auto sum_row) { sums_of<decltype(e), relu>(rows, lines, grads, products, sum_row); };
+    if (n < kRow) return run(SumTinyRow{});
+    if (n < kSums * kRow) return run(SumShortRow{});
+    n <= kFew ? run(SumFewRow{}) : run(SumLongRow{});
   });
 }
 
@@ -549,19 +653,20 @@ void column_sums(const NormGradRows& rows, const NormLines& lines, float* grads,
             [&](auto e, auto relu) { column_sums_of<decltype(e), relu>(rows, LineOfEach{lines}, grads, products); });
 }
 
-void grad_planes(const NormGradRows& rows, const NormGroup& group, float slope, float offset) {
-  const OneSlope of{all(slope), all(offset)};
+void grad_planes(const NormGradRows& rows, const NormLines& lines, const float* slope, const float* offset) {
+  const SlopeOfRows slope_of{slope, offset};
   with_kind(rows, [&](auto e, auto relu) {
     using E = decltype(e);
-    if (is_ragged(rows.columns)) return grad_of_planes<E, relu>(rows, group, of);
-    input_grad<E, relu>(rows, [&](int64_t r) LCS_INLINE { return OneLine(group.line(r)); }, of);
+    const auto line_of = [&](int64_t r) LCS_INLINE { return OneLine(lines, r); };
+    is_ragged(rows.columns) ? grad_of_planes<E, relu>(rows, line_of, slope_of)
+                            : input_grad<E, relu>(rows, line_of, slope_of);
   });
 }
 
 void grad_columns(const NormGradRows& rows, const NormLines& lines, const float* slope, const float* offset) {
   with_kind(rows, [&](auto e, auto relu) {
     const auto line_of = [&](int64_t) LCS_INLINE { return LineOfEach{lines}; };
-    input_grad<decltype(e), relu>(rows, line_of, SlopeOfEach{slope, offset});
+    input_grad<decltype(e), relu>(rows, line_of, [&](int64_t) LCS_INLINE { return SlopeOfEach{slope, offset}; });
   });
 }
 #undef LCS_INLINE

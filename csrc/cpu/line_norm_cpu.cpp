@@ -14,8 +14,9 @@ constexpr int64_t kGrain = 1 << 15;  // elements below which another thread does
 constexpr int64_t kGroup = 1 << 8;   // elements that take as long as what there is to do for a group besides
 constexpr int64_t kPiece = 1 << 14;  // elements of a sample, channels last, that are summed together
 constexpr int64_t kSamples = 8;      // enough for threads to share them evenly
-constexpr int64_t kTogether = 8;     // small groups whose steps are done one after the other, so that none waits
-constexpr int64_t kSmall = 1 << 8;   // elements of one: all that is read and written of several fits the first cache
+constexpr int64_t kTogether = 16;    // small groups whose steps are done one after the other, so that none waits
+constexpr int64_t kSmall = 1 << 8;   // elements of one
+constexpr int64_t kLot = 1 << 11;    // elements of several: all that is read and written of them fits the first cache
 
 // Pieces of a sample of so many pixels: an even number, for two threads to share evenly.
 int64_t pieces_of(int64_t pixels, int64_t most) {
@@ -48,19 +49,29 @@ class Norm {
   const void* at(const void* p, int64_t element) const { return advance(p, element, args_.dtype); }
   void* at(void* p, int64_t element) const { return advance(p, element, args_.dtype); }
 
-  float mean(int64_t n, int64_t c) const { return args_.mean ? args_.mean[c] : args_.means[group(n, c)]; }
-  float rstd(int64_t n, int64_t c) const { return args_.mean ? given_[c] : args_.rstds[group(n, c)]; }
-  // Of the group, or the channel, that begins with c.
-  NormGroup affine(int64_t n, int64_t c) const { return {mean(n, c), rstd(n, c), weight_ + c, bias_ + c}; }
+  float mean(int64_t group, int64_t c) const { return args_.mean ? args_.mean[c] : args_.means[group]; }
+  float rstd(int64_t group, int64_t c) const { return args_.mean ? given_[c] : args_.rstds[group]; }
+  int64_t padded(int64_t groups) const { return groups * in_group_ + kNormRow; }
+  int64_t channel(int64_t group) const { return group % groups() * in_group_; }  // its first
 
-  // Of all channels of sample n, written to `to`, which has room for two padded vectors.
-  NormLines lines(int64_t n, float* to) const {
-    for (int64_t first = 0; first < args_.channels; first += in_group_)
-      for (int64_t c = first; c < first + in_group_; ++c) {
-        const NormLine one = affine(n, first).line(c - first);
-        to[c] = one.mean, to[padded_ + c] = one.scale;
-      }
-    return {to, to + padded_, bias_};
+  // Calls body(channel of the lot, group) for the channels of groups [begin, end): in one loop, as groups may have few.
+  template <class Body>
+  void for_channels(int64_t begin, int64_t end, Body body) const {
+    const int64_t channels = (end - begin) * in_group_;
+    for (int64_t k = 0, left = in_group_; k < channels; ++k) {
+      body(k, begin);
+      if (--left == 0) ++begin, left = in_group_;
+    }
+  }
+
+  // Of the channels of groups [begin, end) of a sample, written to `to`, which has room for two padded vectors.
+  NormLines lines(int64_t begin, int64_t end, float* to) const {
+    float* const scales = to + padded(end - begin);
+    const int64_t c = channel(begin);
+    for_channels(begin, end, [&](int64_t k, int64_t group) {
+      to[k] = mean(group, c + k), scales[k] = rstd(group, c + k) * weight_[c + k];
+    });
+    return {to, scales, bias_ + c};
   }
 
   // Calls body(first sample, the one past the last, parallel): for each alone where they are many, so that what is read
@@ -73,16 +84,19 @@ class Norm {
     });
   }
 
-  // Calls body(first, the one past the last) for groups of all samples, or channels: kTogether small ones, or one.
+  // Calls body(first, the one past the last) for groups of all samples, or channels: one, or several small ones of a
+  // sample.
   template <class Body>
   void for_groups(const Parallel& parallel, Body body) const {
-    const int64_t together = size_ <= kSmall ? kTogether : 1;
+    const int64_t together = size_ <= kSmall ? std::min(kTogether, kLot / size_) : 1;
     parallel(args_.n * groups(), tasks_of(size_ + kGroup), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i += together) body(i, std::min(end, i + together));
+      for (int64_t next; begin < end; begin = next) {
+        next = std::min({end, begin + together, (begin / groups() + 1) * groups()});
+        body(begin, next);
+      }
     });
   }
 
-  int64_t group(int64_t n, int64_t c) const { return n * args_.groups + c / in_group_; }
   int64_t groups() const { return args_.mean ? args_.channels : args_.groups; }
   int64_t rows_of(int64_t piece) const { return std::min(rows_, args_.pixels - piece * rows_); }
   // The first element of a piece of a sample, channels last.
@@ -131,10 +145,10 @@ class Forward : Norm {
       run_.moments(at(args_.x, begin * size_), size_, end - begin, args_.dtype, moments);
       for (int64_t i = begin; i < end; ++i) keep(i, moments[i - begin].mean, moments[i - begin].squares);
     }
-    for (int64_t i = begin; i < end; ++i)
-      run_.planes({at(args_.x, i * size_), at(args_.residual, i * size_), at(args_.y, i * size_), in_group_,
-                   args_.pixels, args_.relu, args_.dtype},
-                  affine(i / groups(), i % groups() * in_group_));
+    static thread_local Scratch<float> scratch;
+    run_.planes({at(args_.x, begin * size_), at(args_.residual, begin * size_), at(args_.y, begin * size_),
+                 (end - begin) * in_group_, args_.pixels, args_.relu, args_.dtype},
+                lines(begin, end, scratch.reserve(2 * padded(end - begin))));
   }
 
   // Of samples [from, to).
@@ -183,7 +197,7 @@ class Forward : Norm {
       NormLines lines{};
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = from + i / pieces_, piece = i % pieces_, x = first(n, piece);
-        if (n != made) lines = this->lines(made = n, table);
+        if (n != made) lines = this->lines(n * groups(), (n + 1) * groups(), table), made = n;
         run_.columns({at(args_.x, x), at(args_.residual, x), at(args_.y, x), rows_of(piece), args_.channels, args_.relu,
                       args_.dtype},
                      lines);
@@ -215,41 +229,39 @@ class Backward : Norm {
   }
 
  private:
-  struct Slope {
-    float slope, offset;
-  };
-
   NormGradRows job(int64_t begin, int64_t rows, int64_t columns) const {
     return {at(args_.x, begin), at(backward_.grad, begin), at(backward_.grad_x, begin), rows, columns, args_.relu,
             args_.dtype};
   }
 
-  // What reaches x through a group's mean and deviation.
-  Slope slope(int64_t n, int64_t group) const {
-    if (args_.mean) return {0, 0};
-    double grad = 0, product = 0;
-    for (int64_t c = group * in_group_; c < (group + 1) * in_group_; ++c) {
-      grad += double(weight_[c]) * grads_[n * args_.channels + c];
-      product += double(weight_[c]) * products_[n * args_.channels + c];
+  // What reaches x through the means and deviations of groups [begin, end) of a sample, for each channel.
+  void slopes(int64_t begin, int64_t end, float* slopes, float* offsets) const {
+    const int64_t c = channel(begin);
+    for (int64_t i = begin, k = 0; i < end; ++i) {
+      double grad = 0, product = 0;
+      for (const int64_t next = k + in_group_; k < next; ++k) {
+        grad += double(weight_[c + k]) * grads_[begin * in_group_ + k];
+        product += double(weight_[c + k]) * products_[begin * in_group_ + k];
+      }
+      const double rstd = this->rstd(i, c + i - begin), share = rstd / double(size_);
+      slopes[i - begin] = args_.mean ? 0 : float(-product * share * rstd);
+      offsets[i - begin] = args_.mean ? 0 : float(-grad * share);
     }
-    const double rstd = this->rstd(n, group * in_group_), share = rstd / double(size_);
-    return {float(-product * share * rstd), float(-grad * share)};
+    for (float* const each : {slopes, offsets})  // from groups to channels, in place: the last first
+      for (int64_t k = (end - begin) * in_group_, i = end - begin; i-- > 0;)
+        for (int64_t left = in_group_; left > 0; --left) each[--k] = each[i];
   }
 
   void grad_groups(int64_t begin, int64_t end) {
-    Slope slopes[kTogether];
-    for (int64_t i = begin; i < end; ++i) {
-      const NormGroup group = affine(i / groups(), i % groups() * in_group_);
-      const int64_t sums = i * in_group_;
-      run_.sums(job(i * size_, in_group_, args_.pixels), group, grads_ + sums, products_ + sums);
-      for (int64_t c = sums; c < sums + in_group_; ++c) products_[c] *= group.rstd;
-    }
-    for (int64_t i = begin; i < end; ++i) slopes[i - begin] = slope(i / groups(), i % groups());
-    for (int64_t i = begin; i < end; ++i) {
-      const Slope& to = slopes[i - begin];
-      run_.grad_planes(job(i * size_, in_group_, args_.pixels), affine(i / groups(), i % groups() * in_group_),
-                       to.slope, to.offset);
-    }
+    static thread_local Scratch<float> scratch;
+    const int64_t padded = this->padded(end - begin), first = begin * in_group_, c = channel(begin);
+    float *const table = scratch.reserve(4 * padded), *const slope = table + 2 * padded, *const offset = slope + padded;
+    const NormLines lines = this->lines(begin, end, table);
+    const NormGradRows job = this->job(begin * size_, (end - begin) * in_group_, args_.pixels);
+    run_.sums(job, lines, grads_ + first, products_ + first);
+    for_channels(begin, end, [&](int64_t k, int64_t group) { products_[first + k] *= rstd(group, c + k); });
+    slopes(begin, end, slope, offset);
+    run_.grad_planes(job, lines, slope, offset);
   }
 
   void sum_pieces(int64_t from, int64_t to, const Parallel& parallel) {
@@ -268,19 +280,16 @@ class Backward : Norm {
             product += columns[(i * 2 + 1) * padded_ + c];
           }
           grads_[n * args_.channels + c] = float(grad);
-          products_[n * args_.channels + c] = float(product * rstd(n, c));
+          products_[n * args_.channels + c] = float(product * rstd(n * groups() + c / in_group_, c));
         }
     });
   }
 
   void grad_pieces(int64_t from, int64_t to, const Parallel& parallel) {
-    for_pieces(from, to, parallel, [&](int64_t i, const NormGradRows& job, const NormLines& lines, float* slopes) {
-      for (int64_t g = 0; g < groups(); ++g) {
-        const Slope to = slope(from + i / pieces_, g);
-        std::fill_n(slopes + g * in_group_, in_group_, to.slope);
-        std::fill_n(slopes + padded_ + g * in_group_, in_group_, to.offset);
-      }
-      run_.grad_columns(job, lines, slopes, slopes + padded_);
+    for_pieces(from, to, parallel, [&](int64_t i, const NormGradRows& job, const NormLines& lines, float* room) {
+      const int64_t n = from + i / pieces_;
+      slopes(n * groups(), (n + 1) * groups(), room, room + padded_);
+      run_.grad_columns(job, lines, room, room + padded_);
     });
   }
 
@@ -293,7 +302,8 @@ class Backward : Norm {
       std::fill_n(room, 4 * padded_, 0.0f);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = from + i / pieces_, piece = i % pieces_;
-        body(i, job(first(n, piece), rows_of(piece), args_.channels), lines(n, room), room + 2 * padded_);
+        body(i, job(first(n, piece), rows_of(piece), args_.channels), lines(n * groups(), (n + 1) * groups(), room),
+             room + 2 * padded_);
       }
     });
   }

@@ -18,20 +18,9 @@ struct NormColumns {
   float *near, *deviation, *square;
 };
 
-// (x - mean) * scale + shift
-struct NormLine {
-  float mean, scale, shift;
-};
+// Of each row or column: (x - mean) * scale + shift.
 struct NormLines {
   const float *mean, *scale, *shift;
-};
-
-// Channels, as rows, with one mean and one deviation.
-struct NormGroup {
-  float mean, rstd;
-  const float *weight, *bias;
-
-  NormLine line(int64_t channel) const { return {mean, rstd * weight[channel], bias[channel]}; }
 };
 
 struct NormRows {
@@ -58,14 +47,14 @@ struct LineNormKernels {
   void (*moments)(const void* x, int64_t n, int64_t groups, DType dtype, NormMoments* to);
   // In one pass; `near` is the mean of the first eighth of the rows.
   void (*column_moments)(const void* x, int64_t rows, int64_t columns, DType dtype, const NormColumns& to);
-  void (*planes)(const NormRows& rows, const NormGroup& group);
+  void (*planes)(const NormRows& rows, const NormLines& lines);
   void (*columns)(const NormRows& rows, const NormLines& lines);
 
   // Of each row or column: the gradients behind the ReLU, and their products with x - mean.
-  void (*sums)(const NormGradRows& rows, const NormGroup& group, float* grads, float* products);
+  void (*sums)(const NormGradRows& rows, const NormLines& lines, float* grads, float* products);
   void (*column_sums)(const NormGradRows& rows, const NormLines& lines, float* grads, float* products);
   // grad_x = grad * scale + (x - mean) * slope + offset, of the gradients behind the ReLU.
-  void (*grad_planes)(const NormGradRows& rows, const NormGroup& group, float slope, float offset);
+  void (*grad_planes)(const NormGradRows& rows, const NormLines& lines, const float* slope, const float* offset);
   void (*grad_columns)(const NormGradRows& rows, const NormLines& lines, const float* slope, const float* offset);
 };
 
