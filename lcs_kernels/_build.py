@@ -10,6 +10,7 @@ import platform
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -82,9 +83,26 @@ def _libraries(name: str) -> tuple[str, ...]:
 
 
 def find_binary(library: str = "_C") -> Path | None:
-    """The ahead-of-time library `lcs_kernels._C` or `_C_cuda`, if this install holds one."""
-    spec = find_spec(f"lcs_kernels.{library}")
-    return Path(spec.origin) if spec and spec.origin else None
+    """The ahead-of-time library `_C` or `_C_cuda` of this install, if it holds one."""
+    path = Path(__file__).resolve().parent / f"{library}.so"
+    return path if path.is_file() else None
+
+
+def check_whole(library: Path) -> None:
+    """Raises OSError where an ELF file is shorter than its segments: to load it would end the process."""
+    with library.open("rb") as file:
+        header = file.read(64)
+        if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":  # 64 bits, little-endian
+            return
+        (offset,), (size, count) = struct.unpack_from("<Q", header, 32), struct.unpack_from("<HH", header, 54)
+        file.seek(offset)
+        table, length = file.read(size * count), os.fstat(file.fileno()).st_size
+    needed = offset + size * count
+    if len(table) == size * count:
+        starts_and_sizes = (struct.unpack_from("<Q16xQ", table, at + 8) for at in range(0, len(table), size))
+        needed = max([needed, *(start + filled for start, filled in starts_and_sizes)])
+    if length < needed:
+        raise OSError(f"it is cut short, {length:,} bytes of at least {needed:,}")
 
 
 def find_compiler() -> list[str]:

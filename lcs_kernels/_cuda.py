@@ -34,6 +34,7 @@ def load() -> None:
         return
     path = path or _jit.build(name="_C_cuda")
     try:
+        _build.check_whole(path)
         torch.ops.load_library(path)
     except OSError as error:
         raise LcsUnavailableError(

@@ -80,6 +80,8 @@ def _built() -> Status:
 
 def _opened(backend: str, path: Path, reason: str) -> Status:
     try:
+        if backend == "aot":  # of what the JIT builds the hash has been checked
+            _build.check_whole(path)
         torch.ops.load_library(path)
     except OSError as error:
         raise LcsUnavailableError(

@@ -45,11 +45,14 @@ import torch
 torch.cuda.device_count = lambda: {gpus}
 load, loaded = torch.ops.load_library, []
 torch.ops.load_library = lambda path: loaded.append(path) if "_C_cuda" in str(path) else load(path)
-import importlib.util
-find = importlib.util.find_spec
-class Spec:
-    origin = {binary}
-importlib.util.find_spec = lambda name, *a: Spec if name == "lcs_kernels._C_cuda" else find(name, *a)
+import importlib.util, pathlib, sys
+path = pathlib.Path(importlib.util.find_spec("lcs_kernels").origin).with_name("_build.py")
+spec = importlib.util.spec_from_file_location("lcs_kernels._build", path)
+build = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build)
+find, check = build.find_binary, build.check_whole
+build.find_binary = lambda library="_C": find() if library == "_C" else {binary}
+build.check_whole = lambda path: "_C_cuda" in str(path) or check(path)
 import lcs_kernels
 found = lcs_kernels.backends()
 print(loaded, found["interpolate_prune_foreach"]["cuda"], found["quantize"]["cuda"], sep=";")
@@ -61,12 +64,12 @@ print(loaded, found["interpolate_prune_foreach"]["cuda"], found["quantize"]["cud
 
 def test_the_choice_of_a_back_end():
     triton = "triton (not yet run on a GPU)"
-    assert imported("cuda", binary="'a/_C_cuda.so'").stdout == (
+    assert imported("cuda", binary="pathlib.Path('a/_C_cuda.so')").stdout == (
         f"[PosixPath('a/_C_cuda.so')];c++ (not yet run on a GPU);{triton}\n"
     )
-    assert imported("", binary="'a/_C_cuda.so'").stdout == f"[];{triton};{triton}\n"
+    assert imported("", binary="pathlib.Path('a/_C_cuda.so')").stdout == f"[];{triton};{triton}\n"
     none = "reference (torch sees no GPU)"
-    assert imported("cuda", gpus=0, binary="'a/_C_cuda.so'").stdout == f"[];{none};{none}\n"
+    assert imported("cuda", gpus=0, binary="pathlib.Path('a/_C_cuda.so')").stdout == f"[];{none};{none}\n"
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,7 @@ def test_a_measured_back_end_is_the_default(monkeypatch):
     monkeypatch.delenv("LCS_CUDA_BACKEND", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("torch.ops.load_library", loaded.append)
+    monkeypatch.setattr(_build, "check_whole", lambda path: None)
     monkeypatch.setattr(_jit, "build", lambda **_: loaded.append("built"))
     measured = _measured.Measured("NVIDIA H200", "2026-12-01", ("cuda", "triton"), "triton")
     for fastest, binary in (("triton", Path("b")), ("cuda", None), ("cuda", Path("c"))):

@@ -85,6 +85,41 @@ def test_a_forked_process_runs_ops():
             os.killpg(process.pid, signal.SIGKILL)
 
 
+TRUNCATED = """
+import shutil, sys
+from pathlib import Path
+import torch
+folder = Path(sys.argv[1])
+from importlib.util import find_spec
+package = Path(find_spec("lcs_kernels").origin).parent
+for name in ("lcs_kernels", "triton_kernels", "benchmarks", "csrc"):
+    shutil.copytree(package.parent / name, folder / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+binary = (package / "_C.so").read_bytes()
+(folder / "lcs_kernels" / "_C.so").write_bytes(binary[: len(binary) // 2])
+sys.path.insert(0, str(folder))
+import lcs_kernels
+assert Path(lcs_kernels.__file__).parent == folder / "lcs_kernels"
+try:
+    lcs_kernels.interpolate_prune(torch.ones(3), None, 0.0, 1.0)
+except lcs_kernels.LcsUnavailableError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(_build.find_binary() is None, reason="no binary installed")
+def test_a_binary_that_is_cut_short_does_not_end_the_process(tmp_path):
+    done = subprocess.run([sys.executable, "-c", TRUNCATED, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "_C.so does not load into torch" in done.stdout and "it is cut short" in done.stdout
+
+
+def test_only_the_packages_own_binary_is_found(monkeypatch, tmp_path):
+    monkeypatch.setattr(_build, "__file__", str(tmp_path / "_build.py"))
+    assert _build.find_binary() is None
+    (tmp_path / "_C.so").touch()
+    assert _build.find_binary() == tmp_path / "_C.so"
+
+
 def test_broken_binary_does_not_stop_the_import(fresh, monkeypatch, tmp_path):
     broken = tmp_path / "_C.so"
     broken.write_bytes(b"not a library")
