@@ -105,7 +105,7 @@ def nested_pack(codes: Tensor, depth: int = PLANES) -> Tensor:
         int32 (depth, ceil(n / 32)), the most significant bits first.
 
     Raises:
-        ValueError: another depth.
+        ValueError: another depth, or a code beyond it.
         TypeError: another dtype.
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
@@ -114,6 +114,9 @@ def nested_pack(codes: Tensor, depth: int = PLANES) -> Tensor:
         raise TypeError(f"nested_pack: codes must be uint8, got {codes.dtype}")
     if not 2 <= depth <= PLANES:
         raise ValueError(f"nested_pack: depth must lie in [2, {PLANES}], got {depth}")
+    if depth < PLANES and codes.numel() and not (codes.is_meta or torch.compiler.is_compiling()):
+        if (most := int(codes.max())) >> depth:
+            raise ValueError(f"nested_pack: codes of depth {depth} must be below {1 << depth}, got {most}")
     return _op(codes, depth)
 
 

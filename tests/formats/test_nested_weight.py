@@ -114,3 +114,9 @@ def test_fields_that_do_not_fit_are_named(change):
 def test_weights_of_nothing(shape, per):
     weight = NestedWeight.pack(torch.randn(shape), per, 3 if per == "group" else None)
     assert weight.unpack(4).shape == shape and weight.numel() == 0
+
+
+def test_codes_beyond_the_depth_are_refused():
+    scale, zero = torch.tensor(1.0), torch.tensor(0, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="codes of depth 4 must be below 16, got 16"):
+        NestedWeight.from_codes(torch.tensor([[3, 15, 16]], dtype=torch.uint8), scale, zero, depth=4)
