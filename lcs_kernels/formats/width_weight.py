@@ -50,11 +50,13 @@ class WidthWeight:
     torch.compile traces before the first use derives it in each call.
 
     Attributes:
-        weight: (out_channels, in_channels / groups, h, w), contiguous, float32 or bfloat16. It must not change.
+        weight: (out_channels, in_channels / groups, h, w), contiguous, float32 or bfloat16. It must not change: where
+            an operation in place has written to it, `prepack` raises.
     """
 
     weight: Tensor
     _prepacks: list[Tensor] = field(default_factory=list, repr=False)
+    _version: int | None = field(default=None, init=False, repr=False)  # torch's count of writes; None: it keeps none
 
     def __post_init__(self):
         if self.weight.dim() != 4 or not self.weight.is_contiguous() or self.weight.requires_grad:
@@ -64,10 +66,17 @@ class WidthWeight:
             )
         if self.weight.dtype not in (torch.float32, torch.bfloat16):
             raise TypeError(f"WidthWeight: weight must be float32 or bfloat16, got {self.weight.dtype}")
+        if not (torch.compiler.is_compiling() or self.weight.is_inference()):
+            object.__setattr__(self, "_version", self.weight._version)
+
+    def __reduce__(self):
+        """A copy derives what the kernels read anew, and its tensor counts its own writes."""
+        return WidthWeight, (self.weight,)
 
     @classmethod
     def pack(cls, w: Tensor) -> WidthWeight:
-        """Of a weight or parameter, which is kept and not copied where it is contiguous."""
+        """Of a weight or parameter, which is kept and not copied where it is contiguous: pack it again once it has
+        been trained on, or pack a clone."""
         return cls(w.detach().contiguous())
 
     def unpack(self) -> Tensor:
@@ -100,6 +109,12 @@ class WidthWeight:
         winograd: rather float32 (blocks, in_channels * 16, 16), for x of float32 and a call of stride 1, no dilation
             and one group, where the weight is float32, too, of 3 x 3 taps and 32 to 511 channels of either kind.
         """
+        compiling = torch.compiler.is_compiling()
+        if self._version is not None and not compiling and self.weight._version != self._version:
+            raise RuntimeError(
+                "WidthWeight: weight has been changed in place since it was packed, and the kernels read what it was; "
+                "pack it again, or pack(w.clone()) to keep that"
+            )
         shape = self.weight.shape
         pairs = pairs and self.weight.dtype == torch.bfloat16 and shape[1] >= FEW
         winograd = winograd and winograd_pays(self.weight)
@@ -108,7 +123,7 @@ class WidthWeight:
         for packed in self._prepacks:
             if packed.dtype == dtype and packed.shape[1] == rows:
                 return packed
-        if torch.compiler.is_compiling():  # a graph that changed the list would be traced anew each time
+        if compiling:  # a graph that changed the list would be traced anew each time
             return width_conv2d_pack(self.weight, False, winograd)
         if pairs and isa.max_name() not in PAIRS:
             return self.prepack()

@@ -1,7 +1,10 @@
+import copy
+import pickle
+
 import pytest
 import torch
 
-from lcs_kernels import isa
+from lcs_kernels import isa, width_conv2d
 from lcs_kernels.formats import WidthWeight
 from lcs_kernels.formats.width_weight import FEW, MANY, PAIRS, TOO_MANY
 
@@ -67,3 +70,28 @@ def test_other_strides_and_dtypes():
 def test_refuses(weight, error):
     with pytest.raises(error, match="WidthWeight: weight must be"):
         WidthWeight(weight)
+
+
+def test_a_weight_that_was_written_to_is_refused():
+    w = torch.nn.Parameter(torch.randn(4, 3, 3, 3))
+    weight, x = WidthWeight.pack(w), torch.randn(1, 3, 5, 5)
+    width_conv2d(x, weight)
+    with torch.no_grad():
+        w.zero_()
+    with pytest.raises(RuntimeError, match="WidthWeight: weight has been changed in place .* pack it again"):
+        width_conv2d(x, weight)
+    assert not width_conv2d(x, WidthWeight.pack(w)).any()
+
+
+def test_copies_count_their_own_writes():
+    w = torch.randn(4, 3, 3, 3).add_(1)
+    weight, x = WidthWeight.pack(w), torch.randn(1, 3, 5, 5)
+    y = width_conv2d(x, weight)
+    for other in (copy.deepcopy(weight), pickle.loads(pickle.dumps(weight))):
+        assert other.prepacked_nbytes == 0 and torch.equal(width_conv2d(x, other), y)
+
+
+def test_takes_tensors_that_count_no_writes():
+    with torch.inference_mode():
+        weight, x = WidthWeight.pack(torch.ones(4, 3, 3, 3)), torch.ones(1, 3, 3, 3)
+        assert torch.equal(width_conv2d(x, weight), torch.full((1, 4, 1, 1), 27.0))
