@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lcs_kernels import packed_conv2d, packed_network
-from lcs_kernels.formats import NestedWeight
-from lcs_kernels.ops.packed_network import Convolution, MaxPool, Network, reference
+from lcs_kernels.formats import Convolution, MaxPool, NestedWeight, Network
+from lcs_kernels.ops.packed_network import reference
 
 from .harness import Row
 

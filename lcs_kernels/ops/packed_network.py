@@ -209,6 +209,11 @@ def _dense(step: Dense, to: _Parts) -> _Step:
 
 
 def _convolution(i: int, step: Convolution, to: _Parts) -> _Step:
+    if not hasattr(step.weight, "planes"):
+        raise TypeError(
+            f"packed_network: the weight of step {i} must be a NestedWeight, got {type(step.weight).__name__}; "
+            "NestedWeight.pack(w) makes one"
+        )
     weight, on = step.weight, step.weight.planes
     stride, padding, dilation = geometry("packed_network", step.stride, step.padding, step.dilation)
     if len(weight.shape) != 4 or weight.group < weight.columns or weight.columns > packed_conv2d.MAX_RANGED_TERMS:
@@ -288,14 +293,14 @@ def packed_network(x: Tensor, network: Network) -> Tensor:
 
     Args:
         x: (n, c, h, w), float32, contiguous or channels_last (other strides are copied). It has no gradient here.
-        network: `Network.of` its steps; see `Convolution`, `MaxPool`, `Mean` and `Dense`. The last one makes
-            float32 values.
+        network: `lcs_kernels.formats.Network.of` its steps; see `Convolution`, `MaxPool`, `Mean` and `Dense` there. The
+            last one makes float32 values.
 
     Returns:
         float32, channels_last; (n, channels) of a flat network.
 
     Raises:
-        ValueError: x of another number of dimensions, or a wanted gradient.
+        ValueError: x of another number of dimensions or device, or a wanted gradient.
         RuntimeError: shapes that do not fit, codes as a residual, pooled codes, or codes as the result; a mean of x.
         TypeError: another dtype.
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
@@ -305,6 +310,8 @@ def packed_network(x: Tensor, network: Network) -> Tensor:
         raise TypeError(f"packed_network: x must be float32, got {x.dtype}")
     if x.dim() != 4:
         raise ValueError(f"packed_network: x must be (n, c, h, w), got shape {tuple(x.shape)}")
+    if x.device != network.floats.device:
+        raise ValueError(f"packed_network: x is on {x.device}, the network on {network.floats.device}")
     if wants_grad(x):
         raise ValueError("packed_network: codes have no gradient; call it under torch.no_grad()")
     return _op(x, *network.arguments(x))

@@ -5,7 +5,8 @@ import torch
 from torch.library import opcheck
 
 from lcs_kernels import packed_conv2d, packed_network
-from lcs_kernels.ops.packed_network import Convolution, Dense, MaxPool, Mean, Network, reference
+from lcs_kernels.formats import Convolution, Dense, MaxPool, Mean, Network
+from lcs_kernels.ops.packed_network import reference
 
 from .packed_cases import nested_weight
 from .test_sparse_conv2d import FORMATS
@@ -209,6 +210,10 @@ def test_refuses_other_inputs():
     network, x = Network.of([conv(0, 4, 3, (1, 1))]), torch.randn(1, 3, 4, 4)
     with pytest.raises(TypeError, match="x must be float32"):
         packed_network(x.double(), network)
+    with pytest.raises(ValueError, match="packed_network: x is on meta, the network on cpu"):
+        packed_network(x.to("meta"), network)
+    with pytest.raises(TypeError, match="the weight of step 0 must be a NestedWeight, got Tensor; NestedWeight.pack"):
+        Network.of([Convolution(0, torch.ones(4, 3, 1, 1), 4, (-1.0, 1.0))])
     with pytest.raises(ValueError, match=r"x must be \(n, c, h, w\)"):
         packed_network(x[0], network)
     with pytest.raises(ValueError, match="no gradient"):
