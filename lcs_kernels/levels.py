@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from numbers import Real
+from operator import index
+
 import torch
 from torch import Tensor
 
@@ -21,31 +24,55 @@ def keep_tensor(
     if (density is None) == (keep is None):
         raise ValueError(f"{op}: give exactly one of density and keep, got density={density}, keep={keep}")
     if isinstance(density, Tensor):
-        return (_scalar(op, "density", density).double() * n).round().clamp(0, n).to(torch.int64)
+        return (_scalar(op, "density", density, w).double() * n).round().clamp(0, n).to(torch.int64)
     if isinstance(keep, Tensor):
-        return _scalar(op, "keep", keep).to(torch.int64)
+        return _whole(op, _scalar(op, "keep", keep, w))
     if keep is None:
         keep = keep_count(density, n)
-    elif not 0 <= keep <= n:
+    elif not 0 <= (keep := _count(op, "keep", keep)) <= n:
         raise ValueError(f"{op}: keep must lie in [0, {n}], got {keep}")
     return torch.full((), keep, dtype=torch.int64, device=w.device)
 
 
-def alpha_tensor(op: str, alpha: float | Tensor, extrapolate: bool, w: Tensor) -> Tensor:
+def _count(op: str, name: str, value: int) -> int:
+    if isinstance(value, int):
+        return value
+    try:
+        return index(value)
+    except TypeError:
+        raise TypeError(f"{op}: {name} must be a whole number, got {value!r}") from None
+
+
+def _whole(op: str, keep: Tensor) -> Tensor:
+    if keep.dtype.is_floating_point:
+        raise TypeError(f"{op}: keep must hold whole numbers, got {keep.dtype}; density takes a fraction")
+    return keep.to(torch.int64)
+
+
+def alpha_tensor(op: str, alpha: float | Tensor, extrapolate: bool | None, w: Tensor) -> Tensor:
     """The 0-d position on the line, float32 (float64 for float64 weights). A tensor's value is not checked: that would
-    wait for the device."""
+    wait for the device. `extrapolate` is None where the op stays on the line."""
     dtype = torch.float64 if w.dtype == torch.float64 else torch.float32
     if isinstance(alpha, Tensor):
-        return _scalar(op, "alpha", alpha).to(dtype)
+        return _scalar(op, "alpha", alpha, w).to(dtype)
     if not extrapolate and not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"{op}: alpha must lie in [0, 1], got {alpha}; pass extrapolate=True to leave the line")
+        how = "" if extrapolate is None else "; pass extrapolate=True to leave the line"
+        raise ValueError(f"{op}: alpha must lie in [0, 1], got {alpha}{how}")
     return torch.full((), alpha, dtype=dtype, device=w.device)
 
 
-def _scalar(op: str, name: str, tensor: Tensor) -> Tensor:
+def _scalar(op: str, name: str, tensor: Tensor, w: Tensor) -> Tensor:
     if tensor.dim() != 0:
         raise ValueError(f"{op}: {name} must be a number or a 0-d tensor, got shape {tuple(tensor.shape)}")
+    _check_device(op, name, tensor, w)
     return tensor
+
+
+def _check_device(op: str, name: str, tensor: Tensor, w: Tensor) -> None:
+    if tensor.device != w.device:
+        raise ValueError(
+            f"{op}: {name} is on {tensor.device}, the tensor it is for on {w.device}; pass a number, or move it there"
+        )
 
 
 def keep_tensors(op: str, density, keep, ws: list[Tensor]) -> Tensor:
@@ -54,16 +81,24 @@ def keep_tensors(op: str, density, keep, ws: list[Tensor]) -> Tensor:
         raise ValueError(f"{op}: give exactly one of density and keep, got density={density}, keep={keep}")
     if isinstance(keep, Tensor) and keep.dim() == 1:
         _check_length(op, "keep", len(keep), ws)
-        return keep.to(torch.int64)
-    if isinstance(keep, (int, Tensor)):
+        _check_device(op, "keep", keep, ws[0])
+        return _whole(op, keep)
+    if isinstance(keep, (int, Tensor, Real)):
         total = sum(w.numel() for w in ws)
         return keep_tensor(op, None, keep, ws[0], total)
     if isinstance(density, Tensor):
         sizes = torch.tensor([w.numel() for w in ws], dtype=torch.float64, device=density.device)
-        return (_scalar(op, "density", density).double() * sizes).round().clamp(min=0).minimum(sizes).to(torch.int64)
-    given = [density] * len(ws) if isinstance(density, (int, float)) else density if keep is None else keep
+        return (
+            (_scalar(op, "density", density, ws[0]).double() * sizes)
+            .round()
+            .clamp(min=0)
+            .minimum(sizes)
+            .to(torch.int64)
+        )
+    given = [density] * len(ws) if isinstance(density, (int, float, Real)) else density if keep is None else keep
     _check_length(op, "density" if keep is None else "keep", len(given), ws)
-    counts = [keep_count(d, w.numel()) for d, w in zip(given, ws, strict=True)] if keep is None else list(given)
+    counts = [keep_count(d, w.numel()) for d, w in zip(given, ws, strict=True)] if keep is None else given
+    counts = [_count(op, f"keep[{i}]", count) for i, count in enumerate(counts)]
     for i, (count, w) in enumerate(zip(counts, ws, strict=True)):
         if not 0 <= count <= w.numel():
             raise ValueError(f"{op}: keep[{i}] must lie in [0, {w.numel()}], got {count}")
@@ -78,7 +113,7 @@ def _check_length(op: str, name: str, length: int, ws: list[Tensor]) -> None:
 def bits_tensor(op: str, bits: int | Tensor, x: Tensor) -> Tensor:
     """The 0-d int64 width. A tensor's value is not checked: the op clamps it."""
     if isinstance(bits, Tensor):
-        return _scalar(op, "bits", bits).to(torch.int64)
+        return _scalar(op, "bits", bits, x).to(torch.int64)
     if bits not in range(2, 9):
         raise ValueError(f"{op}: bits must be a whole number in [2, 8], got {bits}")
     return torch.full((), bits, dtype=torch.int64, device=x.device)
@@ -95,5 +130,5 @@ def range_tensors(op: str, low: float | Tensor, high: float | Tensor, x: Tensor)
 def _end(op: str, name: str, end: float | Tensor, dtype: torch.dtype, x: Tensor) -> Tensor:
     if not isinstance(end, Tensor):
         return torch.full((), end, dtype=dtype, device=x.device)
-    end = _scalar(op, name, end)
+    end = _scalar(op, name, end, x)
     return end if end.dtype == dtype and not end.requires_grad else end.detach().to(dtype)

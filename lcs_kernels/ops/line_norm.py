@@ -213,10 +213,7 @@ def line_norm(
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
     ensure_loaded()
-    if weight1 is None and bias1 is None:
-        alpha = None
-    elif alpha is not None and not _is_ready(alpha, x):
-        alpha = alpha_tensor("line_norm", alpha, False, x)
+    alpha = ready_alpha(weight1, bias1, alpha, x)
     arguments = (x, weight0, weight1, bias0, bias1, alpha)
     try:
         if x.dtype == torch.float64 or wants_grad(*arguments, residual):
@@ -225,6 +222,13 @@ def line_norm(
     except RuntimeError:
         _check(*arguments, mean, var, residual, groups, eps)  # says it as a ValueError or a TypeError
         raise
+
+
+def ready_alpha(weight1: Tensor | None, bias1: Tensor | None, alpha: float | Tensor | None, x: Tensor) -> Tensor | None:
+    """As the op takes it; None where there is no line."""
+    if weight1 is None and bias1 is None:
+        return None
+    return alpha if alpha is None or _is_ready(alpha, x) else alpha_tensor("line_norm", alpha, None, x)
 
 
 def _is_ready(alpha: float | Tensor, x: Tensor) -> bool:
@@ -255,10 +259,12 @@ def _check(x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups
             _check_vector(name, vector, x, (wide,))
     if alpha is None and _is_line(weight1, bias1):
         raise ValueError("line_norm: a line needs an alpha")
-    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+    if alpha is not None and alpha.device != x.device:
+        raise ValueError(f"line_norm: alpha is on {alpha.device}, x on {x.device}; pass a number, or move it there")
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype or residual.device != x.device):
         raise ValueError(
-            f"line_norm: residual must be {tuple(x.shape)} of {x.dtype} like x, got {tuple(residual.shape)} of "
-            f"{residual.dtype}"
+            f"line_norm: residual must be {tuple(x.shape)} of {x.dtype} on {x.device} like x, got "
+            f"{tuple(residual.shape)} of {residual.dtype} on {residual.device}"
         )
 
 

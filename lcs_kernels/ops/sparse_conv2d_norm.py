@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._library import define, wants_grad
-from .line_norm import line_norm
+from .line_norm import line_norm, ready_alpha
 from .sparse_conv2d import by_reference, checked, sparse_conv2d
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _op = define(
 def sparse_conv2d_norm(
     x: Tensor,
     weight: SparseWeight,
-    norm: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    norm: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, float | Tensor | None],
     norm_groups: int,
     eps: float = 1e-5,
     *,
@@ -58,8 +58,7 @@ def sparse_conv2d_norm(
 
     Args:
         x, weight, bias, stride, padding, dilation, groups: as of `sparse_conv2d`.
-        norm: weight0, weight1, bias0, bias1 and alpha of `line_norm`; alpha is a 0-d float32 tensor, or None for a
-            point.
+        norm: weight0, weight1, bias0, bias1 and alpha of `line_norm`; alpha may be None for a point.
         norm_groups: of the norm.
         eps, residual, relu: as of `line_norm`.
 
@@ -70,6 +69,7 @@ def sparse_conv2d_norm(
         ValueError, TypeError, LcsUnavailableError: as the two.
     """
     given, (bias, geometry, block, prepack) = bias, checked(x, weight, bias, stride, padding, dilation, groups)
+    norm = (*norm[:4], ready_alpha(norm[1], norm[3], norm[4], x))
     if not wants_grad(x, bias, *norm, residual) and not by_reference(x, block):
         fields = (weight.mask_bits, weight.values, weight.shape, bias, *geometry, block, prepack)
         try:

@@ -254,7 +254,7 @@ def width_conv2d(
     if not isinstance(weight, Tensor):
         packed = prepacked(x, weight, stride, dilation, groups)
         weight = weight.weight
-    out_channels, groups = _width(x, weight, out_channels, groups)
+    out_channels, groups = width(x, weight, out_channels, groups)
     check_fits("width_conv2d", x, weight.shape, padding, dilation)
     scale, bias = _vector("scale", scale, x, weight), _vector("bias", bias, x, weight)
     settings = (stride, padding, dilation, groups)
@@ -263,7 +263,7 @@ def width_conv2d(
     return _op(x, weight.contiguous(), out_channels, scale, bias, *settings, relu, packed)
 
 
-def _width(x: Tensor, weight: Tensor, out_channels: int | None, groups: int) -> tuple[int, int]:
+def width(x: Tensor, weight: Tensor, out_channels: int | None, groups: int) -> tuple[int, int]:
     """The output channels and the groups of this call. Raises where x, weight and width do not fit each other."""
     name = "width_conv2d"
     for label, tensor in (("x", x), ("weight", weight)):

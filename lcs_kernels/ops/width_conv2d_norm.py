@@ -12,8 +12,8 @@ from lcs_kernels._load import ensure_loaded
 
 from ._convolution import geometry, memory_format
 from ._library import define, wants_grad
-from .line_norm import line_norm
-from .width_conv2d import prepacked, width_conv2d
+from .line_norm import line_norm, ready_alpha
+from .width_conv2d import prepacked, width, width_conv2d
 
 if TYPE_CHECKING:
     from lcs_kernels.formats import WidthWeight
@@ -44,14 +44,14 @@ def width_conv2d_norm(
     x: Tensor,
     weight: Tensor | WidthWeight,
     out_channels: int,
-    norm: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    norm: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, float | Tensor | None],
     norm_groups: int | None = None,
     eps: float = 1e-5,
     *,
     bias: Tensor | None = None,
-    stride: tuple[int, int] = (1, 1),
-    padding: tuple[int, int] = (0, 0),
-    dilation: tuple[int, int] = (1, 1),
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
     groups: int = 1,
     residual: Tensor | None = None,
     relu: bool = False,
@@ -65,8 +65,7 @@ def width_conv2d_norm(
 
     Args:
         x, weight, out_channels, bias, stride, padding, dilation, groups: as of `width_conv2d`.
-        norm: weight0, weight1, bias0, bias1 and alpha of `line_norm`; alpha is a 0-d float32 tensor, or None for a
-            point.
+        norm: weight0, weight1, bias0, bias1 and alpha of `line_norm`; alpha may be None for a point.
         norm_groups: of the norm; by default each channel is one (instance norm).
         eps, residual, relu: as of `line_norm`.
         max_pool: kernel size, stride and padding of `torch.nn.functional.max_pool2d`, each one number or two.
@@ -79,7 +78,10 @@ def width_conv2d_norm(
     """
     ensure_loaded()
     norm_groups = norm_groups or out_channels
+    if not type(stride) is type(padding) is type(dilation) is tuple:
+        stride, padding, dilation = geometry("width_conv2d", stride, padding, dilation)
     settings = (stride, padding, dilation, groups)
+    norm = (*norm[:4], ready_alpha(norm[1], norm[3], norm[4], x))
     pool = [] if max_pool is None else _pool(*max_pool)
 
     def apart() -> Tensor:
@@ -91,8 +93,11 @@ def width_conv2d_norm(
         return apart()
     packed = prepacked(x, weight, stride, dilation, groups)
     after = (residual, norm_groups, eps, relu, pool)
+    if groups > 1:
+        groups = width(x, weight.weight, out_channels, groups)[1]
     try:
-        return _op(x, weight.weight, out_channels, bias, *settings, packed, *norm, *after)
+        conv = (stride, padding, dilation, groups)
+        return _op(x, weight.weight, out_channels, bias, *conv, packed, *norm, *after)
     except RuntimeError:
         apart()  # says it as a ValueError or a TypeError
         raise

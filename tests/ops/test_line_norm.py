@@ -445,7 +445,9 @@ def test_bad_arguments(change, error, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"alpha": 1.5}, r"alpha must lie in \[0, 1\], got 1.5"),
+        ({"alpha": 1.5}, r"alpha must lie in \[0, 1\], got 1.5$"),
+        ({"alpha": torch.tensor(0.5, device="meta")}, "alpha is on meta, x on cpu"),
+        ({"alpha": torch.tensor(0.5, device="meta").double()}, "alpha is on meta"),
         ({"alpha": torch.ones(2)}, r"alpha must be a number or a 0-d tensor, got shape \(2,\)"),
         ({"alpha": None}, "a line needs an alpha"),
     ],
@@ -454,6 +456,13 @@ def test_bad_arguments(change, error, words):
 def test_bad_alphas(change, words):
     with pytest.raises(ValueError, match=f"line_norm: {words}"):
         line_norm(torch.ones(2, 4), torch.ones(4), torch.ones(4), None, None, groups=1, **change)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_residual_on_another_device_is_refused(grad):
+    x = torch.ones(2, 4, requires_grad=grad)
+    with pytest.raises(ValueError, match=r"line_norm: residual must be \(2, 4\) .*on cpu like x, got .*on meta"):
+        line_norm(x, *[None] * 5, 1, residual=torch.ones(2, 4, device="meta"))
 
 
 @pytest.mark.parametrize(("change", "error", "words"), BAD, ids=str)

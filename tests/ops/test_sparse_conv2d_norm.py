@@ -164,3 +164,15 @@ def test_bad_arguments(change, error, words):
     } | change
     with pytest.raises(error, match=words):
         sparse_conv2d_norm(**arguments)
+
+
+def test_a_number_as_alpha():
+    x, weight, ends = torch.randn(2, 4, 6, 6), SparseWeight.pack(torch.randn(5, 4, 3, 3)), torch.randn(2, 5).unbind()
+
+    def run(alpha):
+        return sparse_conv2d_norm(x, weight, (*ends, None, None, alpha), 5)
+
+    expected = run(torch.tensor(0.3))
+    assert torch.equal(run(0.3), expected) and torch.equal(run(torch.tensor(0.3, dtype=torch.float64)), expected)
+    with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], got 2.0$"):
+        run(2.0)

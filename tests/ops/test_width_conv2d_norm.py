@@ -154,3 +154,26 @@ def test_bad_arguments(change, error, words):
     } | change
     with pytest.raises(error, match=words):
         width_conv2d_norm(**arguments)
+
+
+def test_a_number_as_alpha():
+    x, weight, ends = torch.randn(2, 4, 6, 6), WidthWeight.pack(torch.randn(5, 4, 3, 3)), torch.randn(2, 5).unbind()
+
+    def run(alpha):
+        return width_conv2d_norm(x, weight, 5, (*ends, None, None, alpha))
+
+    expected = run(torch.tensor(0.3))
+    assert torch.equal(run(0.3), expected) and torch.equal(run(torch.tensor(0.3, dtype=torch.float64)), expected)
+    with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], got 2.0$"):
+        run(2.0)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_geometry_and_groups_as_of_width_conv2d(isa, grad):
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 6, 8, 8, requires_grad=grad), WidthWeight.pack(torch.randn(8, 1, 3, 3))
+    for conv in ({"padding": 1}, {"stride": 2}, {"padding": (1, 1), "dilation": 2}):
+        y = width_conv2d_norm(x, weight, 6, (None,) * 5, groups=8, **conv)
+        assert torch.equal(y, line_norm(width_conv2d(x, weight, 6, groups=8, **conv), *[None] * 5, 6))
+    with pytest.raises(ValueError, match="out_channels must be 6 where a depthwise"):
+        width_conv2d_norm(x, weight, 8, (None,) * 5, groups=8)
