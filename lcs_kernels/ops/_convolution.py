@@ -26,7 +26,7 @@ def geometry(op: str, stride, padding, dilation) -> tuple[list[int], list[int], 
 
 
 def _pair(op: str, name: str, value: int | tuple[int, int], least: int) -> list[int]:
-    pair = [value, value] if isinstance(value, int) else list(value)
+    pair = [value, value] if isinstance(value, int) else list(value) if hasattr(value, "__len__") else []
     if len(pair) != 2 or min(pair) < least:
         raise ValueError(f"{op}: {name} must be one number or two, {least} or more, got {value}")
     return pair

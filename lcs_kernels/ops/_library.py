@@ -44,7 +44,7 @@ def output_dtype(dtype: torch.dtype | None, like: Tensor) -> torch.dtype:
     if dtype is not None:
         return dtype
     device = like.device.type
-    if like.dtype == torch.float32 and torch.is_autocast_enabled(device):
+    if like.dtype == torch.float32 and device != "meta" and torch.is_autocast_enabled(device):  # which meta has not
         return torch.get_autocast_dtype(device)
     return like.dtype
 
@@ -92,6 +92,8 @@ def check_packed(op: str, x: Tensor, weight, bits: int, bias: Tensor | None, cod
 
     codes: whether x may be int8.
     """
+    if not hasattr(weight, "planes"):
+        raise TypeError(f"{op}: weight must be a NestedWeight, got {_kind(weight)}; NestedWeight.pack(w) makes one")
     if not 2 <= bits <= weight.depth:
         raise ValueError(f"{op}: bits must lie in [2, {weight.depth}], got {bits}")
     return _check_activations(op, x, weight.planes, weight.shape, bias, codes)
@@ -99,7 +101,13 @@ def check_packed(op: str, x: Tensor, weight, bits: int, bias: Tensor | None, cod
 
 def check_sparse(op: str, x: Tensor, weight, bias: Tensor | None) -> Tensor | None:
     """Raises where x, a SparseWeight and a bias do not fit each other; returns the bias as the op takes it."""
+    if not hasattr(weight, "mask_bits"):
+        raise TypeError(f"{op}: weight must be a SparseWeight, got {_kind(weight)}; SparseWeight.pack(w) makes one")
     return _check_activations(op, x, weight.values, weight.shape, bias)
+
+
+def _kind(weight) -> str:
+    return "a dense tensor" if isinstance(weight, Tensor) else f"a {type(weight).__name__}"
 
 
 def _check_activations(

@@ -116,7 +116,8 @@ def interpolate_prune(
         w0: one end of the line, any shape; float32, bfloat16, float16, or float64 (which runs the eager reference).
         w1: the other end, of w0's shape, dtype and device, or None for a point (w = w0).
         alpha: position in [0, 1]; a number, or a 0-d tensor on w0's device (values then unchecked, never synchronised).
-        density: fraction kept, in [0, 1]; keep = density * n rounded half to even in float64. A tensor: best float64.
+        density: fraction kept, in [0, 1]; keep = density * n rounded half to even in float64. A tensor: best float64,
+            on w0's device; it is clamped, and NaN keeps nothing.
         keep: the count itself, in [0, n], in place of `density`. A tensor is clamped.
         dtype: of the result; by default w0's, or autocast's dtype where autocast is on and w0 is float32.
         check_finite: raise if an end holds NaN or infinity (reads both ends, waits for the device).
@@ -128,7 +129,7 @@ def interpolate_prune(
     Raises:
         ValueError: a level out of range, both or neither of density and keep, shapes or devices that differ, and with
             `check_finite` a weight that is not finite.
-        TypeError: a dtype other than those named.
+        TypeError: a dtype other than those named, or a count that is no whole number.
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
     ensure_loaded()

@@ -1,5 +1,6 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -254,6 +255,11 @@ def test_keep_count_rounds_half_to_even(density, n, keep):
         ({"w1": torch.randn(10, dtype=torch.bfloat16)}, TypeError, "w1 .*bfloat16"),
         ({"w0": torch.arange(10), "w1": None}, TypeError, "w0 .*int64"),
         ({"dtype": torch.int8}, TypeError, "dtype .*int8"),
+        ({"density": None, "keep": 2.9}, TypeError, "keep must be a whole number, got 2.9"),
+        ({"density": None, "keep": torch.tensor(2.9)}, TypeError, "keep must hold whole numbers, got torch.float32"),
+        ({"alpha": torch.tensor(0.5, device="meta")}, ValueError, "alpha is on meta, the tensor it is for on cpu"),
+        ({"density": torch.tensor(0.5, device="meta")}, ValueError, "density is on meta"),
+        ({"density": None, "keep": torch.tensor(2, device="meta")}, ValueError, "keep is on meta"),
         ({"w1": torch.randn(10, device="meta")}, ValueError, "w1 .*meta"),
         ({"w0": torch.tensor([float("nan")] * 10), "check_finite": True}, ValueError, "w0 holds 10 values"),
     ],
@@ -268,3 +274,14 @@ def test_bad_arguments(change, error, words):
 def test_extrapolates_on_request():
     w0, w1 = torch.randn(2, 50).unbind()
     assert torch.equal(interpolate_prune(w0, w1, 2.0, 1.0, extrapolate=True), reference(w0, w1, *scalars(2.0, 50))[0])
+
+
+def test_any_whole_number_counts_and_a_density_that_is_none_keeps_nothing():
+    w = torch.randn(10)
+    assert_same(interpolate_prune(w, None, 0.0, keep=np.int64(3)), interpolate_prune(w, None, 0.0, keep=3))
+    assert not interpolate_prune(w, None, 0.0, torch.tensor(torch.nan)).any()
+
+
+def test_meta_tensors_give_shapes():
+    w = torch.ones(3, 4, device="meta")
+    assert interpolate_prune(w, w, 0.5, 0.5).is_meta

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -176,6 +177,10 @@ def test_masks_come_with_the_weights_and_without_a_gradient(dtype):
         ({"density": [0.5]}, ValueError, "density has 1 entries for 2 layers"),
         ({"density": [0.5, 2.0]}, ValueError, "density must lie in"),
         ({"density": None, "keep": [1, 7]}, ValueError, r"keep\[1\] must lie in \[0, 6\], got 7"),
+        ({"density": None, "keep": 2.9}, TypeError, "keep must be a whole number, got 2.9"),
+        ({"density": None, "keep": [1, 2.9]}, TypeError, r"keep\[1\] must be a whole number, got 2.9"),
+        ({"density": torch.tensor(0.5, device="meta")}, ValueError, "density is on meta"),
+        ({"density": None, "keep": torch.ones(2, device="meta").long()}, ValueError, "keep is on meta"),
         ({"density": None, "keep": 11}, ValueError, r"keep must lie in \[0, 10\], got 11"),
         ({"density": None, "keep": torch.tensor([1])}, ValueError, "keep has 1 entries for 2 layers"),
         ({"w1s": [torch.randn(4), torch.full((6,), torch.inf)], "check_finite": True}, ValueError, r"w1s\[1\] holds 6"),
@@ -186,3 +191,11 @@ def test_bad_arguments(change, error, words):
     arguments = {"w0s": [torch.randn(4), torch.randn(6)], "w1s": None, "alpha": 0.5, "density": 0.5} | change
     with pytest.raises(error, match=words):
         interpolate_prune_foreach(**arguments)
+
+
+def test_numbers_of_numpy():
+    w0s = [torch.randn(4), torch.randn(6)]
+    for name, value in (("keep", np.int64(3)), ("keep", np.array([1, 2])), ("density", np.float32(0.5))):
+        given = value.tolist()
+        found, expected = (interpolate_prune_foreach(w0s, None, 0.0, **{name: v}) for v in (value, given))
+        assert_all_same(found, expected)

@@ -245,6 +245,8 @@ def test_autocast_gives_its_own_dtype_and_float32_gradients():
     [
         ({"bits": 1}, ValueError, r"bits must be a whole number in \[2, 8\], got 1"),
         ({"alpha": -0.1}, ValueError, "alpha must lie in .*extrapolate"),
+        ({"alpha": torch.tensor(0.5, device="meta")}, ValueError, "alpha is on meta, the tensor it is for on cpu"),
+        ({"bits": torch.tensor(4, device="meta")}, ValueError, "bits is on meta"),
         ({"group_size": 0}, ValueError, "group_size must be at least 1, got 0"),
         ({"group_size": 4, "per_channel": True}, ValueError, "per_channel or group_size, got both"),
         ({"w0": torch.tensor(1.0), "w1": None, "per_channel": True}, ValueError, "no channels"),
@@ -265,3 +267,8 @@ def test_bad_arguments(change, error, words):
 def test_extrapolates_on_request():
     w0, w1 = torch.randn(2, 50).unbind()
     assert torch.equal(interpolate_quantize(w0, w1, 2.0, 4, extrapolate=True), reference(w0, w1, *scalars(2.0, 4)))
+
+
+def test_meta_tensors_give_shapes():
+    w = torch.ones(3, 4, device="meta")
+    assert interpolate_quantize(w, w, 0.5, 4).is_meta

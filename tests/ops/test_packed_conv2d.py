@@ -334,6 +334,11 @@ def test_meta_tensors_give_shapes():
         ({"x": torch.ones(2, 4, 6, 6, device="meta")}, ValueError, "x is on meta, the weight on cpu"),
         ({"groups": 0}, ValueError, "in 0 groups"),
         ({"weight": nested_weight((5, 4))}, ValueError, r"weight must be .*got shape \(5, 4\)"),
+        (
+            {"weight": torch.ones(5, 4, 3, 3)},
+            TypeError,
+            r"must be a NestedWeight, got a dense tensor; NestedWeight.pack",
+        ),
         ({"bits": 1}, ValueError, r"bits must lie in \[2, 8\], got 1"),
         ({"bits": 9}, ValueError, r"bits must lie in \[2, 8\], got 9"),
         ({"x_bits": 4}, ValueError, r"x_bits must lie in \[2, 8\], and be 8 without x_range, got 4"),

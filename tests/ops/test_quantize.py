@@ -179,6 +179,12 @@ def test_same_on_every_instruction_set():
         ({"bits": 9}, ValueError, "got 9"),
         ({"bits": 3.5}, ValueError, "got 3.5"),
         ({"bits": torch.ones(2)}, ValueError, r"bits must be a number or a 0-d tensor, got shape \(2,\)"),
+        (
+            {"bits": torch.tensor(4, device="meta")},
+            ValueError,
+            "quantize: bits is on meta, the tensor it is for on cpu",
+        ),
+        ({"low": torch.tensor(0.0, device="meta")}, ValueError, "low is on meta"),
         ({"low": 2.0}, ValueError, "low must not lie above high, got low=2.0, high=1.0"),
         ({"high": float("nan")}, ValueError, "high=nan"),
         ({"low": torch.zeros(1)}, ValueError, r"low must be a number or a 0-d tensor, got shape \(1,\)"),

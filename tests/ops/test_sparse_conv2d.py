@@ -5,6 +5,7 @@ from torch.library import opcheck
 from torch.nn import functional as F
 
 from lcs_kernels import sparse_conv2d
+from lcs_kernels.formats import NestedWeight
 from lcs_kernels.ops.sparse_conv2d import reference
 
 from .sparse_cases import DTYPES, assert_within_roundings, float_weight, integer_weight, integers, stored
@@ -305,3 +306,10 @@ def test_the_op_refuses(change, words):
     arguments = fields | {"dilation": [1, 1], "groups": 1, "relu": False, "block": 18, "prepack": []} | change
     with pytest.raises(RuntimeError, match=f"sparse_conv2d: .*{words}"):
         OP(*arguments.values())
+
+
+def test_another_weight_is_named():
+    w = torch.ones(5, 7, 1, 1)
+    for weight, kind in ((w, "a dense tensor"), (NestedWeight.pack(w), "a NestedWeight")):
+        with pytest.raises(TypeError, match=f"sparse_conv2d: weight must be a SparseWeight, got {kind}; Sparse"):
+            sparse_conv2d(torch.ones(2, 7, 3, 3), weight)

@@ -299,6 +299,7 @@ def test_meta_tensors_give_shapes():
         ({"bias": torch.ones(4)}, ValueError, r"bias must be \(5,\) on cpu, got \(4,\) on cpu"),
         ({"scale": torch.ones(4)}, ValueError, r"scale must be \(5,\)"),
         ({"bias": torch.ones(5).double()}, TypeError, "bias must be float32"),
+        ({"padding": 0.5}, ValueError, "padding must be one number or two, 0 or more, got 0.5"),
         ({"stride": 0}, ValueError, "stride must be one number or two, 1 or more, got 0"),
         ({"dilation": (1, 3)}, ValueError, "a kernel of 3, dilated by 3, does not fit an input of 6, padded by 0"),
     ],
