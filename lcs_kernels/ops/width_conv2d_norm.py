@@ -96,8 +96,9 @@ def width_conv2d_norm(
     if groups > 1:
         groups = width(x, weight.weight, out_channels, groups)[1]
     try:
-        conv = (stride, padding, dilation, groups)
-        return _op(x, weight.weight, out_channels, bias, *conv, packed, *norm, *after)
+        bias = bias if bias is None else bias.float()
+        conv = (bias, stride, padding, dilation, groups)
+        return _op(x, weight.weight, out_channels, *conv, packed, *norm, *after)
     except RuntimeError:
         apart()  # says it as a ValueError or a TypeError
         raise

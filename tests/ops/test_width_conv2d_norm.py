@@ -59,6 +59,14 @@ def test_gives_the_bits_of_both(isa, name, layout, dtype):
     torch.set_num_threads(before)
 
 
+def test_a_bias_of_the_inputs_dtype():
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(s).bfloat16() for s in ((2, 16, 9, 8), (24, 16, 3, 3), (24,)))
+    packed, norm = WidthWeight.pack(weight), line_of(24, torch.bfloat16)
+    y = width_conv2d_norm(x, packed, 24, norm, 24, bias=bias, padding=1)
+    assert torch.equal(y, width_conv2d_norm(x, packed, 24, norm, 24, bias=bias.float(), padding=1))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
 @pytest.mark.parametrize("name", CASES)
