@@ -242,3 +242,14 @@ def test_a_copy_computes_the_same_and_shares_nothing(copier, what):
         with twin.at(density=1.0):
             assert subspace.level == lcs.Level(0.4, 0.4)
         assert twin.sample() == subspace.sample()
+
+
+@pytest.mark.parametrize("recipe", [lcs.Structured(), lcs.Unstructured()], ids=str)
+def test_an_instance_norm_of_single_values_is_refused(recipe):
+    """Which torch would take for one sample without a batch."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    subspace = lcs.convert(model, recipe, dense="2", norm="instance")
+    for samples in (3, 8):
+        with pytest.raises(ValueError, match=rf"\({samples}, 8\), one value a channel.*nn.GroupNorm\(1, 8\)"):
+            with subspace.at(**{recipe.unit: 1.0}):
+                subspace(torch.randn(samples, 4))

@@ -60,6 +60,12 @@ class _InstanceNorm(FusedNorm):
 
     def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         self._check_input_dim(input)
+        if self.was_batch_norm and input.dim() == self._get_no_batch_dim():
+            raise ValueError(
+                f"an instance norm in the place of a batch norm got {tuple(input.shape)}, one value a channel, which "
+                f"has no deviation: put nn.GroupNorm(1, {self.num_features}) there before lcs.convert, or give it "
+                "norm='keep'"
+            )
         self._check_channels(input)
         if input.dim() == self._get_no_batch_dim():
             batched = None if residual is None else residual.unsqueeze(0)
