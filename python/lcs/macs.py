@@ -20,12 +20,16 @@ def count_macs(model: nn.Module, *args, **kwargs) -> int:
     average pool adds, as arXiv 2110.04252 counts them. Other layers count nothing."""
     total = 0
 
-    def count(module: nn.Module, args: tuple, output: Tensor) -> None:
+    def count(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
         nonlocal total
-        positions = output.numel() // output.shape[-1 if isinstance(module, nn.Linear) else 1 - module.weight.dim()]
-        total += positions * _weights(module, args[0], output)
+        x = args[0] if args else kwargs["input"]
+        channel = -1 if isinstance(module, nn.Linear) else 1 - module.weight.dim()
+        if isinstance(module, nn.modules.conv._ConvTransposeNd):
+            total += x.numel() // x.shape[channel] * module.weight.numel()
+        else:
+            total += output.numel() // output.shape[channel] * _weights(module, x, output)
 
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, _WEIGHTED)]
+    hooks = [m.register_forward_hook(count, with_kwargs=True) for m in model.modules() if isinstance(m, _WEIGHTED)]
     try:
         with _Pools() as pools:
             model(*args, **kwargs)

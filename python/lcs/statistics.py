@@ -53,11 +53,14 @@ def level_statistics(subspace: Subspace, level: Level, args: Sequence) -> LevelS
     parameters = sum(p.numel() for p in model.parameters()) - second_ends
     macs = None
     if args:
-        training = model.training
+        training = {module: module.training for module in model.modules()}
         model.eval()
-        with subspace.at(level):
-            macs = count_macs(subspace, *args)
-        model.train(training)
+        try:
+            with subspace.at(level):
+                macs = count_macs(subspace, *args)
+        finally:
+            for module, mode in training.items():
+                module.training = mode
     return LevelStatistics(
         level=level,
         sparsity=zeros / (weights := count_weights(model)),

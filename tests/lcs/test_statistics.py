@@ -127,3 +127,29 @@ def test_operations_of_every_kind_of_layer():
         assert found.macs == 2 * (convolutions + pools + 4 * c * 5)
         slim = lcs.unconvert(copy.deepcopy(subspace), width=width)
         assert count_macs(slim, torch.zeros(2, 3, 8, 8)) == found.macs
+
+
+class ByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.drop = nn.Linear(4, 3), nn.Dropout()
+
+    def forward(self, x):
+        if x.dim() == 1:
+            raise RuntimeError("no batch")
+        return self.drop(self.fc(input=x))
+
+
+def test_operations_of_transposed_convolutions_and_of_layers_called_by_keyword():
+    transposed = nn.ConvTranspose2d(4, 6, 2, 2, groups=2)
+    assert count_macs(transposed, torch.randn(1, 4, 8, 8)) == 64 * 4 * 3 * 4
+    assert count_macs(ByKeyword(), torch.randn(5, 4)) == 5 * 4 * 3
+
+
+def test_statistics_leave_the_modes_of_all_modules_alone():
+    subspace = lcs.convert(ByKeyword(), lcs.Unstructured()).train()
+    subspace.model.drop.eval()
+    subspace.statistics(density=0.5, example=torch.randn(2, 4))
+    with pytest.raises(RuntimeError, match="no batch"):
+        subspace.statistics(density=0.5, example=torch.randn(4))
+    assert subspace.model.training and subspace.model.fc.training and not subspace.model.drop.training
