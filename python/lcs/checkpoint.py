@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -113,10 +114,15 @@ def save(path: Path, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any])
 
 
 def encode(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> bytes:
-    """A file's bytes, which `load` reads."""
+    """A file's bytes, which `load` reads. Of a tensor with several names each has a copy."""
+    others = [f"{name} is a {type(value).__name__}" for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(f"a file holds tensors alone, and of the state {', '.join(others)}")
     manifest = json.dumps({"format_version": FORMAT_VERSION, **manifest}, sort_keys=True)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    times = Counter(t.untyped_storage().data_ptr() for t in plain.values())
     blank = optional.require("safetensors.torch").save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        {name: t.clone() if times[t.untyped_storage().data_ptr()] > 1 else t for name, t in plain.items()},
         metadata={"blake2b": "0" * _DIGITS, "manifest": manifest},
     )
     return blank.replace(_field(b"0" * _DIGITS), _field(_digest(blank)), 1)

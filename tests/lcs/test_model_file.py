@@ -151,3 +151,28 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
     assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
     with pytest.raises(TypeError, match="takes what Subspace.freeze returns, got Network"):
         lcs.save(Network(), file)
+
+
+def test_a_tensor_with_several_names_is_saved_with_each(tmp_path):
+    shared = nn.Conv2d(3, 3, 3, padding=1)
+
+    def model():
+        return nn.Sequential(shared, nn.ReLU(), shared, nn.Flatten())
+
+    fast = lcs.convert(model(), lcs.Unstructured(), init="independent").freeze()
+    lcs.save(fast, tmp_path / "shared.lcs")
+    shared = nn.Conv2d(3, 3, 3, padding=1)
+    again = lcs.load(tmp_path / "shared.lcs", model=model())
+    assert torch.equal(again(X, density=0.3), fast(X, density=0.3))
+
+
+class Stateful(nn.Identity):
+    def get_extra_state(self):
+        return {"calls": 3}
+
+
+def test_a_state_that_is_no_tensor_is_named(tmp_path):
+    fast = lcs.convert(nn.Sequential(Stateful(), nn.Linear(4, 2)), lcs.Unstructured()).freeze()
+    with pytest.raises(CheckpointError, match="tensors alone, and of the state 0._extra_state is a dict"):
+        lcs.save(fast, tmp_path / "state.lcs")
+    assert not list(tmp_path.iterdir())
