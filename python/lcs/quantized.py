@@ -98,14 +98,14 @@ class Quantized(Recipe):
         if not layer.compressed or level.bits is None:
             return blend(*ends, level.alpha)
         options = {"per_channel": self.per_channel, "nested": self.nested, "extrapolate": True}
-        bits = self._bits(layer, level)
+        bits = self.bits_of(layer, level)
         if layer.folded is None:
             return interpolate_quantize(*ends, level.alpha, bits, **options)
         weight, factor = blend(*ends, level.alpha), folded_factor(layer, level)
         rounded = interpolate_quantize(weight * factor, None, 0.0, bits, **options)
         return rounded / torch.where(factor == 0, 1, factor)  # nothing of a channel of factor 0 goes through the norm
 
-    def _bits(self, layer: SubspaceLayer, level: Level) -> int:
+    def bits_of(self, layer: SubspaceLayer, level: Level) -> int:
         """Of one layer's weight and input."""
         if level.mixed is None:
             return level.bits
@@ -118,7 +118,7 @@ class Quantized(Recipe):
             return ()
         if not layer.training and not layer.input_known:
             return ()
-        return (torch.tensor(self._bits(layer, level), device=layer.weight.device),)
+        return (torch.tensor(self.bits_of(layer, level), device=layer.weight.device),)
 
     def prepare(self, layer: SubspaceLayer) -> None:
         if layer.compressed:

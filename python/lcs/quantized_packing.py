@@ -70,7 +70,7 @@ class QuantizedPacker(Packer):
         with self._packing:
             if layer not in self._packed:
                 self._packed[layer] = self._made(layer, level, shared=True)
-            return replace(self._packed[layer], bits=level.bits)
+            return replace(self._packed[layer], bits=self.recipe.bits_of(layer, level))
 
     def _made(self, layer: SubspaceLayer, level: Level, shared: bool) -> NestedView:
         """The codes, and what the kernels read, of the weight as that of a 2-d convolution."""
@@ -78,20 +78,21 @@ class QuantizedPacker(Packer):
         factor = None if layer.folded is None else folded_factor(layer, level)
         w = w if factor is None else w * factor
         w = w.view(*w.shape[:2], *[1] * (4 - w.dim()), *w.shape[2:])
-        bits = MOST if self.recipe.nested else level.bits
+        read = self.recipe.bits_of(layer, level)
+        bits = MOST if self.recipe.nested else read
         per = "channel" if self.recipe.per_channel else "tensor"
         made = NestedWeight.quantize(w, bits, per, nested=self.recipe.nested)
         if w.is_cpu:
             prepacked(made, getattr(layer, "groups", 1), w.device)
         if factor is None:
-            return NestedView(made, level.bits, shared)
+            return NestedView(made, read, shared)
         factor = factor.flatten()
         none = (factor == 0)[:, None]  # channels that the norm drops, whatever their codes stand for
         zero_points = made.zero_points.expand(len(w), -1).contiguous()
         alone = replace(made, scales=made.scales / torch.where(none, 1, factor[:, None]), zero_points=zero_points)
         if none.any():
             made = replace(made, scales=torch.where(none, 0, made.scales), zero_points=zero_points)
-        return NestedView(alone, level.bits, shared, (made, self._left_of_norm(layer, level, factor)))
+        return NestedView(alone, read, shared, (made, self._left_of_norm(layer, level, factor)))
 
     def _left_of_norm(self, layer: SubspaceLayer, level: Level, factor: Tensor) -> Tensor:
         """What its norm adds to a layer's output once the weight holds the norm's factor."""

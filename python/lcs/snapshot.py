@@ -111,7 +111,9 @@ class Refresh:
     def _key(self) -> Hashable:
         """Everything that tensors made without gradient depend on."""
         parameters = [p for layer in self.layers for p in layer._parameters.values() if p is not None]
-        folded = [layer.folded.running_var for layer in self.layers if getattr(layer, "folded", None) is not None]
+        norms = [layer.folded for layer in self.layers if getattr(layer, "folded", None) is not None]
+        read = [t for norm in norms for t in (norm.running_var, norm.weight) if t is not None]
+        read += [layer.input_known for layer in self.layers if hasattr(layer, "input_known")]
         device = parameters[0].device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         if any(p.is_inference() for p in parameters):
@@ -120,5 +122,5 @@ class Refresh:
             self.slot.needed(),
             autocast,
             self.layers[0].training,
-            tuple((id(p), p._version, p.data_ptr()) for p in (*parameters, *folded)),
+            tuple((id(p), p._version, p.data_ptr()) for p in (*parameters, *read)),
         )

@@ -227,7 +227,7 @@ def _runs(frozen):
 def test_inputs_of_another_dtype_are_refused():
     x, frozen = torch.randn(2, 3, 8, 8), small().freeze()
     frozen(x, bits=4)
-    with pytest.raises(RuntimeError, match="input of a frozen layer is torch.bfloat16, its weights are torch.float32"):
+    with pytest.raises(RuntimeError, match="Input type .* should be the same"):
         frozen(x.bfloat16(), bits=4)
 
 
@@ -438,3 +438,17 @@ def test_the_views_weight_is_a_2d_convolutions():
     ends = frozen.model[0].input_low, frozen.model[0].input_high
     expected = packed_conv2d(x.view(4, 7, 1, 1), view.whole, 3, bias, x_range=ends, x_bits=3)
     assert torch.equal(y, expected.view(4, 5))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_level_that_draws_bits_for_each_layer(nested):
+    recipe = lcs.Quantized(line=False, nested=nested, per_layer=True)
+    layers = nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1)
+    x = torch.randn(4, 3, 8, 8)
+    subspace = small(recipe, *layers, x=x)
+    frozen = subspace.freeze(strict=True)
+    for level in (lcs.Level(0.0, bits=8, mixed=seed) for seed in range(3)):
+        packed = frozen._packed(level, frozen._chosen(level, (x.shape,), (x,), {}))
+        bits = [view.bits for view, *_ in packed.tensors]
+        assert bits == [recipe.bits_of(layer, level) for layer in frozen._layers]
+        check_layers(frozen, x, level)

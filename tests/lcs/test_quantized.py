@@ -97,7 +97,7 @@ def test_a_width_for_each_layer():
             seen.append(tuple(found))
     assert set(seen) == {(a, b) for a in range(3, 7) for b in range(3, 7)}
     again = draw(recipe, 1)[0]
-    assert recipe._bits(layers[0], again) == recipe._bits(layers[0], again) == seen[0][0]
+    assert recipe.bits_of(layers[0], again) == recipe.bits_of(layers[0], again) == seen[0][0]
     for options in ({}, {"line": False, "target": 4}):
         with pytest.raises(ValueError, match="per_layer widths are of a point without target"):
             lcs.Quantized(per_layer=True, **options)
@@ -373,3 +373,25 @@ def test_stored_bytes():
     for bits in range(2, 9):
         found = subspace.statistics(bits=bits)
         assert found.stored_bytes - 16 == full.dense_bytes - 4 * compressed + compressed * bits // 8
+
+
+def test_a_snapshot_follows_the_scales_of_folded_norms_and_known_ranges():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
+    subspace = lcs.convert(model, lcs.Quantized(target=3), norm="keep").eval()
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad(), subspace.at(bits=3):
+        for change in (
+            lambda: model[1].weight.copy_(torch.tensor([0.1, 1.0, 3.0, 0.5])),
+            lambda: (model[0].input_low.fill_(-1), model[0].input_high.fill_(1), model[0].input_known.fill_(1)),
+        ):
+            before = subspace(x)
+            change()
+            after = subspace(x)
+            subspace._slot.made = None
+            assert not torch.equal(before, after) and torch.equal(after, subspace(x))
+
+
+def test_a_batch_of_none_moves_no_range():
+    subspace = lcs.convert(nn.Sequential(nn.Linear(4, 2)), lcs.Quantized(target=4)).train()
+    with subspace.at(bits=4):
+        assert subspace(torch.randn(0, 4)).shape == (0, 2) and subspace.model[0].input_known == 0

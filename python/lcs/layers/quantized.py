@@ -28,7 +28,7 @@ class _Rounding(SubspaceLayer):
 
     def rounded(self, input: Tensor, bits: Tensor) -> Tensor:
         """`input` at `bits` bits. In training the range moves first: to the batch's own, or a tenth of the way."""
-        if self.training:
+        if self.training and input.numel():
             self._move_range(input.detach())
         return quantize(input, self.input_low, self.input_high, bits)
 
