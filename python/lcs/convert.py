@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .layers import SubspaceLayer
 from .layers.norms import without_batch_statistics
-from .layers.support import is_batch_norm, layer_type
+from .layers.support import is_batch_norm, layer_type, replace_modules
 from .layers.weights import WEIGHT_LAYERS
 from .planning import Action, Plan, arriving, folded, make_plan
 from .recipe import Recipe
@@ -68,6 +68,8 @@ def convert(
 ) -> Subspace:
     """Makes `model` a compressible subspace, in place: its Linear, Conv1d, Conv2d and norm modules become layers.
 
+    A weight that a forward reads itself, `F.linear(x, self.fc.weight)`, it reads as it is: `exclude` such a layer.
+
     A pattern is a qualified name, a glob over qualified names, or a module type; it covers what it matches and all
     inside that. Parameters keep their names and identity as the first end; `weight_1` and `bias_1` are the second.
 
@@ -115,7 +117,7 @@ def convert(
     for name, norm_name in norms.items():
         kept = modules[norm_name]
         new[modules[name]].__dict__["folded"] = new.get(kept, kept)  # not as a module of it
-    _replace(model, new)
+    replace_modules(model, new)
     subspace = Subspace(model, recipe)
     _draw_second_ends(subspace, init, perturb, generator)
     _warn_of_batch_statistics(model, recipe)
@@ -131,7 +133,7 @@ def unconvert(subspace: Subspace, level: Level | None = None, **setting: Unpack[
     """
     layers, level, recipe = list(subspace._layers().values()), subspace._resolve(level, setting), subspace.recipe
     weights = made_weights(layers, level, recipe)
-    _replace(subspace.model, {layer: recipe.plain(layer, level, weights.get(layer)) for layer in layers})
+    replace_modules(subspace.model, {layer: recipe.plain(layer, level, weights.get(layer)) for layer in layers})
     for hook in subspace._hooks:
         hook.remove()
     return subspace.model
@@ -142,13 +144,6 @@ def _layer(module: nn.Module, action: Action, recipe: Recipe, norm: str | None) 
         plain = without_batch_statistics(module, norm or recipe.norm)
         return layer_type(plain, recipe.layers).of(plain, was_batch_norm=True)
     return layer_type(module, recipe.layers).of(module, compressed=action == "compress")
-
-
-def _replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in new:
-                setattr(parent, name, new[child])
 
 
 @torch.no_grad()

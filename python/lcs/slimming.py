@@ -21,6 +21,7 @@ from .channels import trace
 from .layers import SubspaceLayer
 from .layers.norms import BATCH_NORMS, INSTANCE_NORMS
 from .layers.structured import narrow
+from .layers.support import replace_modules
 from .planning import columns
 
 Selection = Literal["exact", "strict"]
@@ -119,9 +120,7 @@ def slim(model: nn.Module, width: float, *, selection: Selection = "exact") -> S
     chosen = _chosen({name: m.weight.abs() for name, m in norms.items()}, width, selection)
     left = {name: _left(walk.groups[name], norms, chosen) for name in norms}
     rows = tuple(_row(name, walk.groups[name], chosen, left[name]) for name in norms)
-    for name in [*norms, *walk.inputs]:
-        parent, _, own = name.rpartition(".")
-        setattr(network.get_submodule(parent), own, _rebuilt(name, walk, left))
+    replace_modules(network, {modules[name]: _rebuilt(name, walk, left) for name in [*norms, *walk.inputs]})
     return Slimmed(network, rows)
 
 
@@ -172,7 +171,8 @@ class _Walk:
             self.values[node] = self._step(node)
         for name in self.norms:
             if name not in self.groups:
-                self.groups[name] = _Group([name], "not called by the forward")
+                why = "called twice" if name in self.repeated else "not called by the forward"
+                self.groups[name] = _Group([name], why)
 
     def _step(self, node: fx.Node) -> _Group:
         given = [self.values[n] for n in node.all_input_nodes]

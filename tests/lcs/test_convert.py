@@ -357,3 +357,29 @@ def test_a_model_on_the_meta_device_can_be_planned_and_converted():
         model = Net()
     subspace = lcs.convert(model, LINE, init="independent")
     assert isinstance(model.conv1, SubspaceConv2d) and model.conv1.weight_1.is_meta and len(subspace.lines()) == 6
+
+
+class Kept(nn.Module):
+    """Its forward reaches its layers by other ways than its children."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(4, 4) for _ in range(3))
+        self.pair, self.named, self.size = (self.a, [self.b]), {"c": self.c}, (4, 4)
+
+    def forward(self, x):
+        return self.named["c"](self.pair[1][0](self.pair[0](x)))
+
+
+def test_layers_that_are_kept_in_lists_tuples_and_dicts_are_replaced():
+    model = Kept()
+    subspace = lcs.convert(model, lcs.Unstructured(), init="independent")
+    assert (model.pair, model.named, model.size) == ((model.a, [model.b]), {"c": model.c}, (4, 4))
+    x = torch.randn(2, 4)
+    results = []
+    for density in (0.2, 1.0):
+        with subspace.at(density=density):
+            results.append(subspace(x))
+    assert not torch.equal(*results)
+    plain = lcs.unconvert(subspace, density=1.0)
+    assert plain.pair == (plain.a, [plain.b]) and type(plain.a) is nn.Linear and torch.equal(plain(x), results[1])

@@ -281,3 +281,26 @@ def test_a_run_is_rebuilt_at_each_width(model, tiny, tmp_path, capsys, monkeypat
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("MMACs", "parameters", f"{half.parameters:,}"))
     plot(found, tmp_path / "plot.png")
+
+
+class Listed(nn.Module):
+    """Its norm has two names; another is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+        self.norm, self.twice = nn.BatchNorm2d(8), nn.BatchNorm2d(2)
+        self.norms = nn.ModuleList([self.norm])
+
+    def forward(self, x):
+        return self.twice(self.twice(self.head(self.conv(self.norms[0](self.stem(x)).relu()))))
+
+
+def test_a_norm_is_replaced_under_all_its_names():
+    model = Listed()
+    nn.init.normal_(model.norm.weight), nn.init.zeros_(model.twice.weight)
+    slimmed = lcs.slim(model, 0.5)
+    network = slimmed.model
+    assert network.norm is network.norms[0] and network.norm.num_features < 8
+    assert network(torch.randn(1, 3, 8, 8)).shape == (1, 2, 6, 6)
+    assert {row.norm: row.why for row in slimmed.rows}["twice"] == "called twice"

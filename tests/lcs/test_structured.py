@@ -431,3 +431,24 @@ def test_a_thousand_widths_compile_nothing_anew():
             assert torch.equal(fast(x, width), frozen(x * 2, width=width) + 1)
     assert counter.frame_count == before
     torch._dynamo.reset()
+
+
+def test_statistics_of_each_width_come_from_a_dense_state_dict():
+    def dense():
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 16, 2))
+
+    trained = dense()
+    trained(torch.randn(4, 3, 6, 6))
+    recipe = lcs.Structured(fixed=(0.5, 1.0), per_width=True)
+    subspace = lcs.convert(dense(), recipe, norm="keep", dense=["3"])
+    subspace.load_state_dict(trained.state_dict())
+    norm = subspace.model[1]
+    assert torch.equal(norm.running_mean_0, trained[1].running_mean[:4])
+    assert torch.equal(norm.running_var_1, trained[1].running_var)
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool3d((3, 1, 1), 1, (1, 0, 0)), nn.ConstantPad3d((0, 0, 0, 0, 1, 1), 0.0)])
+def test_pooling_and_padding_over_the_channels_is_refused(pool):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), pool, nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match="go into 1, which is not known to keep them the first ones"):
+        lcs.plan(model, lcs.Structured(), dense=["4"])

@@ -60,11 +60,17 @@ class SubspaceLayer(nn.Module):
         return ", ".join([super().extra_repr(), "line" if self.line else "point", *["compressed"] * self.compressed])
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        """Fills the second end from the first where the file holds only one (a dense model's state_dict)."""
+        """Fills what a dense model's state_dict lacks: the second end from the first, and each width's own running
+        statistics from the first channels of its."""
         for name in ("weight", "bias"):
             first, second = prefix + name, f"{prefix}{name}_1"
             if f"{name}_1" in self._parameters and first in state_dict and second not in state_dict:
                 state_dict[second] = state_dict[first].clone()
+        for name, own in self._buffers.items():
+            whole = prefix + name.rpartition("_")[0]
+            if own is not None and name not in _BATCH_STATISTICS and prefix + name not in state_dict:
+                if whole in state_dict and whole.removeprefix(prefix) in _BATCH_STATISTICS:
+                    state_dict[prefix + name] = state_dict[whole][: len(own)].clone()
         if self.was_batch_norm:
             for name in _BATCH_STATISTICS:
                 state_dict.pop(prefix + name, None)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
+from torch.utils import _pytree as pytree
 
 from .norms import NORM_LAYERS
 from .weights import WEIGHT_LAYERS
@@ -61,3 +62,22 @@ def _tensor_refusal(module: nn.Module) -> str | None:
         if parameter is not None and parameter.dtype not in _DTYPES:
             return f"its {name} is {parameter.dtype}"
     return None
+
+
+def replace_modules(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Puts new modules in the places of those inside `model`, under all their names, and in the lists, tuples and dicts
+    in which a module keeps others beside its children."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child in new:
+                setattr(parent, name, new[child])
+        for name, kept in list(vars(parent).items()):
+            if not name.startswith("_") and isinstance(kept, (list, tuple, dict)):
+                _replace_kept(vars(parent), name, kept, new)
+
+
+def _replace_kept(owner: dict, name: str, kept: list | tuple | dict, new: Mapping[nn.Module, nn.Module]) -> None:
+    leaves, form = pytree.tree_flatten(kept, is_leaf=lambda leaf: isinstance(leaf, nn.Module))
+    if any(isinstance(leaf, nn.Module) and leaf in new for leaf in leaves):
+        leaves = [new.get(leaf, leaf) if isinstance(leaf, nn.Module) else leaf for leaf in leaves]
+        owner[name] = pytree.tree_unflatten(leaves, form)
