@@ -7,9 +7,10 @@ the first ones, and refuses every other step.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -93,12 +94,40 @@ def trace(model: nn.Module, layers: Iterable[str], caller: str) -> fx.Graph:
     parameters = inspect.signature(model.forward).parameters.items()
     defaults = {name: p.default for name, p in parameters if p.default is not inspect.Parameter.empty}
     try:
-        return _Tracer(whole).trace(model, concrete_args=defaults)
+        with untouched(model):
+            return _Tracer(whole).trace(model, concrete_args=defaults)
     except Exception as error:  # a forward is any Python, and may fail on a proxy in any way
         raise ValueError(
             f"{caller}: the forward of {type(model).__name__} cannot be traced, so it is not known which "
             f"channels meet where: {type(error).__name__}: {error}"
         ) from error
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[list[str]]:
+    """A trace runs the forward, which may count its calls or keep what it computes, here a proxy: all modules'
+    attributes, and the values of their buffers, are afterwards what they were. Gives a list, which then names those
+    that were not."""
+    containers = ("_parameters", "_buffers", "_modules")
+    before = {m: (dict(vars(m)), {name: dict(vars(m)[name]) for name in containers}) for m in model.modules()}
+    values = [(name, buffer, buffer._version, buffer.clone()) for name, buffer in model.named_buffers()]
+    changed: list[str] = []
+    try:
+        yield changed
+    finally:
+        for name, buffer, version, value in values:
+            if buffer._version != version:
+                changed.append(name)
+                with torch.no_grad():
+                    buffer.copy_(value)
+        for module, (attributes, held) in before.items():
+            names = {*vars(module), *attributes} - {*containers}
+            changed += [name for name in names if vars(module).get(name, ...) is not attributes.get(name, ...)]
+            vars(module).clear()
+            vars(module).update(attributes)
+            for name, items in held.items():
+                attributes[name].clear()
+                attributes[name].update(items)
 
 
 class _Tracer(fx.Tracer):
@@ -165,7 +194,7 @@ class _Walk:
         if len(given) == 1:
             if node.target in _ELEMENTWISE or (module is not None and _keeps_channels(module, cut[0])):
                 return cut[0]
-            if node.target in _IMAGES and cut[0].dim < -1:
+            if node.target in _IMAGES and cut[0].dim < -_positions(node.target.__name__):
                 return cut[0]
             if node.target in _REDUCTIONS and (value := _reduced(node, cut[0])):
                 return value
@@ -227,7 +256,12 @@ def _keeps_channels(module: nn.Module, x: Channels) -> bool:
     place = f"{kind.__module__.removeprefix('torch.nn.modules.')}.{kind.__name__}"
     if not place.startswith(_MODULES) or isinstance(module, _CHANNELS_APART):
         return False
-    return x.dim < -1 or place.startswith(("activation", "dropout", "linear"))
+    return x.dim < -_positions(kind.__name__) or place.startswith(("activation", "dropout", "linear"))
+
+
+def _positions(name: str) -> int:
+    """Over how many last dimensions pooling, padding and the like of this name work, at least."""
+    return int(name[-2]) if name[-1] == "d" and name[-2].isdigit() else 1
 
 
 def _reduced(node: fx.Node, x: Channels) -> Channels | None:

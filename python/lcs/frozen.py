@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import inspect
 import threading
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from .layers import SubspaceLayer
 from .layers.weights import WEIGHT_LAYERS
 from .level_cache import LevelCache
 from .levels import UNITS, Level, Setting
+from .packed_steps import watched
 from .packing import RUNNING, Choice, Choices, FrozenSlot, Packed, Packer, Shape, Trace, nbytes, pack
 from .planning import columns
 from .quantized import Quantized
@@ -44,8 +47,7 @@ PACKERS: dict[type[Recipe], type[Packer]] = {
 LEVELS = 128  # that are held at most
 NORM = "line_norm"
 _REMEMBERED = 1024  # inputs, and inputs at levels, whose choices are kept
-_SWITCHES = (type(None), bool, int, str, bytes, Enum, torch.dtype, torch.device)  # `if flag is True` of a forward
-_KNOWN = (*_SWITCHES, Tensor, float, complex)
+_SWITCHES = (type(None), bool, int, str, bytes, Enum, torch.dtype, torch.device)  # which a forward may branch on
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,12 @@ class Frozen:
         for index, layer in enumerate(self._layers):
             layer.slot, layer.index = slot, index
             layer.__class__ = self._packer.layers.get(type(layer), type(layer))
-        device = self._layers[0].weight.device.type
+        self._cpu = (device := next(model.parameters()).device.type) == "cpu"
+        self._parameters = inspect.signature(model.forward)
+        values = self._parameters.parameters.values()
+        self._alone = sum(p.default is inspect.Parameter.empty for p in values) == 1  # without a default
         self._fused, self._unfused = _fuse(model, device)
-        self._forwards: dict[tuple, nn.Module] = {}
+        self._forwards: dict[tuple, None] = {}  # inputs for which the fused one is right
         self._last: dict[tuple, None] = {}
         self._contiguous = ""
         self._device = device if torch.amp.is_autocast_available(device) else None
@@ -237,8 +242,8 @@ class Frozen:
             packed = self._packed(level, self._chosen(level, inputs, args, kwargs))
             if inputs in self._last:
                 args, kwargs = _channels_last(args, kwargs)
-            forward = self._forwards.get(inputs, self.model) if fused else self.model
-            output = _run(forward, packed, args, kwargs)
+            drawn = self._drawn(args, kwargs) if fused and inputs in self._forwards else None
+            output = _run(self.model, packed, args, kwargs) if drawn is None else _run(self._fused, packed, *drawn)
         if inputs not in packed.inputs:
             _remember(packed.inputs, inputs, None)
             self._cache.settle()
@@ -269,38 +274,61 @@ class Frozen:
     def _trace(self, level: Level, inputs: tuple, args: tuple, kwargs: dict) -> dict[int, Shape]:
         trace = Trace(pack(self._layers, level, self._packer, ["torch"] * len(self._layers)).tensors)
         with torch.no_grad():
-            expected = _run(self.model, trace, args, kwargs)
+            expected = _run(self.model, trace, *_copied(args, kwargs))
             if self._fused is not None:
                 self._try_fused(inputs, expected, trace, args, kwargs)
-            if self._packer.channels_last and self._layers[0].weight.is_cpu:
+            if self._packer.channels_last and self._cpu:
                 self._try_channels_last(inputs, trace, args, kwargs)
         _remember(self._shapes, inputs, trace.shapes)
         return trace.shapes
 
     def _try_fused(self, inputs: tuple, expected, trace: Trace, args: tuple, kwargs: dict) -> None:
         """Runs the fused forward on such inputs from now on, if it computes what the model itself does."""
-        others = [type(leaf).__name__ for leaf in pytree.tree_leaves((args, kwargs)) if not isinstance(leaf, _KNOWN)]
-        if others:  # whose values `signature` does not tell apart, and a graph holds but one path
-            self._unfused = f"the fused forward is not for arguments of {' and '.join(dict.fromkeys(others))}"
+        if self._drawn(args, kwargs) is None:
+            self._unfused = "the fused forward takes tensors, and no other values than the forward's defaults"
             return
         try:
-            found = _run(self._fused, trace, args, kwargs)
+            forward = functools.partial(nn.Module.__call__, self._fused)  # fx's own prints what goes wrong
+            found = _run(forward, trace, *self._drawn(*_copied(args, kwargs)))
         except Exception as error:  # a graph was drawn from one path through the forward, and may not fit another
             self._unfused = f"the fused forward fails: {type(error).__name__}: {error}"
             return
         if _same(expected, found):
-            _remember(self._forwards, inputs, self._fused)
+            _remember(self._forwards, inputs, None)
         else:
             self._unfused = "the fused forward gives another result"
 
     def _try_channels_last(self, inputs: tuple, trace: Trace, args: tuple, kwargs: dict) -> None:
         """Gives such inputs to the model with channels last from now on, if it takes them."""
         try:
-            _run(self._forwards.get(inputs, self.model), trace, *_channels_last(args, kwargs))
+            args, kwargs = _channels_last(*_copied(args, kwargs))
+            if inputs in self._forwards:
+                _run(self._fused, trace, *self._drawn(args, kwargs))
+            else:
+                _run(self.model, trace, args, kwargs)
         except Exception as error:  # as a view does that fits one layout
             self._contiguous = f"the forward fails on channels last: {type(error).__name__}: {error}"
         else:
             _remember(self._last, inputs, None)
+
+    def _drawn(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """A call's arguments as a graph takes them, which is drawn for tensors and the forward's own defaults; None
+        where there are others."""
+        if self._alone and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+            return args, kwargs
+        try:
+            given = self._parameters.bind(*args, **kwargs).arguments
+        except TypeError:
+            return None  # the model says it better
+        required = []
+        for name, value in given.items():
+            default = self._parameters.parameters[name].default
+            if default is inspect.Parameter.empty:
+                required.append(value)
+            elif value is not default and not (type(value) is type(default) and value == default):
+                return None
+        tensors = all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(required))
+        return (tuple(required), {}) if tensors else None
 
     def _stored(self, layer: SubspaceLayer, level: Level) -> int:
         return self._packer.stored(layer, level) if layer.compressed else _size(layer)
@@ -334,7 +362,7 @@ class FrozenLevel:
 def freeze(subspace: Subspace, *, cache_bytes: int = CACHE_BYTES, strict: bool = False) -> Frozen:
     """`subspace` as it is now, on a copy of its model. See `Frozen`."""
     with torch.inference_mode(False):
-        model = copy.deepcopy(subspace.model)
+        model = copy.deepcopy(subspace.model, _detached(subspace.model))
     for handle, hooks in zip(subspace._hooks, (model._forward_pre_hooks, model._forward_hooks), strict=True):
         hooks.pop(handle.id)
         model._forward_hooks_always_called.pop(handle.id, None)
@@ -344,16 +372,24 @@ def freeze(subspace: Subspace, *, cache_bytes: int = CACHE_BYTES, strict: bool =
     return Frozen(model.requires_grad_(False).eval(), subspace.recipe, cache_bytes=cache_bytes, strict=strict)
 
 
+def _detached(model: nn.Module) -> dict[int, Tensor]:
+    """For a copy: what a forward of training has left on its modules, which torch copies only without its graph."""
+    kept = [value for m in model.modules() for name, value in vars(m).items() if not name.startswith("_")]
+    return {id(t): t.detach() for t in pytree.tree_leaves(kept) if isinstance(t, Tensor) and not t.is_leaf}
+
+
 def _fuse(model: nn.Module, device: str) -> tuple[nn.Module | None, str]:
     if device == "meta":
         return None, "tensors on meta hold no data to compare"
+    if watched(model):
+        return None, "somebody has registered a hook on the model"
     try:
         return fused(model), ""
     except NotTraceable as error:
         return None, str(error)
 
 
-def _run(model: nn.Module, running: Packed | Trace, args: tuple, kwargs: dict):
+def _run(model: Callable, running: Packed | Trace, args: tuple, kwargs: dict):
     token = RUNNING.set(running)
     try:
         return model(*args, **kwargs)
@@ -372,26 +408,45 @@ def _channels_last(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return pytree.tree_map(last, (args, kwargs))
 
 
+def _copied(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """A call's arguments for a run that nobody has asked for, which may change them in place; one that is given twice
+    still is one."""
+    made = {}
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and id(leaf) not in made:
+            made[id(leaf)] = leaf.detach().clone()
+    return pytree.tree_map(lambda leaf: made.get(id(leaf), leaf), (args, kwargs))
+
+
 def _same(a, b) -> bool:
-    """Whether two outputs of a model are the same bits, NaNs included."""
+    """Whether two outputs of a model are the same bits, NaNs included; of what is neither a tensor nor a container or a
+    dataclass of them, whether it is equal."""
     (xs, shape), (ys, other) = pytree.tree_flatten(a), pytree.tree_flatten(b)
-    return shape == other and all(
-        x.dtype == y.dtype and torch.equal(x.nan_to_num(), y.nan_to_num()) and torch.equal(x.isnan(), y.isnan())
-        if isinstance(x, Tensor) and isinstance(y, Tensor)
-        else x is y or x == y
-        for x, y in zip(xs, ys, strict=True)
-    )
+    return shape == other and all(map(_same_leaf, xs, ys))
+
+
+def _same_leaf(x, y) -> bool:
+    if x is y or type(x) is not type(y):
+        return x is y
+    if isinstance(x, Tensor):
+        alike = x.dtype == y.dtype and x.shape == y.shape and torch.equal(x.isnan(), y.isnan())
+        return alike and torch.equal(x.nan_to_num(), y.nan_to_num())
+    return _same(vars(x), vars(y)) if is_dataclass(x) else x == y or (x != x and y != y)
 
 
 def signature(args: tuple, kwargs: dict) -> tuple:
-    """The shapes of all tensors in a call's arguments, hashable; of what a forward may branch on without a trace of it
-    type and value, of anything else its type."""
-    return _shape_of(args) if not kwargs else (_shape_of(args), _shape_of(kwargs))
+    """The shapes of all tensors in a call's arguments, hashable, and which of several are one; of what a forward may
+    branch on without a trace of it type and value, of anything else its type."""
+    shapes = _shape_of(args) if not kwargs else (_shape_of(args), _shape_of(kwargs))
+    if not kwargs and len(args) == 1 and isinstance(args[0], Tensor):
+        return shapes
+    tensors = [id(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    return shapes if len(set(tensors)) == len(tensors) else (shapes, tuple(map(tensors.index, tensors)))
 
 
 def _shape_of(value):
     if isinstance(value, Tensor):
-        return value.shape
+        return value.shape, value.dtype
     if isinstance(value, (tuple, list)):
         return tuple(map(_shape_of, value))
     if isinstance(value, dict):

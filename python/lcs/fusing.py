@@ -9,19 +9,30 @@ result is that of the model within rounding, and otherwise the same bits. Severa
 
 from __future__ import annotations
 
+import inspect
 import operator
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Collection
+from operator import attrgetter
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from .channels import untouched
 from .layers import SubspaceLayer
 from .layers.frozen_norm import NormBehind
 from .layers.frozen_quantized import FrozenQuantizedConv2d
 from .layers.norms import FusedNorm
 from .packed_steps import gather, watched
 from .pooling import max_pool2d
+
+_INPLACE = {
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow),
+    *(operator.imatmul, operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift),
+    *(operator.iconcat, operator.setitem, operator.delitem, setattr),
+}
+_KNOWN = ("torch", "_operator", "math", "builtins", "lcs.")  # whose other functions change nothing in place
 
 
 class NotTraceable(Exception):
@@ -30,10 +41,23 @@ class NotTraceable(Exception):
 
 def fused(model: nn.Module) -> nn.Module:
     """`model` with the same modules and another forward. Raises NotTraceable naming why there is none."""
+    parameters = inspect.signature(model.forward).parameters.items()
+    defaults = {name: p.default for name, p in parameters if p.default is not inspect.Parameter.empty}
+    for name, value in defaults.items():
+        if not isinstance(value, (type(None), bool, int, float, str)):
+            raise NotTraceable(f"its {name} is {value!r} by default, a {type(value).__name__}")
     try:
-        graph = _Tracer().trace(model)
+        with untouched(model) as changed, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a graph is for these defaults alone
+            graph = _Tracer().trace(model, concrete_args=defaults)
+            read = {node.target: attrgetter(node.target)(model) for node in graph.nodes if node.op == "get_attr"}
     except Exception as error:  # a forward is any Python, and may fail on a proxy in any way
         raise NotTraceable(f"{type(error).__name__}: {error}") from error
+    if changed := [name for name in changed if not name.startswith("_tensor_constant")]:
+        raise NotTraceable(f"its forward changes {' and '.join(sorted(changed))}")
+    if any(name.startswith("_tensor_constant") for name in read):
+        raise NotTraceable("its forward makes a tensor, which a graph would hold as it was, at random or not")
+    _drop_defaults(graph, defaults)
     modules = dict(model.named_modules())
     for node in list(graph.nodes):
         _rewrite(graph, node, modules)
@@ -44,8 +68,16 @@ def fused(model: nn.Module) -> nn.Module:
         _keep_codes(graph, node, modules)
     packed = gather(graph, modules, max_pool2d)
     called = {node.target: modules[node.target] for node in graph.nodes if node.target in modules}
-    read = {node.target: operator.attrgetter(node.target)(model) for node in graph.nodes if node.op == "get_attr"}
     return fx.GraphModule(called | read | packed, graph)
+
+
+def _drop_defaults(graph: fx.Graph, defaults: Collection[str]) -> None:
+    """Leaves the parameters that a graph was drawn without, and what checks them, out of it."""
+    for node in [node for node in graph.nodes if node.op == "placeholder"]:
+        if node.args and node.name.rpartition("_")[0] in defaults:
+            for check in [user for reader in node.users for user in (*reader.users, reader)]:
+                graph.erase_node(check)
+            graph.erase_node(node)
 
 
 class _Tracer(fx.Tracer):
@@ -57,9 +89,9 @@ class _Tracer(fx.Tracer):
 
 def _rewrite(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> None:
     step, args = _step(node, modules)
-    if step == "norm":
+    if step == "norm" and _waits(args[0], node, modules):
         _extend(graph, args[0], node, norm=True)
-    elif step == "relu" and _norm(args[0], modules):
+    elif step == "relu" and _norm(args[0], modules) and _waits(args[0], node, modules):
         _extend(graph, args[0], node, relu=True)
     elif step == "relu" and _fresh(args[0], modules):
         before = args[0]
@@ -69,9 +101,9 @@ def _rewrite(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> N
             graph.erase_node(node)
         else:
             _replace(graph, node, torch.relu_, args)
-    elif step == "add" and _norm(args[0], modules) and "residual" not in args[0].kwargs and args[0] is not args[1]:
+    elif step == "add" and _adds(args[0], args[1], node, modules):
         _extend(graph, args[0], node, residual=args[1])
-    elif step == "add" and _norm(args[1], modules) and "residual" not in args[1].kwargs and args[0] is not args[1]:
+    elif step == "add" and _adds(args[1], args[0], node, modules):
         _extend(graph, args[1], node, residual=args[0])
     elif step == "add" and _fresh(args[0], modules) and args[0] is not args[1]:
         _replace(graph, node, add_into, args)
@@ -86,6 +118,8 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, tuple]:
     plain = not node.kwargs or node.kwargs == {"inplace": False}
     if node.op == "call_module":
         module = modules[node.target]
+        if node.kwargs:
+            return "", ()
         if type(module) is nn.ReLU and not watched(module):
             return "relu", node.args
         if not watched(module) and any(
@@ -128,6 +162,35 @@ def _norm(node: object, modules: dict[str, nn.Module]) -> bool:
     return _fresh(node, modules) and isinstance(_called(node, modules), taking) and "relu" not in node.kwargs
 
 
+def _adds(taking: fx.Node, other: fx.Node, node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a sum, `node`, can be a part of `taking`."""
+    free = taking is not other and _norm(taking, modules) and "residual" not in taking.kwargs
+    return free and _waits(taking, node, modules)
+
+
+def _waits(taking: fx.Node, node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether `taking` gives the same at the later place of `node`: nothing in between may change what it reads."""
+    between = taking.next
+    while between is not node:
+        if _mutates(between, modules):
+            return False
+        between = between.next
+    return True
+
+
+def _mutates(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a step may change a tensor in place that others read: all that are not known not to."""
+    if node.op in ("get_attr", "placeholder") or (node.args and _fresh(node.args[0], modules)):
+        return False
+    if node.op == "call_module":
+        return watched(modules[node.target]) or bool(getattr(modules[node.target], "inplace", False))
+    name = node.target if isinstance(node.target, str) else node.target.__name__
+    switched = any(option is True for option in (*node.args[1:], node.kwargs.get("inplace")))
+    if name.endswith("_") or switched or "out" in node.kwargs or node.target in _INPLACE:
+        return True
+    return node.op == "call_function" and not (node.target.__module__ or "torch").startswith(_KNOWN)
+
+
 def _norm_behind(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> None:
     """Lets a convolution do the norm that alone reads its result."""
     norm = _called(node, modules)
@@ -135,7 +198,8 @@ def _norm_behind(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) 
     if not _fresh(before, modules) or not isinstance(_called(before, modules), NormBehind):
         return
     layer = _called(before, modules)
-    if before not in node.kwargs.values() and _once(graph, layer, modules) and _once(graph, norm, modules):
+    once = _once(graph, layer, modules) and _once(graph, norm, modules)
+    if before not in node.kwargs.values() and once and _waits(before, node, modules):
         layer.__dict__["behind"] = norm  # not as a module of it
         with graph.inserting_before(node):
             new = graph.call_module(before.target, before.args, {**node.kwargs, "normed": True})

@@ -301,7 +301,7 @@ def test_errors(sparse, call, error, words):
 def test_a_sparse_layer_takes_its_own_dtype_alone(sparse):
     fast = small(nn.Linear(4, 4)).freeze()
     fast(torch.ones(1, 4), density=0.5)
-    with pytest.raises(RuntimeError, match="torch.float64, its weights are torch.float32"):
+    with pytest.raises(RuntimeError, match="must have the same dtype"):
         fast(torch.ones(1, 4).double(), density=0.5)
 
 
@@ -420,3 +420,9 @@ def test_images_get_channels_last_where_the_model_takes_them(viewed):
     assert ("view" in fast.counters.contiguous) == viewed
     if not viewed:
         assert not fast.counters.contiguous and fast(x, width=0.5).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_first_layer_without_weights():
+    model = nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.Conv2d(3, 4, 3), nn.Flatten())
+    fast = lcs.convert(model, lcs.Unstructured()).freeze()
+    assert fast(torch.randn(2, 3, 8, 8), density=0.5).shape == (2, 144)
