@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 from torch._dynamo import maybe_mark_dynamic
+from torch.utils import _pytree as pytree
 
 from .layers import SubspaceLayer
 from .layers.weights import WEIGHT_LAYERS
@@ -69,12 +70,17 @@ class Slot:
         self.recipe = recipe
         self.level: Level | None = None
         self.running: Snapshot | None = None  # of the forward in progress
+        self.replay: Replay | None = None  # of the forward in progress, or the one whose backward pass is
         self.made: tuple[Hashable, Snapshot] | None = None  # the last one made without gradient, and what it depends on
 
     def tensors(self, layer: SubspaceLayer) -> Tensors:
         """For a layer called outside the model's forward (a part of the model alone) they are made for it alone."""
         if self.running is not None:
+            if self.replay is not None and not torch.is_grad_enabled():
+                self.replay.alone.add(layer.index)
             return self.running[layer.index]
+        if self.replay is not None and torch._C._current_graph_task_id() != -1:
+            return self.replay.tensors(layer)
         return make([layer], self.needed(), self.recipe)[0]
 
     def needed(self) -> Level:
@@ -83,7 +89,28 @@ class Slot:
         return self.level
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"running": None, "made": None}
+        return self.__dict__ | {"running": None, "replay": None, "made": None}
+
+
+class Replay:
+    """What a forward with gradient read: its backward pass may run parts of it again (activation checkpointing)."""
+
+    def __init__(self, slot: Slot, snapshot: Snapshot) -> None:
+        self.slot, self.snapshot, self.level = slot, snapshot, slot.needed()
+        self.alone: set[int] = set()  # layers run without gradient, of which each is then differentiated by itself
+
+    def tensors(self, layer: SubspaceLayer) -> Tensors:
+        if layer.index in self.alone:
+            return make([layer], self.level, self.slot.recipe)[0]
+        return self.snapshot[layer.index]
+
+    def begin(self, grad: Tensor) -> None:
+        """The backward pass has come to an output of the forward."""
+        self.slot.replay = self
+        torch.autograd.Variable._execution_engine.queue_callback(self.end)
+
+    def end(self) -> None:
+        self.slot.replay = None
 
 
 class Refresh:
@@ -98,6 +125,7 @@ class Refresh:
         if torch.is_grad_enabled():
             slot.made = None  # its memory; training changes the ends anyway
             slot.running = make(self.layers, slot.needed(), slot.recipe)
+            slot.replay = Replay(slot, slot.running)
             return
         key = self._key()
         if slot.made is None or slot.made[0] != key:
@@ -106,7 +134,10 @@ class Refresh:
 
     @torch.compiler.disable
     def after(self, model, args, output) -> None:
-        self.slot.running = None
+        replay, self.slot.running, self.slot.replay = self.slot.replay, None, None
+        for value in pytree.tree_leaves(output) if replay is not None else ():
+            if isinstance(value, Tensor) and value.requires_grad:
+                value.register_hook(replay.begin)
 
     def _key(self) -> Hashable:
         """Everything that tensors made without gradient depend on."""

@@ -77,8 +77,9 @@ class Subspace(nn.Module):
         """A context in which the model runs at `level`, or at density=, bits= or width=, whichever the recipe knows,
         with alpha= as the recipe maps it unless given.
 
-        It may be nested and entered again; leaving it sets the level that was set before. A backward pass that runs
-        parts of the forward again, as activation checkpointing does, must be in it, too.
+        It may be nested and entered again; leaving it sets the level that was set before. Activation checkpointing in
+        the model's forward runs parts of it again at the forward's level; of a part that is called alone, or of the
+        whole, the backward pass must be in the context, too.
         """
         return AtLevel(self._slot, self._resolve(level, setting))
 

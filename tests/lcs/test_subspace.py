@@ -263,6 +263,37 @@ def test_activation_checkpointing_gives_the_same_gradients():
     assert torch.equal(*grads)
 
 
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.first, self.second = (nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)) for _ in range(2))
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        for part in (self.first, self.second):
+            x = part(x) if self.reentrant is None else checkpoint(part, x, use_reentrant=self.reentrant)
+        return x
+
+
+@pytest.mark.parametrize("recipe", [lcs.Unstructured(), lcs.Quantized(), lcs.Structured()], ids=str)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_in_the_forward_give_the_same_gradients(reentrant, recipe):
+    """Of several forwards at different levels, after the levels have been left."""
+    grads = []
+    for way in (None, reentrant):
+        torch.manual_seed(0)
+        subspace = lcs.convert(Checkpointed(way), recipe, init="independent", dense=["second.2"]).eval()
+        x = torch.randn(2, 4).requires_grad_()
+        losses = []
+        for value in (5, 8) if recipe.unit == "bits" else (0.3, 1.0):
+            with subspace.at(**{recipe.unit: value}):
+                losses.append(subspace(x).square().sum())
+        sum(losses).backward()
+        assert subspace._slot.replay is None
+        grads.append([p.grad for p in subspace.parameters()])
+    assert all(torch.allclose(a, b, rtol=2**-20, atol=0) for a, b in zip(*grads, strict=True))
+
+
 @pytest.mark.parametrize("grad", [True, False])
 def test_autocast_makes_and_caches_weights_in_its_dtype(grad, makes):
     subspace, x = subspace_of(), batch()
