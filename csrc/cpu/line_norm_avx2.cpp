@@ -12,6 +12,7 @@ namespace {
 // After the lanes they are written in.
 #include "blend.inl"
 #include "line_norm.inl"
+#include "line_norm_apply.inl"
 }  // namespace
 
 LineNormKernels line_norm_kernels() {

@@ -49,29 +49,22 @@ class Norm {
   const void* at(const void* p, int64_t element) const { return advance(p, element, args_.dtype); }
   void* at(void* p, int64_t element) const { return advance(p, element, args_.dtype); }
 
-  float mean(int64_t group, int64_t c) const { return args_.mean ? args_.mean[c] : args_.means[group]; }
   float rstd(int64_t group, int64_t c) const { return args_.mean ? given_[c] : args_.rstds[group]; }
-  int64_t padded(int64_t groups) const { return groups * in_group_ + kNormRow; }
-  int64_t channel(int64_t group) const { return group % groups() * in_group_; }  // its first
-
-  // Calls body(channel of the lot, group) for the channels of groups [begin, end): in one loop, as groups may have few.
-  template <class Body>
-  void for_channels(int64_t begin, int64_t end, Body body) const {
-    const int64_t channels = (end - begin) * in_group_;
-    for (int64_t k = 0, left = in_group_; k < channels; ++k) {
-      body(k, begin);
-      if (--left == 0) ++begin, left = in_group_;
-    }
+  // Groups from `begin` on, of one sample.
+  NormGroups affine(int64_t begin) const {
+    const int64_t c = begin % groups() * in_group_;
+    return {in_group_, args_.mean ? args_.mean + c : args_.means + begin, args_.mean ? given_ + c : args_.rstds + begin,
+            weight_ + c, bias_ + c};
   }
 
-  // Of the channels of groups [begin, end) of a sample, written to `to`, which has room for two padded vectors.
-  NormLines lines(int64_t begin, int64_t end, float* to) const {
-    float* const scales = to + padded(end - begin);
-    const int64_t c = channel(begin);
-    for_channels(begin, end, [&](int64_t k, int64_t group) {
-      to[k] = mean(group, c + k), scales[k] = rstd(group, c + k) * weight_[c + k];
-    });
-    return {to, scales, bias_ + c};
+  // Of all channels of sample n, written to `to`, which has room for two padded vectors.
+  NormLines lines(int64_t n, float* to) const {
+    for (int64_t g = 0; g < groups(); ++g) {
+      const int64_t group = n * groups() + g, first = g * in_group_;
+      const float mean = args_.mean ? args_.mean[g] : args_.means[group], rstd = this->rstd(group, first);
+      for (int64_t c = first; c < first + in_group_; ++c) to[c] = mean, to[padded_ + c] = rstd * weight_[c];
+    }
+    return {to, to + padded_, bias_};
   }
 
   // Calls body(first sample, the one past the last, parallel): for each alone where they are many, so that what is read
@@ -91,7 +84,8 @@ class Norm {
     const int64_t together = size_ <= kSmall ? std::min(kTogether, kLot / size_) : 1;
     parallel(args_.n * groups(), tasks_of(size_ + kGroup), [&](int64_t begin, int64_t end) {
       for (int64_t next; begin < end; begin = next) {
-        next = std::min({end, begin + together, (begin / groups() + 1) * groups()});
+        next = begin + 1;
+        if (together > 1) next = std::min({end, begin + together, (begin / groups() + 1) * groups()});
         body(begin, next);
       }
     });
@@ -145,10 +139,9 @@ class Forward : Norm {
       run_.moments(at(args_.x, begin * size_), size_, end - begin, args_.dtype, moments);
       for (int64_t i = begin; i < end; ++i) keep(i, moments[i - begin].mean, moments[i - begin].squares);
     }
-    static thread_local Scratch<float> scratch;
     run_.planes({at(args_.x, begin * size_), at(args_.residual, begin * size_), at(args_.y, begin * size_),
                  (end - begin) * in_group_, args_.pixels, args_.relu, args_.dtype},
-                lines(begin, end, scratch.reserve(2 * padded(end - begin))));
+                affine(begin));
   }
 
   // Of samples [from, to).
@@ -197,7 +190,7 @@ class Forward : Norm {
       NormLines lines{};
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = from + i / pieces_, piece = i % pieces_, x = first(n, piece);
-        if (n != made) lines = this->lines(n * groups(), (n + 1) * groups(), table), made = n;
+        if (n != made) lines = this->lines(made = n, table);
         run_.columns({at(args_.x, x), at(args_.residual, x), at(args_.y, x), rows_of(piece), args_.channels, args_.relu,
                       args_.dtype},
                      lines);
@@ -234,34 +227,36 @@ class Backward : Norm {
             args_.dtype};
   }
 
-  // What reaches x through the means and deviations of groups [begin, end) of a sample, for each channel.
-  void slopes(int64_t begin, int64_t end, float* slopes, float* offsets) const {
-    const int64_t c = channel(begin);
-    for (int64_t i = begin, k = 0; i < end; ++i) {
-      double grad = 0, product = 0;
-      for (const int64_t next = k + in_group_; k < next; ++k) {
-        grad += double(weight_[c + k]) * grads_[begin * in_group_ + k];
-        product += double(weight_[c + k]) * products_[begin * in_group_ + k];
-      }
-      const double rstd = this->rstd(i, c + i - begin), share = rstd / double(size_);
-      slopes[i - begin] = args_.mean ? 0 : float(-product * share * rstd);
-      offsets[i - begin] = args_.mean ? 0 : float(-grad * share);
+  struct Slope {
+    float slope, offset;
+  };
+
+  // What reaches x through a group's mean and deviation, with the weights of its channels.
+  Slope slope(int64_t group, const float* weight) const {
+    if (args_.mean) return {0, 0};
+    const int64_t first = group * in_group_;
+    double grad = 0, product = 0;
+    for (int64_t c = 0; c < in_group_; ++c) {
+      grad += double(weight[c]) * grads_[first + c];
+      product += double(weight[c]) * products_[first + c];
     }
-    for (float* const each : {slopes, offsets})  // from groups to channels, in place: the last first
-      for (int64_t k = (end - begin) * in_group_, i = end - begin; i-- > 0;)
-        for (int64_t left = in_group_; left > 0; --left) each[--k] = each[i];
+    const double rstd = args_.rstds[group], share = rstd / double(size_);
+    return {float(-product * share * rstd), float(-grad * share)};
   }
 
   void grad_groups(int64_t begin, int64_t end) {
-    static thread_local Scratch<float> scratch;
-    const int64_t padded = this->padded(end - begin), first = begin * in_group_, c = channel(begin);
-    float *const table = scratch.reserve(4 * padded), *const slope = table + 2 * padded, *const offset = slope + padded;
-    const NormLines lines = this->lines(begin, end, table);
+    float slopes[kTogether], offsets[kTogether];
+    const NormGroups groups = affine(begin);
+    const int64_t first = begin * in_group_;
     const NormGradRows job = this->job(begin * size_, (end - begin) * in_group_, args_.pixels);
-    run_.sums(job, lines, grads_ + first, products_ + first);
-    for_channels(begin, end, [&](int64_t k, int64_t group) { products_[first + k] *= rstd(group, c + k); });
-    slopes(begin, end, slope, offset);
-    run_.grad_planes(job, lines, slope, offset);
+    run_.sums(job, groups, grads_ + first, products_ + first);
+    for (int64_t i = 0, c = 0; i < end - begin; ++i) {
+      const float* const weight = groups.weight + c;
+      for (const int64_t next = c + in_group_; c < next; ++c) products_[first + c] *= groups.rstd[i];
+      const Slope to = slope(begin + i, weight);
+      slopes[i] = to.slope, offsets[i] = to.offset;
+    }
+    run_.grad_planes(job, groups, slopes, offsets);
   }
 
   void sum_pieces(int64_t from, int64_t to, const Parallel& parallel) {
@@ -286,10 +281,13 @@ class Backward : Norm {
   }
 
   void grad_pieces(int64_t from, int64_t to, const Parallel& parallel) {
-    for_pieces(from, to, parallel, [&](int64_t i, const NormGradRows& job, const NormLines& lines, float* room) {
-      const int64_t n = from + i / pieces_;
-      slopes(n * groups(), (n + 1) * groups(), room, room + padded_);
-      run_.grad_columns(job, lines, room, room + padded_);
+    for_pieces(from, to, parallel, [&](int64_t i, const NormGradRows& job, const NormLines& lines, float* slopes) {
+      for (int64_t g = 0; g < groups(); ++g) {
+        const Slope to = slope((from + i / pieces_) * groups() + g, weight_ + g * in_group_);
+        std::fill_n(slopes + g * in_group_, in_group_, to.slope);
+        std::fill_n(slopes + padded_ + g * in_group_, in_group_, to.offset);
+      }
+      run_.grad_columns(job, lines, slopes, slopes + padded_);
     });
   }
 
@@ -302,8 +300,7 @@ class Backward : Norm {
       std::fill_n(room, 4 * padded_, 0.0f);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = from + i / pieces_, piece = i % pieces_;
-        body(i, job(first(n, piece), rows_of(piece), args_.channels), lines(n * groups(), (n + 1) * groups(), room),
-             room + 2 * padded_);
+        body(i, job(first(n, piece), rows_of(piece), args_.channels), lines(n, room), room + 2 * padded_);
       }
     });
   }

@@ -18,9 +18,16 @@ struct NormColumns {
   float *near, *deviation, *square;
 };
 
-// Of each row or column: (x - mean) * scale + shift.
+// Of each column: (x - mean) * scale + shift.
 struct NormLines {
   const float *mean, *scale, *shift;
+};
+
+// Rows are the channels of groups that follow each other: (x - mean) * (rstd * weight) + bias.
+struct NormGroups {
+  int64_t channels;            // of each group
+  const float *mean, *rstd;    // of each group
+  const float *weight, *bias;  // of each row
 };
 
 struct NormRows {
@@ -47,14 +54,15 @@ struct LineNormKernels {
   void (*moments)(const void* x, int64_t n, int64_t groups, DType dtype, NormMoments* to);
   // In one pass; `near` is the mean of the first eighth of the rows.
   void (*column_moments)(const void* x, int64_t rows, int64_t columns, DType dtype, const NormColumns& to);
-  void (*planes)(const NormRows& rows, const NormLines& lines);
+  void (*planes)(const NormRows& rows, const NormGroups& groups);
   void (*columns)(const NormRows& rows, const NormLines& lines);
 
   // Of each row or column: the gradients behind the ReLU, and their products with x - mean.
-  void (*sums)(const NormGradRows& rows, const NormLines& lines, float* grads, float* products);
+  void (*sums)(const NormGradRows& rows, const NormGroups& groups, float* grads, float* products);
   void (*column_sums)(const NormGradRows& rows, const NormLines& lines, float* grads, float* products);
-  // grad_x = grad * scale + (x - mean) * slope + offset, of the gradients behind the ReLU.
-  void (*grad_planes)(const NormGradRows& rows, const NormLines& lines, const float* slope, const float* offset);
+  // grad_x = grad * scale + (x - mean) * slope + offset, of the gradients behind the ReLU; slope and offset of
+  // each group or column.
+  void (*grad_planes)(const NormGradRows& rows, const NormGroups& groups, const float* slope, const float* offset);
   void (*grad_columns)(const NormGradRows& rows, const NormLines& lines, const float* slope, const float* offset);
 };
 
