@@ -40,7 +40,24 @@ class NotTraceable(Exception):
 
 
 def fused(model: nn.Module) -> nn.Module:
-    """`model` with the same modules and another forward. Raises NotTraceable naming why there is none."""
+    """`model` with the same modules and another forward, of the parameters without a default alone. Raises NotTraceable
+    naming why there is none."""
+    graph, read = _drawn(model)
+    modules = dict(model.named_modules())
+    for node in list(graph.nodes):
+        _rewrite(graph, node, modules)
+    for node in list(graph.nodes):
+        _norm_behind(graph, node, modules)
+        _pool_behind(graph, node, modules)
+    for node in graph.nodes:
+        _keep_codes(graph, node, modules)
+    packed = gather(graph, modules, max_pool2d)
+    called = {node.target: modules[node.target] for node in graph.nodes if node.target in modules}
+    return fx.GraphModule(called | read | packed, graph)
+
+
+def _drawn(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """The forward as a graph, for the defaults of its parameters, and the tensors that it reads itself."""
     parameters = inspect.signature(model.forward).parameters.items()
     defaults = {name: p.default for name, p in parameters if p.default is not inspect.Parameter.empty}
     for name, value in defaults.items():
@@ -58,17 +75,7 @@ def fused(model: nn.Module) -> nn.Module:
     if any(name.startswith("_tensor_constant") for name in read):
         raise NotTraceable("its forward makes a tensor, which a graph would hold as it was, at random or not")
     _drop_defaults(graph, defaults)
-    modules = dict(model.named_modules())
-    for node in list(graph.nodes):
-        _rewrite(graph, node, modules)
-    for node in list(graph.nodes):
-        _norm_behind(graph, node, modules)
-        _pool_behind(graph, node, modules)
-    for node in graph.nodes:
-        _keep_codes(graph, node, modules)
-    packed = gather(graph, modules, max_pool2d)
-    called = {node.target: modules[node.target] for node in graph.nodes if node.target in modules}
-    return fx.GraphModule(called | read | packed, graph)
+    return graph, read
 
 
 def _drop_defaults(graph: fx.Graph, defaults: Collection[str]) -> None:
@@ -186,7 +193,7 @@ def _mutates(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         return watched(modules[node.target]) or bool(getattr(modules[node.target], "inplace", False))
     name = node.target if isinstance(node.target, str) else node.target.__name__
     switched = any(option is True for option in (*node.args[1:], node.kwargs.get("inplace")))
-    if name.endswith("_") or switched or "out" in node.kwargs or node.target in _INPLACE:
+    if name.partition(".")[0].endswith("_") or switched or "out" in node.kwargs or node.target in _INPLACE:
         return True
     return node.op == "call_function" and not (node.target.__module__ or "torch").startswith(_KNOWN)
 
