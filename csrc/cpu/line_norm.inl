@@ -131,7 +131,7 @@ struct Sums {
     float a[kSums * kRow], b[kSums * kRow];
     Sums sums;
 #pragma GCC unroll 1
-    for (int k = kSums; whole && k-- > 0;) {  // the first part last, which takes the rest too
+    for (int k = whole ? kSums - 1 : -1; k >= 0; --k) {  // the first part last, which takes the rest too
       sums = Sums();
       for (int64_t i = k * kRow; i < whole; i += kSums * kRow) step(sums, i, Whole{});
       put(a + k * kRow, sums.a), put(b + k * kRow, sums.b);
