@@ -9,14 +9,14 @@ import inspect
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
-from enum import Enum
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .arguments import channels_last, copied, same, signature
 from .fusing import NotTraceable, fused
 from .layers import SubspaceLayer
 from .layers.weights import WEIGHT_LAYERS
@@ -47,7 +47,6 @@ PACKERS: dict[type[Recipe], type[Packer]] = {
 LEVELS = 128  # that are held at most
 NORM = "line_norm"
 _REMEMBERED = 1024  # inputs, and inputs at levels, whose choices are kept
-_SWITCHES = (type(None), bool, int, str, bytes, Enum, torch.dtype, torch.device)  # which a forward may branch on
 
 
 @dataclass(frozen=True)
@@ -241,7 +240,7 @@ class Frozen:
             inputs = signature(args, kwargs)
             packed = self._packed(level, self._chosen(level, inputs, args, kwargs))
             if inputs in self._last:
-                args, kwargs = _channels_last(args, kwargs)
+                args, kwargs = channels_last(args, kwargs)
             drawn = self._drawn(args, kwargs) if fused and inputs in self._forwards else None
             output = _run(self.model, packed, args, kwargs) if drawn is None else _run(self._fused, packed, *drawn)
         if inputs not in packed.inputs:
@@ -274,7 +273,7 @@ class Frozen:
     def _trace(self, level: Level, inputs: tuple, args: tuple, kwargs: dict) -> dict[int, Shape]:
         trace = Trace(pack(self._layers, level, self._packer, ["torch"] * len(self._layers)).tensors)
         with torch.no_grad():
-            expected = _run(self.model, trace, *_copied(args, kwargs))
+            expected = _run(self.model, trace, *copied(args, kwargs))
             if self._fused is not None:
                 self._try_fused(inputs, expected, trace, args, kwargs)
             if self._packer.channels_last and self._cpu:
@@ -289,11 +288,11 @@ class Frozen:
             return
         try:
             forward = functools.partial(nn.Module.__call__, self._fused)  # fx's own prints what goes wrong
-            found = _run(forward, trace, *self._drawn(*_copied(args, kwargs)))
+            found = _run(forward, trace, *self._drawn(*copied(args, kwargs)))
         except Exception as error:  # a graph was drawn from one path through the forward, and may not fit another
             self._unfused = f"the fused forward fails: {type(error).__name__}: {error}"
             return
-        if _same(expected, found):
+        if same(expected, found):
             _remember(self._forwards, inputs, None)
         else:
             self._unfused = "the fused forward gives another result"
@@ -301,7 +300,7 @@ class Frozen:
     def _try_channels_last(self, inputs: tuple, trace: Trace, args: tuple, kwargs: dict) -> None:
         """Gives such inputs to the model with channels last from now on, if it takes them."""
         try:
-            args, kwargs = _channels_last(*_copied(args, kwargs))
+            args, kwargs = channels_last(*copied(args, kwargs))
             if inputs in self._forwards:
                 _run(self._fused, trace, *self._drawn(args, kwargs))
             else:
@@ -395,63 +394,6 @@ def _run(model: Callable, running: Packed | Trace, args: tuple, kwargs: dict):
         return model(*args, **kwargs)
     finally:
         RUNNING.reset(token)
-
-
-def _channels_last(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """A call's arguments with all images' channels last."""
-
-    def last(value):
-        if isinstance(value, Tensor) and value.dim() == 4:
-            return value.contiguous(memory_format=torch.channels_last)
-        return value
-
-    return pytree.tree_map(last, (args, kwargs))
-
-
-def _copied(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """A call's arguments for a run that nobody has asked for, which may change them in place; one that is given twice
-    still is one."""
-    made = {}
-    for leaf in pytree.tree_leaves((args, kwargs)):
-        if isinstance(leaf, Tensor) and id(leaf) not in made:
-            made[id(leaf)] = leaf.detach().clone()
-    return pytree.tree_map(lambda leaf: made.get(id(leaf), leaf), (args, kwargs))
-
-
-def _same(a, b) -> bool:
-    """Whether two outputs of a model are the same bits, NaNs included; of what is neither a tensor nor a container or a
-    dataclass of them, whether it is equal."""
-    (xs, shape), (ys, other) = pytree.tree_flatten(a), pytree.tree_flatten(b)
-    return shape == other and all(map(_same_leaf, xs, ys))
-
-
-def _same_leaf(x, y) -> bool:
-    if x is y or type(x) is not type(y):
-        return x is y
-    if isinstance(x, Tensor):
-        alike = x.dtype == y.dtype and x.shape == y.shape and torch.equal(x.isnan(), y.isnan())
-        return alike and torch.equal(x.nan_to_num(), y.nan_to_num())
-    return _same(vars(x), vars(y)) if is_dataclass(x) else x == y or (x != x and y != y)
-
-
-def signature(args: tuple, kwargs: dict) -> tuple:
-    """The shapes of all tensors in a call's arguments, hashable, and which of several are one; of what a forward may
-    branch on without a trace of it type and value, of anything else its type."""
-    shapes = _shape_of(args) if not kwargs else (_shape_of(args), _shape_of(kwargs))
-    if not kwargs and len(args) == 1 and isinstance(args[0], Tensor):
-        return shapes
-    tensors = [id(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    return shapes if len(set(tensors)) == len(tensors) else (shapes, tuple(map(tensors.index, tensors)))
-
-
-def _shape_of(value):
-    if isinstance(value, Tensor):
-        return value.shape, value.dtype
-    if isinstance(value, (tuple, list)):
-        return tuple(map(_shape_of, value))
-    if isinstance(value, dict):
-        return tuple((key, _shape_of(item)) for key, item in value.items())
-    return (type(value), value) if isinstance(value, _SWITCHES) else type(value)
 
 
 def _kernel(layer: SubspaceLayer, choice: Choice) -> str:
