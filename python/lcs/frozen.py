@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from . import compiling
 from .arguments import channels_last, copied, same, signature
 from .fusing import NotTraceable, fused
 from .layers import SubspaceLayer
@@ -146,7 +147,7 @@ class Frozen:
         self._dense: Counter[tuple[str, bool]] = Counter()
         self._counting = threading.Lock()
 
-    @torch.compiler.disable
+    @compiling.disabled
     def __call__(self, *args, level: Level | None = None, **kwargs):
         """`model(*args, **kwargs)` at a level, given as to `Subspace.at`.
 
@@ -158,7 +159,7 @@ class Frozen:
         """This network at one level, to be called like a module. It costs nothing and shares all that is stored."""
         return FrozenLevel(self, self._resolve(level, setting))
 
-    @torch.compiler.disable
+    @compiling.disabled
     def prepare(self, *args, level: Level | None = None, **kwargs) -> None:
         """Makes a level ahead of a call with these arguments, where it is not held."""
         level = self._resolve(level, _setting(kwargs))
@@ -349,7 +350,7 @@ class FrozenLevel:
     def __init__(self, frozen: Frozen, level: Level) -> None:
         self.frozen, self.level = frozen, level
 
-    @torch.compiler.disable
+    @compiling.disabled
     def __call__(self, *args, **kwargs):
         """`model(*args, **kwargs)` at this level."""
         return self.frozen._call(self.level, args, kwargs)

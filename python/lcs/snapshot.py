@@ -5,7 +5,6 @@ from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
-from torch._dynamo import maybe_mark_dynamic
 from torch.utils import _pytree as pytree
 
 from .layers import SubspaceLayer
@@ -30,7 +29,7 @@ def make(layers: Sequence[SubspaceLayer], level: Level, recipe: Recipe) -> Snaps
         if recipe.cuts and not layer.takes_ends and (layer.compressed or layer.incoming is not None):
             for tensor in tensors:
                 if isinstance(tensor, Tensor):
-                    maybe_mark_dynamic(tensor, 0)  # else each width would be compiled anew
+                    torch._dynamo.maybe_mark_dynamic(tensor, 0)  # else each width would be compiled anew
     return snapshot
 
 
@@ -114,12 +113,15 @@ class Replay:
 
 
 class Refresh:
-    """The hooks on the model: a snapshot before each forward, none after it."""
+    """The hooks on the model: a snapshot before each forward, none after it.
+
+    torch.compile leaves them alone; torch.compiler.disable would import all of torch._dynamo before the first one.
+    """
 
     def __init__(self, slot: Slot, layers: Sequence[SubspaceLayer]) -> None:
         self.slot, self.layers = slot, layers
 
-    @torch.compiler.disable
+    @torch._disable_dynamo
     def before(self, model, args) -> None:
         slot = self.slot
         if torch.is_grad_enabled():
@@ -132,7 +134,7 @@ class Refresh:
             slot.made = (key, make(self.layers, slot.needed(), slot.recipe))
         slot.running = slot.made[1]
 
-    @torch.compiler.disable
+    @torch._disable_dynamo
     def after(self, model, args, output) -> None:
         replay, self.slot.running, self.slot.replay = self.slot.replay, None, None
         for value in pytree.tree_leaves(output) if replay is not None else ():

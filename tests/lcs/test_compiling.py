@@ -1,0 +1,66 @@
+"""torch.compile around the layer, and that nothing imports it before."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
+
+import lcs
+from lcs import compiling
+
+HEAVY = {"torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "sympy", "triton", "pydantic", "matplotlib"}
+SERVE = """
+import torch, lcs
+from torch import nn
+model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), nn.Conv2d(8, 4, 3))
+fast, x = lcs.convert(model, lcs.{recipe}(), dense=["3"]).freeze(), torch.randn(2, 3, 8, 8)
+with torch.no_grad():
+    fast(x, {level}), fast.at({level})(x), fast.prepare(x, {level})
+"""
+
+
+def imported(code: str) -> set[str]:
+    """Which of the heavy modules are imported after `code`, beside those of torch itself."""
+    code = f"import sys, torch\nbefore = set(sys.modules)\n{code}\nprint(*set(sys.modules) - before)"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import lcs",
+        "import lcs.cli; lcs.cli.main(['--help'])",
+        SERVE.format(recipe="Unstructured", level="density=0.1"),
+        SERVE.format(recipe="Structured", level="width=0.5"),
+        SERVE.format(recipe="Quantized", level="bits=4"),
+    ],
+)
+def test_nothing_heavy_is_imported(code):
+    found = imported(code)
+    assert "lcs.snapshot" in found and not found & HEAVY
+
+
+def test_a_disabled_function_is_not_compiled_for_its_arguments():
+    torch._dynamo.reset()
+    seen = []
+
+    @compiling.disabled
+    def function(x, *, level):
+        """Words."""
+        seen.append(torch.compiler.is_compiling())
+        return (x + level.alpha) * 2
+
+    assert function.__name__ == "function" and function.__doc__ == "Words."
+    counter, x = CompileCounter(), torch.ones(3)
+    fast = torch.compile(lambda x, levels: function(x * 2, level=levels[0]) + 1, backend=counter)
+    frames = []
+    for i in range(40):
+        level = lcs.Level(i / 40)
+        assert torch.equal(fast(x, [level]), (x * 2 + level.alpha) * 2 + 1)
+        frames.append(counters["frames"]["total"])
+    assert not any(seen) and len(seen) == 40
+    assert frames[-1] == frames[3], frames
+    torch._dynamo.reset()
