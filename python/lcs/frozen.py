@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from . import compiling
 from .arguments import channels_last, copied, same, signature
+from .compiled import CompiledForward
 from .fusing import NotTraceable, fused
 from .layers import SubspaceLayer
 from .layers.weights import WEIGHT_LAYERS
@@ -367,8 +368,9 @@ def freeze(subspace: Subspace, *, cache_bytes: int = CACHE_BYTES, strict: bool =
         hooks.pop(handle.id)
         model._forward_hooks_always_called.pop(handle.id, None)
     for module in model.modules():
-        if hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable"):
-            del module.forward  # `Subspace.compile`: it would run the original model
+        forward = module.__dict__.get("forward")
+        if isinstance(forward, CompiledForward) or hasattr(forward, "_torchdynamo_orig_callable"):
+            del module.forward  # torch's compiled functions would run the original model
     return Frozen(model.requires_grad_(False).eval(), subspace.recipe, cache_bytes=cache_bytes, strict=strict)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lcs_kernels import cosine_squared
 
+from .compiled import CompiledForward
 from .frozen import CACHE_BYTES, Frozen, freeze
 from .layers import SubspaceLayer
 from .levels import Level, Setting
@@ -25,8 +26,9 @@ class Subspace(nn.Module):
     """What `lcs.convert` returns; `model` is the user's own model, converted in place.
 
     The model runs at the level set by `with subspace.at(...)` or `set_level`. Each forward with gradient makes the
-    weights of the level anew from the stored ends; without gradient they are made once and reused until the level, the
-    autocast dtype or a parameter changes. (torch does not count writes through `.data`: call `set_level` after one.)
+    weights of the level anew from the stored ends; without gradient they are made once and reused until a level is set
+    again, or the autocast dtype or a parameter changes. (torch counts neither writes through `.data` nor the steps of
+    fused optimizers: set the level again after one.)
 
     `state_dict` has the keys of `model.state_dict()`. `load_state_dict`, here and on the model, also takes the
     state_dict of the dense model: both ends of each line are then filled from it.
@@ -56,13 +58,17 @@ class Subspace(nn.Module):
         self.register_state_dict_post_hook(_drop_model_prefix)
         self.register_load_state_dict_pre_hook(_add_model_prefix)
 
+    def _apply(self, *args, **kwargs):
+        self._slot.made = None  # another dtype and the one of before may end in the same memory
+        return super()._apply(*args, **kwargs)
+
     def forward(self, *args, **kwargs):
         """`model(*args, **kwargs)` at the level that is set."""
         return self.model(*args, **kwargs)
 
     def compile(self, **options) -> None:
         """torch.compile, with its options, of the model's forward; in place."""
-        self.model.forward = torch.compile(self.model.forward, **options)
+        self.model.forward = CompiledForward(self.model.forward, options)
 
     @property
     def level(self) -> Level | None:
@@ -146,7 +152,7 @@ class AtLevel:
 
     def __enter__(self) -> Level:
         self._before.append(self._slot.level)
-        self._slot.level, self._slot.running = self._level, None
+        self._slot.level, self._slot.running, self._slot.made = self._level, None, None
         return self._level
 
     def __exit__(
@@ -156,10 +162,14 @@ class AtLevel:
 
 
 def _drop_model_prefix(subspace: nn.Module, state_dict: dict, prefix: str, local_metadata: dict) -> None:
-    for key in [key for key in state_dict if key.startswith(f"{prefix}model.")]:
-        state_dict[prefix + key.removeprefix(f"{prefix}model.")] = state_dict.pop(key)
+    _rename(state_dict, f"{prefix}model.", prefix)
 
 
 def _add_model_prefix(subspace: nn.Module, state_dict: dict, prefix: str, *args) -> None:
-    for key in [key for key in state_dict if key.startswith(prefix)]:
-        state_dict[f"{prefix}model.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+    _rename(state_dict, prefix, f"{prefix}model.")
+
+
+def _rename(state_dict: dict, before: str, after: str) -> None:
+    """The start of all keys that begin with `before`: together, as a model may have a part of its own named model."""
+    renamed = {after + key.removeprefix(before): key for key in state_dict if key.startswith(before)}
+    state_dict.update({new: state_dict.pop(old) for new, old in renamed.items()})

@@ -1,5 +1,6 @@
 import copy
 import importlib
+import pickle
 
 import pytest
 import torch
@@ -149,11 +150,8 @@ def test_without_gradient_weights_are_made_once_per_level_and_parameters(makes):
         subspace.to(torch.float64)
         wide = subspace(x.double())
         assert len(makes) == 3
-    with torch.no_grad(), subspace.at(density=0.5):
-        subspace(x.double())
-        assert len(makes) == 3
     with torch.inference_mode(), subspace.at(density=0.6):
-        subspace(x.double())
+        subspace(x.double()), subspace(x.double())
         assert len(makes) == 4
     fresh = subspace_of()
     with torch.no_grad(), fresh.at(density=0.5):
@@ -161,14 +159,37 @@ def test_without_gradient_weights_are_made_once_per_level_and_parameters(makes):
         assert torch.equal(fresh(x), y) and torch.equal(fresh.to(torch.float64)(x.double()), wide)
 
 
-def test_set_level_makes_the_weights_anew_after_a_write_that_torch_does_not_count(makes):
+@pytest.mark.parametrize("way", ["set_level", "at"])
+@pytest.mark.parametrize("write", ["data", "fused"])
+def test_a_level_set_again_makes_the_weights_anew_after_a_write_that_torch_does_not_count(way, write):
     subspace, x = subspace_of(), batch()
+
+    def run(subspace=subspace):
+        if way == "at":
+            return at(subspace, 0.5, lambda: subspace(x))
+        subspace.set_level(density=0.5)
+        return subspace(x)
+
+    optimizer = torch.optim.SGD(subspace.parameters(), lr=1.0, fused=True)
+    run().square().sum().backward()
     with torch.no_grad():
-        subspace.set_level(density=0.5)
+        y = run()
+        if write == "data":
+            for p in subspace.parameters():
+                p.data.copy_(p - p.grad)
+        else:
+            optimizer.step()
+        moved = run()
+        assert not torch.equal(moved, y) and torch.equal(moved, run(copy.deepcopy(subspace)))
+
+
+def test_a_dtype_and_back_which_may_end_in_the_same_memory_makes_the_weights_anew():
+    subspace, x = subspace_of(), batch()
+    subspace.set_level(density=0.5)
+    with torch.no_grad():
         y = subspace(x)
-        subspace.model.head.weight.data.mul_(3)
-        subspace.set_level(density=0.5)
-        assert not torch.equal(subspace(x), y) and len(makes) == 2
+        subspace.bfloat16().float()
+        assert subspace._slot.made is None and not torch.equal(subspace(x), y)
 
 
 def test_parameters_made_in_inference_mode_have_no_versions_and_are_read_at_every_forward():
@@ -366,6 +387,24 @@ def test_state_dict_has_the_models_keys_and_loads_exactly():
         assert all(torch.equal(value, target.state_dict()[name]) for name, value in state.items())
 
 
+@pytest.mark.parametrize("first", ["model", "head"])
+def test_state_dict_of_a_model_with_a_part_named_model(first):
+    parts = {"model": nn.Sequential(nn.Linear(4, 4)), "head": nn.Linear(4, 4)}
+    parts["model"].add_module("head", nn.Linear(4, 4))
+    inner = nn.Module()
+    for name in sorted(parts, key=first.__eq__, reverse=True):
+        inner.add_module(name, parts[name])
+    state = {name: tensor.clone() for name, tensor in inner.state_dict().items()}
+    subspace = lcs.convert(inner, lcs.Unstructured(line=False))
+    found = subspace.state_dict()
+    assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
+    with torch.no_grad():
+        for p in subspace.parameters():
+            p.zero_()
+    subspace.load_state_dict(state)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in subspace.model.state_dict().items())
+
+
 def test_state_dict_inside_another_module():
     source, target = (nn.Sequential(subspace_of(seed=seed)) for seed in (0, 1))
     state = source.state_dict()
@@ -434,6 +473,21 @@ def test_compiled_any_number_of_levels_is_one_graph_with_gradient_and_one_withou
             if grad and i % 50 == 0:
                 y.sum().backward()
     assert counter.frame_count == 2
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda subspace: pickle.loads(pickle.dumps(subspace))])
+def test_a_copy_of_a_compiled_subspace_runs_its_own_parameters(copied):
+    torch._dynamo.reset()
+    subspace, x = subspace_of(), batch()
+    subspace.compile(backend="eager")
+    y = at(subspace, 0.5, lambda: subspace(x))
+    twin = copied(subspace)
+    with torch.no_grad():
+        for p in subspace.parameters():
+            p.zero_()
+    assert torch.equal(at(twin, 0.5, lambda: twin(x)), y) and not at(subspace, 0.5, lambda: subspace(x)).any()
+    assert type(twin.model.forward) is type(subspace.model.forward)
     torch._dynamo.reset()
 
 
