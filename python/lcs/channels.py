@@ -91,11 +91,9 @@ def incoming(model: nn.Module, converted: Mapping[str, bool]) -> dict[str, Chann
 def trace(model: nn.Module, layers: Iterable[str], caller: str) -> fx.Graph:
     """The forward of `model`, in which the modules named `layers` stay whole. Raises ValueError naming `caller`."""
     whole = {model.get_submodule(name) for name in layers}
-    parameters = inspect.signature(model.forward).parameters.items()
-    defaults = {name: p.default for name, p in parameters if p.default is not inspect.Parameter.empty}
     try:
         with untouched(model):
-            return _Tracer(whole).trace(model, concrete_args=defaults)
+            return _Tracer(whole).trace(model, concrete_args=defaults_of(model))
     except Exception as error:  # a forward is any Python, and may fail on a proxy in any way
         raise ValueError(
             f"{caller}: the forward of {type(model).__name__} cannot be traced, so it is not known which "
@@ -103,17 +101,24 @@ def trace(model: nn.Module, layers: Iterable[str], caller: str) -> fx.Graph:
         ) from error
 
 
+def defaults_of(model: nn.Module) -> dict[str, object]:
+    """The parameters of its forward that have a default, with it."""
+    parameters = inspect.signature(model.forward).parameters.items()
+    return {name: p.default for name, p in parameters if p.default is not inspect.Parameter.empty}
+
+
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[list[str]]:
     """A trace runs the forward, which may count its calls or keep what it computes, here a proxy: all modules'
-    attributes, and the values of their buffers, are afterwards what they were. Gives a list, which then names those
-    that were not."""
+    attributes, and the values of their buffers, are afterwards what they were, and so is torch's generator on the CPU.
+    Gives a list, which then names those that were not."""
     containers = ("_parameters", "_buffers", "_modules")
     before = {m: (dict(vars(m)), {name: dict(vars(m)[name]) for name in containers}) for m in model.modules()}
     values = [(name, buffer, buffer._version, buffer.clone()) for name, buffer in model.named_buffers()]
     changed: list[str] = []
     try:
-        yield changed
+        with torch.random.fork_rng(devices=[]):
+            yield changed
     finally:
         for name, buffer, version, value in values:
             if buffer._version != version:

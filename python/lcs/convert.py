@@ -68,7 +68,8 @@ def convert(
 ) -> Subspace:
     """Makes `model` a compressible subspace, in place: its Linear, Conv1d, Conv2d and norm modules become layers.
 
-    A weight that a forward reads itself, `F.linear(x, self.fc.weight)`, it reads as it is: `exclude` such a layer.
+    A module whose weight a forward reads itself, `F.linear(x, self.fc.weight)`, is left alone where a trace of the
+    model shows it; where the forward cannot be traced, that weight is read as it is: `exclude` such a module.
 
     A pattern is a qualified name, a glob over qualified names, or a module type; it covers what it matches and all
     inside that. Parameters keep their names and identity as the first end; `weight_1` and `bias_1` are the second.

@@ -9,7 +9,6 @@ result is that of the model within rounding, and otherwise the same bits. Severa
 
 from __future__ import annotations
 
-import inspect
 import operator
 import warnings
 from collections.abc import Callable, Collection
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .channels import untouched
+from .channels import defaults_of, untouched
 from .layers import SubspaceLayer
 from .layers.frozen_norm import NormBehind
 from .layers.frozen_quantized import FrozenQuantizedConv2d
@@ -58,8 +57,7 @@ def fused(model: nn.Module) -> nn.Module:
 
 def _drawn(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
     """The forward as a graph, for the defaults of its parameters, and the tensors that it reads itself."""
-    parameters = inspect.signature(model.forward).parameters.items()
-    defaults = {name: p.default for name, p in parameters if p.default is not inspect.Parameter.empty}
+    defaults = defaults_of(model)
     for name, value in defaults.items():
         if not isinstance(value, (type(None), bool, int, float, str)):
             raise NotTraceable(f"its {name} is {value!r} by default, a {type(value).__name__}")

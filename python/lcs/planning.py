@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from torch import nn
@@ -14,6 +14,7 @@ from .layers import SubspaceLayer
 from .layers.norms import without_batch_statistics
 from .layers.support import base_of, is_batch_norm, read_by_parents, refusal
 from .layers.weights import WEIGHT_LAYERS
+from .reading import read_by_forwards
 from .recipe import Recipe
 from .select import Pattern, Patterns, select
 
@@ -71,7 +72,7 @@ class Planner:
     recipe: Recipe
     choice: Choice
     norm: str
-    parents: dict[nn.Module, str] = field(default_factory=dict)
+    readers: Mapping[nn.Module, str]  # of modules whose weights a type of module reads itself
 
     def rows(self) -> tuple[Row, ...]:
         return tuple(self._row(name, module) for name, module in self.model.named_modules() if _concerns(module))
@@ -82,8 +83,8 @@ class Planner:
         return Row(name, type(module).__name__, _weights(module), action, kernel, reason)
 
     def refusal(self, module: nn.Module) -> str | None:
-        if module in self.parents:
-            return f"{self.parents[module]} reads its weight itself"
+        if module in self.readers:
+            return f"{self.readers[module]} reads its weight itself"
         return refusal(module)
 
     def _decide(self, module: nn.Module) -> tuple[Action, str]:
@@ -130,7 +131,7 @@ def make_plan(
     choice = Choice(
         None if included is None else _union(included), _union(select(model, exclude, "exclude")), _union(densed)
     )
-    planner = Planner(model, recipe, choice, norm, read_by_parents(model))
+    planner = Planner(model, recipe, choice, norm, read_by_forwards(model) | read_by_parents(model))
     for argument, found in (("include", included or []), ("dense", densed)):
         _check_convertible(planner, argument, found)
     rows = planner.rows()
