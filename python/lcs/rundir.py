@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +44,49 @@ class RunDirectory:
             raise RunError(f"{self.path}: holds no run (no config.yaml); give the --out directory of lcs train")
         return load_config(self.config_path)
 
-    def prepare(self, config: TrainConfig) -> None:
-        """Makes the directory ready for `config`, before any training.
+    @contextlib.contextmanager
+    def prepared(self, config: TrainConfig) -> Iterator[None]:
+        """Makes the directory ready for `config`, before any training. No other process can train into it meanwhile.
 
-        Raises RunError if it holds a run or other files and neither resume nor overwrite is set, or cannot be written.
+        Raises RunError if one does, if it holds a run or other files and neither resume nor overwrite is set, or if it
+        cannot be written.
         """
+        with contextlib.ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(self._locked())
+                self._prepare(config)
+            except OSError as error:
+                raise RunError(
+                    f"{self.path}: cannot be written: {error.strerror or error}; choose another directory with --out"
+                ) from error
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The lock goes with its process."""
+        handle = os.open(self.path, os.O_RDONLY)
         try:
-            self._check_free(config)
-            if config.overwrite:
-                self._clear()
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            for directory in (self.path, self.checkpoints):
-                checkpoint.sweep(directory)
-            if not self.exists():
-                checkpoint.write_atomic(self.config_path, config.to_yaml().encode())
-            checkpoint.write_atomic(self.environment_path, self._environments(config))
-        except OSError as error:
-            raise RunError(
-                f"{self.path}: cannot be written: {error.strerror or error}; choose another directory with --out"
-            ) from error
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(f"{self.path}: another process trains into it; wait for its end, or stop it") from error
+            except OSError:
+                pass  # a file system without locks
+            yield
+        finally:
+            os.close(handle)
+
+    def _prepare(self, config: TrainConfig) -> None:
+        self._check_free(config)
+        if config.overwrite:
+            self._clear()
+        self.checkpoints.mkdir(exist_ok=True)
+        for directory in (self.path, self.checkpoints):
+            checkpoint.sweep(directory)
+        if not self.exists():
+            checkpoint.write_atomic(self.config_path, config.to_yaml().encode())
+        checkpoint.write_atomic(self.environment_path, self._environments(config))
 
     def _check_free(self, config: TrainConfig) -> None:
         if self.exists():
@@ -68,8 +95,7 @@ class RunDirectory:
             elif not config.resume:
                 raise RunError(f"{self.path}: already holds a run; go on with --resume, replace it with --overwrite")
             return
-        entries = list(self.path.iterdir()) if self.path.exists() else []
-        strangers = [entry for entry in entries if entry != self.checkpoints and entry.suffix != ".tmp"]
+        strangers = [entry for entry in self.path.iterdir() if entry != self.checkpoints and entry.suffix != ".tmp"]
         if strangers or checkpoint.paths(self.checkpoints):
             raise RunError(f"{self.path}: is not empty and holds no run; choose another directory with --out")
 

@@ -7,7 +7,7 @@ import json
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,13 +54,12 @@ def train(config: TrainConfig) -> Path:
         dataset = load_data(config)
         subspace = build(config, dataset)
         directory = RunDirectory(config.out)
-        if accelerator.is_main_process:
-            directory.prepare(config)
-        accelerator.wait_for_everyone()
-        loop = Loop(config, dataset, subspace, accelerator)
-        notices = restore(loop, directory) if config.resume else []
-        Run(loop, directory).finish(notices)
-        accelerator.wait_for_everyone()  # the weights are written
+        with directory.prepared(config) if accelerator.is_main_process else nullcontext():
+            accelerator.wait_for_everyone()
+            loop = Loop(config, dataset, subspace, accelerator)
+            notices = restore(loop, directory) if config.resume else []
+            Run(loop, directory).finish(notices)
+            accelerator.wait_for_everyone()  # the weights are written
     return directory.path
 
 

@@ -190,7 +190,8 @@ def test_outputs_that_cannot_be_written_are_named_before_the_work(
     command, flag, place, reason, tmp_path, tiny, monkeypatch, capsys
 ):
     directory = RunDirectory(tiny().out)
-    directory.prepare(tiny().resolved())
+    with directory.prepared(tiny().resolved()):
+        pass
     (tmp_path / "file").write_text("")
     for module, name in ((evaluate, "evaluate"), (evaluate, "load_run"), (reports, "report")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("worked before it looked"))

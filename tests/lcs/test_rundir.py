@@ -4,10 +4,15 @@ from lcs.config import ConfigError
 from lcs.rundir import Metrics, RunDirectory, RunError
 
 
+def prepare(directory, config):
+    with directory.prepared(config.resolved()):
+        pass
+
+
 @pytest.fixture
 def run(tiny):
     directory = RunDirectory(tiny().out)
-    directory.prepare(tiny().resolved())
+    prepare(directory, tiny())
     directory.weights_path.write_bytes(b"weights")
     return directory
 
@@ -15,7 +20,7 @@ def run(tiny):
 def test_overwriting_leaves_other_files(run, tiny):
     notes = run.path / "notes.txt"
     notes.write_text("words")
-    run.prepare(tiny(overwrite=True, seed=1).resolved())
+    prepare(run, tiny(overwrite=True, seed=1))
     assert notes.read_text() == "words"
     assert not run.weights_path.exists() and run.config().seed == 1
 
@@ -23,7 +28,7 @@ def test_overwriting_leaves_other_files(run, tiny):
 def test_overwriting_removes_nothing_where_the_settings_are_not_a_runs(run, tiny):
     run.config_path.write_text("database: postgres")
     with pytest.raises(ConfigError, match="config.yaml: database: no such setting"):
-        run.prepare(tiny(overwrite=True).resolved())
+        prepare(run, tiny(overwrite=True))
     assert run.config_path.read_text() == "database: postgres" and run.weights_path.read_bytes() == b"weights"
 
 
@@ -39,4 +44,17 @@ def test_damaged_metrics_are_named_and_kept(run, line):
 def test_damaged_environment_is_named(run, tiny):
     run.environment_path.write_text("{")
     with pytest.raises(RunError, match="environment.json: damaged .* remove it and go on with --resume"):
-        run.prepare(tiny(resume=True).resolved())
+        prepare(run, tiny(resume=True))
+
+
+@pytest.mark.parametrize("flag", ["resume", "overwrite"])
+def test_a_directory_that_another_run_writes_is_refused_and_stays(run, tiny, flag):
+    temporary = run.checkpoints / "step-000000003.safetensorsx.tmp"
+    with run.prepared(tiny(resume=True).resolved()):
+        temporary.write_bytes(b"being written")
+        before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+        with pytest.raises(RunError, match="run: another process trains into it; wait for its end, or stop it"):
+            prepare(RunDirectory(run.path), tiny(**{flag: True}))
+        assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+    prepare(run, tiny(**{flag: True}))
+    assert not temporary.exists()
