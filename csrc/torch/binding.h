@@ -77,6 +77,18 @@ inline Tensor empty_strided(torch::headeronly::IntHeaderOnlyArrayRef size,
   return Tensor(made);
 }
 
+// 0-d float32: the nearest value, infinity beyond the largest.
+inline Tensor scalar_tensor(double value) {
+  Tensor made = torch::stable::empty({}, ScalarType::Float);
+  *static_cast<float*>(made.mutable_data_ptr()) = float(value);
+  return made;
+}
+
+// A vector of other strides, or of one value in all places, becomes a copy.
+inline void make_contiguous(std::optional<Tensor>& t) {
+  if (t && !t->is_contiguous()) t = torch::stable::contiguous(*t);
+}
+
 inline Tensor empty_laid_out_as(const Tensor& like) {
   int32_t dtype;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));

@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensor> cosine_squared_cpu(std::vector<Tensor> w0s, std::vect
   Tensor saved = torch::stable::empty({3}, ScalarType::Double);
   auto* p = static_cast<double*>(saved.mutable_data_ptr());
   p[0] = sums.dot, p[1] = sums.norm0, p[2] = sums.norm1;
-  return {torch::stable::full({}, lcs::cosine_squared(sums), ScalarType::Float), saved};
+  return {scalar_tensor(lcs::cosine_squared(sums)), saved};
 }
 
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> cosine_squared_backward_cpu(Tensor grad, std::vector<Tensor> w0s,

@@ -1,4 +1,7 @@
 #pragma once
+#include <algorithm>
+#include <cstdint>
+
 #include "binding.h"
 #include "lcs/images.h"
 
@@ -34,8 +37,11 @@ inline Axis axis(const char* op, const std::vector<int64_t>& stride, const std::
                  const std::vector<int64_t>& dilation, int64_t kernel, size_t d) {
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, op,
                   ": stride, padding and dilation must hold 2 numbers each");
-  STD_TORCH_CHECK(stride[d] >= 1 && padding[d] >= 0 && dilation[d] >= 1, op, ": stride ", stride[d], ", padding ",
-                  padding[d], " or dilation ", dilation[d], " is out of range");
+  constexpr int64_t kMost = INT32_MAX;  // so that no coordinate overflows
+  STD_TORCH_CHECK(kernel >= 1 && kernel <= kMost, op, ": a kernel of ", kernel, " is out of range");
+  STD_TORCH_CHECK(
+      stride[d] >= 1 && padding[d] >= 0 && dilation[d] >= 1 && std::max({stride[d], padding[d], dilation[d]}) <= kMost,
+      op, ": stride ", stride[d], ", padding ", padding[d], " or dilation ", dilation[d], " is out of range");
   return {stride[d], padding[d], dilation[d], kernel};
 }
 

@@ -9,10 +9,11 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> interpolate_prune_foreach_c
                                                                                    std::vector<Tensor> w1s,
                                                                                    Tensor alpha, Tensor keep,
                                                                                    std::optional<ScalarType> dtype) {
-  STD_TORCH_CHECK(keep.is_cpu() && keep.scalar_type() == ScalarType::Long && keep.dim() <= 1 && keep.is_contiguous(),
-                  kInterpolatePruneForeach, ": keep must be a contiguous int64 CPU tensor, got shape ", shape_of(keep));
+  STD_TORCH_CHECK(keep.is_cpu() && keep.scalar_type() == ScalarType::Long && keep.dim() <= 1, kInterpolatePruneForeach,
+                  ": keep must be an int64 CPU tensor of 0 or 1 dimensions, got shape ", shape_of(keep));
   STD_TORCH_CHECK(keep.dim() == 0 || keep.size(0) == int64_t(w0s.size()), kInterpolatePruneForeach, ": keep has ",
                   keep.numel(), " counts for ", w0s.size(), " layers");
+  keep = torch::stable::contiguous(keep);
   const std::span counts(static_cast<const int64_t*>(keep.const_data_ptr()), size_t(keep.numel()));
   Pruned result = prune(kInterpolatePruneForeach, w0s, w1s, alpha, counts, dtype);
   return {result.w, result.mask_bits};
@@ -23,8 +24,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>, Tensor> interpolate_prune_f
     std::vector<Tensor> mask_bits, bool line, ScalarType dtype) {
   PruneGradients result = prune_backward(kInterpolatePruneForeach, grads, w0s, w1s, alpha, mask_bits, line, dtype);
   return {result.w0, result.w1,
-          w0s.empty() ? torch::stable::empty({0}, ScalarType::Float)
-                      : torch::stable::full({}, result.alpha, ScalarType::Float)};
+          w0s.empty() ? torch::stable::empty({0}, ScalarType::Float) : scalar_tensor(result.alpha)};
 }
 
 }  // namespace

@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor> interpolate_prune_backward_cpu(Tensor grad, s
   PruneGradients result =
       prune_backward(kInterpolatePrune, {grad}, list(w0), list(w1), alpha, {mask_bits}, line, dtype);
   return {result.w0[0], line ? result.w1[0] : torch::stable::empty({0}, dtype),
-          w0 ? torch::stable::full({}, result.alpha, ScalarType::Float) : torch::stable::empty({0}, ScalarType::Float)};
+          w0 ? scalar_tensor(result.alpha) : torch::stable::empty({0}, ScalarType::Float)};
 }
 
 }  // namespace

@@ -59,8 +59,7 @@ std::tuple<Tensor, Tensor, Tensor> interpolate_quantize_backward_cpu(Tensor grad
                                        dtype_of(dtype, kInterpolateQuantize, "dtype"),
                                        dtype_of(type, kInterpolateQuantize, "grad")},
                                       parallel);
-  return {grad_w0, grad_w1,
-          w0 ? torch::stable::full({}, grad_alpha, ScalarType::Float) : torch::stable::empty({0}, ScalarType::Float)};
+  return {grad_w0, grad_w1, w0 ? scalar_tensor(grad_alpha) : torch::stable::empty({0}, ScalarType::Float)};
 }
 
 }  // namespace

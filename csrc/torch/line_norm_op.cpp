@@ -127,6 +127,7 @@ std::tuple<Tensor, Tensor> line_norm_cpu(Tensor x, std::optional<Tensor> weight0
                                          std::optional<Tensor> alpha, std::optional<Tensor> mean,
                                          std::optional<Tensor> var, std::optional<Tensor> residual, int64_t groups,
                                          double eps, bool relu) {
+  for (auto* vector : {&weight0, &weight1, &bias0, &bias1, &mean, &var}) make_contiguous(*vector);
   bool last;
   const Tensor input = checked_input(x, last);
   const LineVectors line{weight0, weight1, bias0, bias1, alpha};
@@ -152,6 +153,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> line_norm_backward_cp
     Tensor grad, Tensor x, std::optional<Tensor> weight0, std::optional<Tensor> weight1, std::optional<Tensor> bias0,
     std::optional<Tensor> bias1, std::optional<Tensor> alpha, std::optional<Tensor> mean, std::optional<Tensor> var,
     Tensor statistics, int64_t groups, double eps, bool relu) {
+  for (auto* vector : {&weight0, &weight1, &bias0, &bias1, &mean, &var}) make_contiguous(*vector);
   bool last;
   const Tensor input = checked_input(x, last);
   const LineVectors line{weight0, weight1, bias0, bias1, alpha};

@@ -15,14 +15,17 @@ Tensor packed_conv2d_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_poi
                          std::optional<Tensor> low, std::optional<Tensor> high, int64_t x_bits, bool relu, bool exact,
                          std::vector<Tensor> prepack, std::optional<Tensor> residual, std::optional<Tensor> y_low,
                          std::optional<Tensor> y_high, int64_t y_bits) {
+  make_contiguous(bias);
   STD_TORCH_CHECK(x.dim() == 4 && weight_shape.size() == 4, kPackedConv2d, ": x must be (n, c, h, w), got shape ",
                   shape_of(x));
+  STD_TORCH_CHECK(weight_shape[2] >= 1 && weight_shape[3] >= 1, kPackedConv2d, ": a kernel of ", weight_shape[2], " x ",
+                  weight_shape[3], " has no taps");
+  const lcs::Axis vertical = axis(kPackedConv2d, stride, padding, dilation, weight_shape[2], 0),
+                  horizontal = axis(kPackedConv2d, stride, padding, dilation, weight_shape[3], 1);
   const int64_t out = weight_shape[0], taps = weight_shape[2] * weight_shape[3], columns = weight_shape[1] * taps;
   STD_TORCH_CHECK(groups >= 1 && x.size(1) == groups * weight_shape[1] && out % groups == 0, kPackedConv2d, ": x has ",
                   x.size(1), " channels, a weight of ", out, " x ", weight_shape[1], " in ", groups, " groups takes ",
                   groups * weight_shape[1]);
-  STD_TORCH_CHECK(weight_shape[2] >= 1 && weight_shape[3] >= 1, kPackedConv2d, ": a kernel of ", weight_shape[2], " x ",
-                  weight_shape[3], " has no taps");
   STD_TORCH_CHECK(low.has_value() == high.has_value(), kPackedConv2d, ": give both ends of x's range, or none");
   STD_TORCH_CHECK(y_low.has_value() == y_high.has_value(), kPackedConv2d, ": give both ends of y's range, or none");
   const bool x_codes = x.scalar_type() == ScalarType::Char, codes = x_codes || y_low;
@@ -34,8 +37,6 @@ Tensor packed_conv2d_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_poi
   const Nested weight = nested(kPackedConv2d, planes, scales, zero_points,
                                {out, columns, std::max<int64_t>(columns, 1), taps, groups, joined}, prepack);
   const lcs::DType dtype = x_codes ? lcs::DType::float32 : activation_dtype(kPackedConv2d, x);
-  const lcs::Axis vertical = axis(kPackedConv2d, stride, padding, dilation, weight_shape[2], 0),
-                  horizontal = axis(kPackedConv2d, stride, padding, dilation, weight_shape[3], 1);
   const bool x_last = x_codes || wants_channels_last(x), last = codes || x_last;
   const Tensor input = x_last && is_channels_last(x) ? x
                        : x_last ? torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast)

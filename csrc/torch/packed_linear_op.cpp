@@ -11,6 +11,7 @@ constexpr const char* kPackedLinear = "packed_linear";
 Tensor packed_linear_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_points, int64_t out_features,
                          int64_t group, int64_t bits, std::optional<Tensor> bias, bool relu, bool exact,
                          std::vector<Tensor> prepack) {
+  make_contiguous(bias);
   STD_TORCH_CHECK(x.dim() >= 1, kPackedLinear, ": x must have a last dimension of in_features, got shape ",
                   shape_of(x));
   const int64_t columns = x.size(x.dim() - 1);

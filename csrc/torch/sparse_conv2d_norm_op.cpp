@@ -14,6 +14,7 @@ Tensor sparse_conv2d_norm_cpu(Tensor x, Tensor mask_bits, Tensor values, std::ve
                               std::optional<Tensor> weight0, std::optional<Tensor> weight1, std::optional<Tensor> bias0,
                               std::optional<Tensor> bias1, std::optional<Tensor> alpha, std::optional<Tensor> residual,
                               int64_t norm_groups, double eps, bool relu) {
+  for (auto* vector : {&bias, &weight0, &weight1, &bias0, &bias1}) make_contiguous(*vector);
   SparseConv2dCall conv = sparse_conv2d_call(kSparseConv2dNorm, x, mask_bits, values, weight_shape, bias, stride,
                                              padding, dilation, groups, false, block, prepack);
   NormBehind norm = norm_behind(kSparseConv2dNorm, sizes_of(conv.y), x.scalar_type(), conv.last,

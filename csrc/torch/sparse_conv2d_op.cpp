@@ -11,16 +11,15 @@ SparseConv2dCall sparse_conv2d_call(const char* op, const Tensor& x, const Tenso
                                     const std::vector<int64_t>& dilation, int64_t groups, bool relu, int64_t block,
                                     const std::vector<Tensor>& prepack) {
   STD_TORCH_CHECK(x.dim() == 4 && weight_shape.size() == 4, op, ": x must be (n, c, h, w), got shape ", shape_of(x));
+  const Axis vertical = axis(op, stride, padding, dilation, weight_shape[2], 0),
+             horizontal = axis(op, stride, padding, dilation, weight_shape[3], 1);
   const int64_t out = weight_shape[0], taps = weight_shape[2] * weight_shape[3], columns = weight_shape[1] * taps;
   STD_TORCH_CHECK(groups >= 1 && x.size(1) == groups * weight_shape[1] && out % groups == 0, op, ": x has ", x.size(1),
                   " channels, a weight of ", out, " x ", weight_shape[1], " in ", groups, " groups takes ",
                   groups * weight_shape[1]);
-  STD_TORCH_CHECK(weight_shape[2] >= 1 && weight_shape[3] >= 1 && block % taps == 0, op, ": block ", block,
-                  " is not whole channels of ", taps, " taps");
+  STD_TORCH_CHECK(block % taps == 0, op, ": block ", block, " is not whole channels of ", taps, " taps");
   Prepacked weight = prepacked(op, mask_bits, values, out, columns, block, prepack);
   const DType dtype = activation_dtype(op, x);
-  const Axis vertical = axis(op, stride, padding, dilation, weight_shape[2], 0),
-             horizontal = axis(op, stride, padding, dilation, weight_shape[3], 1);
   const bool last = wants_channels_last(x);
   const Tensor input = last ? x : torch::stable::contiguous(x);
   Tensor y =
@@ -48,6 +47,7 @@ Tensor sparse_conv2d_cpu(Tensor x, Tensor mask_bits, Tensor values, std::vector<
                          std::optional<Tensor> bias, std::vector<int64_t> stride, std::vector<int64_t> padding,
                          std::vector<int64_t> dilation, int64_t groups, bool relu, int64_t block,
                          std::vector<Tensor> prepack) {
+  make_contiguous(bias);
   const SparseConv2dCall call = sparse_conv2d_call("sparse_conv2d", x, mask_bits, values, weight_shape, bias, stride,
                                                    padding, dilation, groups, relu, block, prepack);
   lcs::sparse_conv2d(call.args, parallel);

@@ -9,6 +9,7 @@ constexpr const char* kSparseLinear = "sparse_linear";
 
 Tensor sparse_linear_cpu(Tensor x, Tensor mask_bits, Tensor values, int64_t out_features, std::optional<Tensor> bias,
                          bool relu, int64_t block, std::vector<Tensor> prepack) {
+  make_contiguous(bias);
   STD_TORCH_CHECK(x.dim() >= 1, kSparseLinear, ": x must have a last dimension of in_features, got shape ",
                   shape_of(x));
   const int64_t columns = x.size(x.dim() - 1);

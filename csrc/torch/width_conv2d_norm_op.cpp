@@ -20,7 +20,7 @@ lcs::MaxPoolArgs max_pool(const std::vector<int64_t>& pool, const lcs::Images& x
                         axis(kWidthConv2dNorm, stride, padding, dilation, pool[1], 1),
                         dtype};
   for (const lcs::Axis& a : {args.vertical, args.horizontal})
-    STD_TORCH_CHECK(a.kernel >= 1 && 2 * a.padding <= a.kernel, kWidthConv2dNorm, ": a padding of ", a.padding,
+    STD_TORCH_CHECK(2 * a.padding <= a.kernel, kWidthConv2dNorm, ": a padding of ", a.padding,
                     " is more than half of a window of ", a.kernel);
   return args;
 }
@@ -31,6 +31,7 @@ Tensor width_conv2d_norm_cpu(Tensor x, Tensor weight, int64_t out_channels, std:
                              std::optional<Tensor> weight1, std::optional<Tensor> bias0, std::optional<Tensor> bias1,
                              std::optional<Tensor> alpha, std::optional<Tensor> residual, int64_t norm_groups,
                              double eps, bool relu, std::vector<int64_t> pool) {
+  for (auto* vector : {&bias, &weight0, &weight1, &bias0, &bias1}) make_contiguous(*vector);
   const lcs::DType dtype = activation_dtype(kWidthConv2dNorm, x);
   const WidthConv2dCall call =
       width_conv2d_call(kWidthConv2dNorm, x, weight, out_channels, stride, padding, dilation, groups, packed);

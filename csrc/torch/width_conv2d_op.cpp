@@ -92,6 +92,7 @@ Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::opti
                         std::optional<Tensor> bias, std::vector<int64_t> stride, std::vector<int64_t> padding,
                         std::vector<int64_t> dilation, int64_t groups, bool relu, std::optional<Tensor> packed,
                         std::optional<bool> winograd) {
+  for (auto* vector : {&scale, &bias}) make_contiguous(*vector);
   const lcs::DType dtype = activation_dtype(kWidthConv2d, x);
   const WidthConv2dCall call =
       width_conv2d_call(kWidthConv2d, x, weight, out_channels, stride, padding, dilation, groups, packed);

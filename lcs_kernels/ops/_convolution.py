@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def geometry(op: str, stride, padding, dilation) -> tuple[list[int], list[int], 
 
 
 def _pair(op: str, name: str, value: int | tuple[int, int], least: int) -> list[int]:
-    pair = [value, value] if isinstance(value, int) else list(value) if hasattr(value, "__len__") else []
+    pair = [value, value] if isinstance(value, Integral) else list(value) if hasattr(value, "__len__") else []
     if len(pair) != 2 or min(pair) < least:
         raise ValueError(f"{op}: {name} must be one number or two, {least} or more, got {value}")
     return pair

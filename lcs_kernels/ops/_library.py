@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -22,11 +23,14 @@ def define(schema: str, reference: Callable, fake: Callable) -> torch._ops.OpOve
 
 
 def wants_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd is to see a call: of forward mode, too, which else would take the tangent for 0."""
     if torch.is_grad_enabled():
         for t in tensors:
             if t is not None and t.requires_grad:
                 return True
-    return False
+    if forward_ad._current_level < 0:
+        return False
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def once_differentiable(backward: Callable) -> Callable:

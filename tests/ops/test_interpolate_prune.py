@@ -173,6 +173,15 @@ def test_gradients_reach_ends_and_alpha():
     assert torch.allclose(alpha.grad, mirror[2].grad, rtol=300 * 2**-23, atol=0)
 
 
+def test_alpha_gradient_may_be_beyond_float32():
+    w0, w1, grad = torch.tensor([[-1e20], [1e20], [1e30]]).expand(3, 40)
+    mask_bits = pack_bits(torch.ones(40, dtype=torch.bool))
+    arguments = (grad, w0, w1, torch.tensor(0.3), mask_bits, True, torch.float32)
+    assert BACKWARD(*arguments)[2] == reference_backward(*arguments)[2] == torch.inf
+    arguments = ([grad], [w0], [w1], torch.tensor(0.3), [mask_bits], True, torch.float32)
+    assert torch.ops.lcs.interpolate_prune_foreach_backward(*arguments)[2] == torch.inf
+
+
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
 def test_gradcheck(density):
     torch.manual_seed(8)
@@ -279,7 +288,9 @@ def test_extrapolates_on_request():
 def test_any_whole_number_counts_and_a_density_that_is_none_keeps_nothing():
     w = torch.randn(10)
     assert_same(interpolate_prune(w, None, 0.0, keep=np.int64(3)), interpolate_prune(w, None, 0.0, keep=3))
-    assert not interpolate_prune(w, None, 0.0, torch.tensor(torch.nan)).any()
+    for level in ({"density": torch.tensor(torch.nan)}, {"keep": torch.tensor(-(2**63))}):
+        for dtype in (torch.float32, torch.float64):
+            assert not interpolate_prune(w.to(dtype), None, 0.0, **level).any()
 
 
 def test_meta_tensors_give_shapes():

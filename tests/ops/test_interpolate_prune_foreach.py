@@ -199,3 +199,9 @@ def test_numbers_of_numpy():
         given = value.tolist()
         found, expected = (interpolate_prune_foreach(w0s, None, 0.0, **{name: v}) for v in (value, given))
         assert_all_same(found, expected)
+
+
+def test_counts_of_any_stride():
+    w0s, counts = [torch.randn(4), torch.randn(6)], torch.tensor([1, 9, 2, 9])
+    strided, listed = (interpolate_prune_foreach(w0s, None, 0.0, keep=keep) for keep in (counts[::2], [1, 2]))
+    assert_all_same(strided, listed)

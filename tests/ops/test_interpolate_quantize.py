@@ -176,6 +176,12 @@ def test_alpha_gradient_is_the_same_on_every_instruction_set_and_thread_count():
     assert len(found) == 1
 
 
+def test_alpha_gradient_may_be_beyond_float32():
+    w0, w1, grad = torch.tensor([[-1e20], [1e20], [1e30]]).expand(3, 40)
+    arguments = (grad, w0, w1, torch.tensor(0.3), torch.float32)
+    assert BACKWARD(*arguments)[2] == reference_backward(*arguments)[2] == torch.inf
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("bits", [2, 8])
 def test_gradients_are_those_of_the_blend(bits, dtype):

@@ -285,7 +285,7 @@ WEIGHT = integer_weight((5, 4, 3, 3), 0.5)
         ({"x": torch.ones(4, 6, 6)}, r"x must be \(n, c, h, w\), got shape \(4, 6, 6\)"),
         ({"x": torch.ones(1, 4, 6, 6).half()}, "x must be float32 or bfloat16"),
         ({"x": torch.ones(1, 3, 6, 6)}, "x has 3 channels, a weight of 5 x 4 in 1 groups takes 4"),
-        ({"weight_shape": [5, 4, -1, -1]}, "block 18 is not whole channels of 1 taps"),
+        ({"weight_shape": [5, 4, -1, -1]}, "a kernel of -1 is out of range"),
         ({"weight_shape": [5, 4, 3, 300]}, "is not whole channels of 900 taps"),
         ({"stride": [1]}, "stride, padding and dilation must hold 2 numbers each"),
         ({"stride": [1, 0]}, "stride 0, padding 0 or dilation 1 is out of range"),

@@ -1,0 +1,99 @@
+"""What all ops take, or refuse, alike."""
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+import lcs_kernels as lcs
+from lcs_kernels.formats import NestedWeight, SparseWeight, WidthWeight
+
+OUT = 6
+VECTOR, IMAGES = torch.linspace(-1, 1, 2 * OUT), torch.linspace(-2, 3, 2 * 5 * 6 * 6).view(2, 5, 6, 6)
+FILTERS = torch.linspace(-1, 1, OUT * 5 * 9).view(OUT, 5, 3, 3)
+X, W = IMAGES[:, :, 0, 0], FILTERS[:, :, 0, 0]
+# Each op with a vector of as many numbers as it has output channels.
+WITH_VECTORS = {
+    "sparse_linear": lambda v: lcs.sparse_linear(X, SparseWeight.pack(W), v),
+    "sparse_conv2d": lambda v: lcs.sparse_conv2d(IMAGES, SparseWeight.pack(FILTERS), v),
+    "sparse_conv2d_norm": lambda v: lcs.sparse_conv2d_norm(
+        IMAGES, SparseWeight.pack(FILTERS), (v, v, v, v, 0.3), OUT, bias=v, relu=True
+    ),
+    "packed_linear": lambda v: lcs.packed_linear(X, NestedWeight.pack(W), 4, v),
+    "packed_conv2d": lambda v: lcs.packed_conv2d(IMAGES, NestedWeight.pack(FILTERS), 4, v),
+    "width_conv2d": lambda v: lcs.width_conv2d(IMAGES, FILTERS, 4, v, scale=v),
+    "width_conv2d_norm": lambda v: lcs.width_conv2d_norm(
+        IMAGES, WidthWeight.pack(FILTERS), 4, (v, v, v, v, 0.3), bias=v, relu=True
+    ),
+    "line_norm": lambda v: lcs.line_norm(IMAGES, v, v, v, v, 0.3, 5),
+    "line_norm, given": lambda v: lcs.line_norm(IMAGES, v, None, None, None, None, 5, mean=v, var=v.square()),
+}
+
+
+@pytest.mark.parametrize("op", WITH_VECTORS)
+@pytest.mark.parametrize("vector", [VECTOR[::2], VECTOR[3:4].expand(OUT)], ids=["strided", "expanded"])
+def test_vectors_of_any_strides(isa, vector, op):
+    call = WITH_VECTORS[op]
+    assert torch.equal(call(vector), call(vector.contiguous()))
+
+
+def test_gradients_of_vectors_of_any_strides():
+    gradients = []
+    for view in (lambda v: v[::2], lambda v: v[::2].contiguous()):
+        vector = VECTOR.clone().requires_grad_()
+        for op in ("width_conv2d", "line_norm"):
+            WITH_VECTORS[op](view(vector)).square().sum().backward()
+        gradients.append(vector.grad)
+    assert torch.equal(*gradients) and gradients[0].any()
+
+
+FORWARD = {
+    "interpolate_prune": lambda x: lcs.interpolate_prune(x, None, 0.3, 0.5),
+    "interpolate_prune_foreach": lambda x: lcs.interpolate_prune_foreach([x], None, 0.3, 0.5)[0],
+    "interpolate_quantize": lambda x: lcs.interpolate_quantize(x, None, 0.3, 4),
+    "quantize": lambda x: lcs.quantize(x, -1, 1, 4),
+    "cosine_squared": lambda x: lcs.cosine_squared([x], [x]),
+    "sparse_conv2d": lambda x: lcs.sparse_conv2d(x, SparseWeight.pack(FILTERS)),
+    "packed_conv2d": lambda x: lcs.packed_conv2d(x, NestedWeight.pack(FILTERS), 4),
+    "width_conv2d_norm": lambda x: lcs.width_conv2d_norm(x, WidthWeight.pack(FILTERS), OUT, (None,) * 5),
+    "line_norm": lambda x: lcs.line_norm(x, None, None, None, None, None, 5),
+}
+
+
+@pytest.mark.parametrize("op", FORWARD)
+@pytest.mark.parametrize("grad", [False, True])
+def test_forward_mode_is_refused_and_not_taken_for_a_constant(grad, op):
+    with forward_ad.dual_level(), torch.set_grad_enabled(grad):
+        expected = FORWARD[op](IMAGES)
+        with pytest.raises(NotImplementedError, match="jvp"):
+            FORWARD[op](forward_ad.make_dual(IMAGES, IMAGES))
+    assert torch.equal(FORWARD[op](IMAGES), expected)
+
+
+CONVOLUTIONS = {
+    "sparse_conv2d": lambda w=FILTERS, **how: lcs.sparse_conv2d(IMAGES, SparseWeight.pack(w), **how),
+    "sparse_conv2d_norm": lambda w=FILTERS, **how: lcs.sparse_conv2d_norm(
+        IMAGES, SparseWeight.pack(w), (None,) * 5, OUT, **how
+    ),
+    "packed_conv2d": lambda w=FILTERS, **how: lcs.packed_conv2d(IMAGES, NestedWeight.pack(w), 4, **how),
+    "width_conv2d": lambda w=FILTERS, **how: lcs.width_conv2d(IMAGES, WidthWeight.pack(w), OUT, **how),
+    "width_conv2d_norm": lambda w=FILTERS, **how: lcs.width_conv2d_norm(
+        IMAGES, WidthWeight.pack(w), OUT, (None,) * 5, **how
+    ),
+}
+
+
+@pytest.mark.parametrize("op", CONVOLUTIONS)
+def test_geometry_of_numpys_numbers(op):
+    expected = CONVOLUTIONS[op](stride=(2, 2), padding=(1, 1))
+    assert torch.equal(CONVOLUTIONS[op](stride=np.int64(2), padding=(np.int32(1), np.int64(1))), expected)
+
+
+@pytest.mark.parametrize("op", CONVOLUTIONS)
+def test_kernels_of_no_taps_and_coordinates_beyond_all_integers_are_refused(op):
+    with pytest.raises(ValueError, match="a kernel of 0"):
+        CONVOLUTIONS[op](torch.ones(OUT, 5, 0, 3))
+    with pytest.raises(ValueError, match="does not fit an input of 6"):
+        CONVOLUTIONS[op](torch.ones(OUT, 5, 5, 5), dilation=(1 << 62, 1 << 62))
+    with pytest.raises(RuntimeError, match="padding 2305843009213693952 or dilation 1 is out of range"):
+        CONVOLUTIONS[op](padding=(1 << 61, 1 << 61))
