@@ -22,7 +22,7 @@ def top_mask(w: Tensor, keep: Tensor) -> Tensor:
     n = w.numel()
     order = w.detach().abs().flatten().argsort(stable=True)
     return torch.empty(n, dtype=torch.bool, device=w.device).scatter(
-        0, order, torch.arange(n, device=w.device) >= n - keep
+        0, order, torch.arange(n, device=w.device) >= n - keep.clamp(0, n)
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ def reference(
         centred, rstd = centred - _per_channel(mean, x), (_per_channel(var, x) + eps).rsqrt()
         y, statistics = centred * rstd, x.new_empty(0, dtype=wide)
     else:
-        grouped = centred.reshape(len(x), groups, -1)
+        grouped = centred.reshape(len(x), groups, math.prod(x.shape[1:]) // groups)
         middle = grouped.mean(2, keepdim=True)
         rstd = ((grouped - middle).square().mean(2, keepdim=True) + eps).rsqrt()
         y, statistics = ((grouped - middle) * rstd).view(x.shape), torch.stack([middle, rstd]).squeeze(3).detach()
@@ -44,10 +46,10 @@ def reference_backward(
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     samples, channels = x.shape[:2]
-    size = (samples, groups, channels // groups, -1)
     if mean is not None:
         middle, rstd = _per_channel(mean, x), (_per_channel(var, x) + eps).rsqrt()
     else:
+        size = (samples, groups, channels // groups, math.prod(x.shape[2:]))
         middle, rstd = (
             s[:, :, None].expand(size[:3]).reshape(samples, channels, *[1] * (x.dim() - 2)) for s in statistics
         )

@@ -33,7 +33,7 @@ def reference_unpack(
     planes: Tensor, scales: Tensor, zero_points: Tensor, shape: Sequence[int], group: int, bits: int
 ) -> Tensor:
     """scale * (code * 2^d + (2^d - 1) / 2 - zero_point), d = depth - bits: integers, halved, then one rounding."""
-    codes = codes_of(planes, shape, bits).view(shape[0], -1)
+    codes = codes_of(planes, shape, bits).view(shape[0], math.prod(shape[1:]))
     repeats = min(group, max(codes.shape[1], 1))
     scale, zero = (t.repeat_interleave(repeats, 1)[:, : codes.shape[1]] for t in (scales, zero_points.long()))
     dropped = len(planes) - bits

@@ -202,6 +202,13 @@ def test_given_statistics(isa, shape, dtype, layout):
     assert all(map(torch.equal, found, expected))
 
 
+def test_given_statistics_have_no_groups():
+    x = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    mean, var = torch.randn(5, dtype=torch.float64), torch.rand(5, dtype=torch.float64)
+    line_norm(x, *[None] * 5, 0, mean=mean, var=var).sum().backward()
+    assert torch.equal(x.grad, (var + 1e-5).rsqrt()[:, None].expand(2, 5, 3))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("shape", [((4, 16, 8, 8), 8), ((2, 4, 32, 64), 2), ((3, 32, 2, 2), 16), ((5, 64), 4)], ids=str)
@@ -340,9 +347,10 @@ def test_what_is_not_finite_spoils_its_group_alone(isa, fill):
         assert torch.equal(line_norm(x, *[None] * 5, 4, relu=True).isnan(), y.isnan())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(0, 6, 4, 4), (3, 6, 0, 4), (0, 6)], ids=str)
-def test_nothing_to_norm(isa, shape):
-    x, ends = torch.randn(shape, requires_grad=True), [e.requires_grad_() for e in ends_of(6)]
+def test_nothing_to_norm(isa, shape, dtype):
+    x, ends = torch.randn(shape, dtype=dtype, requires_grad=True), [e.to(dtype).requires_grad_() for e in ends_of(6)]
     y = line_norm(x, *ends, 0.3, 3, relu=True)
     assert y.shape == shape
     y.sum().backward()

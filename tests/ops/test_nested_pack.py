@@ -49,6 +49,11 @@ def test_values(shape, group, rows):
         assert torch.equal(found, reference_values(planes, scales, zeros, shape, group, bits))
 
 
+def test_values_of_no_rows():
+    given = nested_pack(codes(0, 7)), torch.rand(1, 1), codes(1, 1), (0, 7), 7, 4
+    assert nested_unpack(*given).shape == reference_values(*given).shape == (0, 7)
+
+
 @pytest.mark.parametrize(
     ("rows", "columns", "group", "taps", "parts", "joined"),
     [
