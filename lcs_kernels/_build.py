@@ -265,7 +265,10 @@ def _system_includes(folder: str) -> list[Path]:
 
 def job_count() -> int:
     """Compilers to run at once: $MAX_JOBS, else the cores that this process may use."""
-    return int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
+    value = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(f"MAX_JOBS: {value!r} is not a number of compilers, 1 or more")
+    return int(value)
 
 
 def _produce(command: list[str], output: Path, deadline: float | None, text: str = "") -> None:

@@ -5,6 +5,7 @@ Layout: <cache>/jit/<key>/lcs_kernels.so with its .sha256 beside it, <cache>/jit
 
 import hashlib
 import json
+import math
 import os
 import socket
 import stat
@@ -21,6 +22,7 @@ from . import _build
 from .errors import LcsBuildError, LcsUnavailableError
 
 LIBRARY = "lcs_kernels.so"
+LONGEST = 1e6  # seconds, eleven days: the system's waits cannot be told much more
 WITHOUT = {  # a library: what runs in its place, and how to ask for it
     "_C": "set LCS_REFERENCE=1 to run the slow PyTorch reference",
     "_C_cuda": "set LCS_CUDA_BACKEND=triton",
@@ -37,7 +39,12 @@ def to_stderr(line: str) -> None:
 
 def cache_dir() -> Path:
     """$LCS_CACHE, else ~/.cache/lcs-kernels."""
-    return Path(os.environ.get("LCS_CACHE") or Path("~/.cache/lcs-kernels").expanduser())
+    if folder := os.environ.get("LCS_CACHE"):
+        return Path(folder)
+    try:
+        return Path("~/.cache/lcs-kernels").expanduser()
+    except RuntimeError:  # neither HOME nor a known user: the home that container engines give such a one
+        return Path("/.cache/lcs-kernels")
 
 
 def build(progress: Callable[[str], None] = to_stderr, *, csrc: Path | None = None, name: str = "_C") -> Path:
@@ -76,9 +83,12 @@ def build(progress: Callable[[str], None] = to_stderr, *, csrc: Path | None = No
 def _timeout() -> float:
     value = os.environ.get("LCS_JIT_TIMEOUT") or "600"
     try:
-        return float(value)
+        seconds = float(value)
     except ValueError:
-        raise ValueError(f"LCS_JIT_TIMEOUT: {value!r} is not a number of seconds") from None
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise ValueError(f"LCS_JIT_TIMEOUT: {value!r} is not a number of seconds")
+    return min(seconds, LONGEST)
 
 
 def _is_whole(library: Path) -> bool:

@@ -250,10 +250,31 @@ def test_waiting_is_bounded_and_names_the_holder(csrc, cache, monkeypatch):
     assert lines == ["waiting for process 4321 on elsewhere (since noon) to finish a build"]
 
 
-def test_timeout_must_be_a_number(csrc, cache, monkeypatch):
-    monkeypatch.setenv("LCS_JIT_TIMEOUT", "soon")
-    with pytest.raises(ValueError, match="LCS_JIT_TIMEOUT: 'soon'"):
+@pytest.mark.parametrize("value", ["soon", "nan"])
+def test_timeout_must_be_a_number(value, csrc, cache, monkeypatch):
+    monkeypatch.setenv("LCS_JIT_TIMEOUT", value)
+    with pytest.raises(ValueError, match=f"LCS_JIT_TIMEOUT: '{value}'"):
         build(csrc)
+
+
+@pytest.mark.parametrize("value", ["inf", "1e12"])
+def test_timeout_may_be_endless(value, csrc, cache, monkeypatch):
+    monkeypatch.setenv("LCS_JIT_TIMEOUT", value)
+    assert build(csrc)[0].is_file()
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many"])
+def test_number_of_compilers_must_be_one(value, csrc, cache, monkeypatch):
+    monkeypatch.setenv("MAX_JOBS", value)
+    with pytest.raises(ValueError, match=f"MAX_JOBS: '{value}'"):
+        build(csrc)
+
+
+def test_a_user_without_a_home_has_a_cache_folder(monkeypatch):
+    for name in ("HOME", "LCS_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # which raises KeyError, as for an unknown user
+    assert _jit.cache_dir() == Path("/.cache/lcs-kernels")
 
 
 def test_unwritable_cache_falls_to_a_temporary_one(csrc, cache, tmp_path, monkeypatch):
