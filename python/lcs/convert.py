@@ -111,7 +111,7 @@ def convert(
     norms = folded(model, recipe, rows, norm or recipe.norm)
     new = {modules[r.name]: _layer(modules[r.name], r.action, recipe, norm) for r in rows if r.action != "leave"}
     for module, layer in new.items():
-        layer.incoming = inputs.get(module)
+        layer.incoming, layer.traced = inputs.get(module), module in inputs
         if recipe.has_second_end(layer):
             layer.add_second_end()
         recipe.prepare(layer)

@@ -132,7 +132,13 @@ class Structured(Recipe):
     def tensors(self, layer: SubspaceLayer, level: Level, weight: Tensor | None) -> Tensors:
         if weight is None:
             return *self.bake(layer, level, None), *self._statistics(layer, level)
-        return weight, None if layer.bias is None else layer.bias[: len(weight)]
+        bias = None if layer.bias is None else layer.bias[: len(weight)]
+        return (weight, bias, self._arriving(layer, level)) if isinstance(layer, nn.Linear) else (weight, bias)
+
+    def _arriving(self, layer: SubspaceLayer, level: Level) -> Tensor | None:
+        """As long as an input of a linear layer: torch.compile makes one graph for all lengths of a tensor, if it has
+        one dimension, but not for all values of a number."""
+        return layer.weight[0, : self.inputs(layer, layer.in_features, level)] if layer.traced else None
 
     def _statistics(self, layer: SubspaceLayer, level: Level) -> Tensors:
         """Of a batch or instance norm: the mean and the variance that run along with training."""

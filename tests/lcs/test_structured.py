@@ -263,6 +263,19 @@ def test_perturbed_scales_give_the_regulariser_a_gradient():
     assert layer.weight.grad.any()
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (2, 3, 5, 5), (2, 2, 6, 6), (2, 1, 6, 6)])
+@pytest.mark.parametrize("width", [1.0, 0.3])
+def test_an_input_of_another_size_than_the_model_takes_is_refused(shape, width):
+    subspace, x = subspace_of(), torch.randn(shape)
+    frozen = subspace.freeze()
+    for run in (lambda: subspace(x), lambda: frozen(x, width=width)):
+        with (
+            pytest.raises(RuntimeError, match="shapes cannot be multiplied|to have 3 channels"),
+            subspace.at(width=width),
+        ):
+            run()
+
+
 def test_the_plan_tells_whole_outputs_from_cut_ones():
     plan = lcs.plan(Net(nn.BatchNorm2d), lcs.Structured(), dense=["head"])
     assert {row.name: row.action for row in plan.rows} == {

@@ -18,6 +18,7 @@ class SubspaceLayer(nn.Module):
     compressed: bool  # pruned at a level; else kept whole
     takes_ends: bool = False  # its forward blends the ends itself; in a snapshot they are both, and alpha
     incoming: object = None  # lcs.channels.Channels, where a level changes how many channels arrive
+    traced: bool = False  # whether `incoming` is known: None is then that all channels arrive
     slot: object  # lcs.snapshot.Slot
     index: int  # this layer's place in a snapshot
 
@@ -32,7 +33,7 @@ class SubspaceLayer(nn.Module):
     def plain(self, weight: Tensor | None, bias: Tensor | None) -> nn.Module:
         """A module of the original type that holds `weight` and `bias`, in place of the ends."""
         module = self.original.__new__(self.original)
-        own = ("original", "was_batch_norm", "compressed", "incoming", "slot", "index")
+        own = ("original", "was_batch_norm", "compressed", "incoming", "traced", "slot", "index")
         module.__dict__ = {name: value for name, value in self.__dict__.items() if name not in own}
         module._parameters = {"weight": _parameter(weight, self.weight), "bias": _parameter(bias, self.bias)}
         module._buffers = dict(self._buffers)

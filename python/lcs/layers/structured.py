@@ -18,9 +18,11 @@ from .weights import SubspaceConv1d, SubspaceConv2d, SubspaceLinear
 
 
 class StructuredLinear(SubspaceLinear):
+    """It takes as many inputs as arrive at the level: flattened images of another size have others, and do not fit."""
+
     def forward(self, input: Tensor) -> Tensor:
-        weight, bias = self.tensors()
-        return F.linear(input, weight[:, : input.shape[-1]], bias)
+        weight, bias, arriving = self.tensors()
+        return F.linear(input, weight[:, : input.shape[-1] if arriving is None else len(arriving)], bias)
 
 
 class _Convolution(SubspaceLayer):
@@ -30,7 +32,9 @@ class _Convolution(SubspaceLayer):
         return self._run(input, *self.tensors())
 
     def _run(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        inputs, groups, padding = input.shape[1 - weight.dim()], self.groups, self.padding
+        whole = self.traced and self.incoming is None
+        inputs = self.in_channels if whole else input.shape[1 - weight.dim()]
+        groups, padding = self.groups, self.padding
         if groups == 1:
             weight = weight[:, :inputs]
         elif groups == self.in_channels:
