@@ -34,7 +34,8 @@ class CheckpointError(ValueError):
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Puts `data` at `path` so that a crash at any moment leaves the old file or the new one. Raises OSError."""
+    """Puts `data` at `path` so that a crash at any moment leaves the old file or the new one. Raises OSError naming
+    `path`."""
     handle, name = _temporary(path)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -43,8 +44,10 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _sync_directory(path.parent)
 

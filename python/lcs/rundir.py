@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -122,15 +123,27 @@ class Metrics:
         """Opens `path` for lines after `step`, dropping later ones and a torn last one."""
         self.path = path
         checkpoint.write_atomic(path, b"".join(line + b"\n" for line in _lines_up_to(path, step)))
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
+        """Raises RunError where the disk is full."""
+        line = json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n"
+        with self._named():
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def sync(self) -> None:
         """Waits until the disk has every line: before a checkpoint that vouches for them."""
-        os.fsync(self._file.fileno())
+        with self._named():
+            os.fsync(self._file.fileno())
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = f"cannot be written: {error.strerror or error}"
+            raise RunError(f"{self.path}: {reason}; free some space, then go on with --resume") from error
 
     def close(self) -> None:
         self._file.close()

@@ -1,3 +1,7 @@
+import contextlib
+import resource
+import signal
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -24,6 +28,24 @@ def tiny(tmp_path):
         return TrainConfig(**{**settings, **changes})
 
     return make
+
+
+@pytest.fixture
+def full_disk():
+    """A limit in bytes on the size of files makes the kernel refuse a write half way, as a full disk does."""
+
+    @contextlib.contextmanager
+    def limited(size):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return limited
 
 
 @pytest.fixture

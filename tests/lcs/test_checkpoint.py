@@ -1,6 +1,4 @@
 import os
-import resource
-import signal
 
 import pytest
 import safetensors.torch
@@ -115,18 +113,13 @@ def test_none_yet(tmp_path):
     assert checkpoint.load_newest(tmp_path) is None
 
 
-def test_full_disk_keeps_the_checkpoint_before(saved, tensors):
-    """A limit on file size makes the kernel refuse the write half way, as a full disk does."""
+def test_full_disk_keeps_the_checkpoint_before(saved, tensors, full_disk):
     big = {**tensors, "model.weight": torch.zeros(100_000)}
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
-    try:
+    with full_disk(200_000):
         with pytest.raises(CheckpointError, match="step-000000013.safetensors: the checkpoint cannot be written"):
             checkpoint.save(checkpoint.path_for(saved.parent, 13), big, {"step": 13})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+        with pytest.raises(OSError, match="large.json"):
+            checkpoint.write_atomic(saved.parent / "large.json", bytes(300_000))
     assert os.listdir(saved.parent) == [saved.name]
     assert_same(checkpoint.load(saved)[0], tensors)
 

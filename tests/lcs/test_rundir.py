@@ -41,6 +41,20 @@ def test_damaged_metrics_are_named_and_kept(run, line):
     assert run.metrics_path.read_text() == text
 
 
+def test_a_full_disk_names_the_metrics_and_a_torn_line_goes_at_resume(run, full_disk):
+    metrics = Metrics(run.metrics_path, 0)
+    with full_disk(100):
+        metrics.write("train", 1, loss=1.0)
+        with pytest.raises(RunError, match="metrics.jsonl: cannot be written: .*; free some space, then go on with"):
+            for step in (2, 3, 4, 5):
+                metrics.write("train", step, loss=1.0)
+        metrics.close()
+    text = run.metrics_path.read_text()
+    assert len(text) == 100 and not text.endswith("\n")
+    Metrics(run.metrics_path, 9).close()
+    assert run.metrics_path.read_text() == text[: text.rindex("\n") + 1]
+
+
 def test_damaged_environment_is_named(run, tiny):
     run.environment_path.write_text("{")
     with pytest.raises(RunError, match="environment.json: damaged .* remove it and go on with --resume"):
