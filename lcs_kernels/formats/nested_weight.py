@@ -76,6 +76,10 @@ class NestedWeight:
                 f"NestedWeight: scales are {tuple(self.scales.shape)}, zero_points {tuple(self.zero_points.shape)}"
             )
 
+    def __reduce__(self):
+        """A copy derives what the kernels read anew."""
+        return NestedWeight, (self.planes, self.scales, self.zero_points, self.shape, self.group)
+
     @classmethod
     def pack(cls, w: Tensor, per: str = "channel", group: int | None = None) -> NestedWeight:
         """Rounds `w` to 8 bits, affinely, zero being a code of its own.

@@ -55,6 +55,10 @@ class SparseWeight:
                 f"{tuple(self.values.shape)}"
             )
 
+    def __reduce__(self):
+        """A copy derives what the kernels read anew."""
+        return SparseWeight, (self.mask_bits, self.values, self.shape)
+
     @classmethod
     def pack(cls, w: Tensor, mask_bits: Tensor | None = None) -> SparseWeight:
         """Stores the weights of `w` that `mask_bits` names, by default those that are not 0 (NaN is not).

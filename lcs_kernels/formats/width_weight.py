@@ -55,7 +55,7 @@ class WidthWeight:
     """
 
     weight: Tensor
-    _prepacks: list[Tensor] = field(default_factory=list, repr=False)
+    _prepacks: dict[tuple[bool, bool], Tensor] = field(default_factory=dict, repr=False)
     _version: int | None = field(default=None, init=False, repr=False)  # torch's count of writes; None: it keeps none
 
     def __post_init__(self):
@@ -99,7 +99,7 @@ class WidthWeight:
     @property
     def prepacked_nbytes(self) -> int:
         """Bytes of what has been derived for the kernels so far."""
-        return sum(part.nbytes for part in self._prepacks)
+        return sum(part.nbytes for part in list(self._prepacks.values()))
 
     def prepack(self, pairs: bool = False, winograd: bool = False) -> Tensor:
         """The form that the kernels read: float32 (blocks, in_channels / groups * h * w, 16); made once.
@@ -115,18 +115,14 @@ class WidthWeight:
                 "WidthWeight: weight has been changed in place since it was packed, and the kernels read what it was; "
                 "pack it again, or pack(w.clone()) to keep that"
             )
-        shape = self.weight.shape
-        pairs = pairs and self.weight.dtype == torch.bfloat16 and shape[1] >= FEW
+        pairs = pairs and self.weight.dtype == torch.bfloat16 and self.weight.shape[1] >= FEW
         winograd = winograd and winograd_pays(self.weight)
-        dtype = torch.bfloat16 if pairs else torch.float32
-        rows = shape[1] * 16 if winograd else (shape[1] + pairs) // (1 + pairs) * shape[2] * shape[3]
-        for packed in self._prepacks:
-            if packed.dtype == dtype and packed.shape[1] == rows:
-                return packed
-        if compiling:  # a graph that changed the list would be traced anew each time
-            return width_conv2d_pack(self.weight, False, winograd)
+        packed = self._prepacks.get((pairs, winograd))
+        if packed is not None:
+            return packed
+        if compiling:  # a graph that changed the dict would be traced anew each time; floats serve in place of pairs
+            packed = self._prepacks.get((False, winograd))
+            return width_conv2d_pack(self.weight, False, winograd) if packed is None else packed
         if pairs and isa.max_name() not in PAIRS:
             return self.prepack()
-        packed = width_conv2d_pack(self.weight, pairs, winograd)
-        self._prepacks.append(packed)
-        return packed
+        return self._prepacks.setdefault((pairs, winograd), width_conv2d_pack(self.weight, pairs, winograd))

@@ -1,4 +1,6 @@
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -29,6 +31,8 @@ def test_all_widths_together_take_8_bits_and_the_scales():
     assert weight.prepacked_nbytes == 0
     (planes,) = weight.prepack()
     assert weight.prepack()[0] is planes and weight.prepacked_nbytes == planes.nbytes
+    for other in (copy.deepcopy(weight), pickle.loads(pickle.dumps(weight))):
+        assert other.prepacked_nbytes == 0 and torch.equal(other.unpack(5), weight.unpack(5))
 
 
 def test_zero_is_exact_at_8_bits():

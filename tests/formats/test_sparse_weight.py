@@ -1,4 +1,6 @@
+import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -59,6 +61,8 @@ def test_a_prepack_is_made_once_per_block_and_never_saved(dtype):
     assert before == 0 and weight.nbytes == saved
     assert weight.prepacked_nbytes == sum(part.nbytes for block in (5, 6) for part in weight.prepack(block))
     assert SparseWeight(weight.mask_bits, weight.values, weight.shape).prepacked_nbytes == 0
+    for other in (copy.deepcopy(weight), pickle.loads(pickle.dumps(weight))):
+        assert other.prepacked_nbytes == 0 and torch.equal(other.unpack(), weight.unpack())
 
 
 def test_batches_share_few_prepacks():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lcs_kernels import isa, width_conv2d
-from lcs_kernels.formats import WidthWeight
+from lcs_kernels.formats import WidthWeight, width_weight
 from lcs_kernels.formats.width_weight import FEW, MANY, PAIRS, TOO_MANY
 
 
@@ -49,6 +49,26 @@ def test_is_transformed_where_that_pays(dtype, shape):
     many = dtype == torch.float32 and shape[0] < TOO_MANY and shape[1:] == (MANY, 3, 3)
     assert packed.shape == ((shape[0] + 15) // 16, shape[1] * (16 if many else shape[2] * shape[3]), 16)
     assert (weight.prepack() is packed) == (not many)
+
+
+def test_of_what_threads_pack_at_once_one_is_kept(monkeypatch):
+    weight, pack, others = WidthWeight.pack(torch.randn(5, 4, 3, 3)), width_weight.width_conv2d_pack, []
+
+    def overtaken(*arguments):
+        monkeypatch.undo()
+        others.append(weight.prepack())
+        return pack(*arguments)
+
+    monkeypatch.setattr(width_weight, "width_conv2d_pack", overtaken)
+    packed = weight.prepack()
+    assert packed is others[0] and weight.prepacked_nbytes == packed.nbytes
+
+
+def test_compiled_code_reads_the_floats_that_are_there(monkeypatch):
+    weight = WidthWeight.pack(torch.randn(5, FEW, 3, 3).bfloat16())
+    packed = weight.prepack()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert weight.prepack(pairs=True) is packed
 
 
 def test_other_strides_and_dtypes():
