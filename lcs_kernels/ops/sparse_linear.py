@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from lcs_kernels.formats import SparseWeight
 
 
+MANY = 112  # rows of x at once, at most
+
+
 def reference(x, mask_bits, values, out_features, bias, relu, block, prepack):
     """The dense layer in float32 (float64 for float64), rounded once."""
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -62,7 +65,7 @@ def block_for(rows: int, columns: int, density: float) -> int:
     if rows <= 2:
         return min(max(columns, 1), 65536)
     # Few sizes, as each is one more prepack to keep, and one more graph of torch.compile.
-    at_once = 8 if rows <= 8 else 16 if rows <= 16 else 32 if rows <= 32 else 64 if rows <= 64 else 112
+    at_once = 8 if rows <= 8 else 16 if rows <= 16 else 32 if rows <= 32 else 64 if rows <= 64 else MANY
     cached = 40960 // (4 * at_once)
     return min(max(cached, int(max(8, 320 / at_once) / max(density, 1e-6)), 1), 65536)
 
@@ -75,7 +78,8 @@ def takes_tiles(x: Tensor, weight: SparseWeight) -> bool:
     if not x.is_cpu or x.dtype != torch.bfloat16 or weight.values.dtype != torch.bfloat16:
         return False
     if torch.compiler.is_compiling():
-        return weight.has_tiles and x.numel() // max(x.shape[-1], 1) >= costs.TILE_ROWS
+        many = torch.compiler.is_exporting() or x.numel() // max(x.shape[-1], 1) >= costs.TILE_ROWS
+        return weight.has_tiles and many
     return costs.tiles_pay(x.shape, weight.shape, weight.density)
 
 
@@ -107,7 +111,8 @@ def sparse_linear(x: Tensor, weight: SparseWeight, bias: Tensor | None = None, *
 
 def run(x: Tensor, weight: SparseWeight, bias: Tensor | None, relu: bool, tiles: bool) -> Tensor:
     """The checked op, with tiles or without."""
-    rows = x.numel() // max(x.shape[-1], 1)
+    # An exported program is one for all batches, and its block that of many rows.
+    rows = MANY if torch.compiler.is_exporting() else x.numel() // max(x.shape[-1], 1)
     block = block_for(rows, weight.shape[1], weight.density)
     prepack = [] if not x.is_cpu else weight.prepack_tiles() if tiles else weight.prepack(block)
     if wants_grad(x, bias) or x.dtype == torch.float64:

@@ -202,6 +202,21 @@ def test_compiles(grad, warm):
     assert graphs.frame_count <= 2
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_exports_for_any_batch(strict):
+    class Layer(torch.nn.Module):
+        weight = float_weight((5, 7), 0.5)
+
+        def forward(self, x):
+            return sparse_linear(x, self.weight)
+
+    sizes = ({0: torch.export.Dim("n", min=1)},)
+    program = torch.export.export(Layer(), (torch.randn(6, 7),), dynamic_shapes=sizes, strict=strict).module()
+    for rows in (1, 2, 40, 300):
+        x = torch.randn(rows, 7)
+        torch.testing.assert_close(program(x), sparse_linear(x, Layer.weight))
+
+
 def test_meta_tensors_give_shapes():
     y = sparse_linear(torch.ones(2, 3, 7, device="meta"), integer_weight((5, 7)).to("meta"))
     assert y.is_meta and y.shape == (2, 3, 5)
