@@ -58,6 +58,15 @@ class Subspace(nn.Module):
         self.register_state_dict_post_hook(_drop_model_prefix)
         self.register_load_state_dict_pre_hook(_add_model_prefix)
 
+    def __getstate__(self) -> dict:
+        state = self.generator.get_state()  # of a generator itself, torch sends a spawned process a tensor that is gone
+        return super().__getstate__() | {"generator": state.numpy().tobytes()}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        drawn = torch.frombuffer(bytearray(self.generator), dtype=torch.uint8)
+        self.generator = torch.Generator().set_state(drawn)
+
     def _apply(self, *args, **kwargs):
         self._slot.made = None  # another dtype and the one of before may end in the same memory
         return super()._apply(*args, **kwargs)

@@ -298,6 +298,12 @@ def test_cifar10_reads_jpeg_and_grey_images(tmp_path):
     assert (data.load("cifar10", tmp_path).train.images[4] == 90).all()
 
 
+def test_of_16_bits_the_upper_8_are_read(tmp_path):
+    write_folder(tmp_path)
+    Image.fromarray(np.full((32, 32), 90 << 8 | 17, np.uint16)).save(tmp_path / "train/cat/9.png")
+    assert (data.load("cifar10", tmp_path).train.images[4] == 90).all()
+
+
 def test_cifar10_folder_is_decoded_by_one_of_many(tmp_path, monkeypatch):
     write_folder(tmp_path)
     calls = []

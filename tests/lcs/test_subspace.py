@@ -373,8 +373,15 @@ def test_sample_uses_the_subspaces_generator_unless_given_one():
         first.recipe.sample(torch.Generator().manual_seed(3), 0.5) for _ in range(5)
     ]
     assert first.sample() == second.sample()  # a generator that was passed left the own one alone
-    first.generator.manual_seed(second.generator.initial_seed())
-    assert [first.sample() for _ in range(5)] == drawn
+    for subspace in (first, copy.deepcopy(second)):
+        subspace.generator.manual_seed(second.generator.initial_seed())
+        assert [subspace.sample() for _ in range(5)] == drawn
+
+
+def test_a_subspace_can_be_sent_to_a_spawned_process():
+    spawned = torch.multiprocessing.get_context("spawn").Process(target=lcs.Subspace.sample, args=(subspace_of(),))
+    spawned.start(), spawned.join()
+    assert spawned.exitcode == 0
 
 
 def test_state_dict_has_the_models_keys_and_loads_exactly():
@@ -389,20 +396,15 @@ def test_state_dict_has_the_models_keys_and_loads_exactly():
 
 @pytest.mark.parametrize("first", ["model", "head"])
 def test_state_dict_of_a_model_with_a_part_named_model(first):
-    parts = {"model": nn.Sequential(nn.Linear(4, 4)), "head": nn.Linear(4, 4)}
-    parts["model"].add_module("head", nn.Linear(4, 4))
-    inner = nn.Module()
+    inner, parts = nn.Module(), {"model": nn.ModuleDict({"head": nn.Linear(4, 4)}), "head": nn.Linear(4, 4)}
     for name in sorted(parts, key=first.__eq__, reverse=True):
         inner.add_module(name, parts[name])
     state = {name: tensor.clone() for name, tensor in inner.state_dict().items()}
     subspace = lcs.convert(inner, lcs.Unstructured(line=False))
     found = subspace.state_dict()
     assert found.keys() == state.keys() and all(torch.equal(found[name], state[name]) for name in state)
-    with torch.no_grad():
-        for p in subspace.parameters():
-            p.zero_()
-    subspace.load_state_dict(state)
-    assert all(torch.equal(tensor, state[name]) for name, tensor in subspace.model.state_dict().items())
+    subspace.load_state_dict({name: 2 * tensor for name, tensor in state.items()})
+    assert all(torch.equal(tensor, 2 * state[name]) for name, tensor in inner.state_dict().items())
 
 
 def test_state_dict_inside_another_module():

@@ -73,9 +73,11 @@ def _list_images(folder: Path, classes: list[str]) -> tuple[list[str], np.ndarra
 
 
 def decode(file: str) -> Image.Image:
-    """The image as RGB. Raises ValueError with the name of a file that cannot be decoded."""
+    """The image as RGB, of 16 bits the upper 8. Raises ValueError with the name of a file that cannot be decoded."""
     try:
         with Image.open(file) as image:
+            if image.mode.startswith("I;16"):  # which convert would clip
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
     except Exception as error:
         raise ValueError(f"cannot decode the image {file}: {error}; replace or remove the file") from error
