@@ -54,17 +54,18 @@ def norm_kernel(
 ):  # fmt: skip
     sample, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     first, size = group * in_group, in_group * pixels
+    count = size.to(tl.float32)
     x += sample.to(tl.int64) * x_n
     if GIVEN:
         middle = tl.load(mean + group)
-        rstd = 1.0 / tl.sqrt_rn(tl.load(var + group) + eps)
+        rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.load(var + group) + eps))
     else:
         total = tl.zeros((BLOCK,), tl.float32)
         for begin in range(0, size, BLOCK):
             i = begin + tl.arange(0, BLOCK)
             _, at = element(i, first, in_group, pixels, x_c, x_p, LAST)
             total += widened(tl.load(x + at, mask=i < size, other=0.0))
-        middle = tl.sum(total) / size
+        middle = tl.div_rn(tl.sum(total), count)
         left = tl.zeros((BLOCK,), tl.float32)
         squares = tl.zeros((BLOCK,), tl.float32)
         for begin in range(0, size, BLOCK):
@@ -73,8 +74,8 @@ def norm_kernel(
             d = tl.where(i < size, widened(tl.load(x + at, mask=i < size, other=0.0)) - middle, 0.0)
             left += d
             squares += d * d
-        off = tl.sum(left) / size  # of the mean, for its rounding
-        rstd = 1.0 / tl.sqrt_rn(tl.sum(squares) / size - off * off + eps)
+        off = tl.div_rn(tl.sum(left), count)  # of the mean, for its rounding
+        rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(tl.sum(squares), count) - off * off + eps))
         middle += off
         tl.store(statistics + tl.program_id(0), middle)
         tl.store(statistics + tl.num_programs(0) + tl.program_id(0), rstd)
@@ -107,7 +108,7 @@ def norm_backward_kernel(
     first, size = group * in_group, in_group * pixels
     if GIVEN:
         middle = tl.load(mean + group)
-        rstd = 1.0 / tl.sqrt_rn(tl.load(var + group) + eps)
+        rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.load(var + group) + eps))
     else:
         middle = tl.load(statistics + tl.program_id(0))
         rstd = tl.load(statistics + tl.num_programs(0) + tl.program_id(0))
@@ -141,7 +142,9 @@ def norm_backward_kernel(
     if GIVEN:
         slope, offset = through_mean * 0.0, through_mean * 0.0
     else:
-        slope, offset = -through_rstd / size * rstd * rstd, -through_mean / size * rstd
+        count = tl.zeros((1,), tl.float32) + size
+        slope = -tl.div_rn(through_rstd, count) * rstd * rstd
+        offset = -tl.div_rn(through_mean, count) * rstd
     for c in range(0, in_group):
         channel = first + c
         weight = vector_at(weight0, weight1, alpha, channel + one, one == 0, 1.0, WEIGHT, WEIGHT_LINE)

@@ -52,7 +52,7 @@ def on_grid(x, low, high, bits, NESTED: tl.constexpr):
     code = clamped(code + zero, lowest, highest)
     if NESTED:
         whole = step.to(tl.float32)
-        code = tl.floor(code * (1.0 / whole)) * whole + (whole - 1) * 0.5
+        code = tl.floor(code * tl.div_rn(1.0, whole)) * whole + (whole - 1) * 0.5
     return (code - zero) * scale
 
 

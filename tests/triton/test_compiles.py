@@ -252,6 +252,12 @@ def test_products_and_sums_round_apart(launches):
             assert not arithmetic, name
 
 
+def test_quotients_and_roots_are_rounded_to_the_nearest(launches):
+    """`/` of float32 is not, on a GPU: in Triton's interpreter, where it is, no other test can tell."""
+    for call, name, binary in launches:
+        assert not re.findall(r"\S*(?:div\.full|approx)\S*", binary.asm["ptx"]), (call, name)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_contraction_would_be_seen(monkeypatch, architecture):
     monkeypatch.setattr(interpolate_prune, "OPTIONS", {"num_warps": 8, "enable_fp_fusion": True})
