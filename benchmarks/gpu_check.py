@@ -31,6 +31,7 @@ NO_GPU = 3
 AT_ONCE = 10  # children that share the card
 TIMED_FIRST = ("interpolate_prune_foreach", "interpolate_prune")
 SANITIZER_SECONDS = 80.0
+ROW_SECONDS = 60.0  # after which no row of an op begins: one that compiles takes seconds
 
 
 def module(name: str, *arguments: str) -> list[str]:
@@ -60,7 +61,9 @@ def checks_of(op: str, backend: str) -> Iterator[Stage]:
 
 def times_of(op: str) -> Iterator[Stage]:
     for backend in backends_of(op):
-        yield Stage(f"times of {op}: {backend}", module("op_rows", op), 90, chosen(backend))
+        yield Stage(
+            f"times of {op}: {backend}", module("op_rows", op, str(ROW_SECONDS)), ROW_SECONDS + 30, chosen(backend)
+        )
 
 
 def alone(stages_of_ops: Iterable[Iterator[Stage]]) -> Iterator[list[Stage]]:

@@ -108,6 +108,7 @@ def test_rows_of_an_op(card, monkeypatch):
     assert math.isclose(times["torch"]["ratio"], times["torch"]["cold_us"] / ours)
     assert math.isclose(right["fraction"], 1000 / 1e12 / ours * 1e6) and math.isclose(right["tb_per_s"], 1e-3 / ours)
     assert failed["failure"] == "AssertionError: the op's result differs from its reference"
+    assert op_rows.main("quantize", "0") == 0 and card()[-1] == {"op": "quantize", "left_out": "rows after 0 s"}
 
 
 @pytest.mark.parametrize("op", ["interpolate_prune", "interpolate_prune_foreach", "interpolate_quantize", "quantize"])
@@ -208,6 +209,11 @@ def content(cuda=1.0, triton=2.0, status="ok"):
 def test_which_back_end_is_used_follows_the_times():
     assert report.fastest(content()) == "cuda" and report.fastest(content(3.0)) == "triton"
     assert report.checked(content()) == ["cuda", "triton"]
+    for stage, status in ((2, "timed out"), (3, "no time left")):  # a tool's, times
+        found = content()
+        found["stages"][stage]["status"] = status
+        assert report.checked(found) == ["cuda", "triton"]
+    assert report.checked(content(status="timed out")) == ["triton"]
     assert report.checked(content(status="failed")) == ["triton"] and report.fastest(content(status="failed")) is None
     lines = report.table(content()).splitlines()
     assert "  an_op, a case: 2.00 TB/s, 50% of the copy's bandwidth" in lines

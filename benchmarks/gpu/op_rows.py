@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
+import time
+from math import inf
 
 import torch
 
@@ -31,7 +33,9 @@ def measured(row, flush: timing.Call, bandwidth: float) -> dict:
     }
 
 
-def main(op: str) -> int:
+def main(op: str, seconds: float = inf) -> int:
+    """`seconds`: after so many no row begins."""
+    end = time.monotonic() + float(seconds)
     torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False
     torch.manual_seed(0)
     flush, bandwidth = timing.Flush(), timing.copy_bandwidth()
@@ -39,7 +43,7 @@ def main(op: str) -> int:
         backend=lcs_kernels.backends()[op][timing.DEVICE], copy_tb_per_s=bandwidth * 1e-12, floor_us=timing.floor(flush)
     )
     failed, rows = 0, importlib.import_module(f"lcs_kernels.benchmarks.{op}").rows()
-    while True:
+    while time.monotonic() < end:
         gc.collect()
         torch.cuda.empty_cache()
         try:
@@ -52,6 +56,8 @@ def main(op: str) -> int:
             failed = 1
             note(op=op, failure=f"{type(error).__name__}: {error}"[-2000:])
         row = None
+    note(op=op, left_out=f"rows after {seconds} s")
+    return failed
 
 
 if __name__ == "__main__":
