@@ -43,8 +43,8 @@ def on_range(x: Tensor, low: Tensor, high: Tensor, x_bits: int) -> tuple[Tensor,
 
 
 def convolved(q: Tensor, codes: Tensor, settings) -> Tensor:
-    """In integers; exact, as sums stay below 2^53."""
-    return F.conv2d(q.double(), codes.double(), None, *settings).to(torch.int64)
+    """In integers; exact, as sums stay below 2^53. Rounded, for a library of convolutions may choose an inexact way."""
+    return F.conv2d(q.double(), codes.double(), None, *settings).round().to(torch.int64)
 
 
 def reference(
