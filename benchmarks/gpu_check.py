@@ -28,7 +28,8 @@ from lcs_kernels.benchmarks.gpu.stages import ROOT, Stage  # noqa: E402
 from lcs_kernels import _cuda, _triton, ops  # noqa: E402
 
 NO_GPU = 3
-AT_ONCE = 10  # children that share the card
+AT_ONCE = 14  # children that share the card
+PARTS = {"packed_conv2d": 3, "packed_linear": 2}  # of the tests of an op whose kernels take long to compile
 TIMED_FIRST = ("interpolate_prune_foreach", "interpolate_prune")
 SANITIZER_SECONDS = 80.0
 ROW_SECONDS = 60.0  # after which no row of an op begins: one that compiles takes seconds
@@ -54,7 +55,11 @@ WITH_KERNELS = [op for op in ops.names() if backends_of(op) != ["reference"]]
 def checks_of(op: str, backend: str) -> Iterator[Stage]:
     # An error shows in the test that made it; the oracles share the cores.
     environment = chosen(backend) | {"CUDA_LAUNCH_BLOCKING": "1", "OMP_NUM_THREADS": "2"}
-    yield Stage(f"{op}: {backend}", module("correctness", op, backend), 200, environment)
+    parts = PARTS.get(op, 1) if backend == "triton" else 1
+    for i in range(1, parts + 1):
+        name = f"{op} {i} of {parts}" if parts > 1 else op
+        command = module("correctness", op, backend, "ops", "cuda", f"--part={i}/{parts}")
+        yield Stage(f"{name}: {backend}", command, 200, environment)
     if backend == "triton":
         yield Stage(f"{op}: triton in tiles", module("correctness", op, backend, "triton"), 200, environment)
 

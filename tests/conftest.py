@@ -19,6 +19,7 @@ def machine_isas() -> list[str]:
 def pytest_addoption(parser):
     parser.addoption("--device", help="run every call of an op on copies of its arguments there")
     parser.addoption("--first", action="store_true", help="with --device: each test with its first parameters alone")
+    parser.addoption("--part", default="1/1", help="with --device: I/N, the I-th of N parts of the tests")
     parser.addoption("--largest", type=int, default=inf, help="with --device: of a call that runs there, the elements")
     parser.addoption("--most", type=int, default=inf, help="with --device: of a test, the calls that run there")
     parser.addoption("--twins", action="store_true", help="with --device cpu: in Triton's interpreter, where it can")
@@ -44,6 +45,8 @@ def pytest_collection_modifyitems(config, items):
         kept = [item for item in kept if not item.function.__name__.startswith(OF_THE_CPU)]
         if config.getoption("--first"):
             kept = list({(item.path, item.function.__qualname__): item for item in reversed(kept)}.values())[::-1]
+        part, parts = map(int, config.getoption("--part").split("/"))
+        kept = kept[len(kept) * (part - 1) // parts : len(kept) * part // parts]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
 

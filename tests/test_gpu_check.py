@@ -74,7 +74,7 @@ def test_stages_end_with_the_budget():
 def test_every_op_is_checked_on_each_of_its_back_ends():
     names = [s.name for together in gpu_check.plan() for s in together]
     for op in ops.names():
-        assert any(name.startswith(f"{op}: ") for name in names), op
+        assert any(name.startswith((f"{op}: ", f"{op} 1 of ")) for name in names), op
         assert Path(correctness.test_file(op, "ops")).is_file()
     for op in ("interpolate_prune", "interpolate_prune_foreach"):
         assert f"{op}: cuda" in names and f"{op}: triton" in names
@@ -82,6 +82,16 @@ def test_every_op_is_checked_on_each_of_its_back_ends():
     for op in _triton.OPS:
         assert f"{op}: triton in tiles" in names and f"times of {op}: triton" in names
         assert Path(correctness.test_file(op, "triton")).is_file()
+
+
+def test_parts_hold_every_test_once():
+    def names(part):
+        options = ["-q", "--collect-only", "--device=cpu", f"--part={part}", correctness.test_file("quantize", "ops")]
+        found = subprocess.run([sys.executable, "-m", "pytest", *options], capture_output=True, text=True, cwd=ROOT)
+        return [line for line in found.stdout.splitlines() if "::" in line]
+
+    first, second = names("1/2"), names("2/2")
+    assert first and second and first + second == names("1/1")
 
 
 def checked(*options):
