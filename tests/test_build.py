@@ -44,6 +44,13 @@ def test_only_the_bindings_know_what_they_bind_to(folder, headers):
             assert not re.search(rf"#include\s*[<\"]({headers})\b", path.read_text()), path
 
 
+def test_the_bindings_compile_with_the_oldest_torch():
+    """Its headers have these macros of the stable ABI; newer ones have more, at whatever target."""
+    of_torch_2_10 = {"STABLE_TORCH_LIBRARY_FRAGMENT", "STABLE_TORCH_LIBRARY_IMPL", "STD_TORCH_CHECK", "TORCH_BOX"}
+    text = "".join(path.read_text() for path in (CSRC / "torch").iterdir())
+    assert set(re.findall(r"\b(?:STABLE|STD|TORCH)_[A-Z_]+\b", text)) == of_torch_2_10 | {"TORCH_ERROR_CODE_CHECK"}
+
+
 def test_libraries_share_the_objects_of_the_kernels():
     names = "_C", "lcs_core", "lcs_cpu"
     torch, core, kernels = (_build._object_keys(CSRC, _build.units_of(CSRC, library)) for library in names)

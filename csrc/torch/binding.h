@@ -72,8 +72,8 @@ inline Tensor empty_as(const Tensor& like, ScalarType type) {
 inline Tensor empty_strided(torch::headeronly::IntHeaderOnlyArrayRef size,
                             torch::headeronly::IntHeaderOnlyArrayRef stride, int32_t dtype) {
   AtenTensorHandle made;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(size.size()), size.data(), stride.data(), dtype,
-                                                         aoti_torch_device_type_cpu(), 0, &made));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(size.size()), size.data(), stride.data(), dtype,
+                                                  aoti_torch_device_type_cpu(), 0, &made));
   return Tensor(made);
 }
 
@@ -91,7 +91,7 @@ inline void make_contiguous(std::optional<Tensor>& t) {
 
 inline Tensor empty_laid_out_as(const Tensor& like) {
   int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   return empty_strided(like.sizes(), like.strides(), dtype);
 }
 

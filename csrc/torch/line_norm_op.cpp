@@ -54,7 +54,7 @@ Tensor laid_out(const Tensor& t, const std::vector<int64_t>& shape, ScalarType t
   strides[0] = shape[1];
   for (size_t d = shape.size() - 1; d >= 2; strides[0] *= shape[d--]) strides[d] = strides[0];
   int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
   Tensor copy = empty_strided(shape, strides, dtype);
   return torch::stable::copy_(copy, t);
 }

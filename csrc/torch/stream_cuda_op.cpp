@@ -21,6 +21,6 @@ Getter find_getter() {
 void* lcs::binding::current_stream(int32_t device) {
   static const Getter getter = find_getter();
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(getter(device, &stream));
+  TORCH_ERROR_CODE_CHECK(getter(device, &stream));
   return stream;
 }
