@@ -1,5 +1,6 @@
 """What the README shows is what the code does."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import lcs
+import lcs_kernels
 from lcs import models
 from lcs.cli import COMMANDS, EvaluateArguments, FreezeArguments, ReportArguments, parse_train
 from lcs.config import presets_table
+from lcs_kernels import ops
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -41,6 +45,48 @@ def test_the_examples_run(tmp_path, monkeypatch):
         assert not torch.equal(layer.weight, before[f"{name}.weight"]), name
         assert not torch.equal(layer.weight_1, layer.weight), name
     assert names["w"].count_nonzero() == 4
+
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def ratios(result: str, case: str, peer: str) -> list[str]:
+    """Of Zen 4 and of Zen 3."""
+    contents = (json.loads((RESULTS / f"{cpu}-2-cores-{result}.json").read_text()) for cpu in ("zen4", "zen3"))
+    rows = [row for content in contents for row in content["rows"] if f"{case}," in f"{row['case']},"]
+    found = [c["ratio"] for row in rows for c in row["candidates"] if c["name"] == peer]
+    return [f"{ratio:.2f}x" for ratio in found]
+
+
+@pytest.mark.parametrize(
+    ("result", "level", "peer", "words"),
+    [
+        ("network", "density 0.1", "torch.compile", "the dense network by torch.compile"),
+        ("network", "density 0.1", "deepsparse", "DeepSparse at this density"),
+        ("bits-network", "4 bits", "openvino-int8", "OpenVINO int8, of 8 bits"),
+        ("width-network", "width 0.5", "torch.compile", "a network of that width, by torch.compile"),
+    ],
+)
+def test_speeds_are_those_of_the_results(result, level, peer, words):
+    cells = [" / ".join(ratios(result, f"{n} x 3 x 224 x 224, {level}", peer)) for n in (1, 16)]
+    assert f"| {words} | {cells[0]} | {cells[1]} |" in README
+
+
+def test_what_loses_is_said():
+    assert f"({' / '.join(ratios('network', '1 x 3 x 224 x 224, density 1', 'openvino'))})" in README
+    for density, peer in ((0.1, "openvino-int8"), (0.2, "openvino-bfloat16")):
+        (ratio,) = ratios("network", f", 1 x 3 x 224 x 224, density {density}", peer)
+        assert re.search(rf"\({ratio}\s*(for one image)?\)", README), (density, ratio)
+
+
+def test_every_public_name_is_listed():
+    text = README[README.index("## Names") : README.index("## Training and evaluating")]
+    for name in lcs.__all__:
+        assert f"`lcs.{name}`" in text, name
+    for name in set(lcs_kernels.__all__) - set(ops.names()) - {"backends"}:
+        assert f"`lcs_kernels.{name}`" in text or f"`{name}`" in text, name
+    for name in lcs_kernels.formats.__all__:
+        assert f"`{name}`" in text, name
 
 
 def test_presets_are_listed():
