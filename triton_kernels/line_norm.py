@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lcs_kernels.ops.line_norm import _check, _memory_format
+from lcs_kernels.ops._convolution import memory_format
+from lcs_kernels.ops.line_norm import _check
 
 from ._common import OPTIONS, TYPES, check, rounded, widened
 
@@ -167,7 +168,7 @@ def line_norm(
     _check(x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups, eps)
     if alpha is not None:
         check("line_norm", "alpha", alpha, x, torch.float32, ())
-    layout = _memory_format(x)
+    layout = memory_format(x)
     x = x.contiguous(memory_format=layout)
     residual = None if residual is None else residual.contiguous(memory_format=layout)
     y, given = torch.empty_like(x), mean is not None
@@ -188,7 +189,7 @@ def line_norm_backward(
 ) -> tuple[Tensor, ...]:
     """As the op's schema, on the GPU of `x`."""
     _check(x, weight0, weight1, bias0, bias1, alpha, mean, var, None, groups, eps)
-    layout, given = _memory_format(x), mean is not None
+    layout, given = memory_format(x), mean is not None
     x, grad = x.contiguous(memory_format=layout), grad.contiguous(memory_format=layout)
     grad_x, sums = torch.empty_like(x), torch.zeros(*x.shape[:2], 2, device=x.device)
     if x.numel():

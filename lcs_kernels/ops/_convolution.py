@@ -1,4 +1,4 @@
-"""What the 2-d convolutions share: memory formats, and the checks of their geometry."""
+"""What the 2-d convolutions and the norms behind them share: memory formats, and the checks of their geometry."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import Tensor
 
 def memory_format(x: Tensor) -> torch.memory_format:
     """That of the result: x's own, channels last only where x is not contiguous."""
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    if last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=last):
+        return last
+    return torch.contiguous_format
 
 
 def output_size(x_shape: Sequence[int], weight_shape: Sequence[int], stride, padding, dilation=(1, 1)) -> list[int]:
@@ -24,6 +26,15 @@ def output_size(x_shape: Sequence[int], weight_shape: Sequence[int], stride, pad
 def geometry(op: str, stride, padding, dilation) -> tuple[list[int], list[int], list[int]]:
     """Each as two numbers. Raises ValueError where one is out of range."""
     return _pair(op, "stride", stride, 1), _pair(op, "padding", padding, 0), _pair(op, "dilation", dilation, 1)
+
+
+def window(op: str, kernel_size, stride, padding) -> tuple[list[int], list[int], list[int]]:
+    """Of max pooling, each as two numbers. Raises ValueError where one is out of range."""
+    kernel = _pair(op, "kernel_size", kernel_size, 1)
+    stride, padding = _pair(op, "stride", stride, 1), _pair(op, "padding", padding, 0)
+    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        raise ValueError(f"{op}: padding {padding} is more than half of a window of {kernel}")
+    return kernel, stride, padding
 
 
 def _pair(op: str, name: str, value: int | tuple[int, int], least: int) -> list[int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from lcs_kernels._load import ensure_loaded
 from lcs_kernels.levels import alpha_tensor
 
+from ._convolution import memory_format
 from ._library import FLOATS, check_ends, define, once_differentiable, wants_grad
 
 
@@ -100,14 +101,7 @@ def _is_line(weight1: Tensor | None, bias1: Tensor | None) -> bool:
 
 def _laid_out_as(x: Tensor, y: Tensor) -> Tensor:
     """Contiguous or channels last, as x is; contiguous where x is neither."""
-    return y.contiguous(memory_format=_memory_format(x))
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-    if last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=last):
-        return last
-    return torch.contiguous_format
+    return y.contiguous(memory_format=memory_format(x))
 
 
 def fake(x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups, eps, relu):

@@ -14,7 +14,7 @@ from lcs_kernels._load import ensure_loaded
 from lcs_kernels.levels import range_tensors
 
 from . import packed_conv2d
-from ._convolution import geometry, output_size
+from ._convolution import geometry, output_size, window
 from ._library import define, wants_grad
 
 if TYPE_CHECKING:
@@ -194,10 +194,7 @@ class _Parts:
 
 
 def _pool(step: MaxPool) -> _Step:
-    stride, padding, _ = geometry("packed_network", step.stride, step.padding, 1)
-    kernel = geometry("packed_network", step.kernel_size, 0, 1)[0]
-    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
-        raise ValueError(f"packed_network: padding {padding} is more than half of a window of {kernel}")
+    kernel, stride, padding = window("packed_network", step.kernel_size, step.stride, step.padding)
     return _Step(_MAX_POOL, step.input, -1, 0, 0, *kernel, *stride, *padding)
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lcs_kernels._load import ensure_loaded
 
-from ._convolution import geometry, memory_format
+from ._convolution import geometry, memory_format, window
 from ._library import define, wants_grad
 from .line_norm import line_norm, ready_alpha
 from .width_conv2d import prepacked, width, width_conv2d
@@ -82,7 +82,7 @@ def width_conv2d_norm(
         stride, padding, dilation = geometry("width_conv2d", stride, padding, dilation)
     settings = (stride, padding, dilation, groups)
     norm = (*norm[:4], ready_alpha(norm[1], norm[3], norm[4], x))
-    pool = [] if max_pool is None else _pool(*max_pool)
+    pool = [] if max_pool is None else sum(window("width_conv2d_norm", *max_pool), [])
 
     def apart() -> Tensor:
         y = width_conv2d(x, weight, out_channels, bias, *settings)
@@ -102,14 +102,6 @@ def width_conv2d_norm(
     except RuntimeError:
         apart()  # says it as a ValueError or a TypeError
         raise
-
-
-def _pool(kernel_size: Pair, stride: Pair, padding: Pair) -> list[int]:
-    kernel = geometry("width_conv2d_norm", kernel_size, 0, 1)[0]
-    stride, padding, _ = geometry("width_conv2d_norm", stride, padding, 1)
-    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
-        raise ValueError(f"width_conv2d_norm: padding {padding} is more than half of a window of {kernel}")
-    return [*kernel, *stride, *padding]
 
 
 def _last(y: Tensor, pool: list[int]) -> Tensor:

@@ -147,7 +147,7 @@ def test_compiles():
         ({"norm": (torch.ones(5), torch.ones(5), None, None, None)}, ValueError, "line_norm: a line needs an alpha"),
         ({"residual": torch.ones(2, 5, 6, 6)}, ValueError, r"line_norm: residual must be \(2, 5, 4, 4\)"),
         ({"max_pool": (3, 1, 2)}, ValueError, "padding .2, 2. is more than half of a window"),
-        ({"max_pool": (0, 1, 0)}, ValueError, "stride must be|kernel"),
+        ({"max_pool": (0, 1, 0)}, ValueError, "kernel_size must be one number or two, 1 or more, got 0"),
         ({"max_pool": (7, 1, 1)}, ValueError, r"a window of \[7, 7\] does not fit \(2, 5, 4, 4\), padded by \[1, 1\]"),
         ({"dilation": (1, 3)}, ValueError, "width_conv2d: a kernel of 3, dilated by 3, does not fit"),
     ],
