@@ -321,6 +321,31 @@ def test_ranges_are_saved_and_a_dense_model_has_none():
     assert not fresh.model.hidden.input_known
 
 
+@pytest.mark.parametrize("way", ["trained", "to_empty", "assign"])
+def test_after_a_dense_state_dict_the_ranges_of_inputs_are_unknown(way):
+    dense, x = Net(), batch()
+    with torch.device("meta" if way != "trained" else "cpu"):
+        subspace = lcs.convert(Net(), lcs.Quantized(line=False), norm="keep")
+    if way == "to_empty":
+        subspace.to_empty(device="cpu")
+        for buffer in subspace.buffers():
+            buffer.fill_(7)
+    if way == "trained":
+        with subspace.at(bits=3):
+            subspace(x)
+    subspace.load_state_dict(dense.state_dict(), assign=way == "assign")
+    dense.eval(), subspace.eval()
+    with torch.no_grad(), subspace.at(subspace.recipe.full()):
+        assert torch.equal(subspace(x), dense(x))
+    known = [m.input_known for m in subspace.modules() if hasattr(m, "input_known")]
+    assert len(known) == 4 and not any(known)
+    with torch.no_grad(), subspace.at(bits=3):
+        y = subspace(x)
+        for p in known:
+            p.fill_(1)  # with a range of 0 to 0, were it known
+        assert y.any() and not torch.equal(subspace(x), y)
+
+
 def test_unconverted_layers_hold_rounded_weights_and_nothing_else():
     subspace = subspace_of()
     with subspace.at(bits=4), torch.no_grad():

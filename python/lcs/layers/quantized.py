@@ -22,7 +22,7 @@ class _Rounding(SubspaceLayer):
     folded: nn.Module | None = None
 
     def add_ranges(self) -> None:
-        """The buffers, unknown as yet. A dense model's state_dict leaves them so."""
+        """The buffers, unknown as yet, as they are after a dense model's state_dict."""
         for name in RANGES:
             self.register_buffer(name, torch.zeros((), device=self.weight.device))
 
@@ -39,8 +39,8 @@ class _Rounding(SubspaceLayer):
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         for name in RANGES:
-            if name in self._buffers:
-                state_dict.setdefault(prefix + name, self._buffers[name])
+            if name in self._buffers and (weight := state_dict.get(f"{prefix}weight")) is not None:
+                state_dict.setdefault(prefix + name, torch.zeros((), device=weight.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
