@@ -1,4 +1,7 @@
+import hashlib
+import json
 import os
+import struct
 
 import pytest
 import safetensors.torch
@@ -72,6 +75,40 @@ def test_other_files(tmp_path, content):
     path = tmp_path / "step-000000001.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="not a file of lcs"):
+        checkpoint.load(path)
+
+
+def forged(header: dict | str, body=b"\0" * 8) -> bytes:
+    """A file whose hash is right, of any header that holds 64 zeros for it."""
+    text = (header if isinstance(header, str) else json.dumps(header, separators=(",", ":"))).encode()
+    blank = struct.pack("<Q", len(text)) + text + body
+    return blank.replace(b"0" * 64, hashlib.blake2b(blank, digest_size=32).hexdigest().encode(), 1)
+
+
+ZEROS, INTACT = "0" * 64, '{"format_version":1}'
+TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": {"blake2b": ZEROS}},
+        {"__metadata__": {"blake2b": ZEROS}},
+        {"__metadata__": {"blake2b": ZEROS, "manifest": "{"}},
+        {"__metadata__": {"blake2b": ZEROS, "manifest": "[]"}},
+        {"__metadata__": {"blake2b": ZEROS, "manifest": "null"}},
+        '{"blake2b":"' + ZEROS + '"',
+        {"__metadata__": {"blake2b": ZEROS, "manifest": INTACT}, "a": TENSOR | {"data_offsets": [0, 800]}},
+        {"__metadata__": {"blake2b": ZEROS, "manifest": INTACT}, "a": TENSOR | {"shape": [2**40, 2**40]}},
+        {"__metadata__": {"blake2b": ZEROS, "manifest": INTACT}, "a": TENSOR | {"dtype": "F99"}},
+    ],
+)
+def test_a_forged_header_is_refused(header, tmp_path):
+    path = tmp_path / "forged"
+    path.write_bytes(forged({"__metadata__": {"blake2b": ZEROS, "manifest": INTACT}, "a": TENSOR}))
+    assert checkpoint.load(path)[0]["a"].tolist() == [0, 0]
+    path.write_bytes(forged(header))
+    with pytest.raises(CheckpointError, match="forged: its hash is right, but not its header"):
         checkpoint.load(path)
 
 
