@@ -6,6 +6,7 @@
 
 #include "dispatch.h"
 #include "packed_conv2d_kernels.h"
+#include "packed_depthwise.h"
 #include "packed_gemm.h"
 #include "packed_result.h"
 #include "packed_strip.h"
@@ -35,7 +36,7 @@ class PackedConv2d {
         winograd_(packed_conv2d_winograd(args)),
         strip_(args, gemm_, winograd_ ? Panel::bytes : gemm_.panel(), parallel),
         g_(strip_.geometry()),
-        result_(args, gemm_, winograd_ || gemm_.pairs()),
+        result_(args, winograd_ || gemm_.pairs()),
         pixels_(result_.pixels()) {}
 
   void run() {
@@ -235,7 +236,9 @@ class PackedConv2d {
     find_rows(region, block, first, n, rows);
     float bias[kPairRows];
     const int64_t start = first_ * pixels_ + base(first);
-    const PackedResult::Output out = result_.output(block, 2, start, n, tile, tile + kTile * kPairRows, bias);
+    const PackedResult::Channels channels{gemm_.first_row(block), kBlockRows + gemm_.rows(block + 1), kPairRows, true,
+                                          true};
+    const PackedResult::Output out = result_.output(channels, start, n, tile, tile + kTile * kPairRows, bias);
     const PackedGemm::PairFactors& factors = panel.pair_factors;
     gemm_.kernels().multiply_pair(
         {panel.panel,
@@ -247,11 +250,11 @@ class PackedConv2d {
          n,
          panel.start,
          {rows.place, rows.sums, gemm_.shift(), factors.center, factors.scale, rows.scale, out.bias, out.residual,
-          out.residual_stride, a_.relu, int(out.channels), out.y, out.codes, out.stride, result_.codes()},
+          out.residual_stride, a_.relu, int(channels.n), out.y, out.codes, out.stride, result_.codes()},
          gemm_.planes(more ? units_[size_t(unit + 1)].block : block),
          layout_.plane_bytes(),
          more ? a_.bits : 0});
-    if (!out.codes && out.y == tile) result_.store(block, out.channels, kPairRows, start, n, tile);
+    if (!out.codes && out.y == tile) result_.store(channels, start, n, tile);
   }
 
   // Of output positions: where their windows begin, the sums of these less the zero point of x, the scale of x, and
@@ -305,10 +308,11 @@ class PackedConv2d {
               const int32_t* acc, float* tile, float* residual) const {
     float bias[kBlockRows];
     const int64_t start = first_ * pixels_ + first;
-    const PackedResult::Output out = result_.output(block, 1, start, n, tile, residual, bias);
+    const PackedResult::Channels channels{gemm_.first_row(block), gemm_.rows(block), kBlockRows, false, false};
+    const PackedResult::Output out = result_.output(channels, start, n, tile, residual, bias);
     run_.output({acc, a_.exact ? nullptr : rows.sums, n, gemm_.shift(), factors.center, factors.scale, rows.scale,
                  out.bias, out.residual, out.residual_stride, a_.relu, out.y, out.stride});
-    if (out.y == tile) result_.store(block, out.channels, kBlockRows, start, n, tile);
+    if (out.y == tile) result_.store(channels, start, n, tile);
   }
 
   const PackedConv2dArgs& a_;
@@ -331,7 +335,14 @@ class PackedConv2d {
 
 void packed_conv2d(const PackedConv2dArgs& args, const Parallel& parallel) {
   const Images& y = args.y;
-  if (y.n * y.channels * y.height * y.width != 0) PackedConv2d(args, parallel).run();
+  if (y.n * y.channels * y.height * y.width == 0) return;
+  args.depthwise ? packed_depthwise(args, parallel) : PackedConv2d(args, parallel).run();
+}
+
+NestedLayout packed_conv2d_layout(int64_t out, int64_t in, int64_t height, int64_t width, int64_t groups) {
+  const int64_t taps = height * width, columns = in * taps, group = std::max<int64_t>(columns, 1);
+  if (packed_conv2d_depthwise(out, in, groups)) return {out, columns, group, 1, 1};
+  return {out, columns, group, taps, groups, in < NestedLayout::kStep ? width : 1};
 }
 
 }  // namespace lcs

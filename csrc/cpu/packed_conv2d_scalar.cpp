@@ -13,19 +13,17 @@ namespace lcs::scalar {
 namespace {
 #include "lanes_scalar.inl"
 
+#include "put_codes_scalar.inl"
+
 template <class T>
 bool quantize_of(const PackedPixels& p) {
-  const PackedCodes& code = p.codes;
-  const float lowest = float(code.lowest - code.zero), highest = float(code.highest - code.zero);
   bool nan = false;
   for (int64_t i = 0; i < p.pixels; ++i) {
     int8_t* const to = p.to + i * p.to_stride;
     for (int64_t c = 0; c < p.channels; ++c) {
       const float x = load(static_cast<const T*>(p.x) + c * p.channel_stride + i * p.pixel_stride);
-      const float value = x * code.inverse;
       nan |= x != x;
-      // A NaN is taken for the lowest.
-      to[c] = int8_t(int(nearest(value > lowest ? std::min(value, highest) : lowest)) + code.zero);
+      to[c] = code_of(x, p.codes);
     }
     std::fill(to + p.channels, to + (p.channels + 7) / 8 * 8, int8_t{0});
   }

@@ -3,7 +3,6 @@
 
 #include "lcs/packed_conv2d.h"
 #include "packed_conv2d_kernels.h"
-#include "packed_gemm.h"
 #include "sparse_conv2d_kernels.h"
 
 namespace lcs {
@@ -14,37 +13,41 @@ constexpr int64_t kTile = 120;  // positions at once: whole rows of every instru
 class PackedResult {
  public:
   // `pairs`: of kernels that take two blocks at once.
-  PackedResult(const PackedConv2dArgs& args, const PackedGemm& gemm, bool pairs);
+  PackedResult(const PackedConv2dArgs& args, bool pairs);
 
   // Whether results of two blocks, and what is added to them, are float32 or codes right in their places.
   bool direct() const { return pairs_ && a_.y.channel_stride == 1 && a_.dtype == DType::float32; }
   int64_t pixels() const { return pixels_; }  // positions of an image
   const PackedCodes& codes() const { return codes_; }
 
-  // Where the results of a block, or of two, go from position `start` on, and what is added to them.
+  // That a kernel makes at once, `wide` apart in a tile. `part`: it writes fewer than these in their places, too.
+  // `codes`: it writes codes.
+  struct Channels {
+    int64_t first, n, wide;
+    bool part, codes;
+  };
+
+  // Where the results go from position `start` on, and what is added to them.
   struct Output {
     const float *bias, *residual;
-    int64_t residual_stride, channels;
+    int64_t residual_stride;
     float* y;
     int8_t* codes;
     int64_t stride;
   };
 
-  // Of y itself where the kernels can write it, else of `tile`, as `residual` of n positions. A kernel of one block
-  // writes it whole, and no codes.
-  Output output(int64_t block, int64_t blocks, int64_t start, int64_t n, float* tile, float* residual,
-                float* bias) const;
+  // Of y itself where the kernel can write it, else of `tile`, as `residual` of n positions.
+  Output output(const Channels& channels, int64_t start, int64_t n, float* tile, float* residual, float* bias) const;
 
-  // A tile's results, `wide` apart, to y; of codes at most kTile.
-  void store(int64_t block, int64_t channels, int64_t wide, int64_t start, int64_t n, const float* tile) const;
+  // A tile's results to y; of codes at most kTile.
+  void store(const Channels& channels, int64_t start, int64_t n, const float* tile) const;
 
  private:
-  void load_residual(int64_t channel, int64_t channels, int64_t wide, int64_t start, int64_t n, float* to) const;
+  void load_residual(const Channels& channels, int64_t start, int64_t n, float* to) const;
   template <class Run>
   void for_runs(int64_t channel, int64_t start, int64_t n, const Run& run) const;
 
   const PackedConv2dArgs& a_;
-  const PackedGemm& gemm_;
   const bool pairs_;
   const PackedConv2dKernels run_;
   const SparseConv2dKernels copies_;

@@ -15,7 +15,7 @@ PackedCodes codes_of(const ActivationRange& range);
 // Of a strip; distances are in elements of it.
 struct StripGeometry {
   Walk rows, columns;
-  int64_t groups, inputs, segment;  // channels of a group, and with their padding
+  int64_t groups, inputs, segment;  // channels of a group, and with their padding; all in one of a depthwise weight
   int64_t element;                  // bytes
   bool joined;
   int64_t row_taps, stride;    // taps of a row of the kernel, and between columns of outputs
@@ -42,6 +42,7 @@ class PackedStrip {
   const char* data() const { return data_; }
   const int64_t* steps() const { return steps_.data(); }  // bytes from where a window begins to its elements of a step
   // Of the columns of a row, from `column` on: sums of the elements of a group that a row of the kernel reads there.
+  // None of a depthwise weight.
   const int32_t* sums(int64_t group, int64_t image, int64_t line, int64_t column) const {
     return sums_ + ((group * g_.images + image) * g_.lines + line) * g_.line + column;
   }
@@ -50,6 +51,7 @@ class PackedStrip {
   float scale(int64_t image) const { return scale_[size_t(first_ + image)]; }  // half of what a unit of x is worth
 
  private:
+  bool sums() const { return !a_.exact && !a_.depthwise; }
   bool reads_all() const;
   void find_scales();
 

@@ -34,7 +34,8 @@ StripGeometry::StripGeometry(const PackedConv2dArgs& args, Panel panel)
       columns(args.horizontal),
       groups(args.weight.layout.parts),
       inputs(args.x.channels / groups),
-      segment(args.weight.layout.segment_steps() * kStepColumns),
+      segment(args.depthwise ? ceil_div(inputs, kStepColumns) * kStepColumns
+                             : args.weight.layout.segment_steps() * kStepColumns),
       element(element_bytes(panel)),
       joined(args.weight.layout.joined > 1),
       row_taps(joined ? 1 : columns.kernel),
@@ -57,14 +58,14 @@ PackedStrip::PackedStrip(const PackedConv2dArgs& args, const PackedGemm& gemm, P
       copies_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
       g_(args, panel) {
   static thread_local Scratch<char> scratch;
-  const int64_t sums = a_.exact ? 0 : g_.groups * g_.images * g_.lines * g_.line;
+  const int64_t sums = this->sums() ? g_.groups * g_.images * g_.lines * g_.line : 0;
   const int64_t bytes = (g_.images * g_.image * g_.element + 63) / 64 * 64;
   data_ = scratch.reserve(bytes + sums * 4);
   sums_ = reinterpret_cast<int32_t*>(data_ + bytes);
   if (a_.range) codes_ = codes_of(*a_.range);
   const NestedLayout& layout = a_.weight.layout;
   const int64_t steps = layout.segment_steps();
-  for (int64_t s = 0; s < layout.steps(); ++s) {
+  for (int64_t s = 0; s < layout.steps() && !a_.depthwise; ++s) {
     const int64_t tap = s / steps;
     steps_.push_back(g_.element * (tap / g_.row_taps * g_.rows.dilation * g_.row +
                                    tap % g_.row_taps * g_.columns.dilation * g_.column + s % steps * kStepColumns));
@@ -212,7 +213,7 @@ void PackedStrip::quantize(int64_t image, int64_t begin, int64_t end) {
     pad(inside(image, row), at);
     if (g_.joined) join(at, codes + (row - begin) * g_.row);
   }
-  for (int64_t group = 0; group < g_.groups; ++group) {
+  for (int64_t group = 0; group < g_.groups && sums(); ++group) {
     int32_t* const sums = sums_ + ((group * g_.images + image) * g_.lines + begin) * g_.line;
     run_.sums(codes + group * g_.segment, g_.column, g_.segment, rows * g_.line, sums);
     for (int64_t row = 0; row < rows && g_.row_taps > 1; ++row) add_taps(sums + row * g_.line);

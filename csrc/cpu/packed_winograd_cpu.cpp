@@ -267,25 +267,25 @@ void PackedWinograd::multiply(int64_t first, const Tiles& tiles, int64_t unit, i
 void PackedWinograd::multiply(int64_t first, const Tiles& tiles, int64_t begin, int64_t end, Panel& panel) const {
   const int64_t steps = a_.weight.layout.segment_steps(), channel = steps * panel.part / parts();
   const int64_t bands = result_.direct() ? end - begin : 1, first_tile = tiles.at(begin * tiles.band);
+  const PackedResult::Channels channels{gemm_.first_row(panel.block), kBlockRows + gemm_.rows(panel.block + 1),
+                                        kPairRows, true, true};
   float bias[kPairRows];
   for (int64_t band = begin; band < end; band += bands) {
     const int64_t row = band * tiles.band, last = std::min((band + bands) * tiles.band, tiles.rows);
     const int64_t tile = tiles.at(row), at = tile * tiles.outputs;
     const int64_t from = result_.direct() ? 0 : position(row), n = position(last) - position(row);
     const int64_t start = first * result_.pixels() + from;
-    const PackedResult::Output out =
-        result_.output(panel.block, 2, start, n, panel.tile, panel.tile + n * kPairRows, bias);
-    const PackedPairOutput output{tiles.place + at,    tiles.sums + at,  gemm_.shift(),     panel.factors.center,
-                                  panel.factors.scale, tiles.scale + at, out.bias,          out.residual,
-                                  out.residual_stride, a_.relu,          int(out.channels), out.y,
+    const PackedResult::Output out = result_.output(channels, start, n, panel.tile, panel.tile + n * kPairRows, bias);
+    const PackedPairOutput output{tiles.place + at,    tiles.sums + at,  gemm_.shift(),   panel.factors.center,
+                                  panel.factors.scale, tiles.scale + at, out.bias,        out.residual,
+                                  out.residual_stride, a_.relu,          int(channels.n), out.y,
                                   out.codes,           out.stride,       result_.codes()};
     const bool finished = panel.part + 1 == parts();
     run_.multiply({panel.panel, panel.pieces, panel.position, panel.start, steps * (panel.part + 1) / parts() - channel,
                    tiles.x + tile * tiles.bytes + channel * kStepColumns * run_.element, tiles.position, tiles.bytes,
                    tiles.at(last) - tile, output, panel.sums + (tile - first_tile) * tiles.outputs * kPairRows,
                    panel.part > 0, finished});
-    if (finished && !out.codes && out.y == panel.tile)
-      result_.store(panel.block, out.channels, kPairRows, start, n, panel.tile);
+    if (finished && !out.codes && out.y == panel.tile) result_.store(channels, start, n, panel.tile);
   }
 }
 

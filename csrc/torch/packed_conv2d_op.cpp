@@ -22,7 +22,7 @@ Tensor packed_conv2d_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_poi
                   weight_shape[3], " has no taps");
   const lcs::Axis vertical = axis(kPackedConv2d, stride, padding, dilation, weight_shape[2], 0),
                   horizontal = axis(kPackedConv2d, stride, padding, dilation, weight_shape[3], 1);
-  const int64_t out = weight_shape[0], taps = weight_shape[2] * weight_shape[3], columns = weight_shape[1] * taps;
+  const int64_t out = weight_shape[0], columns = weight_shape[1] * weight_shape[2] * weight_shape[3];
   STD_TORCH_CHECK(groups >= 1 && x.size(1) == groups * weight_shape[1] && out % groups == 0, kPackedConv2d, ": x has ",
                   x.size(1), " channels, a weight of ", out, " x ", weight_shape[1], " in ", groups, " groups takes ",
                   groups * weight_shape[1]);
@@ -33,9 +33,9 @@ Tensor packed_conv2d_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_poi
   const int64_t most = low ? lcs::kMaxRangedTerms : lcs::kMaxPackedTerms;
   STD_TORCH_CHECK(exact || columns <= most, kPackedConv2d, ": sums of ", columns,
                   " products run by the reference, above ", most);
-  const int64_t joined = weight_shape[1] < lcs::NestedLayout::kStep ? weight_shape[3] : 1;
-  const Nested weight = nested(kPackedConv2d, planes, scales, zero_points,
-                               {out, columns, std::max<int64_t>(columns, 1), taps, groups, joined}, prepack);
+  const Nested weight =
+      nested(kPackedConv2d, planes, scales, zero_points,
+             lcs::packed_conv2d_layout(out, weight_shape[1], weight_shape[2], weight_shape[3], groups), prepack);
   const lcs::DType dtype = x_codes ? lcs::DType::float32 : activation_dtype(kPackedConv2d, x);
   const bool x_last = x_codes || wants_channels_last(x), last = codes || x_last;
   const Tensor input = x_last && is_channels_last(x) ? x
@@ -66,11 +66,22 @@ Tensor packed_conv2d_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_poi
                     shape_of(*residual));
     added = residual->const_data_ptr();
   }
-  lcs::packed_conv2d({images(input, const_cast<void*>(input.const_data_ptr()), x_last),
-                      images(y, y.mutable_data_ptr(), last), dtype, vertical, horizontal, weight.prepack,
-                      width_of(kPackedConv2d, bits, weight.prepack.depth), vector_of(kPackedConv2d, "bias", bias, out),
-                      low ? &range : nullptr, relu, exact, x_codes, y_low ? &y_range : nullptr, added},
-                     parallel);
+  lcs::PackedConv2dArgs args{images(input, const_cast<void*>(input.const_data_ptr()), x_last),
+                             images(y, y.mutable_data_ptr(), last),
+                             dtype,
+                             vertical,
+                             horizontal,
+                             weight.prepack,
+                             width_of(kPackedConv2d, bits, weight.prepack.depth),
+                             vector_of(kPackedConv2d, "bias", bias, out),
+                             low ? &range : nullptr,
+                             relu,
+                             exact,
+                             x_codes,
+                             y_low ? &y_range : nullptr,
+                             added};
+  args.depthwise = lcs::packed_conv2d_depthwise(out, weight_shape[1], groups);
+  lcs::packed_conv2d(args, parallel);
   return y;
 }
 

@@ -159,7 +159,7 @@ class Builder {
                         n.out_channels % n.groups == 0,
                     kPackedNetwork, ": step ", step_, " has ", n.groups, " groups of ", n.in_channels, " and ",
                     n.out_channels, " channels, and gets ", x.shape.channels);
-    const int64_t taps = n.kernel_h * n.kernel_w, columns = n.in_channels * taps;
+    const int64_t columns = n.in_channels * n.kernel_h * n.kernel_w;
     STD_TORCH_CHECK(columns <= lcs::kMaxRangedTerms, kPackedNetwork, ": step ", step_, " sums ", columns, " products");
     STD_TORCH_CHECK(n.scales == 1 || n.scales == n.out_channels, kPackedNetwork, ": step ", step_, " has ", n.scales,
                     " scales, not 1 or ", n.out_channels);
@@ -167,12 +167,12 @@ class Builder {
     const std::vector<Tensor> prepack(n.prepacked ? 1 : 0, n.prepacked ? next() : planes);
     const NestedScales scales{floats_.some(n.scales, step_), zero_points_.some(n.scales, step_),
                               n.scales == n.out_channels};
-    const int64_t joined = n.in_channels < lcs::NestedLayout::kStep ? n.kernel_w : 1;
-    weights_.push_back(nested(kPackedNetwork, planes, scales,
-                              {n.out_channels, columns, std::max<int64_t>(columns, 1), taps, n.groups, joined},
-                              prepack));
+    weights_.push_back(
+        nested(kPackedNetwork, planes, scales,
+               lcs::packed_conv2d_layout(n.out_channels, n.in_channels, n.kernel_h, n.kernel_w, n.groups), prepack));
     a.dtype = lcs::DType::float32;
     a.weight = weights_.back().prepack;
+    a.depthwise = lcs::packed_conv2d_depthwise(n.out_channels, n.in_channels, n.groups);
     a.bits = width_of(kPackedNetwork, n.bits, a.weight.depth);
     a.range = range(n.x_bits);
     if (n.biased) a.bias = floats_.some(n.out_channels, step_);

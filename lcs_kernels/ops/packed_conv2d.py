@@ -138,8 +138,11 @@ def _by_reference(x: Tensor, weight: NestedWeight, x_range: tuple, exact: bool) 
 
 
 def prepacked(weight: NestedWeight, groups: int, device: torch.device) -> list[Tensor]:
-    """What the kernels read. On a CPU the taps of a kernel's row are put together where they have few channels each."""
-    _, channels, height, width = weight.shape
+    """What the kernels read. On a CPU the taps of a kernel's row are put together where they have few channels each,
+    and a depthwise weight is a matrix of channels x taps."""
+    out, channels, height, width = weight.shape
+    if device.type == "cpu" and channels == 1 and out == groups > 1:
+        return weight.prepack()
     joined = width if device.type == "cpu" and channels < STEP else 1
     return weight.prepack(height * width, groups, joined)
 

@@ -28,6 +28,8 @@ constexpr Case kCases[] = {
     {1, 2, 14, 13, 3, 1, {2, 4, 3, 3}, {3, 1, 2, 4}},    // dilated and strided
     {2, 12, 6, 5, 30, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},    // groups
     {2, 5, 5, 7, 10, 5, {1, 1, 1, 3}, {1, 1, 1, 3}},     // depthwise, two each
+    {2, 45, 9, 12, 45, 45, {2, 1, 1, 3}, {1, 2, 2, 3}},  // and one
+    {1, 8, 6, 135, 8, 8, {1, 2, 1, 5}, {1, 2, 1, 4}},    // of many columns
     {3, 10, 7, 6, 70, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},    // two blocks and a part of one
     {2, 18, 6, 5, 130, 2, {2, 1, 1, 3}, {1, 1, 1, 3}},   // the same, in groups
     {9, 24, 1, 1, 5, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},     // one pixel
@@ -50,12 +52,7 @@ struct Dense {
 
   Dense(const Case& c, bool per_row, Guard guard)
       : c(c),
-        layout{c.out,
-               c.in / c.groups * taps(),
-               std::max<int64_t>(c.in / c.groups * taps(), 1),
-               taps(),
-               c.groups,
-               c.in / c.groups < 8 ? c.horizontal.kernel : 1},
+        layout(packed_conv2d_layout(c.out, c.in / c.groups, c.vertical.kernel, c.horizontal.kernel, c.groups)),
         codes(c.out * layout.columns, guard),
         planes(kPlanes * layout.plane_bytes(), guard),
         scales((per_row ? c.out : 1) * 4, guard),
@@ -68,7 +65,6 @@ struct Dense {
     }
     nested_prepack(layout, codes.as<uint8_t>(), kPlanes, planes.as<uint8_t>(), backwards);
   }
-  int64_t taps() const { return c.vertical.kernel * c.horizontal.kernel; }
 
   float value(int64_t row, int64_t column, int bits, bool per_row) const {
     const int code = codes.as<uint8_t>()[row * layout.columns + column] >> (8 - bits) << (8 - bits);
@@ -117,6 +113,7 @@ void check(const Case& c, bool last, Guard guard) {
           range,
           !last,
           false};
+      args.depthwise = packed_conv2d_depthwise(c.out, c.in / c.groups, c.groups);
       const std::vector<float> wanted = convolved(w, args);
       for (const Isa isa : isas(kMore))
         for (const bool exact : {false, true}) {

@@ -79,7 +79,7 @@ def test_several_scales_in_a_channel():
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8], indirect=True)
-@pytest.mark.parametrize("name", ["3x3", "groups", "tiny images", "several bands", "many panels"])
+@pytest.mark.parametrize("name", ["3x3", "groups", "tiny images", "several bands", "many panels", "depthwise"])
 def test_threads_change_nothing(isa, threads, name):
     torch.manual_seed(4)
     geometry = GEOMETRIES[name]
@@ -166,14 +166,43 @@ WIDE = {
     "blocks and a half": ((3, 9, 6, 5), (100, 9, 3, 3), (2, 1), 1, 1, 1),
     "wide groups": ((2, 24, 5, 6), (90, 12, 3, 2), 1, (1, 0), 1, 2),
 }
+DEPTHWISE = {
+    "one block": ((2, 32, 9, 7), (32, 1, 3, 3), 1, 1, 1, 32),
+    "blocks and a part": ((1, 77, 11, 6), (77, 1, 5, 5), (2, 1), 2, 1, 77),
+    "many columns": ((1, 9, 4, 140), (9, 1, 2, 3), 1, 0, (1, 2), 9),
+    "one tap": ((3, 40, 5, 6), (40, 1, 1, 1), (1, 2), 0, 1, 40),
+    "padding beyond the kernel": ((2, 10, 3, 3), (10, 1, 3, 3), 2, 4, 1, 10),
+}
 
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
-@pytest.mark.parametrize("name", ["1x1 strided", "3x3", "3x3 strided", "5x3", "groups", "depthwise", *WIDE])
+@pytest.mark.parametrize("name", DEPTHWISE)
+def test_depthwise_equals_the_reference(isa, name, layout):
+    torch.manual_seed(15)
+    geometry = DEPTHWISE[name]
+    bias = torch.randn(geometry[1][0])
+    for i, bits in enumerate(WIDTHS):
+        x = torch.randn(geometry[0]).to(DTYPES[i % 2]).to(memory_format=layout)
+        weight = nested_weight(geometry[1], ("channel", "tensor")[i % 3 == 0])
+        check(x, weight, bits, (None, bias)[i % 2], geometry, RANGES[i % 4], relu=i % 3 == 0)
+    x = torch.randn(geometry[0]).to(memory_format=layout)
+    x[0, 1, 1, 2] = float("nan")
+    check_nan(x, weight, geometry, RANGES[1], False)
+
+
+def test_a_depthwise_weight_is_read_once_packed():
+    """Eight columns a step in which the taps lie, and 32 channels a block: no padding to whole steps of channels."""
+    weight = nested_weight((64, 1, 3, 3))
+    packed_conv2d(torch.randn(1, 64, 5, 5), weight, 8, groups=64)
+    assert weight.prepacked_nbytes == 64 * 16
+
+
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("name", ["1x1 strided", "3x3", "3x3 strided", "5x3", "groups", "depthwise", *WIDE, *DEPTHWISE])
 def test_codes_in_and_out_and_a_residual(isa, name, layout):
     """Every mixture of integers and floats, each equal to the reference bit for bit."""
     torch.manual_seed(16)
-    geometry = (GEOMETRIES | WIDE)[name]
+    geometry = (GEOMETRIES | WIDE | DEPTHWISE)[name]
     for i, bits in enumerate((8, 5, 4, 3, 2)):
         dtype, y_bits = DTYPES[i % 2], (8, 4, 2)[i % 3]
         weight, bias = nested_weight(geometry[1], ("channel", "tensor")[i % 2]), torch.randn(geometry[1][0])
@@ -243,10 +272,12 @@ def test_the_residual_has_a_gradient(relu):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["3x3", "7x7 strided", "tiny images", "groups", "several bands", "1x1 strided"])
+@pytest.mark.parametrize(
+    "name", ["3x3", "7x7 strided", "tiny images", "groups", "several bands", "1x1 strided", *DEPTHWISE]
+)
 def test_exact_sums_round_as_often_as_they_must(isa, name, dtype):
     torch.manual_seed(9)
-    geometry = GEOMETRIES[name]
+    geometry = (GEOMETRIES | DEPTHWISE)[name]
     weight, bias = nested_weight(geometry[1]), torch.randn(geometry[1][0])
     for layout in FORMATS:
         x = torch.randn(geometry[0]).to(dtype).to(memory_format=layout)

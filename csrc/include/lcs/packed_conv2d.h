@@ -22,7 +22,7 @@ struct PackedConv2dArgs {
   Images x, y;
   DType dtype;  // of x, y and the residual, but of codes, which are int8 and lie channels last
   Axis vertical, horizontal;
-  NestedPrepack weight;  // its taps are the kernel's, its parts the groups; one scale for all columns of a row
+  NestedPrepack weight;  // as `packed_conv2d_layout` lays it out; one scale for all columns of a row
   int bits;
   const float* bias;             // of each row; null: none
   const ActivationRange* range;  // null: of each image its own
@@ -32,7 +32,18 @@ struct PackedConv2dArgs {
   const void* residual = nullptr;            // laid out as y; null: none
   const bool* spoilt = nullptr;   // of each image, whether it counts as one that holds NaN; null: those that do
   std::optional<int> winograd{};  // the side of Winograd's tiles, 2 or 4, 0: directly; none: what is fastest
+  bool depthwise = false;         // whether the weight is laid out as that of a depthwise convolution
 };
+
+// Whether a weight of `out` channels, which read `in` channels of each of `groups`, reads a channel of its own for
+// each.
+constexpr bool packed_conv2d_depthwise(int64_t out, int64_t in, int64_t groups) {
+  return in == 1 && groups > 1 && out == groups;
+}
+
+// Its taps are the kernel's, joined in a row of it where channels are few, and its parts the groups; a depthwise one is
+// a matrix of channels x taps.
+NestedLayout packed_conv2d_layout(int64_t out, int64_t in, int64_t height, int64_t width, int64_t groups);
 
 // Not `exact`: the same bits on every instruction set. `exact`: the order of each sum depends on shapes and instruction
 // set alone.
