@@ -254,6 +254,7 @@ class Frozen:
         return self._cache.get(choices.key(level), lambda: self._pack(level, choices))
 
     def _pack(self, level: Level, choices: Choices) -> Packed:
+        _check_real(level)
         packed = pack(self._layers, level, self._packer, choices.kernels)
         with self._counting:
             for name, layer, choice in zip(self._named, self._layers, choices.layers, strict=True):
@@ -273,6 +274,7 @@ class Frozen:
         return choices
 
     def _trace(self, level: Level, inputs: tuple, args: tuple, kwargs: dict) -> dict[int, Shape]:
+        _check_real(level)
         trace = Trace(pack(self._layers, level, self._packer, ["torch"] * len(self._layers)).tensors)
         with torch.no_grad():
             expected = _run(self.model, trace, *copied(args, kwargs))
@@ -389,6 +391,12 @@ def _fuse(model: nn.Module, device: str) -> tuple[nn.Module | None, str]:
         return fused(model), ""
     except NotTraceable as error:
         return None, str(error)
+
+
+def _check_real(level: Level) -> None:
+    """Raises where what is made now, and held, would be of torch.export's tensors without data."""
+    if torch.compiler.is_exporting():
+        raise RuntimeError(f"before torch.export, call the frozen network once on such inputs at {level}")
 
 
 def _run(model: Callable, running: Packed | Trace, args: tuple, kwargs: dict):

@@ -64,3 +64,21 @@ def test_a_disabled_function_is_not_compiled_for_its_arguments():
     assert not any(seen) and len(seen) == 40
     assert frames[-1] == frames[3], frames
     torch._dynamo.reset()
+
+
+def test_exported_at_a_level_that_is_held_and_else_told_to_make_it():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    fast, x = lcs.convert(model, lcs.Unstructured()).freeze(), torch.randn(2, 8)
+
+    class Serving(torch.nn.Module):
+        def forward(self, x):
+            return fast(x, density=0.5)
+
+    for called in (False, True):
+        with pytest.raises(RuntimeError, match="before torch.export, call the frozen network once .*density=0.5"):
+            torch.export.export(Serving(), (x,))
+        if not called:
+            fast(x, density=0.1)
+    y = fast(x, density=0.5)
+    assert torch.equal(torch.export.export(Serving(), (x,)).module()(x), y)
