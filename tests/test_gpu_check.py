@@ -107,10 +107,11 @@ def checked(*options):
             "packed_linear",
             ["ops", "cpu", "-k", "gradients or any_batch or any_shape or fewer or extreme", "--first", "--twins"],
         ),
+        ("packed_conv2d", ["ops", "cpu", "-k", "codes_of_fewer or spoils or step_or_an_end", "--first", "--twins"]),
         ("interpolate_prune", ["triton", "cpu", "-k", "stride or bad_arguments"]),
         ("interpolate_prune", ["ops", "cpu", "--first", "--largest=20000", "--most=5"]),
     ],
-    ids=["twins", "twins of a packed op", "tiles", "small"],
+    ids=["twins", "twins of a packed op", "of another layout", "tiles", "small"],
 )
 def test_an_ops_tests_run_on_a_device(op, options, monkeypatch):
     """On the CPU, with Triton's interpreter or without."""

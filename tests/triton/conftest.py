@@ -39,6 +39,17 @@ def quick_interpreter():
         yield
 
 
+@pytest.fixture
+def quick_sizes(monkeypatch):
+    """Sets constants of a kernel's module to what the interpreter is quick with, for which no GPU has room."""
+
+    def set_all(module, **constants):
+        for name, value in constants.items() if INTERPRETING else ():
+            monkeypatch.setattr(module, name, value)
+
+    return set_all
+
+
 def needs_child(item) -> bool:
     if item.config.on_device:
         return False

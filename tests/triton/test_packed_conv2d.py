@@ -20,10 +20,9 @@ run = kernel("packed_conv2d", "packed_conv2d")
 
 
 @pytest.fixture
-def large_tiles(monkeypatch):
-    monkeypatch.setattr(module, "PIXELS", 512)
-    monkeypatch.setattr(module, "TILE", {"OUTPUTS": 32, "POSITIONS": 1024, "INPUTS": 32})
-    monkeypatch.setattr(module, "EXACT_TILE", {"OUTPUTS": 32, "POSITIONS": 1024, "INPUTS": 32})
+def large_tiles(quick_sizes):
+    large = {"OUTPUTS": 32, "POSITIONS": 1024, "INPUTS": 32}
+    quick_sizes(module, PIXELS=512, TILE=large, EXACT_TILE=large)
 
 
 def check(x, weight, bits, geometry, x_range=NONE, bias=None, relu=False):
@@ -62,10 +61,9 @@ def test_codes_of_fewer_bits(large_tiles, depth):
 
 @pytest.mark.parametrize("bits", [2, 8])
 @pytest.mark.parametrize("x_range", [NONE, (0.0, 255.0, 8), (-255.0, 0.0, 8)], ids=str)
-def test_the_largest_sums_fit(monkeypatch, x_range, bits):
+def test_the_largest_sums_fit(quick_sizes, x_range, bits):
     """Every code and every value as large as it can be, of one sign or of the other, in as many terms as allowed."""
-    monkeypatch.setattr(module, "TILE", {"OUTPUTS": 32, "POSITIONS": 2, "INPUTS": 4096})
-    monkeypatch.setattr(module, "CHANNELS", 8192)
+    quick_sizes(module, TILE={"OUTPUTS": 32, "POSITIONS": 2, "INPUTS": 4096}, CHANNELS=8192)
     terms = (MAX_TERMS if x_range[0] is None else MAX_RANGED_TERMS) // 2
     geometry = (2, terms, 2, 1), (3, terms, 2, 1), 1, 0, 1, 1
     x = torch.full(geometry[0], 255.0)

@@ -77,10 +77,9 @@ def test_a_weight_that_was_not_prepacked():
 
 
 @pytest.mark.parametrize("bits", [2, 7, 8])
-def test_the_largest_sums_fit(monkeypatch, bits):
+def test_the_largest_sums_fit(quick_sizes, bits):
     """Every code and every value as large as it can be, of one sign or of the other, in as many columns as allowed."""
-    monkeypatch.setattr(module, "BLOCK", 32768)
-    monkeypatch.setattr(module, "TILE_OF_FEW", {"OUTPUTS": 32, "POSITIONS": 2, "INPUTS": 8192})
+    quick_sizes(module, BLOCK=32768, TILE_OF_FEW={"OUTPUTS": 32, "POSITIONS": 2, "INPUTS": 8192})
     x = torch.full((2, MAX_COLUMNS), 127.0)
     x[1] *= -1
     for code, zero in ((255, 0), (0, 255)):

@@ -17,8 +17,8 @@ run = kernel("width_conv2d", "width_conv2d")
 
 
 @pytest.mark.parametrize("name", sorted(GEOMETRIES.keys() - LARGE))
-def test_matches_reference(name, monkeypatch):
-    monkeypatch.setattr(module, "TILE", {"POSITIONS": 256, "OUTPUTS": 64, "INPUTS": 32})  # fewer steps to interpret
+def test_matches_reference(name, quick_sizes):
+    quick_sizes(module, TILE={"POSITIONS": 256, "OUTPUTS": 64, "INPUTS": 32})
     torch.manual_seed(0)
     geometry = GEOMETRIES[name]
     out, settings = call_arguments(geometry)
