@@ -1,6 +1,7 @@
 #include "packed_depthwise.h"
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "dispatch.h"
@@ -16,6 +17,20 @@ namespace {
 
 static_assert(kDepthwiseChannels == kBlockRows);
 constexpr int64_t kTasks = 16;  // enough to keep the threads even
+
+// Of a step's 32 rows: the codes of a column, eight at once.
+void column_codes(const uint8_t* planes, int64_t plane_bytes, int bits, int column, uint8_t* codes) {
+  constexpr uint64_t kOnes = 0x0101010101010101;
+  for (int64_t row = 0; row < kBlockRows; row += 8) {
+    uint64_t eight = 0;
+    for (int p = 0; p < bits; ++p) {
+      uint64_t plane;
+      std::memcpy(&plane, planes + p * plane_bytes + row, 8);
+      eight = 2 * eight + (plane >> column & kOnes);
+    }
+    std::memcpy(codes + row, &eight, 8);
+  }
+}
 
 // The input becomes a strip, all channels next to each other. Of these 32 at once meet the taps of a row of outputs.
 class Depthwise {
@@ -74,11 +89,9 @@ class Depthwise {
       center[row] = w.center(w.zero_points[at], a_.bits);
     }
     for (int64_t tap = 0; tap < w.layout.columns; ++tap) {
-      uint8_t codes[kBlockRows] = {};
-      const uint8_t* plane = gemm_.planes(block) + tap / kStepColumns * kBlockRows;
-      for (int p = 0; p < a_.bits; ++p, plane += w.layout.plane_bytes())
-        for (int64_t row = 0; row < kBlockRows; ++row)
-          codes[row] = uint8_t(2 * codes[row] + (plane[row] >> tap % kStepColumns & 1));
+      uint8_t codes[kBlockRows];
+      column_codes(gemm_.planes(block) + tap / kStepColumns * kBlockRows, w.layout.plane_bytes(), a_.bits,
+                   int(tap % kStepColumns), codes);
       for (int64_t row = 0; row < kBlockRows; ++row) value[row] = (codes[row] << gemm_.shift()) + center[row];
       put(to, tap, value);
     }
