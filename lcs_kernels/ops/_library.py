@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -39,6 +40,20 @@ def once_differentiable(backward: Callable) -> Callable:
 
     def run(ctx, grad):
         return guarded(ctx, grad) if torch.is_grad_enabled() else backward(ctx, grad)
+
+    return run
+
+
+def without_autocast(function: Callable) -> Callable:
+    """`function`, whose first argument is a tensor, with nothing rounded that it multiplies."""
+
+    @functools.wraps(function)
+    def run(x: Tensor, *args, **kwargs):
+        device = x.device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):  # which meta has not
+            return function(x, *args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(x, *args, **kwargs)
 
     return run
 

@@ -7,6 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ._library import without_autocast
+
+_product = without_autocast(torch.matmul)
+
 
 def check_fits(op: str, x: Tensor, weight_shape: tuple[int, ...]) -> None:
     """Raises ValueError where the weight is not that of a linear layer, or x does not have its features."""
@@ -21,6 +25,6 @@ def backward(ctx, grad: Tensor, unpack: Callable[[], Tensor]) -> tuple[Tensor | 
     for y in ctx.saved_tensors:
         grad = torch.where(y > 0, grad, 0)
     wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
-    grad_x = (wide @ unpack().to(wide.dtype)).to(grad.dtype) if ctx.needs_input_grad[0] else None
+    grad_x = _product(wide, unpack().to(wide.dtype)).to(grad.dtype) if ctx.needs_input_grad[0] else None
     grad_bias = wide.sum_to_size(wide.shape[-1]) if ctx.needs_input_grad[1] else None
     return grad_x, grad_bias

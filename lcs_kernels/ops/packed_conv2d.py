@@ -12,7 +12,7 @@ from lcs_kernels._load import ensure_loaded
 from lcs_kernels.levels import range_tensors
 
 from ._convolution import backward, check_fits, geometry, memory_format, output_size
-from ._library import check_packed, define, wants_grad
+from ._library import check_packed, define, wants_grad, without_autocast
 from .nested_pack import STEP, codes_of, reference_unpack
 from .packed_linear import quantized
 from .quantize import grid
@@ -47,6 +47,7 @@ def convolved(q: Tensor, codes: Tensor, settings) -> Tensor:
     return F.conv2d(q.double(), codes.double(), None, *settings).round().to(torch.int64)
 
 
+@without_autocast
 def reference(
     x, planes, scales, zero_points, weight_shape, bits, bias, stride, padding, dilation, groups, low, high, x_bits,
     relu, exact, prepack, residual=None, y_low=None, y_high=None, y_bits=8, *, group=None,

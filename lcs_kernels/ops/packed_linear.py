@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lcs_kernels._load import ensure_loaded
 
-from ._library import check_packed, define, wants_grad
+from ._library import check_packed, define, wants_grad, without_autocast
 from ._linear import backward, check_fits
 from .nested_pack import codes_of, reference_unpack
 
@@ -30,6 +30,7 @@ def quantized(x: Tensor, dims: tuple[int, ...] = (-1,)) -> tuple[Tensor, Tensor]
     return q, torch.where(finite, most / 127 * 0.5, torch.nan)
 
 
+@without_autocast
 def reference(x, planes, scales, zero_points, out_features, group, bits, bias, relu, exact, prepack):
     """In integers, but for the scales; `exact`: the dense layer in float32 (float64 for float64), rounded once."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))

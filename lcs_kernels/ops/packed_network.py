@@ -15,7 +15,7 @@ from lcs_kernels.levels import range_tensors
 
 from . import packed_conv2d
 from ._convolution import geometry, output_size, window
-from ._library import define, wants_grad
+from ._library import define, wants_grad, without_autocast
 
 if TYPE_CHECKING:
     from lcs_kernels.formats import NestedWeight
@@ -159,11 +159,12 @@ class Network:
         on = parts.weights[0].device if parts.weights else "cpu"
         floats = [t.detach().flatten().to(on, torch.float32) for t in parts.floats]
         zeros = [t.flatten() for t in parts.zero_points]
+        numbers = [tuple(map(int, astuple(step))) for step in made]
         return cls(
             parts.weights,
-            torch.cat(floats) if floats else torch.empty(0, device=on),
+            torch.cat(floats) if floats else torch.empty(0, dtype=torch.float32, device=on),
             torch.cat(zeros) if zeros else torch.empty(0, dtype=torch.uint8, device=on),
-            torch.tensor([tuple(map(int, astuple(step))) for step in made], dtype=torch.int64).reshape(-1, _FIELDS),
+            torch.tensor(numbers, dtype=torch.int64, device="cpu").reshape(-1, _FIELDS),
             tuple(made),
             flat,
         )
@@ -233,6 +234,7 @@ def _convolution(i: int, step: Convolution, to: _Parts) -> _Step:
     )  # fmt: skip
 
 
+@without_autocast
 def reference(
     x: Tensor, weights: Sequence[Tensor], floats: Tensor, zero_points: Tensor, numbers: Tensor, size: Sequence[int]
 ) -> Tensor:

@@ -11,13 +11,14 @@ from torch.nn import functional as F
 from lcs_kernels._load import ensure_loaded
 
 from ._convolution import backward, check_fits, geometry, memory_format, output_size
-from ._library import check_sparse, define, wants_grad
+from ._library import check_sparse, define, wants_grad, without_autocast
 from .sparse_pack import reference_unpack
 
 if TYPE_CHECKING:
     from lcs_kernels.formats import SparseWeight
 
 
+@without_autocast
 def reference(
     x, mask_bits, values, weight_shape, bias, stride, padding, dilation, groups, relu, block, prepack
 ) -> Tensor:

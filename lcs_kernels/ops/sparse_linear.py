@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lcs_kernels import costs
 from lcs_kernels._load import ensure_loaded
 
-from ._library import check_sparse, define, wants_grad
+from ._library import check_sparse, define, wants_grad, without_autocast
 from ._linear import backward, check_fits
 from .sparse_pack import reference_unpack
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MANY = 112  # rows of x at once, at most
 
 
+@without_autocast
 def reference(x, mask_bits, values, out_features, bias, relu, block, prepack):
     """The dense layer in float32 (float64 for float64), rounded once."""
     wide = torch.promote_types(x.dtype, torch.float32)

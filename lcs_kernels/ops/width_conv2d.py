@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lcs_kernels._load import ensure_loaded
 
 from ._convolution import check_fits, geometry, memory_format, output_size
-from ._library import define, wants_grad
+from ._library import define, wants_grad, without_autocast
 
 if TYPE_CHECKING:
     from lcs_kernels.formats import WidthWeight
@@ -23,6 +23,7 @@ ONES = (1, (1, 1), [1, 1])
 BLOCK = 16  # channels that the packed form keeps together
 
 
+@without_autocast
 def reference(
     x, weight, out_channels, scale, bias, stride, padding, dilation, groups, relu, packed, winograd=None
 ) -> Tensor:

@@ -1,5 +1,7 @@
 """What all ops take, or refuse, alike."""
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -97,3 +99,44 @@ def test_kernels_of_no_taps_and_coordinates_beyond_all_integers_are_refused(op):
         CONVOLUTIONS[op](torch.ones(OUT, 5, 5, 5), dilation=(1 << 62, 1 << 62))
     with pytest.raises(RuntimeError, match="padding 2305843009213693952 or dilation 1 is out of range"):
         CONVOLUTIONS[op](padding=(1 << 61, 1 << 61))
+
+
+MULTIPLY = {
+    "sparse_linear": lambda x: lcs.sparse_linear(x[:, :, 0, 0], SparseWeight.pack(W)),
+    "packed_linear": lambda x: lcs.packed_linear(x[:, :, 0, 0], NestedWeight.pack(W), 4, exact=True),
+    "sparse_conv2d": lambda x: lcs.sparse_conv2d(x, SparseWeight.pack(FILTERS)),
+    "packed_conv2d": lambda x: lcs.packed_conv2d(
+        x, NestedWeight.pack(FILTERS, per="group", group=9), 4, exact=True
+    ),  # of several scales: by the reference
+    "width_conv2d": lambda x: lcs.width_conv2d(x, FILTERS),
+}
+
+
+@pytest.mark.parametrize("op", MULTIPLY)
+def test_autocast_rounds_no_products(op):
+    def results(enabled):
+        x = IMAGES.clone().requires_grad_()
+        with torch.autocast("cpu", enabled=enabled):
+            y = MULTIPLY[op](x)
+            y.backward(y.detach() / 3)
+        return y, x.grad
+
+    assert all(map(torch.equal, results(True), results(False)))
+
+
+SPARSE, SPARSE_4D = ((s.mask_bits, s.values) for s in map(SparseWeight.pack, (W, FILTERS)))
+NESTED, GEOMETRY = NestedWeight.pack(W), ([1, 1], [0, 0], [1, 1], 1)
+REFERENCES = {
+    "sparse_linear": lambda: (X, *SPARSE, OUT, None, False, 5, []),
+    "packed_linear": lambda: (X, NESTED.planes, NESTED.scales, NESTED.zero_points, OUT, 5, 4, None, False, True, []),
+    "sparse_conv2d": lambda: (IMAGES, *SPARSE_4D, FILTERS.shape, None, *GEOMETRY, False, 9, []),
+    "width_conv2d": lambda: (IMAGES, FILTERS, OUT, None, None, *GEOMETRY, False, None),
+}
+
+
+@pytest.mark.parametrize("op", REFERENCES)
+def test_autocast_rounds_no_products_of_references(op):
+    reference = importlib.import_module(f"lcs_kernels.ops.{op}").reference
+    with torch.autocast("cpu"):
+        found = reference(*REFERENCES[op]())
+    assert torch.equal(found, reference(*REFERENCES[op]()))

@@ -155,6 +155,17 @@ def test_equals_the_steps_one_by_one():
         assert torch.equal(packed_network(x, network), values[-1])
 
 
+def test_defaults_of_torch_change_no_network():
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            network = Network.of([MaxPool(0, 2, 2)])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    x = torch.randn(1, 3, 6, 6)
+    assert torch.equal(packed_network(x, network), torch.nn.functional.max_pool2d(x, 2, 2))
+
+
 def test_opcheck():
     network = Network.of(NETWORKS["read twice"](4))
     x = torch.randn(2, 3, 9, 8)
