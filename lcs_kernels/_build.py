@@ -247,7 +247,8 @@ def compile_object(
         includes += ["-isystem", str(folder)]
     unit = "".join(f'#include "{csrc / name}"\n' for name in names)
     checks = warnings(names[0]) if warn else []
-    _produce([*compiler, *CXX_FLAGS, *checks, *includes, "-c", "-x", "c++", "-"], output, deadline, unit)
+    named = f"-fmacro-prefix-map={csrc}=csrc"  # errors say where they come from, not where that was built
+    _produce([*compiler, *CXX_FLAGS, named, *checks, *includes, "-c", "-x", "c++", "-"], output, deadline, unit)
 
 
 def warnings(name: str) -> list[str]:

@@ -69,6 +69,15 @@ def test_the_archive_holds_what_is_listed_now_and_else_stays(tmp_path):
     assert found[0] == found[1] and [symbol for _, symbol in found] == ["one", "one", "two"]
 
 
+def test_objects_name_sources_and_not_where_they_were_built(tmp_path):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "some.h").write_text("#define HERE __FILE__")
+    (tmp_path / "cpu" / "some.cpp").write_text('#include "some.h"\nextern const char* file; const char* file = HERE;')
+    _build.compile_object(_build.find_compiler(), tmp_path, ["cpu/some.cpp"], tmp_path / "a.o")
+    content = (tmp_path / "a.o").read_bytes()
+    assert b"csrc/cpu/some.cpp" in content and str(tmp_path).encode() not in content
+
+
 def test_warnings_are_errors_where_asked_for(tmp_path):
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "some.cpp").write_text("static int unused;")

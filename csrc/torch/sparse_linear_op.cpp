@@ -17,7 +17,7 @@ Tensor sparse_linear_cpu(Tensor x, Tensor mask_bits, Tensor values, int64_t out_
   lcs::SparseTiles tiles{};
   Prepacked weight{};
   if (in_tiles)
-    tiles = tiles_of(kSparseLinear, values, out_features, columns, prepack);
+    tiles = tiles_of(kSparseLinear, mask_bits, values, out_features, columns, prepack);
   else
     weight = prepacked(kSparseLinear, mask_bits, values, out_features, columns, block, prepack);
   const lcs::DType dtype = activation_dtype(kSparseLinear, x);

@@ -101,8 +101,9 @@ std::vector<Tensor> sparse_prepack_tiles_cpu(Tensor mask_bits, Tensor values, in
 
 }  // namespace
 
-SparseTiles tiles_of(const char* op, const Tensor& values, int64_t rows, int64_t columns,
+SparseTiles tiles_of(const char* op, const Tensor& mask_bits, const Tensor& values, int64_t rows, int64_t columns,
                      const std::vector<Tensor>& parts) {
+  bitmap(op, mask_bits, rows * columns);
   SparseTiles tiles{rows, columns, nullptr, nullptr, nullptr};
   STD_TORCH_CHECK(parts.size() == 3 && parts[0].scalar_type() == ScalarType::Int && parts[0].dim() == 3 &&
                       parts[0].size(0) == tiles.row_tiles() && parts[0].size(1) == tiles.column_tiles() &&
@@ -130,6 +131,7 @@ std::span<const uint32_t> bitmap(const char* op, const Tensor& mask_bits, int64_
 
 Prepacked prepacked(const char* op, const Tensor& mask_bits, const Tensor& values, int64_t rows, int64_t columns,
                     int64_t block, const std::vector<Tensor>& parts) {
+  bitmap(op, mask_bits, rows * columns);
   Prepacked made{{}, parts.empty() ? prepack(op, mask_bits, values, rows, columns, block) : parts};
   const auto& p = made.parts;
   const int64_t blocks = block >= 1 ? sparse_blocks(columns, block) : -1;

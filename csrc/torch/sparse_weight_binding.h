@@ -18,7 +18,7 @@ Prepacked prepacked(const char* op, const Tensor& mask_bits, const Tensor& value
                     int64_t block, const std::vector<Tensor>& parts);
 
 // `parts` is what sparse_prepack_tiles returned for this weight.
-SparseTiles tiles_of(const char* op, const Tensor& values, int64_t rows, int64_t columns,
+SparseTiles tiles_of(const char* op, const Tensor& mask_bits, const Tensor& values, int64_t rows, int64_t columns,
                      const std::vector<Tensor>& parts);
 
 // A contiguous float32 vector of `n`, or null.

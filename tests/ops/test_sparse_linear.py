@@ -264,6 +264,8 @@ TILES = TILED.prepack_tiles()
         ({"prepack": PARTS, "block": 2}, "prepack is not what sparse_prepack makes of this weight with block 2"),
         ({"prepack": PARTS, "block": 0}, "prepack is not what .* block 0"),
         ({"prepack": PARTS[:3]}, "prepack is not what"),
+        ({"prepack": PARTS, "x": torch.ones(2, 3)}, "mask_bits must be 1 contiguous int32 words for 15 weights"),
+        ({"prepack": TILES, "x": torch.ones(2, 3)}, "mask_bits must be 1 contiguous int32 words for 15 weights"),
         ({"prepack": integer_weight((5, 7), 0).prepack(3)}, "prepack is not what"),
         ({"prepack": integer_weight((6, 7), 1).prepack(3)}, "prepack is not what"),
         ({"prepack": [PARTS[0].long(), *PARTS[1:]]}, "prepack is not what"),
