@@ -1,11 +1,14 @@
 """The levels of a frozen network that are held in memory: least recently used first out, and one build per level."""
 
+import ctypes
 import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Generic, Protocol, TypeVar
+
+_UNTRIMMED = 64 << 20  # bytes of dropped values that the C library may keep
 
 
 class Sized(Protocol):
@@ -18,7 +21,8 @@ Value = TypeVar("Value", bound=Sized)
 class LevelCache(Generic[Value]):
     """Immutable values by key, at most `most` and `limit` bytes of them, but always the one used last.
 
-    A value that is dropped lives on for as long as a call still holds it. Thread safe: a value is built outside the
+    A value that is dropped lives on for as long as a call still holds it; its memory goes back to the system, not at
+    once but before much has been dropped. Thread safe: a value is built outside the
     lock, by the first thread that wants it, and others that want it meanwhile wait for that build alone.
     """
 
@@ -26,6 +30,7 @@ class LevelCache(Generic[Value]):
         self.limit, self.most = limit, most
         self.hits = self.builds = self.evictions = 0
         self._warned = False
+        self._untrimmed = 0
         self._lock = threading.Lock()
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
         self._building: dict[Hashable, Future] = {}
@@ -73,8 +78,13 @@ class LevelCache(Generic[Value]):
                 self._values.popitem(last=False)
                 self.evictions += 1
                 total -= size
+                self._untrimmed += size
+            trim = self._untrimmed >= _UNTRIMMED
+            self._untrimmed = 0 if trim else self._untrimmed
             warn = alone and 0 < self.limit < total and not self._warned
             self._warned = self._warned or warn
+        if trim:
+            _trim()
         if warn:
             warnings.warn(
                 f"one level takes {total:,} bytes, more than cache_bytes={self.limit:,}: no second one is kept",
@@ -89,3 +99,13 @@ class LevelCache(Generic[Value]):
         """Bytes of all values that are held."""
         with self._lock:
             return sum(value.nbytes for value in self._values.values())
+
+
+def _trim() -> None:
+    """Gives what the C library has free back to the system. glibc keeps it, and finds little room for a level's weights
+    where those of others, of other sizes, have been: the process would grow with every level."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError):
+        return  # another C library
+    trim(ctypes.c_size_t(0))

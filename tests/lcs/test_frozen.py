@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import lcs
-from lcs import models
+from lcs import level_cache, models
 from lcs.level_cache import LevelCache
 from lcs.measure import check_layers
 from lcs_kernels import costs
@@ -390,6 +390,17 @@ def test_what_has_grown_is_counted_when_it_settles():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         LevelCache(0, 9).get(1, Box)
+
+
+def test_what_was_dropped_goes_back_to_the_system(monkeypatch):
+    trims = []
+    monkeypatch.setattr(level_cache, "_trim", lambda: trims.append(cache.evictions))
+    cache = LevelCache(30 << 20, 9)
+    for key in range(9):
+        cache.get(key, lambda: Box(20 << 20))
+    assert cache.evictions == 8 and trims == [4, 8]
+    monkeypatch.undo()
+    level_cache._trim()
 
 
 def test_threads_get_their_own_level_whole(pays):
