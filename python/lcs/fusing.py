@@ -2,8 +2,8 @@
 
 Sums and ReLUs become part of the norm before them, or happen in place; a norm becomes part of a convolution before it,
 and so does the max pooling behind that; elsewhere pooling runs in vectors. A quantised convolution takes in the batch
-norm that is folded into it, and what follows: at a level of integers, whose sums are then rounded fewer times, its
-result is that of the model within rounding, and otherwise the same bits. Several of them run as one
+norm that is folded into it, and what follows, ReLU6 too: at a level of integers, whose sums are then rounded fewer
+times, its result is that of the model within rounding, and otherwise the same bits. Several of them run as one
 (`lcs.packed_steps`).
 """
 
@@ -98,6 +98,9 @@ def _rewrite(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> N
         _extend(graph, args[0], node, norm=True)
     elif step == "relu" and _norm(args[0], modules) and _waits(args[0], node, modules):
         _extend(graph, args[0], node, relu=True)
+    elif step == "relu to a cap" and _norm(args[0], modules) and _waits(args[0], node, modules):
+        if isinstance(_called(args[0], modules), FrozenQuantizedConv2d):
+            _extend(graph, args[0], node, relu=True, cap=args[1])
     elif step == "relu" and _fresh(args[0], modules):
         before = args[0]
         if before.target is add_into:  # one pass for both
@@ -127,6 +130,8 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, tuple]:
             return "", ()
         if type(module) is nn.ReLU and not watched(module):
             return "relu", node.args
+        if type(module) in (nn.ReLU6, nn.Hardtanh) and module.min_val == 0 and not watched(module):
+            return "relu to a cap", (*node.args, float(module.max_val))
         if not watched(module) and any(
             _fresh(arg, modules) and getattr(_called(arg, modules), "folded", None) is module for arg in node.args
         ):
@@ -136,6 +141,8 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, tuple]:
             return "max_pool2d", (*node.args, *pool)
     elif plain and (node.target in (F.relu, torch.relu) or (node.op == "call_method" and node.target == "relu")):
         return "relu", node.args[:1]
+    elif plain and node.target is F.relu6:
+        return "relu to a cap", (node.args[0], 6.0)
     elif plain and node.target in (operator.add, torch.add) and all(isinstance(a, fx.Node) for a in node.args):
         return "add", node.args
     elif node.target in (F.max_pool2d, torch.max_pool2d):
@@ -237,7 +244,9 @@ def _keep_codes(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -
     layer, successor = _called(node, modules), _called(reader, modules)
     once = _once(graph, layer, modules) and _once(graph, successor, modules)
     if once and isinstance(successor, FrozenQuantizedConv2d) and not watched(successor) and reader.args == (node,):
-        if layer.compressed and successor.takes_codes() and node not in reader.kwargs.values():
+        cap = node.kwargs.get("cap")
+        same = cap is None or successor.rounds_clipped(cap)
+        if same and layer.compressed and successor.takes_codes() and node not in reader.kwargs.values():
             layer.__dict__["successor"] = successor  # not as a module of it
             node.kwargs = {**node.kwargs, "codes": True}
 

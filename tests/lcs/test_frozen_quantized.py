@@ -323,6 +323,56 @@ def test_activations_stay_integers_between_convolutions(recipe, layout):
     assert seen == [torch.int8] * 3
 
 
+class Inverted(nn.Module):
+    """MobileNetV2's residual block: to more channels, depthwise, and back, with ReLU6s in between."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm_a = nn.Conv2d(8, 40, 1, bias=False), nn.BatchNorm2d(40)
+        self.b, self.norm_b = nn.Conv2d(40, 40, 3, padding=1, groups=40, bias=False), nn.BatchNorm2d(40)
+        self.c, self.norm_c = nn.Conv2d(40, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.relu = nn.ReLU6()
+
+    def forward(self, x):
+        return x + self.norm_c(self.c(F.relu6(self.norm_b(self.b(self.relu(self.norm_a(self.a(x))))))))
+
+
+@pytest.mark.parametrize(("scale", "high"), [(1, None), (20, None), (20, 7.0)], ids=["below 6", "to 6", "beyond"])
+def test_relu6_rounds_to_the_codes_of_what_it_clips(scale, high):
+    """The fused forward is this composition, bit for bit, whose convolutions round what has been clipped; it leaves the
+    clipping out where the range ends at 6 or before."""
+    torch.manual_seed(4)
+    model, x = Inverted(), torch.randn(2, 8, 9, 7)
+    model.norm_a.weight.data *= scale
+    subspace = trained(model, lcs.Quantized(line=False), x, norm="keep")
+    end = subspace.model.b.input_high
+    assert end == 6 if scale > 1 else end < 6
+    if high:
+        end.fill_(high)
+    frozen, x = subspace.freeze(strict=True), 3 * x
+    for bits in (8, 4):
+        level = subspace.recipe.level(bits)
+        packed = frozen._packed(level, frozen._chosen(level, (x.shape,), (x,), {}))
+        y = x
+        for name in ("a", "b", "c"):
+            layer = getattr(frozen.model, name)
+            whole, bias = packed.tensors[layer.index][0].folded
+            ends, options = (layer.input_low, layer.input_high), {"padding": layer.padding, "groups": layer.groups}
+            y = packed_conv2d(y, whole, bits, bias, **options, x_range=ends, x_bits=bits, relu=name != "c")
+            y = y.clamp(max=6) if name != "c" else y
+        assert torch.equal(frozen(x, bits=bits), x + y)
+    kept = [node.kwargs.get("codes", False) for node in _nodes(frozen) if "cap" in node.kwargs]
+    assert kept == [not high, True] and not any(isinstance(m, nn.ReLU6) for m in frozen._fused.modules())
+
+
+def _nodes(frozen):
+    """Those of layers, in all steps."""
+    graphs = [frozen._fused.graph, *(run.graph for run in _runs(frozen))]
+    return [
+        node for graph in graphs for node in graph.nodes if node.op == "call_module" and "packed" not in node.target
+    ]
+
+
 def test_what_a_quantised_residual_network_fuses():
     model = models.build("resnet18", 10, seed=0, norm="batch")
     with warnings.catch_warnings():

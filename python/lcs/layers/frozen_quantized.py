@@ -96,11 +96,11 @@ class FrozenQuantizedConv1d(_FrozenConvolution, QuantizedConv1d):
 
 
 class FrozenQuantizedConv2d(_FrozenConvolution, QuantizedConv2d):
-    """Does what comes after it, too (`lcs.fusing`): the norm that is folded into it, a sum, ReLU, and the rounding of
-    the only layer that reads the result, which then is integers; not where a gradient is to come back, which these have
-    not.
+    """Does what comes after it, too (`lcs.fusing`): the norm that is folded into it, a sum, ReLU, also one that ends at
+    a `cap`, and the rounding of the only layer that reads the result, which then is integers; not where a gradient is
+    to come back, which these have not.
 
-    successor: that layer.
+    successor: that layer, whose range, where there is a cap, rounds to the same what is clipped at it and what is not.
     """
 
     successor: FrozenQuantizedConv2d | None = None
@@ -109,29 +109,46 @@ class FrozenQuantizedConv2d(_FrozenConvolution, QuantizedConv2d):
         """Whether its input may be integers: no padding by other values than 0 comes first."""
         return self.compressed and self.padding_mode == "zeros" and not isinstance(self.padding, str)
 
+    def rounds_clipped(self, cap: float) -> bool:
+        """Whether what is clipped to [0, cap] gets the codes that it gets as it is."""
+        return float(self.input_low) == 0 and float(self.input_high) <= cap
+
     def forward(
-        self, input: Tensor, residual: Tensor | None = None, norm: bool = False, relu: bool = False, codes: bool = False
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        norm: bool = False,
+        relu: bool = False,
+        codes: bool = False,
+        cap: float | None = None,
     ) -> Tensor:
         weight, bias, *bits = self.slot.tensors(self, input.shape)
         if isinstance(weight, Tensor):
-            return self._steps(self.dense(input, weight, bias, bits), residual, norm, relu)
+            return _capped(self._steps(self.dense(input, weight, bias, bits), residual, norm, relu), cap)
         if norm and weight.folded is None:
             raise RuntimeError("the weight of a frozen layer was made without the norm that is folded into it")
         whole, bias = weight.folded if norm else (weight.whole, bias)
         if residual is not None and not self._fits(input, residual):
             y = self.convolved(input, whole, weight.bits, bias, bits)
-            return self._steps(y, residual, False, relu)
+            return _capped(self._steps(y, residual, False, relu), cap)
         trains = torch.is_grad_enabled() and (input.requires_grad or (residual is not None and residual.requires_grad))
-        after = {"residual": residual, "relu": relu, **(self._rounding() if codes and not trains else {})}
-        return self.convolved(input, whole, weight.bits, bias, bits, **after)
+        rounding = self._rounding() if codes and not trains else {}
+        y = self.convolved(input, whole, weight.bits, bias, bits, residual=residual, relu=relu, **rounding)
+        return y if rounding else _capped(y, cap)
 
     def step(
-        self, value: int, shape: Shape, residual: tuple[int, Shape] | None = None, norm: bool = False, **after
+        self,
+        value: int,
+        shape: Shape,
+        residual: tuple[int, Shape] | None = None,
+        norm: bool = False,
+        cap: float | None = None,
+        **after,
     ) -> tuple[Convolution, Shape] | None:
         """What `forward` does with the `value` of a network (`packed_network`) of this shape, and its result's shape.
 
-        residual: likewise a value and its shape. None: at this level it is no integer product, or the residual is the
-        network's input or of another shape.
+        residual: likewise a value and its shape. None: at this level it is no integer product, or clips what it does
+        not round, or the residual is the network's input or of another shape.
         """
         weight, bias, *bits = self.slot.tensors(self)
         made = (shape[0], self.out_channels, *self._size(shape))
@@ -140,7 +157,9 @@ class FrozenQuantizedConv2d(_FrozenConvolution, QuantizedConv2d):
         if residual is not None and (residual[0] == 0 or residual[1] != made):
             return None
         whole, bias = weight.folded if norm else (weight.whole, bias)
-        after |= self._rounding() if after.pop("codes", False) else {}
+        rounding = self._rounding() if after.pop("codes", False) else {}
+        if cap is not None and not rounding:
+            return None
         step = Convolution(
             value,
             whole,
@@ -154,6 +173,7 @@ class FrozenQuantizedConv2d(_FrozenConvolution, QuantizedConv2d):
             weight.bits,
             residual and residual[0],
             **after,
+            **rounding,
         )
         return step, made
 
@@ -178,6 +198,10 @@ class FrozenQuantizedConv2d(_FrozenConvolution, QuantizedConv2d):
 
     def _size(self, shape: Shape) -> list[int]:
         return output_size(shape, self.kernel_size, self.stride, self.padding, self.dilation)
+
+
+def _capped(y: Tensor, cap: float | None) -> Tensor:
+    return y if cap is None else y.clamp(max=cap)
 
 
 FROZEN_LAYERS = {
