@@ -1,4 +1,5 @@
-"""Rows of `packed_conv2d`: ResNet-18's 3 x 3 convolutions at batch 16 and 1 and several widths, against oneDNN int8."""
+"""Rows of `packed_conv2d`: ResNet-18's 3 x 3 convolutions at batch 16 and 1 and several widths, and depthwise ones as
+MobileNetV2 has them, against oneDNN int8."""
 
 from __future__ import annotations
 
@@ -16,16 +17,18 @@ from .harness import Row, multiply_adds
 
 LAYERS = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels, side
 BATCHES = (16, 1)
+DEPTHWISE = ((32, 112), (144, 56), (384, 14), (960, 7))
+DEPTHWISE_WIDTHS = (8, 4)
 WIDTHS = (8, 4, 3, 2)
 LOW, HIGH = -4.0, 4.0
 
 
-def onednn(x: Tensor, w: Tensor) -> dict[str, Callable[[], Tensor]]:
+def onednn(x: Tensor, w: Tensor, groups: int) -> dict[str, Callable[[], Tensor]]:
     """oneDNN's int8 convolution to float32, its weight laid out for it: of x in int8, and with x quantised first."""
     scale, zero, ones = (HIGH - LOW) / 255, 128, [1, 1]
     scales = w.abs().amax((1, 2, 3)) / 127
     codes = (w / scales[:, None, None, None]).round().to(torch.int8)
-    packed = torch.ops.onednn.qconv_prepack(codes, scales, scale, zero, ones, ones, ones, 1, list(x.shape))
+    packed = torch.ops.onednn.qconv_prepack(codes, scales, scale, zero, ones, ones, ones, groups, list(x.shape))
     weight = packed, scales, torch.zeros(len(w), dtype=torch.int8), None
 
     def quantized() -> Tensor:
@@ -33,7 +36,7 @@ def onednn(x: Tensor, w: Tensor) -> dict[str, Callable[[], Tensor]]:
 
     def convolved(q: Tensor) -> Tensor:
         output = 1.0, 0, torch.float32, "none", [], ""
-        return torch.ops.onednn.qconv_pointwise(q, scale, zero, *weight, ones, ones, ones, 1, *output)
+        return torch.ops.onednn.qconv_pointwise(q, scale, zero, *weight, ones, ones, ones, groups, *output)
 
     codes_of_x = quantized()
     quantize = torch.compile(quantized)
@@ -43,48 +46,65 @@ def onednn(x: Tensor, w: Tensor) -> dict[str, Callable[[], Tensor]]:
     }
 
 
-def prepacked(x: Tensor, w: Tensor) -> Callable[[], Tensor]:
+def prepacked(x: Tensor, w: Tensor, groups: int) -> Callable[[], Tensor]:
     """torch's float32 convolution with a weight laid out by oneDNN, as when it freezes."""
     ones = [1, 1]
-    packed = torch.ops.mkldnn._reorder_convolution_weight(w, ones, ones, ones, 1, list(x.shape))
-    return lambda: torch.ops.mkldnn._convolution_pointwise(x, packed, None, ones, ones, ones, 1, "none", [], "")
+    packed = torch.ops.mkldnn._reorder_convolution_weight(w, ones, ones, ones, groups, list(x.shape))
+    return lambda: torch.ops.mkldnn._convolution_pointwise(x, packed, None, ones, ones, ones, groups, "none", [], "")
 
 
-def on_a_gpu(x: Tensor, w: Tensor) -> dict[str, Callable[[], Tensor]]:
+def on_a_gpu(x: Tensor, w: Tensor, groups: int) -> dict[str, Callable[[], Tensor]]:
     """cuDNN in bfloat16, channels last; torch has no convolution in int8 there."""
     half, weight = x.bfloat16(), w.bfloat16().contiguous(memory_format=torch.channels_last)
-    return {"torch bfloat16": lambda: F.conv2d(half, weight, None, 1, 1)}
+    return {"torch bfloat16": lambda: F.conv2d(half, weight, None, 1, 1, 1, groups)}
 
 
-def check(x: Tensor, weight: NestedWeight, bits: int) -> None:
+def check(x: Tensor, weight: NestedWeight, bits: int, groups: int) -> None:
     fields, ones = (weight.planes, weight.scales, weight.zero_points, weight.shape), [1, 1]
-    settings = bits, None, ones, ones, ones, 1
+    settings = bits, None, ones, ones, ones, groups
     given = torch.tensor(LOW), torch.tensor(HIGH)
     for ends, x_bits in (((None, None), 8), (given, 8), (given, bits)):
         expected = reference(x, *fields, *settings, *ends, x_bits, False, False, [])
-        found = packed_conv2d(x, weight, bits, padding=1, x_range=None if ends[0] is None else ends, x_bits=x_bits)
+        found = packed_conv2d(
+            x, weight, bits, padding=1, groups=groups, x_range=None if ends[0] is None else ends, x_bits=x_bits
+        )
         if not torch.equal(found, expected):
             raise AssertionError("packed_conv2d's result differs from its reference")
 
 
 def row(x: Tensor, weight: NestedWeight, bits: int, peers: dict[str, Callable[[], Tensor]]) -> Row:
     images, channels, side, _ = x.shape
-    ends, plain = (torch.tensor(LOW), torch.tensor(HIGH)), x.contiguous()
+    groups = channels // weight.shape[1]
+    given = {"padding": 1, "groups": groups, "x_range": (torch.tensor(LOW), torch.tensor(HIGH))}
+    plain, out = x.contiguous(), torch.empty_like(x)
+    kind, bound, limit = "", "FMA", multiply_adds(2 * x.numel() * weight.columns)
+    if groups > 1:
+        kind, bound, limit = " depthwise", "memory", lambda: out.copy_(x)
     return Row(
         op="packed_conv2d",
-        case=f"{images} x {channels} x {side} x {side}, 3 x 3, {bits} bits",
+        case=f"{images} x {channels} x {side} x {side}, 3 x 3{kind}, {bits} bits",
         candidates={
-            "lcs": lambda: packed_conv2d(x, weight, bits, padding=1, x_range=ends),
-            "lcs, x at the weight's bits": lambda: packed_conv2d(x, weight, bits, padding=1, x_range=ends, x_bits=bits),
-            "lcs, ranges of the images": lambda: packed_conv2d(x, weight, bits, padding=1),
-            "lcs, contiguous": lambda: packed_conv2d(plain, weight, bits, padding=1, x_range=ends),
+            "lcs": lambda: packed_conv2d(x, weight, bits, **given),
+            "lcs, x at the weight's bits": lambda: packed_conv2d(x, weight, bits, **given, x_bits=bits),
+            "lcs, ranges of the images": lambda: packed_conv2d(x, weight, bits, padding=1, groups=groups),
+            "lcs, contiguous": lambda: packed_conv2d(plain, weight, bits, **given),
             **peers,
         },
-        limit=multiply_adds(2 * x.numel() * weight.columns),
+        limit=limit,
         bytes=2 * x.nbytes + weight.nbytes_at(bits),
-        check=lambda: check(x, weight, bits),
-        limited_by="FMA",
+        check=lambda: check(x, weight, bits, groups),
+        limited_by=bound,
     )
+
+
+def layer(n: int, channels: int, side: int, groups: int, widths: tuple[int, ...]) -> Iterator[Row]:
+    x, w = torch.randn(n, channels, side, side), torch.randn(channels, channels // groups, 3, 3) / 16
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight = NestedWeight.pack(w)
+    peers = on_a_gpu(x, w, groups) if x.is_cuda else {**onednn(x, w, groups), "torch float32": prepacked(x, w, groups)}
+    peers["F.conv2d"] = lambda: F.conv2d(x, w, None, 1, 1, 1, groups)
+    for bits in widths:
+        yield row(x, weight, bits, peers)
 
 
 def rows() -> Iterator[Row]:
@@ -92,10 +112,7 @@ def rows() -> Iterator[Row]:
     with torch.no_grad():
         for n in BATCHES:
             for channels, side in LAYERS:
-                x, w = torch.randn(n, channels, side, side), torch.randn(channels, channels, 3, 3) / 16
-                x = x.contiguous(memory_format=torch.channels_last)
-                weight = NestedWeight.pack(w)
-                peers = on_a_gpu(x, w) if x.is_cuda else {**onednn(x, w), "torch float32": prepacked(x, w)}
-                peers["F.conv2d"] = lambda x=x, w=w: F.conv2d(x, w, None, 1, 1)
-                for bits in WIDTHS:
-                    yield row(x, weight, bits, peers)
+                yield from layer(n, channels, side, 1, WIDTHS)
+        for n in BATCHES:
+            for channels, side in DEPTHWISE:
+                yield from layer(n, channels, side, channels, DEPTHWISE_WIDTHS)

@@ -68,7 +68,7 @@ inline void finish_pair(const PackedPairOutput& o, const PairMasks& masks, int64
     }
     y = _mm256_max_ps(floor, y);  // a NaN stays
     if (o.codes)
-      put_codes(y, o.grid, o.codes + place * o.stride + row, channels);
+      EightCodes(o.grid).put(y, o.codes + place * o.stride + row, channels);
     else if (channels == 8)
       _mm256_storeu_ps(o.y + place * o.stride + row, y);
     else
