@@ -2,7 +2,6 @@ import copy
 import io
 import pickle
 import warnings
-from collections import Counter
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lcs
 from lcs import models, packed_steps
-from lcs.layers.frozen_quantized import FrozenQuantizedConv2d
 from lcs.measure import check_layers, measure_speed
 from lcs.packing import RUNNING
 from lcs_kernels import packed_conv2d
@@ -208,7 +206,7 @@ def test_gradients_reach_x_through_folded_norms_and_convolutions_that_would_pass
         warnings.simplefilter("ignore", UserWarning)
         subspace = trained(nn.Sequential(*layers), lcs.Quantized(line=False), x, norm="keep")
     frozen = subspace.freeze(strict=True)
-    assert "codes" in next(node.kwargs for run in _runs(frozen) for node in run.graph.nodes if node.op == "call_module")
+    assert "codes" in next(node.kwargs for run in runs(frozen) for node in run.graph.nodes if node.op == "call_module")
     x.requires_grad_()
     (found,) = torch.autograd.grad(frozen(x, bits=4).sum(), x)
     with subspace.at(bits=4):
@@ -220,7 +218,7 @@ def test_gradients_reach_x_through_folded_norms_and_convolutions_that_would_pass
     assert ((found - expected).abs() <= (36 + 16 + 12) * 2**-24 * sizes).all() and found.any()
 
 
-def _runs(frozen):
+def runs(frozen):
     return [m.steps for m in frozen._fused.modules() if isinstance(m, packed_steps.PackedSteps)]
 
 
@@ -321,136 +319,6 @@ def test_activations_stay_integers_between_convolutions(recipe, layout):
         assert torch.equal(found, frozen.model.d(z))  # which pads its input itself
         RUNNING.reset(token)
     assert seen == [torch.int8] * 3
-
-
-class Inverted(nn.Module):
-    """MobileNetV2's residual block: to more channels, depthwise, and back, with ReLU6s in between."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.norm_a = nn.Conv2d(8, 40, 1, bias=False), nn.BatchNorm2d(40)
-        self.b, self.norm_b = nn.Conv2d(40, 40, 3, padding=1, groups=40, bias=False), nn.BatchNorm2d(40)
-        self.c, self.norm_c = nn.Conv2d(40, 8, 1, bias=False), nn.BatchNorm2d(8)
-        self.relu = nn.ReLU6()
-
-    def forward(self, x):
-        return x + self.norm_c(self.c(F.relu6(self.norm_b(self.b(self.relu(self.norm_a(self.a(x))))))))
-
-
-@pytest.mark.parametrize(("scale", "high"), [(1, None), (20, None), (20, 7.0)], ids=["below 6", "to 6", "beyond"])
-def test_relu6_rounds_to_the_codes_of_what_it_clips(scale, high):
-    """The fused forward is this composition, bit for bit, whose convolutions round what has been clipped; it leaves the
-    clipping out where the range ends at 6 or before."""
-    torch.manual_seed(4)
-    model, x = Inverted(), torch.randn(2, 8, 9, 7)
-    model.norm_a.weight.data *= scale
-    subspace = trained(model, lcs.Quantized(line=False), x, norm="keep")
-    end = subspace.model.b.input_high
-    assert end == 6 if scale > 1 else end < 6
-    if high:
-        end.fill_(high)
-    frozen, x = subspace.freeze(strict=True), 3 * x
-    for bits in (8, 4):
-        level = subspace.recipe.level(bits)
-        packed = frozen._packed(level, frozen._chosen(level, (x.shape,), (x,), {}))
-        y = x
-        for name in ("a", "b", "c"):
-            layer = getattr(frozen.model, name)
-            whole, bias = packed.tensors[layer.index][0].folded
-            ends, options = (layer.input_low, layer.input_high), {"padding": layer.padding, "groups": layer.groups}
-            y = packed_conv2d(y, whole, bits, bias, **options, x_range=ends, x_bits=bits, relu=name != "c")
-            y = y.clamp(max=6) if name != "c" else y
-        assert torch.equal(frozen(x, bits=bits), x + y)
-    kept = [node.kwargs.get("codes", False) for node in _nodes(frozen) if "cap" in node.kwargs]
-    assert kept == [not high, True] and not any(isinstance(m, nn.ReLU6) for m in frozen._fused.modules())
-
-
-def _nodes(frozen):
-    """Those of layers, in all steps."""
-    graphs = [frozen._fused.graph, *(run.graph for run in _runs(frozen))]
-    return [
-        node for graph in graphs for node in graph.nodes if node.op == "call_module" and "packed" not in node.target
-    ]
-
-
-def test_what_a_quantised_residual_network_fuses():
-    model = models.build("resnet18", 10, seed=0, norm="batch")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        subspace = lcs.convert(model, lcs.Quantized(line=False), norm="keep", dense=model.classifier_name)
-    fused = subspace.eval().freeze()._fused
-    nodes = [node for node in fused.packed_steps_0.steps.graph.nodes if node.op == "call_module"]
-    assert nodes.pop().target == "fc" and "packed_steps_1" not in dict(fused.named_modules())
-    found = Counter(frozenset(node.kwargs) for node in nodes)
-    blocks = {frozenset({"norm", "relu", "codes"}): 8, frozenset({"norm", "relu", "residual"}): 8}
-    assert found == blocks | {frozenset({"norm", "relu"}): 1, frozenset({"norm"}): 3}
-    assert [node.op for node in fused.graph.nodes] == ["placeholder", "call_module", "output"]
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-@pytest.mark.parametrize("images", [1, 5])
-def test_a_run_of_packed_steps_gives_the_bits_of_each_step(monkeypatch, images, layout):
-    """And where somebody watches a layer they run one by one."""
-    torch.manual_seed(2)
-    monkeypatch.setattr(F, "adaptive_avg_pool2d", lambda x, _: x.mean((2, 3), keepdim=True))  # which no run takes
-    model, calls = models.build("resnet18", 10, seed=0, norm="batch"), []
-    x = torch.randn(images, 3, 64, 64).to(memory_format=layout)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        recipe = lcs.Quantized(line=False, nested=True)
-        subspace = trained(model, recipe, x, norm="keep", dense=model.classifier_name)
-    frozen = subspace.freeze(strict=True)
-    run = packed_steps.packed_network
-    monkeypatch.setattr(packed_steps, "packed_network", lambda *given: calls.append(given) or run(*given))
-    for bits in (8, 4, 3):
-        found = frozen(x, bits=bits)
-        assert len(calls) == 1 and frozen.counters.unfused == ""
-        layers = [m for m in frozen.model.modules() if isinstance(m, FrozenQuantizedConv2d)]
-        watched = [m.register_forward_hook(lambda *_: None) for m in layers[1::7]]
-        assert torch.equal(frozen(x, bits=bits), found) and len(calls) == 1
-        for hook in watched:
-            hook.remove()
-        calls.clear()
-
-
-def test_a_run_of_packed_steps_ends_in_no_codes():
-    """As it would inside the blocks of cPreResNet20, whose sums are read by a norm and a later sum."""
-    torch.manual_seed(4)
-    x = torch.randn(3, 3, 16, 16)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        recipe = lcs.Quantized(line=False, nested=True)
-        subspace = trained(models.build("cpreresnet20", 10, seed=0, norm="batch"), recipe, x, norm="keep")
-    frozen = subspace.freeze(strict=True)
-    assert not any("codes" in list(run.graph.nodes)[-2].kwargs for run in _runs(frozen))
-    assert any("codes" in node.kwargs for node in frozen._fused.graph.nodes)
-    for bits in (8, 3):
-        assert frozen(x, bits=bits).isfinite().all() and frozen.counters.unfused == ""
-    check_layers(frozen, x, frozen.recipe.level(3))
-
-
-@pytest.mark.parametrize("line", [False, True])
-def test_a_run_of_packed_steps_ends_in_the_classifier(monkeypatch, line):
-    """Whose sums come in another order, of 512 products and of 4 positions."""
-    torch.manual_seed(3)
-    model, calls = models.build("resnet18", 10, seed=0, norm="batch"), []
-    x = torch.randn(3, 3, 64, 64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        subspace = trained(model, lcs.Quantized(line=line), x, norm="keep", dense=model.classifier_name)
-    frozen = subspace.freeze(strict=True)
-    run = packed_steps.packed_network
-    monkeypatch.setattr(packed_steps, "packed_network", lambda *given: calls.append(given) or run(*given))
-    found = frozen(x, bits=4)
-    assert len(calls) == 1
-    seen = []
-    hook = frozen.model.fc.register_forward_hook(lambda m, args, y: seen.append(args[0]))
-    expected = frozen(x, bits=4)
-    hook.remove()
-    weight = frozen._packed(level := frozen.recipe.level(4), frozen._chosen(level, (x.shape,), (x,), {}))
-    w = weight.tensors[frozen.model.fc.index][0] if line else frozen.model.fc.weight
-    bound = (512 + 4 + 2) * torch.finfo(torch.float32).eps * F.conv2d(seen[0].abs(), w.abs()).flatten(1)
-    assert len(calls) == 1 and found.shape == expected.shape and ((found - expected).abs() <= bound).all()
 
 
 def test_a_change_of_width_runs_no_operator_and_allocates_nothing():

@@ -10,12 +10,20 @@ from .packed_cases import DTYPES, WIDTHS, assert_within_roundings, fields, neste
 from .packed_conv2d_cases import NONE, RANGES, call, check, check_nan, ends
 from .test_sparse_conv2d import FORMATS, GEOMETRIES, copies_of, settings
 
+DEPTHWISE = {
+    "one block": ((2, 32, 9, 7), (32, 1, 3, 3), 1, 1, 1, 32),
+    "blocks and a part": ((1, 77, 11, 6), (77, 1, 5, 5), (2, 1), 2, 1, 77),
+    "many columns": ((1, 9, 4, 140), (9, 1, 2, 3), 1, 0, (1, 2), 9),
+    "one tap": ((3, 40, 5, 6), (40, 1, 1, 1), (1, 2), 0, 1, 40),
+    "padding beyond the kernel": ((2, 10, 3, 3), (10, 1, 3, 3), 2, 4, 1, 10),
+}
+
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("name", [*GEOMETRIES, *DEPTHWISE])
 def test_equals_the_reference(isa, name, layout):
     torch.manual_seed(0)
-    geometry = GEOMETRIES[name]
+    geometry = (GEOMETRIES | DEPTHWISE)[name]
     bias = torch.randn(geometry[1][0])
     for i, bits in enumerate(WIDTHS):
         x = torch.randn(geometry[0]).to(DTYPES[i % 2]).to(memory_format=layout)
@@ -125,10 +133,11 @@ def test_no_layout_is_copied_but_those_of_other_strides():
 @pytest.mark.parametrize("x_range", RANGES[:3], ids=str)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
-def test_what_is_not_finite(isa, layout, value, x_range):
+@pytest.mark.parametrize(("out", "groups"), [(9, 3), (12, 12)], ids=["groups", "depthwise"])
+def test_what_is_not_finite(isa, out, groups, layout, value, x_range):
     """It spoils its image alone; over a given range infinity is clipped."""
     torch.manual_seed(7)
-    geometry = (5, 12, 9, 8), (9, 4, 3, 3), 1, 1, 1, 3
+    geometry = (5, 12, 9, 8), (out, 12 // groups, 3, 3), 1, 1, 1, groups
     x, weight = torch.randn(geometry[0]).to(memory_format=layout), nested_weight(geometry[1])
     clean = call(x, weight, 4, None, geometry, x_range)
     x[2, 7, 4, 5] = value
@@ -166,28 +175,6 @@ WIDE = {
     "blocks and a half": ((3, 9, 6, 5), (100, 9, 3, 3), (2, 1), 1, 1, 1),
     "wide groups": ((2, 24, 5, 6), (90, 12, 3, 2), 1, (1, 0), 1, 2),
 }
-DEPTHWISE = {
-    "one block": ((2, 32, 9, 7), (32, 1, 3, 3), 1, 1, 1, 32),
-    "blocks and a part": ((1, 77, 11, 6), (77, 1, 5, 5), (2, 1), 2, 1, 77),
-    "many columns": ((1, 9, 4, 140), (9, 1, 2, 3), 1, 0, (1, 2), 9),
-    "one tap": ((3, 40, 5, 6), (40, 1, 1, 1), (1, 2), 0, 1, 40),
-    "padding beyond the kernel": ((2, 10, 3, 3), (10, 1, 3, 3), 2, 4, 1, 10),
-}
-
-
-@pytest.mark.parametrize("layout", FORMATS, ids=str)
-@pytest.mark.parametrize("name", DEPTHWISE)
-def test_depthwise_equals_the_reference(isa, name, layout):
-    torch.manual_seed(15)
-    geometry = DEPTHWISE[name]
-    bias = torch.randn(geometry[1][0])
-    for i, bits in enumerate(WIDTHS):
-        x = torch.randn(geometry[0]).to(DTYPES[i % 2]).to(memory_format=layout)
-        weight = nested_weight(geometry[1], ("channel", "tensor")[i % 3 == 0])
-        check(x, weight, bits, (None, bias)[i % 2], geometry, RANGES[i % 4], relu=i % 3 == 0)
-    x = torch.randn(geometry[0]).to(memory_format=layout)
-    x[0, 1, 1, 2] = float("nan")
-    check_nan(x, weight, geometry, RANGES[1], False)
 
 
 def test_a_depthwise_weight_is_read_once_packed():
