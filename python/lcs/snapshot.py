@@ -1,10 +1,12 @@
 """The tensors of one level for all layers, made at the start of a forward and never changed after."""
 
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .layers import SubspaceLayer
@@ -62,6 +64,15 @@ def grouped(layers: Sequence[SubspaceLayer]) -> list[list[SubspaceLayer]]:
     return list(groups.values())
 
 
+class Made(NamedTuple):
+    """The last snapshot made without gradient, the key of all that it depends on, and the tensors that it was made of:
+    were they gone, others could be in their places in memory, and have their key."""
+
+    key: Hashable
+    read: list[Tensor]
+    snapshot: Snapshot
+
+
 class Slot:
     """The one mutable object that all layers of a subspace share: the level that is set, and the running snapshot."""
 
@@ -70,7 +81,7 @@ class Slot:
         self.level: Level | None = None
         self.running: Snapshot | None = None  # of the forward in progress
         self.replay: Replay | None = None  # of the forward in progress, or the one whose backward pass is
-        self.made: tuple[Hashable, Snapshot] | None = None  # the last one made without gradient, and what it depends on
+        self.made: Made | None = None
 
     def tensors(self, layer: SubspaceLayer) -> Tensors:
         """For a layer called outside the model's forward (a part of the model alone) they are made for it alone."""
@@ -129,31 +140,52 @@ class Refresh:
             slot.running = make(self.layers, slot.needed(), slot.recipe)
             slot.replay = Replay(slot, slot.running)
             return
-        key = self._key()
-        if slot.made is None or slot.made[0] != key:
-            slot.made = (key, make(self.layers, slot.needed(), slot.recipe))
-        slot.running = slot.made[1]
+        read = self._read()
+        key = self._key(read)
+        if slot.made is None or slot.made.key != key:
+            slot.made = Made(key, read, make(self.layers, slot.needed(), slot.recipe))
+        slot.running = slot.made.snapshot
 
     @torch._disable_dynamo
     def after(self, model, args, output) -> None:
         replay, self.slot.running, self.slot.replay = self.slot.replay, None, None
-        for value in pytree.tree_leaves(output) if replay is not None else ():
-            if isinstance(value, Tensor) and value.requires_grad:
-                value.register_hook(replay.begin)
+        for tensor in _tensors_in(output, set()) if replay is not None else ():
+            if tensor.requires_grad:
+                tensor.register_hook(replay.begin)
 
-    def _key(self) -> Hashable:
-        """Everything that tensors made without gradient depend on."""
+    def _read(self) -> list[Tensor]:
+        """The tensors that weights without gradient are made of, parameters first."""
         parameters = [p for layer in self.layers for p in layer._parameters.values() if p is not None]
         norms = [layer.folded for layer in self.layers if getattr(layer, "folded", None) is not None]
-        read = [t for norm in norms for t in (norm.running_var, norm.weight) if t is not None]
-        read += [layer.input_known for layer in self.layers if hasattr(layer, "input_known")]
-        device = parameters[0].device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        if any(p.is_inference() for p in parameters):
+        folded = [t for norm in norms for t in (norm.running_var, norm.weight) if t is not None]
+        return parameters + folded + [layer.input_known for layer in self.layers if hasattr(layer, "input_known")]
+
+    def _key(self, read: list[Tensor]) -> Hashable:
+        """Of everything that tensors made without gradient depend on."""
+        if any(tensor.is_inference() for tensor in read):
             return object()  # torch counts no versions for these
-        return (
-            self.slot.needed(),
-            autocast,
-            self.layers[0].training,
-            tuple((id(p), p._version, p.data_ptr()) for p in (*parameters, *read)),
-        )
+        device = read[0].device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        versions = tuple((id(tensor), tensor._version, tensor.data_ptr()) for tensor in read)
+        return self.slot.needed(), autocast, self.layers[0].training, versions
+
+
+def _tensors_in(output: object, seen: set[int]) -> Iterator[Tensor]:
+    """Those that a model's output holds, in containers and objects of any kind."""
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif id(leaf) not in seen and not isinstance(leaf, (nn.Module, type)):
+            seen.add(id(leaf))
+            yield from _tensors_in(_parts(leaf), seen)
+
+
+def _parts(leaf: object) -> list:
+    """Of what pytree does not take apart: subclasses of containers, and objects."""
+    if isinstance(leaf, Mapping):
+        return list(leaf.values())
+    if isinstance(leaf, (list, tuple)):
+        return list(leaf)
+    if is_dataclass(leaf):
+        return [getattr(leaf, field.name) for field in fields(leaf)]
+    return list(vars(leaf).values()) if hasattr(leaf, "__dict__") else []

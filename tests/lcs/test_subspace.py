@@ -251,7 +251,7 @@ def test_evaluation_keeps_no_graph_and_neither_does_a_finished_forward():
     with subspace.at(density=0.5):
         with torch.no_grad():
             assert not subspace(x).requires_grad
-        kept = [tensor for pair in subspace._slot.made[1] for tensor in pair if tensor is not None]
+        kept = [tensor for pair in subspace._slot.made.snapshot for tensor in pair if tensor is not None]
         assert kept and not any(tensor.grad_fn for tensor in kept)
         assert subspace(x).requires_grad and subspace._slot.running is None and subspace._slot.made is None
 
@@ -282,37 +282,6 @@ def test_activation_checkpointing_gives_the_same_gradients():
             hidden = run(subspace.model.body, subspace.model.stem(x))
             grads.append(torch.autograd.grad(hidden.sum(), subspace.model.body[2].weight_1)[0])
     assert torch.equal(*grads)
-
-
-class Checkpointed(nn.Module):
-    def __init__(self, reentrant):
-        super().__init__()
-        self.first, self.second = (nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)) for _ in range(2))
-        self.reentrant = reentrant
-
-    def forward(self, x):
-        for part in (self.first, self.second):
-            x = part(x) if self.reentrant is None else checkpoint(part, x, use_reentrant=self.reentrant)
-        return x
-
-
-@pytest.mark.parametrize("recipe", [lcs.Unstructured(), lcs.Quantized(), lcs.Structured()], ids=str)
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpoints_in_the_forward_give_the_same_gradients(reentrant, recipe):
-    """Of several forwards at different levels, after the levels have been left."""
-    grads = []
-    for way in (None, reentrant):
-        torch.manual_seed(0)
-        subspace = lcs.convert(Checkpointed(way), recipe, init="independent", dense=["second.2"]).eval()
-        x = torch.randn(2, 4).requires_grad_()
-        losses = []
-        for value in (5, 8) if recipe.unit == "bits" else (0.3, 1.0):
-            with subspace.at(**{recipe.unit: value}):
-                losses.append(subspace(x).square().sum())
-        sum(losses).backward()
-        assert subspace._slot.replay is None
-        grads.append([p.grad for p in subspace.parameters()])
-    assert all(torch.allclose(a, b, rtol=2**-20, atol=0) for a, b in zip(*grads, strict=True))
 
 
 @pytest.mark.parametrize("grad", [True, False])
