@@ -38,6 +38,9 @@ class Subspace(nn.Module):
 
     accelerate: prepare the subspace, not its `model`, so that mixed precision makes the weights in its dtype too.
 
+    Several processes: DistributedDataParallel or torch's `fully_shard`, of the subspace, and none of its parts, whose
+    weights are made before they run. FullyShardedDataParallel hides the ends from `regularizer`.
+
     A subspace has one level at a time: do not share it between threads. `generator` (CPU) draws the levels of `sample`;
     it starts from torch's default seed, the same in every process.
     """
@@ -118,7 +121,7 @@ class Subspace(nn.Module):
         ends = [layer.ends("weight") for layer in self.lines().values() if self.recipe.is_regularized(layer)]
         if not ends:
             return torch.zeros((), device=next(self.model.parameters()).device, requires_grad=True)  # of nothing
-        w0s, w1s = zip(*ends, strict=True)
+        w0s, w1s = ([_whole(w) for w in ws] for ws in zip(*ends, strict=True))
         if len({w.dtype for w in w0s}) > 1:
             w0s, w1s = ([w.float() for w in ws] for ws in (w0s, w1s))
         return cosine_squared(w0s, w1s)
@@ -150,6 +153,11 @@ class Subspace(nn.Module):
     def _resolve(self, level: Level | None, setting: Setting) -> Level:
         self._check_converted()
         return self.recipe.resolve(level, setting)
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    """Of a parameter that fully_shard has parted, all of it."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
 class AtLevel:

@@ -5,11 +5,16 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
+import lcs
 from lcs import schedule
 from lcs.config import TrainConfig
 from lcs.loop import Loop
@@ -43,11 +48,29 @@ def gradients(loop: Loop, indices: list[int]) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in loop.parameters.items()}
 
 
+def gradients_of_parts(shard: Callable[[nn.Module], object]) -> list[Tensor]:
+    """Of a loss and the regulariser, all of each, where `shard` has parted the parameters."""
+    model = nn.Sequential(nn.Conv2d(1, 5, 3), nn.GroupNorm(5, 5), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3))
+    for i, parameter in enumerate(model.parameters()):
+        nn.init.normal_(parameter, generator=torch.Generator().manual_seed(i))
+    recipe = lcs.Unstructured()
+    subspace = lcs.convert(model, recipe, init="independent", generator=torch.Generator().manual_seed(0)).double()
+    shard(subspace)
+    with subspace.at(density=0.3):
+        subspace(torch.arange(32.0, dtype=torch.float64).reshape(2, 1, 4, 4).sin()).square().sum().backward()
+    subspace.regularizer().backward()
+    grads = [p.grad for p in subspace.parameters()]
+    return [g.full_tensor() if hasattr(g, "full_tensor") else g for g in grads]
+
+
 def worker(out: Path) -> None:
     """What each process does: levels and gradients, then a whole run, into files of its rank."""
-    torch.manual_seed(100 + int(os.environ["RANK"]))
+    rank = int(os.environ["RANK"])
+    torch.manual_seed(100 + rank)
     record(make_loop(settings(out / "run")), out)
     train(settings(out / "run"))
+    mesh = init_device_mesh("cpu", (2,))
+    torch.save(gradients_of_parts(lambda subspace: fully_shard(subspace, mesh=mesh)), out / f"sharded{rank}.pt")
     leave_processes()
 
 
@@ -108,6 +131,13 @@ def test_gradients_are_those_of_one_process(two, one, name):
             bound = 2 * len(batch) * 16 * 16 * torch.finfo(torch.float64).eps * magnitude
             assert magnitude > 0
             assert (found[parameter] - gradient).abs().max() <= bound, parameter
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_gradients_of_sharded_parameters_are_those_of_whole_ones(two, rank):
+    found = torch.load(two / f"sharded{rank}.pt", weights_only=True)
+    for gradient, whole in zip(found, gradients_of_parts(lambda subspace: None), strict=True):
+        assert whole.any() and torch.equal(gradient, whole)
 
 
 def test_a_run_of_two_processes_is_recorded_once(two):
