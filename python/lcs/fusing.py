@@ -108,7 +108,7 @@ def _rewrite(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> N
             node.replace_all_uses_with(before)
             graph.erase_node(node)
         else:
-            _replace(graph, node, torch.relu_, args)
+            _replace(graph, node, relu_into, args)
     elif step == "add" and _adds(args[0], args[1], node, modules):
         _extend(graph, args[0], node, residual=args[1])
     elif step == "add" and _adds(args[1], args[0], node, modules):
@@ -267,16 +267,22 @@ def _replace(graph: fx.Graph, node: fx.Node, target: Callable, args: tuple) -> N
     graph.erase_node(node)
 
 
+def relu_into(a: Tensor) -> Tensor:
+    """relu(a), in the memory of `a` where no backward pass may need it."""
+    return a.relu() if a.requires_grad else a.relu_()
+
+
 def add_into(a: Tensor, b: Tensor) -> Tensor:
-    """a + b, in the memory of `a` where it fits."""
+    """a + b, likewise, where it fits."""
     return a.add_(b) if _fits(a, b) else a + b
 
 
 def add_relu_into(a: Tensor, b: Tensor) -> Tensor:
-    """relu(a + b), in the memory of `a` where it fits."""
-    return add_into(a, b).relu_()
+    """relu(a + b), likewise."""
+    return relu_into(add_into(a, b))
 
 
 def _fits(a: Tensor, b: Tensor) -> bool:
-    """Whether a + b would be laid out as `a` is, too."""
-    return isinstance(b, Tensor) and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
+    """Whether a + b may take the memory of `a`: it would be laid out so, too."""
+    alike = isinstance(b, Tensor) and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
+    return alike and not a.requires_grad
