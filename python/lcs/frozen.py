@@ -103,9 +103,9 @@ class Frozen:
     Every level is made from the two stored ends, once, when it is first asked for, and never changed. A call looks its
     level up once; all layers read that one object, whatever other threads run or drop meanwhile. Each layer runs the
     sparse op where `lcs_kernels.costs` expects it to be faster for the shapes at hand, else a dense op on the whole
-    weight, torch's or, where that is faster, `width_conv2d`; the first call with a new input shape runs two more
-    forwards, on torch's ops, to learn the layers' shapes and to see that the fused forward (`lcs.fusing`) gives the
-    model's own result.
+    weight, torch's or, where that is faster, `width_conv2d`; the first call with a new input shape runs two or three
+    more forwards, on torch's ops, to learn the layers' shapes and to see that the fused forward (`lcs.fusing`) gives
+    the model's own result. Feature maps that the model returns may lie in memory with channels last.
 
     A level of widths holds no convolution's weight: all of them read one packed copy, the first channels of it.
 
@@ -293,6 +293,8 @@ class Frozen:
         try:
             forward = functools.partial(nn.Module.__call__, self._fused)  # fx's own prints what goes wrong
             found = _run(forward, trace, *self._drawn(*copied(args, kwargs)))
+            if not self._packer.keeps_layout:
+                _run(forward, trace, *self._drawn(*channels_last(*copied(args, kwargs))))
         except Exception as error:  # a graph was drawn from one path through the forward, and may not fit another
             self._unfused = f"the fused forward fails: {type(error).__name__}: {error}"
             return

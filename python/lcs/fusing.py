@@ -9,9 +9,10 @@ times, its result is that of the model within rounding, and otherwise the same b
 
 from __future__ import annotations
 
+import itertools
 import operator
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from operator import attrgetter
 
 import torch
@@ -119,6 +120,8 @@ def _rewrite(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> N
         _replace(graph, node, add_into, args[::-1])
     elif step == "max_pool2d":
         _replace(graph, node, max_pool2d, args)
+    elif step == "view" and not any(_mutates(later, modules) for later in _after(node)):
+        node.target = "reshape"  # of channels last, too, which steps above may make
 
 
 def _step(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, tuple]:
@@ -141,6 +144,8 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, tuple]:
             return "max_pool2d", (*node.args, *pool)
     elif plain and (node.target in (F.relu, torch.relu) or (node.op == "call_method" and node.target == "relu")):
         return "relu", node.args[:1]
+    elif plain and node.op == "call_method" and node.target == "view" and not isinstance(node.args[-1], torch.dtype):
+        return "view", node.args
     elif plain and node.target is F.relu6:
         return "relu to a cap", (node.args[0], 6.0)
     elif plain and node.target in (operator.add, torch.add) and all(isinstance(a, fx.Node) for a in node.args):
@@ -182,12 +187,14 @@ def _adds(taking: fx.Node, other: fx.Node, node: fx.Node, modules: dict[str, nn.
 
 def _waits(taking: fx.Node, node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether `taking` gives the same at the later place of `node`: nothing in between may change what it reads."""
-    between = taking.next
-    while between is not node:
-        if _mutates(between, modules):
-            return False
-        between = between.next
-    return True
+    between = itertools.takewhile(lambda later: later is not node, _after(taking))
+    return not any(_mutates(later, modules) for later in between)
+
+
+def _after(node: fx.Node) -> Iterator[fx.Node]:
+    """The steps that come after a node."""
+    while (node := node.next).op != "root":
+        yield node
 
 
 def _mutates(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

@@ -44,11 +44,13 @@ class Packer:
     by_level: whether the choice depends on the level, beside the layer and its input.
     dense: whether such layers run packed even where they are never compressed.
     channels_last: whether its kernels on the CPU are faster with channels last.
+    keeps_layout: whether a fused forward's results lie in memory as a layer's input does, not with channels last.
     """
 
     by_level: ClassVar[bool] = True
     dense: ClassVar[bool] = False
     channels_last: ClassVar[bool] = False
+    keeps_layout: ClassVar[bool] = True
     layers: ClassVar[Mapping[type[SubspaceLayer], type[SubspaceLayer]]] = {}
 
     def __init__(self, recipe: Recipe) -> None:

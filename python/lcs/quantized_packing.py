@@ -27,6 +27,7 @@ class QuantizedPacker(Packer):
     """Each width is rounded on its own, so that a level holds `bits` planes of its codes. Of a nested point all widths
     are the first planes of one weight, which is made once; a level is only how many of them it reads."""
 
+    keeps_layout = False
     layers = FROZEN_LAYERS
 
     def __init__(self, recipe: Recipe) -> None:

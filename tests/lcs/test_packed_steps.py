@@ -123,6 +123,33 @@ def test_a_run_of_packed_steps_ends_in_no_codes():
     check_layers(frozen, x, frozen.recipe.level(3))
 
 
+class Flattened(nn.Module):
+    """By a view, which fits one layout alone, and which is changed in place."""
+
+    def __init__(self, changed):
+        super().__init__()
+        self.changed, self.fc = changed, nn.Linear(128, 5)
+        layers = [(nn.Conv2d(channels, 8, 3), nn.BatchNorm2d(8), nn.ReLU()) for channels in (3, 8)]
+        self.features = nn.Sequential(*layers[0], *layers[1])
+
+    def forward(self, x):
+        y = self.features(x)
+        flat = y.view(y.shape[0], -1)
+        return self.fc(flat.mul_(2) if self.changed else flat) + y.mean()
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_view_fits_what_a_run_of_packed_steps_gives(changed):
+    """With channels last, whatever the model's input is; where it has to share memory, nothing runs fused."""
+    torch.manual_seed(5)
+    x = torch.randn(2, 3, 8, 8)
+    subspace = trained(Flattened(changed), lcs.Quantized(line=False), x, norm="keep")
+    frozen = subspace.freeze(strict=True)
+    with torch.no_grad(), subspace.at(bits=4):
+        torch.testing.assert_close(frozen(x, bits=4), subspace(x))
+    assert bool(frozen._forwards) != changed and ("view" in frozen.counters.unfused) == changed
+
+
 @pytest.mark.parametrize("line", [False, True])
 def test_a_run_of_packed_steps_ends_in_the_classifier(monkeypatch, line):
     """Whose sums come in another order, of 512 products and of 4 positions."""
