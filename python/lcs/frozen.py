@@ -244,7 +244,7 @@ class Frozen:
             if inputs in self._last:
                 args, kwargs = channels_last(args, kwargs)
             drawn = self._drawn(args, kwargs) if fused and inputs in self._forwards else None
-            output = _run(self.model, packed, args, kwargs) if drawn is None else _run(self._fused, packed, *drawn)
+            output = _run(self.model, packed, args, kwargs) if drawn is None else self._run_fused(packed, drawn)
         if inputs not in packed.inputs:
             _remember(packed.inputs, inputs, None)
             self._cache.settle()
@@ -291,10 +291,9 @@ class Frozen:
             self._unfused = "the fused forward takes tensors, and no other values than the forward's defaults"
             return
         try:
-            forward = functools.partial(nn.Module.__call__, self._fused)  # fx's own prints what goes wrong
-            found = _run(forward, trace, *self._drawn(*copied(args, kwargs)))
+            found = self._run_fused(trace, self._drawn(*copied(args, kwargs)))
             if not self._packer.keeps_layout:
-                _run(forward, trace, *self._drawn(*channels_last(*copied(args, kwargs))))
+                self._run_fused(trace, self._drawn(*channels_last(*copied(args, kwargs))))
         except Exception as error:  # a graph was drawn from one path through the forward, and may not fit another
             self._unfused = f"the fused forward fails: {type(error).__name__}: {error}"
             return
@@ -308,13 +307,17 @@ class Frozen:
         try:
             args, kwargs = channels_last(*copied(args, kwargs))
             if inputs in self._forwards:
-                _run(self._fused, trace, *self._drawn(args, kwargs))
+                self._run_fused(trace, self._drawn(args, kwargs))
             else:
                 _run(self.model, trace, args, kwargs)
         except Exception as error:  # as a view does that fits one layout
             self._contiguous = f"the forward fails on channels last: {type(error).__name__}: {error}"
         else:
             _remember(self._last, inputs, None)
+
+    def _run_fused(self, running: Packed | Trace, drawn: tuple[tuple, dict]):
+        forward = functools.partial(nn.Module.__call__, self._fused)  # fx's own prints what goes wrong
+        return _run(forward, running, *drawn)
 
     def _drawn(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """A call's arguments as a graph takes them, which is drawn for tensors and the forward's own defaults; None
