@@ -135,7 +135,18 @@ def untouched(model: nn.Module) -> Iterator[list[str]]:
                 attributes[name].update(items)
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
+    """Keeps its graph alone after the trace: torch's own holds itself, and so the model's memory, until Python looks
+    for cycles."""
+
+    def trace(self, root: nn.Module, concrete_args: dict | None = None) -> fx.Graph:
+        try:
+            return super().trace(root, concrete_args)
+        finally:
+            self.__dict__ = {name: value for name, value in vars(self).items() if name == "graph"}
+
+
+class _Tracer(Tracer):
     def __init__(self, layers: set[nn.Module]) -> None:
         super().__init__()
         self.layers = layers

@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .channels import defaults_of, untouched
+from .channels import Tracer, defaults_of, untouched
 from .layers import SubspaceLayer
 from .layers.frozen_norm import NormBehind
 from .layers.frozen_quantized import FrozenQuantizedConv2d
 from .layers.norms import FusedNorm
-from .packed_steps import gather, watched
+from .packed_steps import gather, module_of, watched
 from .pooling import max_pool2d
 
 _INPLACE = {
@@ -53,7 +53,7 @@ def fused(model: nn.Module) -> nn.Module:
         _keep_codes(graph, node, modules)
     packed = gather(graph, modules, max_pool2d)
     called = {node.target: modules[node.target] for node in graph.nodes if node.target in modules}
-    return fx.GraphModule(called | read | packed, graph)
+    return module_of(called | read | packed, graph)
 
 
 def _drawn(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
@@ -86,7 +86,7 @@ def _drop_defaults(graph: fx.Graph, defaults: Collection[str]) -> None:
             graph.erase_node(node)
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(Tracer):
     """Layers of the subspace, and modules that somebody watches, stay whole."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

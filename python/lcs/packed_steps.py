@@ -181,4 +181,11 @@ def _replace(graph: fx.Graph, run: list[fx.Node], name: str, modules: dict[str, 
     run[-1].replace_all_uses_with(new)
     for node in reversed(run):
         graph.erase_node(node)
-    return PackedSteps(fx.GraphModule({n.target: modules[n.target] for n in run if n.op == "call_module"}, steps))
+    return PackedSteps(module_of({n.target: modules[n.target] for n in run if n.op == "call_module"}, steps))
+
+
+def module_of(read: dict[str, nn.Module | Tensor], graph: fx.Graph) -> fx.GraphModule:
+    """The module that runs `graph`; it is freed after its last use, where fx's own and its graph hold each other."""
+    made = fx.GraphModule(read, graph)
+    made.graph.owning_module = None
+    return made

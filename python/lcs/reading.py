@@ -9,7 +9,7 @@ import warnings
 
 from torch import fx, nn
 
-from .channels import defaults_of, untouched
+from .channels import Tracer, defaults_of, untouched
 from .layers.support import base_of
 
 _FACTS = {"shape", "dtype", "device", "ndim", "requires_grad", "layout", "is_cuda", "is_meta", "is_leaf"}
@@ -55,6 +55,6 @@ def _computes(user: fx.Node, weight: fx.Node) -> bool:
     return True
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return base_of(m) is not None or super().is_leaf_module(m, module_qualified_name)

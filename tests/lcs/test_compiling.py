@@ -20,6 +20,13 @@ fast, x = lcs.convert(model, lcs.{recipe}(), dense=["3"]).freeze(), torch.randn(
 with torch.no_grad():
     fast(x, {level}), fast.at({level})(x), fast.prepare(x, {level})
 """
+LOAD = """
+import lcs, tempfile
+model = lcs.models.build("cpreresnet20", 10)
+with tempfile.NamedTemporaryFile() as file:
+    lcs.save(lcs.convert(model, lcs.Unstructured()).freeze(), file.name)
+    lcs.load(file.name)
+"""
 
 
 def imported(code: str) -> set[str]:
@@ -36,6 +43,7 @@ def imported(code: str) -> set[str]:
         SERVE.format(recipe="Unstructured", level="density=0.1"),
         SERVE.format(recipe="Structured", level="width=0.5"),
         SERVE.format(recipe="Quantized", level="bits=4"),
+        LOAD,
     ],
 )
 def test_nothing_heavy_is_imported(code):

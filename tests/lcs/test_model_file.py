@@ -1,4 +1,6 @@
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -61,6 +63,30 @@ def test_gives_the_same_results(name, tmp_path):
     for setting in settings:
         assert torch.equal(found(X, **setting), frozen(X, **setting)), setting
         assert found.report(X, **setting).rows == frozen.report(X, **setting).rows
+
+
+@pytest.mark.filterwarnings("ignore:running statistics")
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_network_is_freed_with_its_last_use(name, tmp_path, monkeypatch):
+    """Not when Python looks for cycles, which a server that loads new weights now and then seldom does."""
+    recipe, (setting, *_) = RECIPES[name]
+    file, made, freeze = tmp_path / "model.lcs", [], lcs.Subspace.freeze
+
+    def noting(subspace, **options):
+        made.extend(map(weakref.ref, subspace.parameters()))
+        return freeze(subspace, **options)
+
+    monkeypatch.setattr(lcs.Subspace, "freeze", noting)
+    gc.disable()
+    try:
+        lcs.save(subspace_of(recipe).freeze(), file)
+        frozen = lcs.load(file)
+        frozen(X, **setting)
+        made.extend(map(weakref.ref, frozen.model.parameters()))
+        del frozen
+        assert made and not any(tensor() is not None for tensor in made)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)

@@ -59,7 +59,7 @@ def build(
         model = _MODELS[name](num_classes, in_channels, _NORMS[norm], **options)
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # which imports torch._dynamo
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
     model.architecture = {
         "name": name,
