@@ -6,7 +6,7 @@ import copy
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from . import checkpoint
 from .config import TrainConfig
 from .convert import unconvert
 from .data import Data, Split
-from .levels import Level
+from .levels import FULL, Level
 from .macs import count_macs
 from .measure import Measurement, measure_networks, measure_speed
 from .network import build, load_data
@@ -246,4 +246,5 @@ def _baseline(path: str | Path, method: str, beside: TrainConfig, device: str, b
         there, here = getattr(config, name), getattr(beside, name)
         if there != here:
             raise RunError(f"{path}: cannot be compared: its {name} is {there}, the evaluated run's is {here}")
-    return _rows(subspace, data, values_of(config), batch_size)[0]
+    row = _rows(subspace, data, values_of(config), batch_size)[0]
+    return replace(row, value=FULL[beside.unit]) if method == "dense" else row

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 UNITS = ("density", "width", "bits")
+FULL = {"density": 1.0, "width": 1.0, "bits": 32.0}  # of a network that is not compressed, by unit
 
 
 class Setting(TypedDict, total=False):

@@ -22,7 +22,7 @@ from . import models
 from .convert import convert, unconvert
 from .frozen import NORM, Frozen
 from .layers import SubspaceLayer
-from .levels import Level
+from .levels import FULL, Level
 from .snapshot import made_weights
 from .subspace import Subspace
 from .unstructured import Unstructured
@@ -81,7 +81,7 @@ def measure_speed(
         check_layers(frozen, x, level)
     times = _times([lambda: dense(x), *(_call(frozen, level, x) for level in levels)], x.device, seconds)
     plain = _latency(times[0])
-    full = Speed(1.0, *plain, 1.0, _parameter_bytes(dense), 0, 0)
+    full = Speed(FULL[subspace.recipe.unit], *plain, 1.0, _parameter_bytes(dense), 0, 0)
     rows = [_speed(frozen, x, level, row, plain[0]) for level, row in zip(levels, times[1:], strict=True)]
     return Measurement(str(x.device), torch.get_num_threads(), len(x), len(times[0].every), full, rows)
 

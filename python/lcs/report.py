@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from . import checkpoint, optional
 from .evaluate import Evaluation, Row, evaluate
-from .plot import LABELS, level_axis
+from .plot import LABELS, legend_below, level_axis
 from .rundir import RunDirectory, RunError
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def plot_report(found: Report, path: Path, *, over: Over = "level", log_x: bool 
     axes.set(xlabel=LABELS[units[0]] if over == "level" and units else _LABELS.get(over), ylabel="test accuracy")
     axes.set_title(f"{found.runs[0].images:,} test images", fontsize=11)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    legend_below(figure)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     checkpoint.write_atomic(path, picture.getvalue())

@@ -36,7 +36,7 @@ def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
         for row in rows:
             table.add_row(name, *cells(row, None))
     if speed:
-        table.add_row("plain", "1", "", "", "", *_speed_cells(speed.dense))
+        table.add_row("plain", f"{speed.dense.value:g}", "", "", "", *_speed_cells(speed.dense))
     (console or optional.require("rich.console").Console()).print(table)
 
 
@@ -82,7 +82,7 @@ def _explained(speed: Measurement) -> str:
     )
     return (
         f"KiB: as stored in a file; resident: KiB of a level in memory; packed: layers that run an op of this package. "
-        f"Median and p90 ms of a call of {speed.batch} images, {speed.rounds} of each row in turn, on "
-        f"{speed.device}, {speed.threads} threads; speed-up over `plain`: torch's own layers, all weights kept."
-        + disturbed
+        f"Median and p90 ms of a call of {speed.batch} image{'s' if speed.batch > 1 else ''}, {speed.rounds} of each row "
+        f"in turn, on {speed.device}, {speed.threads} thread{'s' if speed.threads > 1 else ''}; speed-up over `plain`: "
+        "torch's own layers, all weights kept." + disturbed
     )

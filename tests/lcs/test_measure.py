@@ -83,6 +83,18 @@ def test_table_json_and_plot(subspace, tmp_path):
     assert pictures[0] != pictures[1]
 
 
+def test_the_plain_network_has_no_bit_width_of_one():
+    point = lcs.convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)), lcs.Quantized(line=False))
+    with point.at(bits=8):
+        point(X)  # which finds the ranges of inputs
+    speed = measure_speed(point, X, [point.recipe.level(8)], seconds=0)
+    rows = [Row(8, 0.0, 0.9, 0.1, 0.5, 1, 2)]
+    console = Console(record=True, width=80)
+    print_table(Evaluation("runs/x", "lcs_p", "bits", 1, 100, rows, [], None, speed), console)
+    plain = next(line for line in console.export_text().splitlines() if "plain" in line)
+    assert speed.dense.value == 32 and [cell.strip() for cell in plain.split("│")][1:3] == ["plain", "32"]
+
+
 def test_a_quiet_machine_is_asked_for_where_calls_were_disturbed(subspace):
     speed = measure_speed(subspace, X, levels(subspace, 1.0), seconds=0)
     for undisturbed in (2, 3):
