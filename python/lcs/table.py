@@ -73,6 +73,7 @@ def _speed_cells(timed: Speed) -> tuple[str, ...]:
 
 
 def _explained(speed: Measurement) -> str:
+    images, threads = ("" if n == 1 else "s" for n in (speed.batch, speed.threads))
     disturbed = (
         ""
         if min(row.undisturbed for row in (speed.dense, *speed.rows)) >= 3
@@ -82,7 +83,7 @@ def _explained(speed: Measurement) -> str:
     )
     return (
         f"KiB: as stored in a file; resident: KiB of a level in memory; packed: layers that run an op of this package. "
-        f"Median and p90 ms of a call of {speed.batch} image{'s' if speed.batch > 1 else ''}, {speed.rounds} of each row "
-        f"in turn, on {speed.device}, {speed.threads} thread{'s' if speed.threads > 1 else ''}; speed-up over `plain`: "
+        f"Median and p90 ms of a call of {speed.batch} image{images}, {speed.rounds} of each row "
+        f"in turn, on {speed.device}, {speed.threads} thread{threads}; speed-up over `plain`: "
         "torch's own layers, all weights kept." + disturbed
     )
