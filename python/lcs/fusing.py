@@ -136,7 +136,7 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, tuple]:
         if type(module) in (nn.ReLU6, nn.Hardtanh) and module.min_val == 0 and not watched(module):
             return "relu to a cap", (*node.args, float(module.max_val))
         if not watched(module) and any(
-            _fresh(arg, modules) and getattr(_called(arg, modules), "folded", None) is module for arg in node.args
+            _norm(arg, modules) and getattr(_called(arg, modules), "folded", None) is module for arg in node.args
         ):
             return "norm", node.args
         if type(module) is nn.MaxPool2d and not watched(module) and not module.return_indices:

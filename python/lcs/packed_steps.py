@@ -16,6 +16,8 @@ from .layers import SubspaceLayer
 from .layers.frozen_quantized import FrozenQuantizedConv2d
 from .packing import RUNNING, Packed
 
+_NETWORKS = 1024  # sizes of images that a level remembers
+
 
 class PackedSteps(nn.Module):
     """`steps`, a graph of one input. At a level whose weights and inputs are all rounded, `packed_network` runs it,
@@ -31,13 +33,20 @@ class PackedSteps(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         running = RUNNING.get(None)
         if isinstance(running, Packed) and self._takes(input):
-            key = self, input.shape[1:]
-            if key not in running.networks:
-                running.networks[key] = self._network(input)
-            network = running.networks[key]
+            network = self._known(running.networks, input)
             if network is not None:
                 return packed_network(input, network)
         return self.steps(input)
+
+    def _known(self, networks: dict, x: Tensor) -> Network | None:
+        """That of images of such a size, of the level's `networks`: the same one for all that it fits."""
+        found = networks.get(key := (self, x.shape[1:]), ...)  # in one step, as other threads may clear them
+        if found is ...:
+            if len(networks) >= _NETWORKS:
+                networks.clear()
+            found = self._network(x)
+            found = networks[key] = found and networks.setdefault(self, found)
+        return found
 
     def _takes(self, x: Tensor) -> bool:
         wants_grad = x.requires_grad and torch.is_grad_enabled()

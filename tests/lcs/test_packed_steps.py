@@ -123,6 +123,32 @@ def test_a_run_of_packed_steps_ends_in_no_codes():
     check_layers(frozen, x, frozen.recipe.level(3))
 
 
+def test_a_norm_behind_a_1d_convolution_leaves_the_others_fused():
+    torch.manual_seed(6)
+    layers = nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.Unflatten(2, (8, 8))
+    layers += nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    x = torch.randn(2, 3, 66)
+    subspace = trained(nn.Sequential(*layers), lcs.Quantized(line=False), x, norm="keep")
+    frozen = subspace.freeze()
+    with torch.no_grad(), subspace.at(bits=4):
+        torch.testing.assert_close(frozen(x, bits=4), subspace(x))
+    assert frozen.counters.unfused == "" and len(runs(frozen)) == 1
+
+
+def test_levels_remember_a_bounded_number_of_sizes(monkeypatch):
+    """And all of them one network."""
+    monkeypatch.setattr(packed_steps, "_NETWORKS", 4)
+    torch.manual_seed(7)
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    frozen = trained(nn.Sequential(*layers), lcs.Quantized(line=False), torch.randn(2, 3, 8, 8), norm="keep").freeze()
+    assert len(runs(frozen)) == 1
+    for width in range(4, 14):
+        x = torch.randn(1, 3, 8, width)
+        torch.testing.assert_close(frozen(x, bits=4), frozen._call(frozen.recipe.level(4), (x,), {}, fused=False))
+        (level,) = frozen._cache._values.values()
+        assert 1 < len(level.networks) <= 5 and len(set(map(id, level.networks.values()))) == 1
+
+
 class Flattened(nn.Module):
     """By a view, which fits one layout alone, and which is changed in place."""
 
