@@ -147,6 +147,7 @@ class Frozen:
         self._level = functools.lru_cache(LEVELS)(recipe.level)
         self._dense: Counter[tuple[str, bool]] = Counter()
         self._counting = threading.Lock()
+        self._tracing = threading.RLock()  # for a hook on the model may call the network
 
     @compiling.disabled
     def __call__(self, *args, level: Level | None = None, **kwargs):
@@ -266,7 +267,8 @@ class Frozen:
         key = level if self._packer.by_level else None, inputs
         choices = self._choices.get(key)
         if choices is None:
-            shapes = self._shapes.get(inputs) or self._trace(level, inputs, args, kwargs)
+            with self._tracing:
+                shapes = self._shapes.get(inputs) or self._trace(level, inputs, args, kwargs)
             made = tuple(self._choose(layer, shapes.get(i), level) for i, layer in enumerate(self._layers))
             choices = Choices.of(made)
             self._check(choices)

@@ -69,6 +69,6 @@ def stress(requests: int, threads: int = 8, cached_levels: float = 5) -> Counter
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    costs.pays = lambda op, x_shape, weight_shape, density: density < 0.7  # both kinds of layers
+    costs.pays = lambda op, x_shape, weight_shape, density, stride: density < 0.7  # both kinds of layers
     begin = time.perf_counter()
     print(dict(stress(int(sys.argv[1]))), f"{time.perf_counter() - begin:.1f} s")

@@ -2,6 +2,7 @@ import pickle
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -353,6 +354,20 @@ def test_a_level_is_built_once_however_many_want_it():
     threads = [threading.Thread(target=want) for _ in range(8)]
     [thread.start() for thread in threads], [thread.join() for thread in threads]
     assert len(builds) == 1 and len(set(map(id, found))) == 1 and len(found) == 8
+
+
+def test_a_new_shape_is_learned_once_however_many_bring_it(monkeypatch):
+    fast, x, traced, trace = small(nn.Conv2d(3, 4, 3)).freeze(), torch.randn(2, 3, 5, 5), [], lcs.Frozen._trace
+
+    def slow(*arguments):
+        traced.append(arguments)
+        time.sleep(0.2)
+        return trace(*arguments)
+
+    monkeypatch.setattr(lcs.Frozen, "_trace", slow)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: fast(x, density=0.5), range(8)))
+    assert len(traced) == 1 and all(torch.equal(y, found[0]) for y in found)
 
 
 def test_other_levels_are_served_during_a_build():
