@@ -13,7 +13,7 @@ namespace lcs::scalar {
 namespace {
 #include "lanes_scalar.inl"
 
-#include "put_codes_scalar.inl"
+#include "packed_codes_scalar.inl"
 
 template <class T>
 bool quantize_of(const PackedPixels& p) {

@@ -18,7 +18,7 @@ namespace eight {
 // After the lanes it is written in.
 #include "transpose_avx2.inl"
 
-#include "put_codes_avx2.inl"
+#include "packed_codes_avx2.inl"
 
 constexpr int64_t kAtOnce = 4;  // positions
 

@@ -12,7 +12,7 @@ namespace lcs::scalar {
 namespace {
 #include "lanes_scalar.inl"
 
-#include "put_codes_scalar.inl"
+#include "packed_codes_scalar.inl"
 
 float sum_of(const PackedDepthwise& a, const char* x, int64_t c) {
   if (!a.weight) {

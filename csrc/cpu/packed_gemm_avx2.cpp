@@ -49,8 +49,8 @@ inline void add_words_to(Wide& sum, Wide x) { LCS_ADD("vpaddw", _mm256_add_epi16
 inline void add_to(Wide& sum, Wide x) { LCS_ADD("vpaddd", _mm256_add_epi32, sum, x); }
 #include "packed_gemm_words.inl"
 // After the vocabulary it is written in.
+#include "packed_codes_avx2.inl"
 #include "packed_gemm.inl"
-#include "put_codes_avx2.inl"
 // After what it is written in.
 #include "packed_gemm_pair_avx2.inl"
 // After what it is written in.

@@ -55,6 +55,27 @@ inline DType dtype_of(ScalarType type, const char* op, const char* name) {
   }
 }
 
+// Of a weight or of activations that are multiplied.
+inline DType factor_dtype(ScalarType type, const char* op, const char* name) {
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, op, ": ", name,
+                  " must be float32 or bfloat16, got dtype ", int(type));
+  return dtype_of(type, op, name);
+}
+
+inline DType activation_dtype(const char* op, const Tensor& x) {
+  STD_TORCH_CHECK(x.is_cpu(), op, ": x must be on the CPU");
+  return factor_dtype(x.scalar_type(), op, "x");
+}
+
+// A contiguous float32 vector of `n`, or null.
+inline const float* vector_of(const char* op, const char* name, const std::optional<Tensor>& vector, int64_t n) {
+  if (!vector) return nullptr;
+  STD_TORCH_CHECK(vector->is_cpu() && vector->scalar_type() == ScalarType::Float && vector->dim() == 1 &&
+                      vector->size(0) == n && vector->is_contiguous(),
+                  op, ": ", name, " must be a contiguous float32 vector of ", n, ", got shape ", shape_of(*vector));
+  return static_cast<const float*>(vector->const_data_ptr());
+}
+
 template <class T>
 T scalar_of(const Tensor& t, ScalarType type, const char* op, const char* name) {
   STD_TORCH_CHECK(t.dim() == 0 && t.scalar_type() == type && t.is_cpu(), op, ": ", name,
@@ -62,11 +83,7 @@ T scalar_of(const Tensor& t, ScalarType type, const char* op, const char* name) 
   return *static_cast<const T*>(t.const_data_ptr());
 }
 
-inline Tensor empty_as(const Tensor& like, ScalarType type) {
-  std::vector<int64_t> size(like.dim());
-  for (int64_t d = 0; d < like.dim(); ++d) size[d] = like.size(d);
-  return torch::stable::empty(size, type);
-}
+inline Tensor empty_as(const Tensor& like, ScalarType type) { return torch::stable::empty(sizes_of(like), type); }
 
 // By torch's C interface, in a third of the time that the dispatcher takes.
 inline Tensor empty_strided(torch::headeronly::IntHeaderOnlyArrayRef size,

@@ -30,14 +30,8 @@ const T* scalar_on(const Tensor& t, ScalarType type, const Tensor& like, const c
   return static_cast<const T*>(t.const_data_ptr());
 }
 
-inline std::vector<int64_t> size_of(const Tensor& t) {
-  std::vector<int64_t> size(t.dim());
-  for (int64_t d = 0; d < t.dim(); ++d) size[d] = t.size(d);
-  return size;
-}
-
 inline Tensor empty_like(const Tensor& like, ScalarType type) {
-  return torch::stable::new_empty(like, size_of(like), type);
+  return torch::stable::new_empty(like, sizes_of(like), type);
 }
 
 }  // namespace lcs::binding

@@ -2,12 +2,30 @@
 
 #include "images_binding.h"
 #include "nested_weight_binding.h"
-#include "sparse_weight_binding.h"
 
 namespace {
 
 using namespace lcs::binding;
 constexpr const char* kPackedConv2d = "packed_conv2d";
+
+// A range to round to, if its ends are given.
+std::optional<lcs::ActivationRange> range_of(const std::optional<Tensor>& low, const std::optional<Tensor>& high,
+                                             const char* name_low, const char* name_high, int64_t bits) {
+  if (!low) return {};
+  return lcs::ActivationRange{scalar_of<float>(*low, ScalarType::Float, kPackedConv2d, name_low),
+                              scalar_of<float>(*high, ScalarType::Float, kPackedConv2d, name_high),
+                              width_of(kPackedConv2d, bits)};
+}
+
+// Null without a residual. `last`: y is channels last, else NCHW.
+const void* residual_data(const std::optional<Tensor>& residual, const Tensor& y, ScalarType type, bool last) {
+  if (!residual) return nullptr;
+  const bool fits = same_shape(*residual, y) && residual->is_cpu() && residual->scalar_type() == type &&
+                    (y.numel() == 0 || (last ? is_channels_last(*residual) : residual->is_contiguous()));
+  STD_TORCH_CHECK(fits, kPackedConv2d, ": residual must be laid out as the result, of shape ", shape_of(y), ", got ",
+                  shape_of(*residual));
+  return residual->const_data_ptr();
+}
 
 Tensor packed_conv2d_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_points, std::vector<int64_t> weight_shape,
                          int64_t bits, std::optional<Tensor> bias, std::vector<int64_t> stride,
@@ -36,6 +54,7 @@ Tensor packed_conv2d_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_poi
   const Nested weight =
       nested(kPackedConv2d, planes, scales, zero_points,
              lcs::packed_conv2d_layout(out, weight_shape[1], weight_shape[2], weight_shape[3], groups), prepack);
+  const ScalarType float_type = x_codes ? ScalarType::Float : x.scalar_type();
   const lcs::DType dtype = x_codes ? lcs::DType::float32 : activation_dtype(kPackedConv2d, x);
   const bool x_last = x_codes || wants_channels_last(x), last = codes || x_last;
   const Tensor input = x_last && is_channels_last(x) ? x
@@ -43,29 +62,9 @@ Tensor packed_conv2d_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_poi
                                 : torch::stable::contiguous(x);
   Tensor y = empty_images({x.size(0), out, output_size(kPackedConv2d, vertical, x.size(2)),
                            output_size(kPackedConv2d, horizontal, x.size(3))},
-                          y_low     ? ScalarType::Char
-                          : x_codes ? ScalarType::Float
-                                    : x.scalar_type(),
-                          last);
-  const auto range_of = [](const std::optional<Tensor>& low, const std::optional<Tensor>& high, const char* name_low,
-                           const char* name_high, int64_t bits) {
-    lcs::ActivationRange range{};
-    if (low)
-      range = {scalar_of<float>(*low, ScalarType::Float, kPackedConv2d, name_low),
-               scalar_of<float>(*high, ScalarType::Float, kPackedConv2d, name_high), width_of(kPackedConv2d, bits)};
-    return range;
-  };
-  const lcs::ActivationRange range = range_of(low, high, "low", "high", x_bits),
-                             y_range = range_of(y_low, y_high, "y_low", "y_high", y_bits);
-  const void* added = nullptr;
-  if (residual) {
-    const bool fits = same_shape(*residual, y) && residual->is_cpu() &&
-                      residual->scalar_type() == (x_codes ? ScalarType::Float : x.scalar_type()) &&
-                      (y.numel() == 0 || (last ? is_channels_last(*residual) : residual->is_contiguous()));
-    STD_TORCH_CHECK(fits, kPackedConv2d, ": residual must be laid out as the result, of shape ", shape_of(y), ", got ",
-                    shape_of(*residual));
-    added = residual->const_data_ptr();
-  }
+                          y_low ? ScalarType::Char : float_type, last);
+  const auto range = range_of(low, high, "low", "high", x_bits);
+  const auto y_range = range_of(y_low, y_high, "y_low", "y_high", y_bits);
   lcs::PackedConv2dArgs args{images(input, const_cast<void*>(input.const_data_ptr()), x_last),
                              images(y, y.mutable_data_ptr(), last),
                              dtype,
@@ -74,12 +73,12 @@ Tensor packed_conv2d_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_poi
                              weight.prepack,
                              width_of(kPackedConv2d, bits, weight.prepack.depth),
                              vector_of(kPackedConv2d, "bias", bias, out),
-                             low ? &range : nullptr,
+                             range ? &*range : nullptr,
                              relu,
                              exact,
                              x_codes,
-                             y_low ? &y_range : nullptr,
-                             added};
+                             y_range ? &*y_range : nullptr,
+                             residual_data(residual, y, float_type, last)};
   args.depthwise = lcs::packed_conv2d_depthwise(out, weight_shape[1], groups);
   lcs::packed_conv2d(args, parallel);
   return y;

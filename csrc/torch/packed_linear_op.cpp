@@ -1,7 +1,6 @@
 #include "lcs/packed_linear.h"
 
 #include "nested_weight_binding.h"
-#include "sparse_weight_binding.h"
 
 namespace {
 

@@ -4,7 +4,6 @@
 
 #include "images_binding.h"
 #include "nested_weight_binding.h"
-#include "sparse_weight_binding.h"
 
 namespace {
 

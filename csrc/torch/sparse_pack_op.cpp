@@ -12,13 +12,6 @@ T* data(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
-DType value_dtype(const char* op, const Tensor& values, const char* name) {
-  const ScalarType type = values.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, op, ": ", name,
-                  " must be float32 or bfloat16, got dtype ", int(type));
-  return dtype_of(type, op, name);
-}
-
 std::span<const int64_t> check_values(const char* op, const Tensor& values, const std::vector<int64_t>& rank) {
   STD_TORCH_CHECK(values.is_cpu() && values.dim() == 1 && values.is_contiguous() && values.size(0) == rank.back(), op,
                   ": values must be a contiguous vector of the ", rank.back(), " weights that mask_bits names, got ",
@@ -31,7 +24,7 @@ std::vector<Tensor> prepack(const char* op, const Tensor& mask_bits, const Tenso
   STD_TORCH_CHECK(rows >= 0 && columns >= 0 && block >= 1 && block <= kMaxBlock, op, ": rows ", rows, ", columns ",
                   columns, " and block ", block, " must not be negative, nor block 0 or above ", kMaxBlock);
   const auto bits = bitmap(op, mask_bits, rows * columns);
-  const DType dtype = value_dtype(op, values, "values");
+  const DType dtype = factor_dtype(values.scalar_type(), op, "values");
   const int64_t blocks = sparse_blocks(columns, block);
   Tensor count = torch::stable::empty({blocks, rows}, ScalarType::Int);
   Tensor start = torch::stable::empty({blocks + 1}, ScalarType::Long);
@@ -47,7 +40,7 @@ std::vector<Tensor> prepack(const char* op, const Tensor& mask_bits, const Tenso
 
 std::tuple<Tensor, Tensor> sparse_pack_cpu(Tensor w, std::optional<Tensor> mask_bits) {
   constexpr const char* kOp = "sparse_pack";
-  const DType dtype = value_dtype(kOp, w, "w");
+  const DType dtype = factor_dtype(w.scalar_type(), kOp, "w");
   w = torch::stable::contiguous(w);
   const int64_t n = w.numel();
   Tensor found = mask_bits ? *mask_bits : torch::stable::empty({(n + 31) / 32}, ScalarType::Int);
@@ -66,7 +59,7 @@ Tensor sparse_unpack_cpu(Tensor mask_bits, Tensor values, std::vector<int64_t> s
     STD_TORCH_CHECK(size >= 0, kOp, ": shape holds ", size);
     n *= size;
   }
-  const DType dtype = value_dtype(kOp, values, "values");
+  const DType dtype = factor_dtype(values.scalar_type(), kOp, "values");
   const auto bits = bitmap(kOp, mask_bits, n);
   const std::vector<int64_t> rank = ranks(bits, parallel);
   Tensor w = torch::stable::empty(shape, values.scalar_type());
@@ -145,19 +138,6 @@ Prepacked prepacked(const char* op, const Tensor& mask_bits, const Tensor& value
   made.prepack = {
       rows, columns, block, data<int32_t>(p[0]), data<int64_t>(p[1]), data<uint16_t>(p[2]), data<float>(p[3])};
   return made;
-}
-
-const float* vector_of(const char* op, const char* name, const std::optional<Tensor>& vector, int64_t n) {
-  if (!vector) return nullptr;
-  STD_TORCH_CHECK(vector->is_cpu() && vector->scalar_type() == ScalarType::Float && vector->dim() == 1 &&
-                      vector->size(0) == n && vector->is_contiguous(),
-                  op, ": ", name, " must be a contiguous float32 vector of ", n, ", got shape ", shape_of(*vector));
-  return static_cast<const float*>(vector->const_data_ptr());
-}
-
-DType activation_dtype(const char* op, const Tensor& x) {
-  STD_TORCH_CHECK(x.is_cpu(), op, ": x must be on the CPU");
-  return value_dtype(op, x, "x");
 }
 
 }  // namespace lcs::binding

@@ -21,10 +21,4 @@ Prepacked prepacked(const char* op, const Tensor& mask_bits, const Tensor& value
 SparseTiles tiles_of(const char* op, const Tensor& mask_bits, const Tensor& values, int64_t rows, int64_t columns,
                      const std::vector<Tensor>& parts);
 
-// A contiguous float32 vector of `n`, or null.
-const float* vector_of(const char* op, const char* name, const std::optional<Tensor>& vector, int64_t n);
-
-// float32 or bfloat16.
-DType activation_dtype(const char* op, const Tensor& x);
-
 }  // namespace lcs::binding

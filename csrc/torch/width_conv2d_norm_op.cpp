@@ -2,7 +2,6 @@
 
 #include "images_binding.h"
 #include "line_norm_binding.h"
-#include "sparse_weight_binding.h"
 #include "width_weight_binding.h"
 
 namespace {

@@ -1,19 +1,18 @@
 #include "lcs/width_conv2d.h"
 
 #include "images_binding.h"
-#include "sparse_weight_binding.h"
 #include "width_weight_binding.h"
 
 namespace lcs::binding {
+namespace {
+
+enum class WidthForm { floats, pairs, winograd };
 
 WidthWeight width_weight(const Tensor& weight, const char* op) {
-  const ScalarType type = weight.scalar_type();
   STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 4 && weight.is_contiguous(), op,
                   ": weight must be contiguous (out_channels, in_channels / groups, h, w) on the CPU, got shape ",
                   shape_of(weight));
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16, op,
-                  ": weight must be float32 or bfloat16, got dtype ", int(type));
-  return {weight.const_data_ptr(), dtype_of(type, op, "weight"), weight.size(0), weight.size(1),
+  return {weight.const_data_ptr(), factor_dtype(weight.scalar_type(), op, "weight"), weight.size(0), weight.size(1),
           weight.size(2) * weight.size(3)};
 }
 
@@ -23,13 +22,14 @@ std::vector<int64_t> packed_shape(const WidthWeight& w, WidthForm form) {
   return {blocks, w.in_channels * (form == WidthForm::winograd ? kWidthPositions : w.taps), kWidthBlock};
 }
 
-// Which form it must be.
+// Which form a packed weight must be.
 WidthForm form_of(const Tensor& packed, const WidthWeight& w) {
   if (packed.scalar_type() == ScalarType::BFloat16) return WidthForm::pairs;
   const bool winograd = w.taps == 9 && packed.dim() == 3 && packed.size(1) == w.in_channels * kWidthPositions;
   return winograd ? WidthForm::winograd : WidthForm::floats;
 }
 
+// Null where `packed` is of another form.
 const void* packed_data(const std::optional<Tensor>& packed, const WidthWeight& w, WidthForm form, const char* op) {
   if (!packed || form_of(*packed, w) != form) return nullptr;
   const void* const data = packed->const_data_ptr();
@@ -42,6 +42,8 @@ const void* packed_data(const std::optional<Tensor>& packed, const WidthWeight& 
                   ": packed must begin at a cache line, as what width_conv2d_pack returns does");
   return data;
 }
+
+}  // namespace
 
 WidthConv2dCall width_conv2d_call(const char* op, const Tensor& x, const Tensor& weight, int64_t out_channels,
                                   const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
@@ -65,16 +67,13 @@ WidthConv2dCall width_conv2d_call(const char* op, const Tensor& x, const Tensor&
           static_cast<const float*>(packed_data(packed, w, WidthForm::winograd, op))};
 }
 
-}  // namespace lcs::binding
-
 namespace {
 
-using namespace lcs::binding;
 constexpr const char* kWidthConv2d = "width_conv2d";
 
 Tensor width_conv2d_pack_cpu(Tensor weight, bool pairs, bool winograd) {
-  const lcs::WidthWeight w = width_weight(weight, kWidthConv2d);
-  STD_TORCH_CHECK(!pairs || (w.dtype == lcs::DType::bfloat16 && !winograd), kWidthConv2d,
+  const WidthWeight w = width_weight(weight, kWidthConv2d);
+  STD_TORCH_CHECK(!pairs || (w.dtype == DType::bfloat16 && !winograd), kWidthConv2d,
                   ": pairs are of a bfloat16 weight that is not transformed");
   STD_TORCH_CHECK(!winograd || (weight.size(2) == 3 && weight.size(3) == 3), kWidthConv2d,
                   ": what is transformed is a weight of 3 x 3 taps, got shape ", shape_of(weight));
@@ -82,9 +81,9 @@ Tensor width_conv2d_pack_cpu(Tensor weight, bool pairs, bool winograd) {
   Tensor packed = torch::stable::empty(packed_shape(w, form), pairs ? ScalarType::BFloat16 : ScalarType::Float);
   void* const data = packed.mutable_data_ptr();
   if (pairs)
-    lcs::width_pack_pairs(w, static_cast<lcs::BFloat16*>(data), parallel);
+    width_pack_pairs(w, static_cast<BFloat16*>(data), parallel);
   else
-    (winograd ? lcs::width_pack_winograd : lcs::width_pack)(w, static_cast<float*>(data), parallel);
+    (winograd ? width_pack_winograd : width_pack)(w, static_cast<float*>(data), parallel);
   return packed;
 }
 
@@ -93,7 +92,7 @@ Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::opti
                         std::vector<int64_t> dilation, int64_t groups, bool relu, std::optional<Tensor> packed,
                         std::optional<bool> winograd) {
   for (auto* vector : {&scale, &bias}) make_contiguous(*vector);
-  const lcs::DType dtype = activation_dtype(kWidthConv2d, x);
+  const DType dtype = activation_dtype(kWidthConv2d, x);
   const WidthConv2dCall call =
       width_conv2d_call(kWidthConv2d, x, weight, out_channels, stride, padding, dilation, groups, packed);
   const bool last = wants_channels_last(x);
@@ -102,20 +101,21 @@ Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::opti
                            output_size(kWidthConv2d, call.horizontal, x.size(3))},
                           x.scalar_type(), last);
   const int64_t out = call.weight.out_channels;
-  lcs::width_conv2d(
+  width_conv2d(
       {images(input, const_cast<void*>(input.const_data_ptr()), last), images(y, y.mutable_data_ptr(), last), dtype,
        call.vertical, call.horizontal, groups, call.weight, call.packed, call.pairs,
        vector_of(kWidthConv2d, "scale", scale, out), vector_of(kWidthConv2d, "bias", bias, out), relu, call.winograd,
-       !winograd   ? lcs::WidthProducts::cheapest
-       : *winograd ? lcs::WidthProducts::winograd
-                   : lcs::WidthProducts::direct},
+       !winograd   ? WidthProducts::cheapest
+       : *winograd ? WidthProducts::winograd
+                   : WidthProducts::direct},
       parallel);
   return y;
 }
 
 }  // namespace
+}  // namespace lcs::binding
 
 STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) {
-  m.impl("width_conv2d", TORCH_BOX(&width_conv2d_cpu));
-  m.impl("width_conv2d_pack", TORCH_BOX(&width_conv2d_pack_cpu));
+  m.impl("width_conv2d", TORCH_BOX(&lcs::binding::width_conv2d_cpu));
+  m.impl("width_conv2d_pack", TORCH_BOX(&lcs::binding::width_conv2d_pack_cpu));
 }

@@ -7,16 +7,6 @@
 // A convolution's weight of all widths, and what width_conv2d_pack makes of it, checked.
 namespace lcs::binding {
 
-WidthWeight width_weight(const Tensor& weight, const char* op);
-
-enum class WidthForm { floats, pairs, winograd };
-
-// Null where `packed` is of another form.
-const void* packed_data(const std::optional<Tensor>& packed, const WidthWeight& w, WidthForm form, const char* op);
-
-// Shape of a packed weight.
-std::vector<int64_t> packed_shape(const WidthWeight& w, WidthForm form);
-
 // The arguments of a convolution but for its images, checked.
 struct WidthConv2dCall {
   WidthWeight weight;
