@@ -3,9 +3,8 @@
 Also what `lcs_kernels.packed_network` runs: a `Network` of steps, each a `Convolution`, `MaxPool`, `Mean` or `Dense`.
 """
 
-from lcs_kernels.ops.packed_network import Convolution, Dense, MaxPool, Mean, Network
-
 from .nested_weight import NestedWeight
+from .network import Convolution, Dense, MaxPool, Mean, Network
 from .sparse_weight import SparseWeight
 from .width_weight import WidthWeight
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from lcs_kernels import packed_network
+from lcs_kernels.formats import Dense, MaxPool, Mean, Network
 from lcs_kernels.ops._convolution import output_size
-from lcs_kernels.ops.packed_network import Dense, MaxPool, Mean, Network
 
 from .layers import SubspaceLayer
 from .layers.frozen_quantized import FrozenQuantizedConv2d

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 import lcs_kernels
-from lcs_kernels.formats import NestedWeight, SparseWeight, WidthWeight
-from lcs_kernels.ops import packed_network
+from lcs_kernels.formats import Convolution, MaxPool, NestedWeight, Network, SparseWeight, WidthWeight
 
 Case = tuple[list[Tensor], list[Tensor]]
 
@@ -158,12 +157,12 @@ def _packed_linear() -> Case:
 def _packed_network() -> Case:
     first, second = NestedWeight.pack(_weights(0, 37, 3, 5, 5)), NestedWeight.pack(_weights(1, 37, 37, 3, 3))
     steps = [
-        packed_network.Convolution(0, first, 3, (-1.0, 0.5), padding=2, relu=True),
-        packed_network.MaxPool(1, 3, 2, 1),
-        packed_network.Convolution(2, second, 3, (0.0, 4.0), padding=1, residual=2),
+        Convolution(0, first, 3, (-1.0, 0.5), padding=2, relu=True),
+        MaxPool(1, 3, 2, 1),
+        Convolution(2, second, 3, (0.0, 4.0), padding=1, residual=2),
     ]
-    x, network = _weights(2, 2, 3, 9, 8), packed_network.Network.of(steps)
-    return [lcs_kernels.packed_network(x, network)], [packed_network.reference(x, *network.arguments(x))]
+    x, network = _weights(2, 2, 3, 9, 8), Network.of(steps)
+    return [lcs_kernels.packed_network(x, network)], [_reference("packed_network")(x, *network.arguments(x))]
 
 
 def _width_conv2d_norm() -> Case:

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lcs_kernels import packed_conv2d
-from lcs_kernels.formats import NestedWeight
+from lcs_kernels.formats import Convolution, NestedWeight
 from lcs_kernels.ops._convolution import output_size
-from lcs_kernels.ops.packed_network import Convolution
 
 from .quantized import QuantizedConv1d, QuantizedConv2d, QuantizedLinear
 
