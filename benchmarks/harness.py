@@ -40,6 +40,12 @@ class Timing:
     every: list[float] = field(default_factory=list)
     clean: list[float] = field(default_factory=list)
 
+    def add(self, seconds: float, undisturbed: bool) -> None:
+        """What `sample` returns."""
+        self.every.append(seconds)
+        if undisturbed:
+            self.clean.append(seconds)
+
     @property
     def samples(self) -> list[float]:
         return self.clean if len(self.clean) >= 3 else self.every
@@ -116,10 +122,7 @@ def measure(
     timings = {name: Timing() for name in calls}
     for done in range(1, rounds + 1):
         for name, call in calls.items():
-            seconds, clean = sample(call, *numbers[name])
-            timings[name].every.append(seconds)
-            if clean:
-                timings[name].clean.append(seconds)
+            timings[name].add(*sample(call, *numbers[name]))
         progress(done)
     return timings
 

@@ -13,9 +13,10 @@ import lcs_kernels
 
 
 def cpu_model() -> str:
+    """The processor as the operating system names it."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.*)", info.read_text()) if info.exists() else None
-    return found[1].strip() if found else platform.processor() or "unknown"
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def fingerprint() -> dict:

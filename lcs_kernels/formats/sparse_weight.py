@@ -12,7 +12,6 @@ from torch import Tensor
 from lcs_kernels.ops.sparse_pack import sparse_pack, sparse_prepack, sparse_prepack_tiles, sparse_unpack
 
 TILES = 0  # among the prepacks' block sizes
-MAX_BLOCK = 65536  # columns that a prepack's 16-bit indices can tell apart
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,6 +44,17 @@ def _pair(op: str, name: str, value: int | tuple[int, int], least: int) -> list[
     return pair
 
 
+def check_channels(op: str, x: Tensor, weight_shape: Sequence[int], groups: int) -> None:
+    """Raises ValueError where the weight is not that of a 2-d convolution, or not one of x's channels in `groups`."""
+    if len(weight_shape) != 4:
+        raise ValueError(f"{op}: weight must be (out_channels, in_channels / groups, h, w), got shape {weight_shape}")
+    if x.dim() != 4 or groups < 1 or x.shape[1] != weight_shape[1] * groups or weight_shape[0] % groups:
+        raise ValueError(
+            f"{op}: x has shape {tuple(x.shape)}, which does not fit a weight of shape {weight_shape} in {groups} "
+            "groups"
+        )
+
+
 def check_fits(op: str, x: Tensor, weight_shape: Sequence[int], padding: list[int], dilation: list[int]) -> None:
     """Raises ValueError where the kernel is larger than the padded input."""
     for size, kernel, p, d in zip(x.shape[2:], weight_shape[2:], padding, dilation, strict=True):

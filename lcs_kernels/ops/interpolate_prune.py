@@ -17,6 +17,16 @@ def blend(w0: Tensor, w1: Tensor | None, alpha: Tensor) -> Tensor:
     return w0 if w1 is None else (1 - alpha) * w0 + alpha * w1.to(w0.dtype)
 
 
+def blend_backward(
+    grad: Tensor, w0: Tensor | None, w1: Tensor | None, alpha: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a float32 gradient (float64 for float64): to w0 and w1 in `dtype`, and to alpha, empty without the ends."""
+    grad_alpha = alpha.new_empty(0)
+    if w0 is not None and w1 is not None:
+        grad_alpha = (grad.double() * (w1.to(grad.dtype) - w0.to(grad.dtype))).sum().to(alpha.dtype)
+    return ((1 - alpha) * grad).to(dtype), (alpha * grad).to(dtype), grad_alpha
+
+
 def top_mask(w: Tensor, keep: Tensor) -> Tensor:
     """Flat boolean mask of the `keep` largest magnitudes: ties to the higher index, -0 as 0, NaN above infinity."""
     n = w.numel()
@@ -41,10 +51,7 @@ def reference_backward(
     kept = kept.to(torch.promote_types(dtype, torch.float32)).contiguous()
     if not line:
         return kept.to(dtype), grad.new_empty(0, dtype=dtype), alpha.new_empty(0)
-    grad_alpha = alpha.new_empty(0)
-    if w0 is not None and w1 is not None:
-        grad_alpha = (kept.double() * (w1.to(kept.dtype) - w0.to(kept.dtype))).sum().to(alpha.dtype)
-    return ((1 - alpha) * kept).to(dtype), (alpha * kept).to(dtype), grad_alpha
+    return blend_backward(kept, w0, w1, alpha, dtype)
 
 
 def fake(w0, w1, alpha, keep, dtype=None):

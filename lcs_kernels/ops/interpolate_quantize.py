@@ -9,7 +9,7 @@ from lcs_kernels._load import ensure_loaded
 from lcs_kernels.levels import alpha_tensor, bits_tensor
 
 from ._library import check_ends, check_finite_weights, define, output_dtype, wants_grad
-from .interpolate_prune import blend
+from .interpolate_prune import blend, blend_backward
 from .quantize import on_grid
 
 
@@ -41,11 +41,7 @@ def reference(
 def reference_backward(
     grad: Tensor, w0: Tensor | None, w1: Tensor | None, alpha: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad = grad.to(torch.promote_types(dtype, torch.float32)).contiguous()
-    grad_alpha = alpha.new_empty(0)
-    if w0 is not None and w1 is not None:
-        grad_alpha = (grad.double() * (w1.to(grad.dtype) - w0.to(grad.dtype))).sum().to(alpha.dtype)
-    return ((1 - alpha) * grad).to(dtype), (alpha * grad).to(dtype), grad_alpha
+    return blend_backward(grad.to(torch.promote_types(dtype, torch.float32)).contiguous(), w0, w1, alpha, dtype)
 
 
 def fake(w0, w1, alpha, bits, group_size=0, nested=False, dtype=None):

@@ -19,7 +19,7 @@ def reference(
 ) -> tuple[Tensor, Tensor]:
     """y, and the mean and the inverse deviation of each group of each sample as (2, n, groups), empty where given."""
     _check(x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups, eps)
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = _wide(x)
     centred, rstd = x.to(wide), None
     if mean is not None:
         centred, rstd = centred - _per_channel(mean, x), (_per_channel(var, x) + eps).rsqrt()
@@ -45,7 +45,7 @@ def reference_backward(
 
     Of an end's own shape, 0 outside of what was used; empty where there is no such end.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = _wide(x)
     samples, channels = x.shape[:2]
     if mean is not None:
         middle, rstd = _per_channel(mean, x), (_per_channel(var, x) + eps).rsqrt()
@@ -243,7 +243,7 @@ def _check(x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups
         raise ValueError(f"line_norm: {groups} groups do not divide {x.shape[1]} channels of x")
     if eps < 0:
         raise ValueError(f"line_norm: eps must be at least 0, got {eps}")
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = _wide(x)
     for name, end0, end1 in (("weight", weight0, weight1), ("bias", bias0, bias1)):
         if end0 is None and end1 is not None:
             raise ValueError(f"line_norm: {name}1 without {name}0")

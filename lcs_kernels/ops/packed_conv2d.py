@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lcs_kernels._load import ensure_loaded
 from lcs_kernels.levels import range_tensors
 
-from ._convolution import backward, check_fits, geometry, memory_format, output_size
+from ._convolution import backward, check_channels, check_fits, geometry, memory_format, output_size
 from ._library import check_packed, define, wants_grad, without_autocast
 from .nested_pack import STEP, codes_of, reference_unpack
 from .packed_linear import quantized
@@ -148,6 +148,11 @@ def prepacked(weight: NestedWeight, groups: int, device: torch.device) -> list[T
     return weight.prepack(height * width, groups, joined)
 
 
+def _check_bits(which: str, bits: int, over: tuple | None) -> None:
+    if not 2 <= bits <= 8 or (over is None and bits != 8):
+        raise ValueError(f"packed_conv2d: {which}_bits must lie in [2, 8], and be 8 without {which}_range, got {bits}")
+
+
 def _check_residual(x: Tensor, weight_shape, residual: Tensor | None, settings, y_range: tuple) -> Tensor | None:
     """As the op takes it: laid out as the result."""
     if residual is None:
@@ -225,24 +230,16 @@ def packed_conv2d(
     """
     ensure_loaded()
     name = "packed_conv2d"
-    if len(weight.shape) != 4:
-        raise ValueError(f"{name}: weight must be (out_channels, in_channels / groups, h, w), got shape {weight.shape}")
     stride, padding, dilation = geometry(name, stride, padding, dilation)
-    if x.dim() != 4 or groups < 1 or x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
-        raise ValueError(
-            f"{name}: x has shape {tuple(x.shape)}, which does not fit a weight of shape {weight.shape} in {groups} "
-            "groups"
-        )
+    check_channels(name, x, weight.shape, groups)
     check_fits(name, x, weight.shape, padding, dilation)
     bias = check_packed(name, x, weight, bits, bias, codes=True)
+    _check_bits("x", x_bits, x_range)
+    _check_bits("y", y_bits, y_range)
     if x.dtype == torch.int8 and x_range is None:
         raise ValueError(f"{name}: x holds codes (int8): give the x_range that they were made over")
     if x_range is not None and exact:
         raise ValueError(f"{name}: x_range rounds x, which `exact` rules out; give one of the two")
-    if not 2 <= x_bits <= 8 or (x_range is None and x_bits != 8):
-        raise ValueError(f"{name}: x_bits must lie in [2, 8], and be 8 without x_range, got {x_bits}")
-    if not 2 <= y_bits <= 8 or (y_range is None and y_bits != 8):
-        raise ValueError(f"{name}: y_bits must lie in [2, 8], and be 8 without y_range, got {y_bits}")
     wants = wants_grad(x, bias, residual)
     if wants and y_range is not None:
         raise ValueError(f"{name}: y_range makes codes, which have no gradient; call it under torch.no_grad()")

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from lcs_kernels._load import ensure_loaded
 
-from ._convolution import backward, check_fits, geometry, memory_format, output_size
+from ._convolution import backward, check_channels, check_fits, geometry, memory_format, output_size
 from ._library import check_sparse, define, wants_grad, without_autocast
-from .sparse_pack import reference_unpack
+from .sparse_pack import MAX_BLOCK, reference_unpack
 
 if TYPE_CHECKING:
     from lcs_kernels.formats import SparseWeight
@@ -64,27 +64,19 @@ def block_for(channels: int, taps: int, density: float) -> int:
     that would leave a row of the weight with too few values to pay for coming back to its sums."""
     wanted = max(24.0 if taps > 1 else 72.0, 10 / max(taps * density, 1e-6))
     blocks = max(round(channels / wanted), 1)
-    return max(min(-(-channels // blocks), 65536 // taps), 1) * taps
+    return max(min(-(-channels // blocks), MAX_BLOCK // taps), 1) * taps
 
 
 def by_reference(x: Tensor, block: int) -> bool:
     """float64, and kernels of more taps than 16-bit indices can tell apart."""
-    return x.dtype == torch.float64 or block > 65536
+    return x.dtype == torch.float64 or block > MAX_BLOCK
 
 
 def checked(x: Tensor, weight: SparseWeight, bias: Tensor | None, stride, padding, dilation, groups: int) -> tuple:
     """Bias, geometry, block and prepack as the op takes them. Raises as `sparse_conv2d` does."""
     ensure_loaded()
-    if len(weight.shape) != 4:
-        raise ValueError(
-            f"sparse_conv2d: weight must be (out_channels, in_channels / groups, h, w), got shape {weight.shape}"
-        )
     stride, padding, dilation = geometry("sparse_conv2d", stride, padding, dilation)
-    if x.dim() != 4 or groups < 1 or x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
-        raise ValueError(
-            f"sparse_conv2d: x has shape {tuple(x.shape)}, which does not fit a weight of shape {weight.shape} "
-            f"in {groups} groups"
-        )
+    check_channels("sparse_conv2d", x, weight.shape, groups)
     check_fits("sparse_conv2d", x, weight.shape, padding, dilation)
     bias = check_sparse("sparse_conv2d", x, weight, bias)
     block = block_for(weight.shape[1], weight.shape[2] * weight.shape[3], weight.density)

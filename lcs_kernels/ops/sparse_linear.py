@@ -13,7 +13,7 @@ from lcs_kernels._load import ensure_loaded
 
 from ._library import check_sparse, define, wants_grad, without_autocast
 from ._linear import backward, check_fits
-from .sparse_pack import reference_unpack
+from .sparse_pack import MAX_BLOCK, reference_unpack
 
 if TYPE_CHECKING:
     from lcs_kernels.formats import SparseWeight
@@ -64,11 +64,11 @@ def block_for(rows: int, columns: int, density: float) -> int:
     """Columns of a block: its part of x (`rows` float32 each, at most 128 at once) about fits the first-level cache,
     unless that would leave a row of the weight with too few values to pay for coming back to its sums."""
     if rows <= 2:
-        return min(max(columns, 1), 65536)
+        return min(max(columns, 1), MAX_BLOCK)
     # Few sizes, as each is one more prepack to keep, and one more graph of torch.compile.
     at_once = 8 if rows <= 8 else 16 if rows <= 16 else 32 if rows <= 32 else 64 if rows <= 64 else MANY
     cached = 40960 // (4 * at_once)
-    return min(max(cached, int(max(8, 320 / at_once) / max(density, 1e-6)), 1), 65536)
+    return min(max(cached, int(max(8, 320 / at_once) / max(density, 1e-6)), 1), MAX_BLOCK)
 
 
 def takes_tiles(x: Tensor, weight: SparseWeight) -> bool:

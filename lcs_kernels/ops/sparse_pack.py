@@ -12,6 +12,8 @@ from lcs_kernels._load import ensure_loaded
 
 from ._library import define, pack_bits, unpack_bits
 
+MAX_BLOCK = 65536  # columns of a block that 16-bit indices can tell apart
+
 
 def reference(w: Tensor, mask_bits: Tensor | None) -> tuple[Tensor, Tensor]:
     flat = w.flatten()

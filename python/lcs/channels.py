@@ -218,7 +218,7 @@ class _Walk:
             return replace(cut[0], dim=-1, rank=2, flat=cut[0].flat or cut[0].dim < -1)
         if node.target in _BINARY:
             return _met(node, given, cut)
-        if module is not None and isinstance(module, tuple(WEIGHT_LAYERS)) | isinstance(module, tuple(NORM_LAYERS)):
+        if isinstance(module, (*WEIGHT_LAYERS, *NORM_LAYERS)):
             _refuse(cut, f"go into {node.target}, which is left as it is")
         _refuse(cut, f"go into {_name(node)}, which is not known to keep them the first ones")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lcs_kernels.benchmarks.machine import cpu_model
 
 _PACKAGES = ("lcs-kernels", "numpy", "triton", "accelerate", "safetensors", "pydantic", "rich", "matplotlib")
 
@@ -23,7 +24,7 @@ def environment(threads: int | None = None) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "versions": versions(),
-        "cpu": cpu_name(),
+        "cpu": cpu_model(),
         "threads": threads or torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
@@ -42,16 +43,6 @@ def package_version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def cpu_name() -> str:
-    """The processor as the operating system names it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def git_commit() -> str | None:

@@ -121,10 +121,7 @@ def interleave(calls: Sequence[Callable[[], object]], seconds: float) -> list[Ti
     for done in range(int(min(max(seconds / round_seconds, ROUNDS[0]), ROUNDS[1]))):
         for i in range(len(calls)):
             place = (i + done) % len(calls)
-            taken, clean = sample(calls[place], 1)
-            times[place].every.append(taken)
-            if clean:
-                times[place].clean.append(taken)
+            times[place].add(*sample(calls[place], 1))
     return times
 
 
@@ -237,9 +234,7 @@ def _switch(frozen: Frozen, dense: nn.Module, x: Tensor, density: float, rounds:
     times = [Timing() for _ in steps]
     for _ in range(rounds):
         for step, timing in zip(steps, times, strict=True):
-            taken, clean = sample(_finished(functools.partial(*step), x.device), 1)
-            timing.every.append(taken)
-            timing.clean += [taken] if clean else []
+            timing.add(*sample(_finished(functools.partial(*step), x.device), 1))
     _, made, _, first, call, plain, found = (1000 * timing.median for timing in times)
     return Switch(density, made, first, call, plain, 10 * found)
 
