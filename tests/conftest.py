@@ -33,6 +33,12 @@ def pytest_configure(config):
         _triton.kernel = triton_on(device)
 
 
+def part_of(items: list, part: str) -> list:
+    """`part`: I/N."""
+    i, n = map(int, part.split("/"))
+    return items[len(items) * (i - 1) // n : len(items) * i // n]
+
+
 def pytest_generate_tests(metafunc):
     if "isa" in metafunc.fixturenames:
         isas = machine_isas()
@@ -45,8 +51,7 @@ def pytest_collection_modifyitems(config, items):
         kept = [item for item in kept if not item.function.__name__.startswith(OF_THE_CPU)]
         if config.getoption("--first"):
             kept = list({(item.path, item.function.__qualname__): item for item in reversed(kept)}.values())[::-1]
-        part, parts = map(int, config.getoption("--part").split("/"))
-        kept = kept[len(kept) * (part - 1) // parts : len(kept) * part // parts]
+        kept = part_of(kept, config.getoption("--part"))
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
 
@@ -69,6 +74,30 @@ def isa(request):
     assert instruction_sets.max_name() == request.param
     yield request.param
     instruction_sets.set_max(before)
+
+
+@pytest.fixture
+def isas(request):
+    """Sets each instruction set this machine has in turn: for results with one reference, which takes longer than all.
+
+    Where one of them fails, it is the last that the captured output names.
+    """
+    before, names = instruction_sets.max_name(), machine_isas()
+
+    def turns():
+        for name in names[-1:] if request.config.on_device else names:
+            instruction_sets.set_max(name)
+            assert instruction_sets.max_name() == name
+            print(f"instruction set: {name}")
+            yield name
+
+    yield turns
+    instruction_sets.set_max(before)
+
+
+def as_it_is() -> list[str]:
+    """In place of the fixture `isas`: one turn, on whatever instruction set is in use."""
+    return ["as it is"]
 
 
 @pytest.fixture(params=[1, 2, 3, 8])

@@ -14,6 +14,8 @@ from lcs_kernels.benchmarks.gpu.stages import Stage
 
 from lcs_kernels import _triton, ops
 
+from .conftest import part_of
+
 ROOT = Path(__file__).parents[1]
 NOTE = "import os; open(os.environ['LCS_STAGE_RESULT'], 'a').write({!r} + '\\n'); "  # as `note`, without torch
 A_ROW = NOTE.format('{"a": 1.5}')
@@ -85,13 +87,8 @@ def test_every_op_is_checked_on_each_of_its_back_ends():
 
 
 def test_parts_hold_every_test_once():
-    def names(part):
-        options = ["-q", "--collect-only", "--device=cpu", f"--part={part}", correctness.test_file("quantize", "ops")]
-        found = subprocess.run([sys.executable, "-m", "pytest", *options], capture_output=True, text=True, cwd=ROOT)
-        return [line for line in found.stdout.splitlines() if "::" in line]
-
-    first, second = names("1/2"), names("2/2")
-    assert first and second and first + second == names("1/1")
+    for parts in (1, 2, 3, 7):
+        assert sum((part_of(list(range(100)), f"{i}/{parts}") for i in range(1, parts + 1)), []) == list(range(100))
 
 
 def checked(*options):
@@ -102,7 +99,7 @@ def checked(*options):
 @pytest.mark.parametrize(
     ("op", "options"),
     [
-        ("quantize", ["ops", "cpu", "-k", "stride", "--twins"]),
+        ("quantize", ["ops", "cpu", "-k", "stride", "--twins", "--part=1/1"]),
         (
             "packed_linear",
             ["ops", "cpu", "-k", "gradients or any_batch or any_shape or fewer or extreme", "--first", "--twins"],

@@ -27,28 +27,24 @@ with tempfile.NamedTemporaryFile() as file:
     lcs.save(lcs.convert(model, lcs.Unstructured()).freeze(), file.name)
     lcs.load(file.name)
 """
+LIGHT = [
+    "import lcs",
+    "import lcs.cli; lcs.cli.main(['--help'])",
+    SERVE.format(recipe="Unstructured", level="density=0.1"),
+    SERVE.format(recipe="Structured", level="width=0.5"),
+    SERVE.format(recipe="Quantized", level="bits=4"),
+    LOAD,
+]
 
 
-def imported(code: str) -> set[str]:
-    """Which of the heavy modules are imported after `code`, beside those of torch itself."""
-    code = f"import sys, torch\nbefore = set(sys.modules)\n{code}\nprint(*set(sys.modules) - before)"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import lcs",
-        "import lcs.cli; lcs.cli.main(['--help'])",
-        SERVE.format(recipe="Unstructured", level="density=0.1"),
-        SERVE.format(recipe="Structured", level="width=0.5"),
-        SERVE.format(recipe="Quantized", level="bits=4"),
-        LOAD,
-    ],
-)
-def test_nothing_heavy_is_imported(code):
-    found = imported(code)
-    assert "lcs.snapshot" in found and not found & HEAVY
+def test_nothing_heavy_is_imported():
+    """By one after the other in one process, beside what torch itself imports."""
+    tell = "print('imported:', *set(sys.modules) - before)"
+    code = "\n".join(["import sys, torch", "before = set(sys.modules)", *(f"{each}\n{tell}" for each in LIGHT)])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    told = [line.split() for line in done.stdout.splitlines() if line.startswith("imported: ")]
+    for each, (_, *found) in zip(LIGHT, told, strict=True):
+        assert "lcs.snapshot" in found and not HEAVY & set(found), each
 
 
 def test_a_disabled_function_is_not_compiled_for_its_arguments():

@@ -5,6 +5,7 @@ import torch
 from lcs_kernels import packed_conv2d
 from lcs_kernels.ops.packed_conv2d import reference
 
+from ..conftest import as_it_is
 from .packed_cases import fields
 from .test_sparse_conv2d import FORMATS, settings
 
@@ -22,13 +23,14 @@ def call(x, weight, bits, bias, geometry, x_range=NONE, **options):
     return packed_conv2d(x, weight, bits, bias, *geometry[2:], **options)
 
 
-def check(x, weight, bits, bias, geometry, x_range=NONE, relu=False):
-    y = call(x, weight, bits, bias, geometry, x_range, relu=relu)
+def check(x, weight, bits, bias, geometry, x_range=NONE, relu=False, isas=as_it_is):
     arguments = (*settings(geometry), *ends(x_range, x), x_range[2], relu, False, [])
     expected = reference(x, *fields(weight), weight.shape, bits, bias, *arguments, group=weight.group)
-    assert y.dtype == x.dtype and torch.equal(y, expected)
-    for layout in FORMATS:
-        assert y.is_contiguous(memory_format=layout) == expected.is_contiguous(memory_format=layout)
+    for _ in isas():
+        y = call(x, weight, bits, bias, geometry, x_range, relu=relu)
+        assert y.dtype == x.dtype and torch.equal(y, expected)
+        for layout in FORMATS:
+            assert y.is_contiguous(memory_format=layout) == expected.is_contiguous(memory_format=layout)
     return y
 
 

@@ -10,6 +10,7 @@ from lcs_kernels import interpolate_quantize, quantize
 from lcs_kernels.ops.interpolate_prune import blend
 from lcs_kernels.ops.interpolate_quantize import in_groups, reference, reference_backward
 
+from ..conftest import as_it_is
 from .prune_cases import KINDS, SIZES, assert_same
 
 OP = torch.ops.lcs.interpolate_quantize.default
@@ -21,51 +22,53 @@ def scalars(alpha, bits):
     return torch.tensor(alpha), torch.tensor(bits)
 
 
-def check(w0, w1, alpha, bits, *rest):
-    found = OP(w0, w1, *scalars(alpha, bits), *rest)
-    assert_same(found, reference(w0, w1, *scalars(alpha, bits), *rest))
+def check(w0, w1, alpha, bits, *rest, isas=as_it_is):
+    expected = reference(w0, w1, *scalars(alpha, bits), *rest)
+    for _ in isas():
+        found = OP(w0, w1, *scalars(alpha, bits), *rest)
+        assert_same(found, expected)
     return found
 
 
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_matches_reference(isa, kind, n):
+def test_matches_reference(isas, kind, n):
     torch.manual_seed(n)
     w0, w1 = KINDS[kind](n)
     for bits in (2, 3, 5, 8):
         for nested in (False, True):
-            check(w0, w1, 0.3, bits, 0, nested)
-    check(w0, None, 0.3, 4)
+            check(w0, w1, 0.3, bits, 0, nested, isas=isas)
+    check(w0, None, 0.3, 4, isas=isas)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("source", DTYPES, ids=str)
-def test_dtypes(isa, source, dtype, kind):
+def test_dtypes(isas, source, dtype, kind):
     torch.manual_seed(1)
     w0, w1 = (w.to(source) for w in KINDS[kind](20_011))
-    check(w0, w1, 0.7, 4, 0, False, dtype)
-    check(w0, None, 0.7, 4, 0, True, dtype)
+    check(w0, w1, 0.7, 4, 0, False, dtype, isas=isas)
+    check(w0, None, 0.7, 4, 0, True, dtype, isas=isas)
 
 
 @pytest.mark.parametrize("kind", ["normal", "nonfinite", "zeros", "half_range"])
 @pytest.mark.parametrize("shape", [(7, 50, 3), (3, 33_000), (1, 5), (40,), (5, 0, 3), (0, 4)], ids=str)
-def test_groups_of_any_size(isa, kind, shape):
+def test_groups_of_any_size(isas, kind, shape):
     torch.manual_seed(2)
     w0, w1 = (w.view(shape) for w in KINDS[kind](torch.Size(shape).numel()))
     for size in (1, 5, 16, 32, 149, 150, 151, 16_383, 16_385, 2**40):
         for nested in (False, True):
-            check(w0, w1, 0.4, 3, size, nested)
+            check(w0, w1, 0.4, 3, size, nested, isas=isas)
 
 
 @pytest.mark.parametrize("per_channel", [True, False], ids=["channel", "tensor"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_results_of_eight_mebibytes_and_more(isa, dtype, per_channel):
+def test_results_of_eight_mebibytes_and_more(isas, dtype, per_channel):
     """They are written past the caches."""
     torch.manual_seed(3)
     columns = 20_011
     w0, w1 = torch.randn(2, (8 << 20) // dtype.itemsize // columns + 1, columns).unbind()
-    check(w0, w1, 0.3, 4, columns if per_channel else 0, False, dtype)
+    check(w0, w1, 0.3, 4, columns if per_channel else 0, False, dtype, isas=isas)
 
 
 @pytest.mark.parametrize("group_size", [0, 100, 30_000])

@@ -21,27 +21,27 @@ DEPTHWISE = {
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
 @pytest.mark.parametrize("name", [*GEOMETRIES, *DEPTHWISE])
-def test_equals_the_reference(isa, name, layout):
+def test_equals_the_reference(isas, name, layout):
     torch.manual_seed(0)
     geometry = (GEOMETRIES | DEPTHWISE)[name]
     bias = torch.randn(geometry[1][0])
     for i, bits in enumerate(WIDTHS):
         x = torch.randn(geometry[0]).to(DTYPES[i % 2]).to(memory_format=layout)
         weight = nested_weight(geometry[1], ("channel", "tensor")[i % 3 == 0])
-        check(x, weight, bits, None, geometry, RANGES[i % 4])
-        check(x, weight, bits, bias, geometry, RANGES[(i + 1) % 4], relu=True)
+        check(x, weight, bits, None, geometry, RANGES[i % 4], isas=isas)
+        check(x, weight, bits, bias, geometry, RANGES[(i + 1) % 4], relu=True, isas=isas)
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("channels", [1, 7, 8, 9, 16, 33, 70])
-def test_widths_and_channels(isa, channels, bits):
+def test_widths_and_channels(isas, channels, bits):
     torch.manual_seed(1)
     geometry = ((2, channels, 11, 9), (2 * channels, channels, 3, 3), (1, 2), 1, 1, 1)
     weight = nested_weight(geometry[1])
     for layout in FORMATS:
         x = torch.randn(geometry[0]).to(memory_format=layout)
         for x_range in RANGES:
-            check(x, weight, bits, None, geometry, x_range)
+            check(x, weight, bits, None, geometry, x_range, isas=isas)
 
 
 @pytest.mark.parametrize("depth", range(2, 8))
@@ -59,7 +59,7 @@ def test_codes_of_fewer_bits(isa, depth):
 
 @pytest.mark.parametrize("bits", [2, 7, 8])
 @pytest.mark.parametrize("x_range", [NONE, (0.0, 255.0, 8), (-255.0, 0.0, 8)], ids=str)
-def test_the_largest_sums_fit(isa, x_range, bits):
+def test_the_largest_sums_fit(isas, x_range, bits):
     """Every code and every value as large as it can be, of one sign or of the other, in as many terms as allowed."""
     terms = (MAX_TERMS if x_range[0] is None else MAX_RANGED_TERMS) // 4
     geometry = (1, terms, 2, 2), (3, terms, 2, 2), 1, 0, 1, 1
@@ -67,7 +67,7 @@ def test_the_largest_sums_fit(isa, x_range, bits):
         for code, zero in ((255, 0), (0, 255)):
             codes = torch.full(geometry[1], code, dtype=torch.uint8)
             weight = NestedWeight.from_codes(codes, torch.ones(3), torch.full((3,), zero, dtype=torch.uint8))
-            check(torch.full(geometry[0], 255.0 * sign), weight, bits, None, geometry, x_range)
+            check(torch.full(geometry[0], 255.0 * sign), weight, bits, None, geometry, x_range, isas=isas)
 
 
 @pytest.mark.parametrize("terms", [MAX_RANGED_TERMS + 1, MAX_TERMS + 1])

@@ -8,6 +8,7 @@ from lcs_kernels import packed_linear
 from lcs_kernels.formats import NestedWeight, SparseWeight
 from lcs_kernels.ops.packed_linear import MAX_COLUMNS, quantized, reference
 
+from ..conftest import as_it_is
 from .packed_cases import DTYPES, WIDTHS, assert_within_roundings, fields, nested_weight
 
 OP = torch.ops.lcs.packed_linear.default
@@ -15,23 +16,24 @@ ROWS = [0, 1, 2, 3, 4, 7, 13, 16, 29, 128, 131]
 CASES = [((33, 129), "channel", None), ((70, 1100), "tensor", None), ((5, 70), "group", 9), ((64, 256), "group", 64)]
 
 
-def check(x, weight, bits, bias=None, relu=False):
-    y = packed_linear(x, weight, bits, bias, relu=relu)
+def check(x, weight, bits, bias=None, relu=False, isas=as_it_is):
     expected = reference(x, *fields(weight), weight.shape[0], weight.group, bits, bias, relu, False, [])
-    assert y.dtype == x.dtype and torch.equal(y, expected)
+    for _ in isas():
+        y = packed_linear(x, weight, bits, bias, relu=relu)
+        assert y.dtype == x.dtype and torch.equal(y, expected)
     return y
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", ROWS)
-def test_equals_the_reference(isa, rows, dtype, bits):
+def test_equals_the_reference(isas, rows, dtype, bits):
     """With and without a bias and a ReLU, in turn: each weight with both, one in each dtype."""
     torch.manual_seed(rows)
     for i, (shape, per, group) in enumerate(CASES):
         weight, x = nested_weight(shape, per, group), torch.randn(rows, shape[1]).to(dtype)
         plain = (i + bits + DTYPES.index(dtype)) % 2 == 0
-        check(x, weight, bits, None if plain else torch.randn(shape[0]), relu=not plain)
+        check(x, weight, bits, None if plain else torch.randn(shape[0]), relu=not plain, isas=isas)
 
 
 @pytest.mark.parametrize("depth", range(2, 8))
@@ -54,7 +56,7 @@ def test_extreme_shapes(isa, shape):
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
-def test_the_largest_sums_fit(isa, bits):
+def test_the_largest_sums_fit(isas, bits):
     """Every code and every value as large as it can be, of one sign or of the other, in as many columns as allowed."""
     columns = MAX_COLUMNS if bits in (2, 8) else 1000
     for sign in (1, -1):
@@ -62,7 +64,7 @@ def test_the_largest_sums_fit(isa, bits):
             codes = torch.full((3, columns), code, dtype=torch.uint8)
             weight = NestedWeight.from_codes(codes, torch.ones(3), torch.full((3,), zero, dtype=torch.uint8))
             for rows in (1, 5, 21):
-                check(torch.full((rows, columns), 127.0 * sign), weight, bits)
+                check(torch.full((rows, columns), 127.0 * sign), weight, bits, isas=isas)
 
 
 def test_more_columns_than_32_bits_hold():
@@ -192,8 +194,7 @@ def test_no_second_derivative():
         grad.sum().backward()
 
 
-@pytest.mark.parametrize("exact", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dtype", "exact"), zip(DTYPES, [False, True], strict=True), ids=str)
 def test_opcheck(dtype, exact):
     weight = nested_weight((5, 9), "group", 4)
     for x in (torch.randn(4, 9).to(dtype), torch.randn(2, 1, 9).to(dtype)):

@@ -23,7 +23,7 @@ SQUARE = {  # 3 x 3, whose products are Winograd's by choice: whole tiles, odd s
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
 @pytest.mark.parametrize("name", SQUARE)
 @pytest.mark.parametrize("ranges", [FEW, MANY], ids=["few", "many"])
-def test_products(isa, ranges, name, layout):
+def test_products(isas, ranges, name, layout):
     """In every mixture of integers and floats, each equal to the reference bit for bit."""
     torch.manual_seed(21)
     geometry = SQUARE[name]
@@ -32,22 +32,23 @@ def test_products(isa, ranges, name, layout):
         dtype, x_range = DTYPES[(i + bits) % 2], (low, high, x_bits)
         weight = nested_weight(geometry[1], ("channel", "tensor")[i % 2], depth=8 - i if ranges is FEW else 8)
         bias, x = torch.randn(geometry[1][0]), torch.randn(geometry[0]).to(dtype).to(memory_format=layout)
-        plain = check(x, weight, bits, bias, geometry, x_range, relu=bits == 3)
+        plain = check(x, weight, bits, bias, geometry, x_range, relu=bits == 3, isas=isas)
         given = codes_on(x.float(), *ends(x_range, x), x_bits) if i % 2 and x_range != NONE else x
         residual = torch.randn(plain.shape).to(torch.float32 if given is not x else dtype).to(memory_format=layout)
         for y_range in ((None, None), (plain.float().min() / 2, plain.float().max() / 3)):
             options = {"residual": residual, "relu": bits == 4}
             options |= {"y_range": y_range, "y_bits": bits} if y_range[0] is not None else {}
-            y = call(given, weight, bits, bias, geometry, x_range, **options)
             expected = reference(
                 given, *fields(weight), weight.shape, bits, bias, *settings(geometry), *ends(x_range, plain),
                 x_bits, bits == 4, False, [], residual, *y_range, options.get("y_bits", 8),
             )  # fmt: skip
-            assert torch.equal(y, expected) and y.stride() == expected.stride()
+            for _ in isas():
+                y = call(given, weight, bits, bias, geometry, x_range, **options)
+                assert torch.equal(y, expected) and y.stride() == expected.stride()
 
 
 @pytest.mark.parametrize("x_range", [(0.0, 15.0, 4), (-15.0, 0.0, 4), (-7.0, 8.0, 4), (0.0, 31.0, 5)], ids=str)
-def test_the_largest_products_of_few_bits_fit(isa, x_range):
+def test_the_largest_products_of_few_bits_fit(isas, x_range):
     """Every code and every value at an end, in patterns that Winograd's transforms add up, in the most terms."""
     terms = MAX_RANGED_TERMS // 9
     geometry = (1, terms, 6, 6), (33, terms, 3, 3), 1, 1, 1, 1
@@ -59,7 +60,7 @@ def test_the_largest_products_of_few_bits_fit(isa, x_range):
             codes[2::3, :, :, 1] = 255 - code
             weight = NestedWeight.from_codes(codes, torch.ones(33), torch.full((33,), zero, dtype=torch.uint8))
             x = 255.0 * x_sign.repeat(3, 3).expand(geometry[0])
-            check(x.contiguous(), weight, 4, None, geometry, x_range)
+            check(x.contiguous(), weight, 4, None, geometry, x_range, isas=isas)
 
 
 def test_codes_beyond_their_bits_are_multiplied_as_they_are(isa):

@@ -220,8 +220,7 @@ def test_gradcheck(relu):
     )
 
 
-@pytest.mark.parametrize("layout", FORMATS, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dtype", "layout"), zip(DTYPES, FORMATS, strict=True), ids=str)
 def test_opcheck(dtype, layout):
     x, weight = integers(2, 4, 6, 5, dtype=dtype).to(memory_format=layout), integer_weight((6, 2, 3, 2), dtype=dtype)
     fields = (weight.mask_bits, weight.values, weight.shape)

@@ -1,5 +1,6 @@
 """What the runs on the CPU would catch: barriers that are missing, selections that are off by one, tails left out."""
 
+import math
 import os
 import resource
 
@@ -47,7 +48,14 @@ def without(name: str, word: str, k: int) -> Edit:
 
 
 ORDERS = 3  # of threads and blocks, each case
-CPU_SECONDS = 15  # more than three times what all cases take
+CASE_SECONDS = 3  # of a processor, more than ten times what a case takes
+
+
+def check_in_time(library, *arguments, **order) -> None:
+    """`check`, and the end of the process where it takes too long: with a flaw it may never end."""
+    used = math.ceil(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
+    resource.setrlimit(resource.RLIMIT_CPU, (used + CASE_SECONDS, resource.RLIM_INFINITY))
+    check(library, *arguments, **order)
 
 
 def run_cases(library) -> None:
@@ -57,7 +65,7 @@ def run_cases(library) -> None:
             torch.manual_seed(seed)
             w0s, w1s = layers(kind)
             for keep in (torch.tensor([n * 3 // 5 for n in SIZES]), torch.tensor(sum(SIZES) // 7)):
-                check(library, w0s, w1s, 0.3, keep, seed=100 * seed + order)
+                check_in_time(library, w0s, w1s, 0.3, keep, seed=100 * seed + order)
 
 
 def run_neighbours(library) -> None:
@@ -65,14 +73,13 @@ def run_neighbours(library) -> None:
     torch.set_num_threads(1)
     w0s = [torch.ones(8192), torch.randn(8192, generator=torch.Generator().manual_seed(0))]
     for order in range(ORDERS):
-        check(library, w0s, [], 0.0, torch.tensor([999, 999]), seed=order)
+        check_in_time(library, w0s, [], 0.0, torch.tensor([999, 999]), seed=order)
 
 
 def is_caught(library, run=run_cases) -> bool:
     """Whether some case that the kernels pass fails, in a process of its own: a flaw may crash it, or never end."""
     child = os.fork()
     if child == 0:
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
         try:
             run(library)
         except AssertionError:  # a SimtError too

@@ -30,8 +30,7 @@ def check(w0, w1, alpha, keep, dtype=None, block=BLOCK):
     assert torch.equal(mask_bits, expected_bits)
 
 
-@pytest.mark.parametrize("n", [1, BLOCK, 1000])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "n"), [("normal", 1), ("normal", BLOCK), *((kind, 1000) for kind in KINDS)])
 def test_matches_reference(kind, n):
     torch.manual_seed(n)
     w0, w1 = KINDS[kind](n)
@@ -39,7 +38,7 @@ def test_matches_reference(kind, n):
         check(w0, w1, 0.3, keep_count(density, n))
 
 
-@pytest.mark.parametrize("kind", ["normal", "nonfinite", "half_range"])
+@pytest.mark.parametrize("kind", ["nonfinite", "half_range"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("source", DTYPES, ids=str)
 def test_dtypes(source, dtype, kind):
@@ -53,7 +52,7 @@ def test_dtypes(source, dtype, kind):
 def test_counts_among_ties(n):
     torch.manual_seed(2)
     w0, w1 = KINDS["two_values"](n)
-    for keep in range(0, n + 1, 8):
+    for keep in range(0, n + 1, 16):
         check(w0, w1, 0.5, keep, block=32)
 
 

@@ -14,7 +14,7 @@ from ..ops.packed_conv2d_cases import NONE, RANGES, ends
 from ..ops.test_sparse_conv2d import FORMATS, GEOMETRIES, settings
 
 INTERPRET = True
-LARGE = {"several bands", "many panels", "7x7 strided", "one result, many images", "one row", "one column"}
+LARGE = {"several bands", "many panels", "7x7 strided", "one result, many images", "one row", "one column", "depthwise"}
 
 run = kernel("packed_conv2d", "packed_conv2d")
 
