@@ -176,7 +176,7 @@ def test_the_probes_compile(architecture):
     assert probes.kernels(architecture).probe_delta
 
 
-def test_cudnn_that_is_not_here_is_named(card, tmp_path, capsys):
+def test_cudnn_that_is_not_here_is_named(card, tmp_path):
     with pytest.raises(probes.CudnnNotFoundError, match="holds no libcudnn.so.9"):
         probes.cudnn(tmp_path)
 

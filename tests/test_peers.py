@@ -63,7 +63,7 @@ def test_an_engine_that_dies_is_named(worker):
         worker("__import__('os')._exit(3)").load(peers.Model(LINEAR, X))
 
 
-def test_an_environment_without_the_engine_is_named(tmp_path, monkeypatch):
+def test_an_environment_without_the_engine_is_named(monkeypatch):
     monkeypatch.setattr(peers, "_export", lambda model, path: None)
     peer = peers.Peer("deepsparse", sys.executable, 1)
     with pytest.raises(peers.PeerError, match="deepsparse: ModuleNotFoundError: "):

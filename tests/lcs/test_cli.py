@@ -305,7 +305,7 @@ def test_demo_in_a_folder_that_cannot_be_written_names_a_flag_that_it_has(tmp_pa
     assert "demo: cannot be written: Not a directory; choose another directory with --out" in shown
 
 
-def test_demo_that_misses_its_accuracy_fails(monkeypatch, tmp_path):
+def test_demo_that_misses_its_accuracy_fails():
     def evaluated(accuracy):
         rows = [Row(density, density, accuracy[density], 0.1, 0.5, 1, 2) for density in (0.1, 1.0)]
         return Evaluation("runs/demo", "lcs_l", "density", 1, 100, rows, [], None)
