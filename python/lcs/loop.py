@@ -149,6 +149,7 @@ class Loop:
 
     def evaluate(self) -> list[tuple[Level, float, float]]:
         """(level asked for, accuracy, mean loss) on the test images, at the ends of the range or the one level."""
+        self._share_buffers()
         results = []
         for value in evaluate.values_of(self.config, ends=True):
             level = self.subspace.recipe.level(value)
@@ -163,6 +164,11 @@ class Loop:
             accuracy, loss = (self.accelerator.reduce(sums, "sum") / len(self.data.test)).tolist()
             results.append((level, accuracy, loss))
         return results
+
+    def _share_buffers(self) -> None:
+        """Running averages are of a process's own images; a step starts from the first one's, and these are saved."""
+        for buffer in self.subspace.model.buffers() if self.accelerator.num_processes > 1 else ():
+            torch.distributed.broadcast(buffer, 0)
 
     def _shifted(self, level: Level) -> Level:
         """The level whose density is shifted as training's are, where the paper's evaluation does so."""

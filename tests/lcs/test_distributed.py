@@ -17,11 +17,13 @@ from torch.distributed.fsdp import fully_shard
 import lcs
 from lcs import schedule
 from lcs.config import TrainConfig
+from lcs.evaluate import evaluate
 from lcs.loop import Loop
 from lcs.network import build, load_data
 from lcs.train import leave_processes, make_accelerator, train
 
 STEPS = 12
+AVERAGES = {"compression": "quantized", "method": "target", "target_bits": 4, "norm": "batch", "warmup_fraction": 0.0}
 BATCHES = {"even": [3, 1, 4, 15], "uneven": [9, 2, 6, 5, 13], "one image": [7]}
 
 
@@ -69,6 +71,7 @@ def worker(out: Path) -> None:
     torch.manual_seed(100 + rank)
     record(make_loop(settings(out / "run")), out)
     train(settings(out / "run"))
+    train(settings(out / "averages", **AVERAGES))
     mesh = init_device_mesh("cpu", (2,))
     torch.save(gradients_of_parts(lambda subspace: fully_shard(subspace, mesh=mesh)), out / f"sharded{rank}.pt")
     leave_processes()
@@ -153,6 +156,15 @@ def test_a_run_of_two_processes_follows_that_of_one(two, tmp_path):
     )
     for a, b in zip(found, expected, strict=True):
         assert {k: v for k, v in a.items() if k != "loss"} == {k: v for k, v in b.items() if k != "loss"}
+
+
+def test_what_processes_average_for_themselves_is_evaluated_as_it_is_saved(two):
+    """Statistics of norms and ranges of inputs."""
+    lines = [json.loads(line) for line in (two / "averages" / "metrics.jsonl").read_text().splitlines()]
+    told = next(line for line in lines if line["kind"] == "test")
+    (row,) = evaluate(two / "averages", device="cpu").rows
+    assert told["accuracy"] == row.accuracy
+    assert abs(told["loss"] - row.loss) <= 2 * 20 * torch.finfo(torch.float64).eps * row.loss
 
 
 if __name__ == "__main__":
