@@ -39,7 +39,8 @@ class Subspace(nn.Module):
     accelerate: prepare the subspace, not its `model`, so that mixed precision makes the weights in its dtype too.
 
     Several processes: DistributedDataParallel or torch's `fully_shard`, of the subspace, and none of its parts, whose
-    weights are made before they run. FullyShardedDataParallel hides the ends from `regularizer`.
+    weights are made before they run. FullyShardedDataParallel hides the ends from `regularizer`. The functions of
+    torch.distributed.checkpoint take `model`, by whose names state_dict goes.
 
     A subspace has one level at a time: do not share it between threads. `generator` (CPU) draws the levels of `sample`;
     it starts from torch's default seed, the same in every process.
