@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -180,7 +181,9 @@ class TrainConfig(pydantic.BaseModel):
         "independent", description="second ends: drawn anew as in the paper, or equal to the first, for short runs"
     )
     epochs: Count | None = Field(None, description="200 for cifar10, 90 imagenet, 30 digits, 2 synthetic")
-    batch_size: Count = Field(128, description="images per step, over all processes together")
+    batch_size: Count | None = Field(
+        None, description="images per step, over all processes together; 128, vgg19 on imagenet 256"
+    )
     lr: Rate | None = Field(None, description="peak learning rate; 0.1, quantized 0.025")
     optimizer: Literal["sgd", "adamw", "muon"] = Field(
         "sgd", description="sgd as in the paper; adamw or muon learn in fewer steps, at a lower lr"
@@ -227,7 +230,8 @@ class TrainConfig(pydantic.BaseModel):
         structured, quantized = self.compression == "structured", self.compression == "quantized"
         norm = "batch" if self.method in SLIMMABLE else "instance" if structured else "group"
         lr = 0.025 if quantized else 0.1
-        defaults: dict[str, Any] = {"norm": norm, "lr": lr, **vars(DATA_DEFAULTS[self.data])}
+        batch_size = 256 if (self.model, self.data) == ("vgg19", "imagenet") else 128
+        defaults: dict[str, Any] = {"norm": norm, "lr": lr, "batch_size": batch_size, **vars(DATA_DEFAULTS[self.data])}
         if self.method == "lec":
             defaults["scale_l1"] = 1e-5
         for option in PRESETS:
@@ -320,9 +324,14 @@ def _lines(error: pydantic.ValidationError, source: str) -> list[str]:
     for problem in error.errors():
         key = ".".join(map(str, problem["loc"]))
         unknown = problem["type"] == "extra_forbidden"
-        reason = "no such setting; see lcs train --help" if unknown else f"{problem['msg']}, got {problem['input']!r}"
+        reason = f"no such setting{_near(key)}" if unknown else f"{problem['msg']}, got {problem['input']!r}"
         lines.append(f"{source}: {key}: {reason}")
     return lines
+
+
+def _near(key: str) -> str:
+    near = difflib.get_close_matches(key, TrainConfig.model_fields)
+    return f"; near it: {', '.join(near)}" if near else "; see lcs train --help"
 
 
 def load(path: str | Path) -> TrainConfig:

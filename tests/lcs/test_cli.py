@@ -77,7 +77,7 @@ def test_wrong_yaml_exits_2_naming_file_and_key(tmp_path, capsys):
     file = tmp_path / "run.yaml"
     file.write_text("epoks: 3")
     assert main(["train", "--config", str(file)]) == 2
-    assert f"lcs train: {file}: epoks: no such setting" in capsys.readouterr().err
+    assert f"lcs train: {file}: epoks: no such setting; near it: epochs" in capsys.readouterr().err
 
 
 def test_flags_override_yaml_and_preset_follows(tmp_path):
@@ -157,7 +157,7 @@ def test_bits_of_a_quantized_run(tmp_path, monkeypatch, capsys):
     found = json.loads((run / "evaluation.json").read_text())
     assert found["unit"] == "bits" and [row["value"] for row in found["rows"]] == [3, 4, 5]
     stored = [row["stored_bytes"] for row in found["rows"]]
-    assert stored == sorted(stored) and found["targets"][0]["value"] == 4 and found["dense"]["value"] == 1.0
+    assert stored == sorted(stored) and found["targets"][0]["value"] == 4 and found["dense"]["value"] == 32
     assert main(["eval", str(run), "--bits", "5", "3"]) == 0
     assert main(["eval", str(run), "--bits", "8"]) == 1
     assert "bits must lie in [3, 5], got 8" in capsys.readouterr().err

@@ -39,6 +39,11 @@ def test_paper_recipe(data, epochs, weight_decay):
     assert (resolved.endpoint_probability, resolved.density) == (0.5, (0.025, 1.0))
 
 
+def test_vgg19_trains_on_imagenet_in_larger_batches():
+    batches = [TrainConfig(model=model, data="imagenet").resolved().batch_size for model in ("vgg19", "resnet18")]
+    assert batches == [256, 128]
+
+
 def test_resolved_survives_yaml(tmp_path):
     resolved = TrainConfig(data="cifar10", data_root=Path("images"), preset="paper").resolved()
     file = tmp_path / "config.yaml"
