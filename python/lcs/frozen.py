@@ -365,6 +365,15 @@ class FrozenLevel:
         """`model(*args, **kwargs)` at this level."""
         return self.frozen._call(self.level, args, kwargs)
 
+    def eval(self) -> FrozenLevel:
+        """Itself, as of `Frozen`."""
+        return self
+
+    def train(self, mode: bool = True) -> FrozenLevel:
+        """As of `Frozen`."""
+        self.frozen.train(mode)
+        return self
+
     def __repr__(self) -> str:
         return f"{self.frozen!r} at {self.level}"
 

@@ -286,6 +286,7 @@ def test_a_device_without_a_sparse_kernel_runs_dense_and_is_named(sparse):
         (lambda f: f.at(), ValueError, "give a level"),
         (lambda f: f.at(density=float("nan")), ValueError, "density must lie in"),
         (lambda f: f.train(), RuntimeError, "a frozen network cannot train"),
+        (lambda f: f.at(density=0.5).train(), RuntimeError, "a frozen network cannot train"),
         (lambda f: f.model(X), RuntimeError, "only inside a call of that network"),
         (lambda f: f(X.double(), density=0.5), RuntimeError, "type"),
         (lambda f: lcs.Frozen(f.model, "structured"), TypeError, "lcs.Unstructured can be frozen, got str"),
@@ -296,7 +297,8 @@ def test_errors(sparse, call, error, words):
     fast = resnet().freeze()
     with pytest.raises(error, match=words):
         call(fast)
-    assert fast.eval() is fast.train(False) is fast
+    for network in (fast, fast.at(density=0.5)):
+        assert network.eval() is network.train(False) is network
 
 
 def test_a_sparse_layer_takes_its_own_dtype_alone(sparse):
