@@ -1,4 +1,5 @@
-"""Rows of `width_conv2d`: convolutions at quarter, half, three quarters and full width, from one packed weight."""
+"""Rows of `width_conv2d`: convolutions at quarter, half, three quarters and full width, from one packed weight, and
+depthwise ones."""
 
 from __future__ import annotations
 
@@ -28,6 +29,8 @@ LAYERS = (
     (128, 64, 32, 16, 1, 1),
     (128, 16, 32, 16, 3, 1),
 )
+# channels, side: 3 x 3 of stride 1, depthwise
+DEPTHWISE = ((32, 112), (144, 56), (384, 14), (960, 7))
 
 
 def prepacked(x: Tensor, w: Tensor, settings: tuple[list[int], list[int]]) -> Callable[[], Tensor]:
@@ -88,8 +91,41 @@ def row(layer: tuple[int, ...], width: float, last: bool, dtype: torch.dtype) ->
     )
 
 
+def depthwise_row(images: int, channels: int, side: int, dtype: torch.dtype) -> Row:
+    x, w, bias = torch.randn(images, channels, side, side), torch.randn(channels, 1, 3, 3), torch.randn(channels)
+    x, w = x.to(dtype), w.to(dtype)
+    weight, last = WidthWeight.pack(w), x.contiguous(memory_format=torch.channels_last)
+    settings, cast, copy = ([1, 1], [1, 1], [1, 1], channels), bias.to(dtype), torch.empty_like(x)
+
+    def run() -> Tensor:
+        return width_conv2d(x, weight, channels, bias, *settings)
+
+    def check() -> None:
+        expected = reference(x, w, channels, None, bias, *settings, False, None)
+        magnitudes = (t.double().abs() for t in (x, w))
+        size = reference(*magnitudes, channels, None, bias.double().abs(), *settings, False, None)
+        error = 2 * 10 * 2**-24 * size + (2**-7 * expected.abs() if dtype == torch.bfloat16 else 0)
+        if not ((run() - expected).abs() <= error).all():
+            raise AssertionError("width_conv2d's result differs from its reference")
+
+    return Row(
+        op="width_conv2d",
+        case=f"{images} x {channels} x {side} x {side}, 3 x 3 depthwise, contiguous"
+        f"{', bfloat16' if dtype == torch.bfloat16 else ''}",
+        candidates={
+            "lcs": run,
+            "torch": lambda: F.conv2d(x, w, cast, *settings),
+            "torch, channels last": lambda: F.conv2d(last, w, cast, *settings),
+        },
+        limit=lambda: copy.copy_(x),
+        bytes=2 * x.nbytes + w.nbytes,
+        check=check,
+    )
+
+
 def rows() -> Iterator[Row]:
-    """bfloat16 on a GPU; on a CPU float32, then the 3 x 3 layers of stride 1 in bfloat16 where it multiplies that."""
+    """bfloat16 on a GPU; on a CPU float32, then the 3 x 3 layers of stride 1 in bfloat16 where it multiplies that.
+    Depthwise layers come last."""
     torch.manual_seed(0)
     gpu = torch.get_default_device().type == "cuda"
     with torch.no_grad():
@@ -101,3 +137,6 @@ def rows() -> Iterator[Row]:
             for layer in layers:
                 for width in WIDTHS:
                     yield row(layer, width, last, dtype)
+        for images in (1, 16):
+            for channels, side in DEPTHWISE:
+                yield depthwise_row(images, channels, side, torch.bfloat16 if gpu else torch.float32)

@@ -29,13 +29,13 @@ _NUMBERS = [
 
 @triton.jit(do_not_specialize=_NUMBERS)
 def convolve_kernel(
-    x, weight, scale, bias, y,
+    x, weight, scale, bias, y, cap,
     positions, outputs, inputs, pixels, width, x_height, x_width, kernel_width, taps, weight_row: tl.int64,
     stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w,
     x_n: tl.int64, x_c: tl.int64, x_h: tl.int64, x_w: tl.int64,
     y_n: tl.int64, y_c: tl.int64, y_h: tl.int64, y_w: tl.int64,
     OUT: tl.constexpr, PRECISION: tl.constexpr, DEPTHWISE: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr,
-    RELU: tl.constexpr, POSITIONS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
+    RELU: tl.constexpr, CAPPED: tl.constexpr, POSITIONS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
 ):  # fmt: skip
     """`positions`: images * pixels of the result; `outputs`, `inputs`: channels of a group, `pixels` of an image."""
     group = tl.program_id(2)
@@ -69,6 +69,8 @@ def convolve_kernel(
         total += tl.load(bias + channel, mask=output < outputs, other=0.0)[None, :]
     if RELU:
         total = tl.where(total < 0, 0.0, total)  # a NaN stays
+    if CAPPED:
+        total = tl.where(total > cap, cap, total)  # likewise
     to = y + image.to(tl.int64) * y_n + row * y_h + column * y_w
     stored = (position < positions)[:, None] & (output < outputs)[None, :]
     tl.store(to[:, None] + channel[None, :] * y_c, rounded(total, OUT), mask=stored)
@@ -87,6 +89,7 @@ def width_conv2d(
     relu: bool,
     packed: Tensor | None = None,
     winograd: bool | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """As the op's schema, on the GPU of `x`; `packed` and `winograd` are for CPUs."""
     _check(x, weight, scale, bias)
@@ -103,11 +106,11 @@ def width_conv2d(
     exact_in_tf32 = x.dtype == weight.dtype == torch.bfloat16
     with torch.cuda.device_of(x):
         convolve_kernel[grid](
-            x, weight, scale, bias, y,
+            x, weight, scale, bias, y, 0.0 if cap is None else cap,
             positions, outputs, x.shape[1] // groups, size[0] * size[1], size[1], x.shape[2], x.shape[3],
             weight.shape[3], taps, weight.shape[1] * taps, *stride, *padding, *dilation, *x.stride(), *y.stride(),
             OUT=TYPES[x.dtype], PRECISION="tf32" if exact_in_tf32 else "ieee", DEPTHWISE=depthwise,
-            SCALED=scale is not None, BIASED=bias is not None, RELU=relu, **TILE, num_warps=4,
+            SCALED=scale is not None, BIASED=bias is not None, RELU=relu, CAPPED=cap is not None, **TILE, num_warps=4,
         )  # fmt: skip
     return y
 

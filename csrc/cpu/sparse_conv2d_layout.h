@@ -5,26 +5,9 @@
 
 #include "lcs/sparse_conv2d.h"
 #include "sparse_conv2d_kernels.h"
+#include "walk.h"
 
 namespace lcs {
-
-// Where the taps of one axis find their input once it is split by its remainders modulo the stride ("phases"), so that
-// neighbours in the output read neighbours. Phase p holds the padded coordinates p, p + stride, ...
-struct Phases {
-  std::vector<int64_t> used;           // remainders that some tap reads
-  std::vector<int64_t> phase, offset;  // of each tap: place in `used`, and distance in that phase
-  int64_t reach = 0;                   // the largest offset
-
-  explicit Phases(const Axis& axis);
-};
-
-// The coordinates o in [from, from + n) of phase `remainder` that fall on the input, o * stride + remainder - padding
-// in [0, size).
-struct Inside {
-  int64_t begin, end, first;  // first: the input coordinate of `begin`
-
-  Inside(const Axis& axis, int64_t remainder, int64_t size, int64_t from, int64_t n);
-};
 
 // How y is cut into blocks of rows x columns positions: down x across of them an image, row after row of blocks, image
 // after image. A panel holds what `lanes` blocks that follow each other read, as float32: position after position, a

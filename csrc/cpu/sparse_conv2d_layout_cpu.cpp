@@ -151,24 +151,6 @@ class Chooser {
 
 }  // namespace
 
-Phases::Phases(const Axis& axis) {
-  for (int64_t k = 0; k < axis.kernel; ++k) {
-    const int64_t at = k * axis.dilation, remainder = at % axis.stride;
-    const auto found = std::find(used.begin(), used.end(), remainder);
-    phase.push_back(found - used.begin());
-    if (found == used.end()) used.push_back(remainder);
-    offset.push_back(at / axis.stride);
-    reach = std::max(reach, offset.back());
-  }
-}
-
-Inside::Inside(const Axis& axis, int64_t remainder, int64_t size, int64_t from, int64_t n) {
-  const int64_t shift = axis.padding - remainder;  // input = o * stride - shift
-  begin = std::clamp(shift <= 0 ? int64_t{0} : ceil_div(shift, axis.stride), from, from + n);
-  end = std::clamp(size + shift <= 0 ? int64_t{0} : ceil_div(size + shift, axis.stride), begin, from + n);
-  first = begin * axis.stride - shift;
-}
-
 int64_t sparse_pitch(const SparseConv2dArgs& args, const Phases& horizontal) {
   const int64_t reach = horizontal.reach, width = args.y.width + reach;
   int64_t left = reach, right = reach;

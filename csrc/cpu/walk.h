@@ -49,4 +49,40 @@ inline std::vector<TapRun> tap_runs(const Walk& axis, int64_t size, int64_t outp
   return runs;
 }
 
+// Where the taps of one axis find their input once it is split by its remainders modulo the stride ("phases"), so that
+// neighbours in the output read neighbours. Phase p holds the padded coordinates p, p + stride, ...
+struct Phases {
+  std::vector<int64_t> used;           // remainders that some tap reads
+  std::vector<int64_t> phase, offset;  // of each tap: place in `used`, and distance in that phase
+  int64_t reach = 0;                   // the largest offset
+
+  explicit Phases(const Axis& axis);
+};
+
+// The coordinates o in [from, from + n) of phase `remainder` that fall on the input, o * stride + remainder - padding
+// in [0, size).
+struct Inside {
+  int64_t begin, end, first;  // first: the input coordinate of `begin`
+
+  Inside(const Axis& axis, int64_t remainder, int64_t size, int64_t from, int64_t n);
+};
+
+inline Phases::Phases(const Axis& axis) {
+  for (int64_t k = 0; k < axis.kernel; ++k) {
+    const int64_t at = k * axis.dilation, remainder = at % axis.stride;
+    const auto found = std::find(used.begin(), used.end(), remainder);
+    phase.push_back(found - used.begin());
+    if (found == used.end()) used.push_back(remainder);
+    offset.push_back(at / axis.stride);
+    reach = std::max(reach, offset.back());
+  }
+}
+
+inline Inside::Inside(const Axis& axis, int64_t remainder, int64_t size, int64_t from, int64_t n) {
+  const int64_t shift = axis.padding - remainder;  // input = o * stride - shift
+  begin = std::clamp(shift <= 0 ? int64_t{0} : ceil_div(shift, axis.stride), from, from + n);
+  end = std::clamp(size + shift <= 0 ? int64_t{0} : ceil_div(size + shift, axis.stride), begin, from + n);
+  first = begin * axis.stride - shift;
+}
+
 }  // namespace lcs

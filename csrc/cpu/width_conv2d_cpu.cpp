@@ -10,6 +10,7 @@
 #include "walk.h"
 #include "width_affine.h"
 #include "width_conv2d_kernels.h"
+#include "width_depthwise.h"
 #include "width_winograd.h"
 #include "width_winograd6.h"
 
@@ -485,8 +486,14 @@ void width_pack_winograd(const WidthWeight& w, float* packed, const Parallel& pa
 void width_conv2d(const WidthConv2dArgs& args, const Parallel& parallel) {
   const Images& y = args.y;
   if (y.n * y.channels * y.height * y.width == 0) return;
-  if (width_conv2d_by_winograd(args)) return width_winograd(args, parallel);
-  width_conv2d_by_winograd6(args) ? width_winograd6(args, parallel) : WidthConv2d(args, parallel).run();
+  if (width_conv2d_depthwise(args)) return width_depthwise(args, parallel);
+  if (width_conv2d_by_winograd(args))
+    width_winograd(args, parallel);
+  else if (width_conv2d_by_winograd6(args))
+    width_winograd6(args, parallel);
+  else
+    WidthConv2d(args, parallel).run();
+  width_lower(args, parallel);
 }
 
 }  // namespace lcs

@@ -1,5 +1,7 @@
 #include "lcs/width_conv2d.h"
 
+#include <limits>
+
 #include "images_binding.h"
 #include "width_weight_binding.h"
 
@@ -90,8 +92,9 @@ Tensor width_conv2d_pack_cpu(Tensor weight, bool pairs, bool winograd) {
 Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::optional<Tensor> scale,
                         std::optional<Tensor> bias, std::vector<int64_t> stride, std::vector<int64_t> padding,
                         std::vector<int64_t> dilation, int64_t groups, bool relu, std::optional<Tensor> packed,
-                        std::optional<bool> winograd) {
+                        std::optional<bool> winograd, std::optional<double> cap) {
   for (auto* vector : {&scale, &bias}) make_contiguous(*vector);
+  STD_TORCH_CHECK(!cap || (relu && *cap > 0), kWidthConv2d, ": cap must be above 0, and needs relu");
   const DType dtype = activation_dtype(kWidthConv2d, x);
   const WidthConv2dCall call =
       width_conv2d_call(kWidthConv2d, x, weight, out_channels, stride, padding, dilation, groups, packed);
@@ -107,7 +110,8 @@ Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::opti
        vector_of(kWidthConv2d, "scale", scale, out), vector_of(kWidthConv2d, "bias", bias, out), relu, call.winograd,
        !winograd   ? WidthProducts::cheapest
        : *winograd ? WidthProducts::winograd
-                   : WidthProducts::direct},
+                   : WidthProducts::direct,
+       cap ? float(*cap) : std::numeric_limits<float>::infinity()},
       parallel);
   return y;
 }

@@ -25,7 +25,7 @@ BLOCK = 16  # channels that the packed form keeps together
 
 @without_autocast
 def reference(
-    x, weight, out_channels, scale, bias, stride, padding, dilation, groups, relu, packed, winograd=None
+    x, weight, out_channels, scale, bias, stride, padding, dilation, groups, relu, packed, winograd=None, cap=None
 ) -> Tensor:
     """The convolution with the sliced weight in float32 (float64 for float64), rounded once."""
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -35,11 +35,13 @@ def reference(
         y = y * scale[:out_channels, None, None].to(wide)
     if bias is not None:
         y = y + bias[:out_channels, None, None].to(wide)
-    return (y.relu() if relu else y).to(x.dtype).contiguous(memory_format=memory_format(x))
+    if relu:
+        y = y.relu() if cap is None else F.hardtanh(y, 0.0, cap)
+    return y.to(x.dtype).contiguous(memory_format=memory_format(x))
 
 
 def reference_backward(
-    grad, x, weight, scale, y, stride, padding, dilation, groups, wanted
+    grad, x, weight, scale, y, stride, padding, dilation, groups, wanted, cap=None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """By torch's convolutions of the block, on every device; `y`: the result, where ReLU came last.
 
@@ -47,7 +49,9 @@ def reference_backward(
     what was used.
     """
     wide = torch.promote_types(grad.dtype, torch.float32)
-    grad = (grad if y is None else torch.where(y > 0, grad, 0)).to(wide)
+    if y is not None:
+        grad = torch.where(y > 0 if cap is None else (y > 0) & (y < cap), grad, 0)
+    grad = grad.to(wide)
     wants_x, wants_weight, wants_scale, wants_bias = wanted
     out = grad.shape[1]
     block = weight[:out, : x.shape[1] // groups].to(wide)
@@ -118,12 +122,14 @@ def reference_pack(weight: Tensor, pairs: bool, winograd: bool = False) -> Tenso
     return torch.cat([part.permute(0, 3, 2, 1).flatten(1, 2) for part in parts], 1)
 
 
-def fake(x, weight, out_channels, scale, bias, stride, padding, dilation, groups, relu, packed, winograd=None):
+def fake(
+    x, weight, out_channels, scale, bias, stride, padding, dilation, groups, relu, packed, winograd=None, cap=None
+):
     size = output_size(x.shape, weight.shape, stride, padding, dilation)
     return x.new_empty((x.shape[0], out_channels, *size)).contiguous(memory_format=memory_format(x))
 
 
-def fake_backward(grad, x, weight, scale, y, stride, padding, dilation, groups, wanted):
+def fake_backward(grad, x, weight, scale, y, stride, padding, dilation, groups, wanted, cap=None):
     wide = torch.promote_types(grad.dtype, torch.float32)
     vector = weight.shape[:1], wide
     like = (x.shape, x.dtype), (weight.shape, weight.dtype), vector, vector
@@ -142,13 +148,14 @@ def fake_pack(weight, pairs, winograd=False):
 
 _op = define(
     "width_conv2d(Tensor x, Tensor weight, SymInt out_channels, Tensor? scale, Tensor? bias, SymInt[] stride,"
-    " SymInt[] padding, SymInt[] dilation, SymInt groups, bool relu, Tensor? packed, bool? winograd=None) -> Tensor",
+    " SymInt[] padding, SymInt[] dilation, SymInt groups, bool relu, Tensor? packed, bool? winograd=None,"
+    " float? cap=None) -> Tensor",
     reference,
     fake,
 )
 _op_backward = define(
     "width_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor? scale, Tensor? y, SymInt[] stride,"
-    " SymInt[] padding, SymInt[] dilation, SymInt groups, bool[] wanted)"
+    " SymInt[] padding, SymInt[] dilation, SymInt groups, bool[] wanted, float? cap=None)"
     " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_scale, Tensor grad_bias)",
     reference_backward,
     fake_backward,
@@ -160,11 +167,11 @@ _op_pack = define(
 
 class WidthConv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, scale, bias, out_channels, geometry, relu, packed):
+    def forward(ctx, x, weight, scale, bias, out_channels, geometry, relu, packed, cap):
         run = reference if x.dtype == torch.float64 else _op
-        y = run(x, weight.contiguous(), out_channels, scale, bias, *geometry, relu, packed)
+        y = run(x, weight.contiguous(), out_channels, scale, bias, *geometry, relu, packed, cap=cap)
         ctx.save_for_backward(x, weight, scale, y if relu else None)
-        ctx.geometry = geometry
+        ctx.geometry, ctx.cap = geometry, cap
         return y
 
     @staticmethod
@@ -172,8 +179,8 @@ class WidthConv2d(torch.autograd.Function):
     def backward(ctx, grad):
         wanted = list(ctx.needs_input_grad[:4])
         run = reference_backward if grad.dtype == torch.float64 else _op_backward
-        grads = run(grad, *ctx.saved_tensors, *ctx.geometry, wanted)
-        return *(g if w else None for g, w in zip(grads, wanted, strict=True)), *[None] * 4
+        grads = run(grad, *ctx.saved_tensors, *ctx.geometry, wanted, ctx.cap)
+        return *(g if w else None for g, w in zip(grads, wanted, strict=True)), *[None] * 5
 
 
 def width_conv2d_pack(weight: Tensor, pairs: bool = False, winograd: bool = False) -> Tensor:
@@ -203,17 +210,18 @@ def width_conv2d(
     *,
     scale: Tensor | None = None,
     relu: bool = False,
+    cap: float | None = None,
 ) -> Tensor:
     """`torch.nn.functional.conv2d` with weight[:out_channels, : x.shape[1] / groups], which is not sliced.
 
-    The result is scale * convolution + bias, then ReLU on request: sums in float32, rounded once. Where the machine
-    multiplies pairs of bfloat16 (AVX512_BF16, AMX), a `WidthWeight` of bfloat16, of one group and 16 input channels or
-    more, is multiplied so by x of bfloat16: each product is rounded into its sum, to nearest, in the order of that
-    instruction, and denormals count as 0. A `WidthWeight` of float32, of 3 x 3 taps, one group and 32 to 511 channels
-    of either kind, is multiplied by x of float32 at stride 1 without dilation by Winograd's F(2 x 2, 3 x 3) (arXiv
-    1509.09308): 16 products in place of 36. To first order a result is off by at most (c + 8) * 64 * c * 2^-24 *
-    max |w| * max |x|, c being x's channels; a direct sum of 9 * c products by 9 * c * 9 * c * 2^-24 * max |w| *
-    max |x|. An infinity in x may become NaN.
+    The result is scale * convolution + bias, then ReLU on request, up to `cap`: sums in float32, rounded once. Where
+    the machine multiplies pairs of bfloat16 (AVX512_BF16, AMX), a `WidthWeight` of bfloat16, of one group and 16 input
+    channels or more, is multiplied so by x of bfloat16: each product is rounded into its sum, to nearest, in the order
+    of that instruction, and denormals count as 0. A `WidthWeight` of float32, of 3 x 3 taps, one group and 32 to 511
+    channels of either kind, is multiplied by x of float32 at stride 1 without dilation by Winograd's F(2 x 2, 3 x 3)
+    (arXiv 1509.09308): 16 products in place of 36. To first order a result is off by at most (c + 8) * 64 * c * 2^-24 *
+    max |w| * max |x|, c being x's channels; a direct sum of 9 * c products by 9 * c * 9 * c * 2^-24 * max |w| * max
+    |x|. An infinity in x may become NaN.
 
     A bfloat16 x goes by F(6 x 6, 3 x 3) in float32 where that is faster, with a `WidthWeight` of 3 x 3 taps and one
     group, at stride 1 without dilation: 64 products in place of 324, of the same packed weight, which is transformed in
@@ -240,12 +248,14 @@ def width_conv2d(
         groups: of the full width.
         scale: as bias; a norm layer with fixed statistics folds into both.
         relu: whether to clamp the result at 0.
+        cap: what ReLU ends at, as 6 of ReLU6; needs `relu`.
 
     Returns:
         (n, out_channels, h', w') of x's dtype and memory format.
 
     Raises:
-        ValueError: shapes, devices or settings that do not fit; a width that the groups do not share evenly.
+        ValueError: shapes, devices or settings that do not fit; a width that the groups do not share evenly; a cap that
+            is not above 0, or without ReLU.
         TypeError: another dtype.
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
@@ -258,10 +268,12 @@ def width_conv2d(
     out_channels, groups = width(x, weight, out_channels, groups)
     check_fits("width_conv2d", x, weight.shape, padding, dilation)
     scale, bias = _vector("scale", scale, x, weight), _vector("bias", bias, x, weight)
+    if cap is not None and not (relu and cap > 0):
+        raise ValueError(f"width_conv2d: cap must be above 0 and needs relu=True, got {cap} and relu={relu}")
     settings = (stride, padding, dilation, groups)
     if wants_grad(x, weight, scale, bias) or x.dtype == torch.float64:
-        return WidthConv2d.apply(x, weight, scale, bias, out_channels, settings, relu, packed)
-    return _op(x, weight.contiguous(), out_channels, scale, bias, *settings, relu, packed)
+        return WidthConv2d.apply(x, weight, scale, bias, out_channels, settings, relu, packed, cap)
+    return _op(x, weight.contiguous(), out_channels, scale, bias, *settings, relu, packed, cap=cap)
 
 
 def width(x: Tensor, weight: Tensor, out_channels: int | None, groups: int) -> tuple[int, int]:

@@ -1,3 +1,5 @@
+from itertools import product
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -85,6 +87,45 @@ def test_integers_are_exact(isa, name, layout):
         check(x, w, geometry)
         check(x, w, geometry, scale, bias, relu=True)
         check(x, w, geometry, bias=bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_depthwise_planes_of_any_shape(isa, dtype):
+    """Rows narrower than a vector and than the kernel, of several tiles, planes of several bands."""
+    torch.manual_seed(8)
+    before = torch.get_num_threads()
+    sizes = [(1, 1), (2, 3), (7, 7), (5, 17), (9, 33), (3, 150), (90, 70)]
+    kernels = [(1, 1), (1, 4), (3, 1), (3, 3), (2, 3), (5, 5), (7, 7)]
+    for i, (size, kernel) in enumerate(product(sizes, kernels)):
+        stride, dilation = (1 + i % 3, 1 + i % 4 % 3), (1 + i % 2, 1 + i % 5 // 3)
+        padding = tuple(d * (k - 1) // 2 + (i + 1) % 3 for k, d in zip(kernel, dilation, strict=True))
+        stride, dilation = ((1, 1), (1, 1)) if i % 3 == 0 else (stride, dilation)
+        padding = tuple(max(p, d * (k - 1)) for p, k, d in zip(padding, kernel, dilation, strict=True))
+        x, w = integers(2, 3, *size, dtype=dtype), integers(5, 1, *kernel, dtype=DTYPES[i % 2])
+        scale, bias, settings = integers(5), integers(5), (stride, padding, dilation)
+        cap = None if i % 4 == 0 else 6.0
+        expected = reference(x, w, 3, scale, bias, *settings, 3, cap is not None, None, cap=cap)
+        for threads, weight in (1, w), (2, WidthWeight.pack(w)):
+            torch.set_num_threads(threads)
+            y = width_conv2d(x, weight, 3, bias, *settings, 5, scale=scale, relu=cap is not None, cap=cap)
+            assert torch.equal(y, expected), (size, kernel, settings)
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("name", ["3x3", "groups", "depthwise", "depthwise, strided", "several bands"])
+def test_a_cap(isa, name, layout):
+    torch.manual_seed(9)
+    geometry = GEOMETRIES[name]
+    out = geometry[2]
+    for dtype in DTYPES:
+        x, w = integers(*geometry[0], dtype=dtype).to(memory_format=layout), integers(*geometry[1], dtype=dtype)
+        x[0, 0, 2, 2:4] = torch.tensor([torch.nan, torch.inf])
+        weight = WidthWeight.pack(w)
+        for cap in (6.0, 7.3):
+            y = width_conv2d(x, weight, out, None, *geometry[3:], relu=True, cap=cap)
+            expected = width_conv2d(x, weight, out, None, *geometry[3:], relu=True).float().clamp(max=cap).to(dtype)
+            assert torch.equal(y.nan_to_num(-1), expected.nan_to_num(-1)) and y.isnan().any() and y.max() != 0
 
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
@@ -212,6 +253,22 @@ def test_gradients_only_where_they_are_wanted():
     assert x.grad is not None
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+def test_gradients_below_a_cap_equal_relu6s(dtype):
+    torch.manual_seed(10)
+    x, w = integers(2, 4, 7, 6, dtype=dtype), integers(4, 1, 3, 3, dtype=dtype)
+    leaves = [[t.clone().requires_grad_() for t in (x, w)] for _ in range(2)]
+    ys = [
+        width_conv2d(*leaves[0], 4, padding=1, groups=4, relu=True, cap=6),
+        F.relu6(F.conv2d(*(t.double() for t in leaves[1]), padding=1, groups=4)).to(dtype),
+    ]
+    grad = integers(*ys[0].shape, dtype=dtype)
+    for y in ys:
+        y.backward(grad)
+    assert torch.equal(*ys) and (ys[0] == 6).any()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(*leaves, strict=True))
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("relu", [False, True])
 def test_gradcheck(relu, groups):
@@ -231,11 +288,13 @@ def test_opcheck(dtype, layout):
     opcheck(OP, (x, w, 4, None, integers(6), [1, 2], [2, 1], [1, 1], 2, False, None))
     opcheck(OP, (x, integers(6, 5, 3, 2), 5, integers(6), None, [1, 1], [0, 0], [1, 1], 1, True, None))
     opcheck(OP, (x, w, 4, None, None, [1, 1], [0, 0], [1, 1], 2, True, PACK(w, False)))
+    opcheck(OP, (x, w, 4, None, None, [1, 1], [0, 0], [1, 1], 2, True, None, None, 6.0))
     opcheck(PACK, (w, dtype == torch.bfloat16))
     opcheck(PACK, (integers(6, 5, 3, 3, dtype=dtype), False, True))
     grad, geometry = integers(2, 4, 6, 6, dtype=dtype), ([1, 1], [1, 1], [1, 1], 2)
     opcheck(BACKWARD, (grad, x, w, integers(6), grad.clone(), *geometry, [True] * 4))
     opcheck(BACKWARD, (grad, x, w, None, None, *geometry, [False, True, False, True]))
+    opcheck(BACKWARD, (grad, x, w, None, grad.clone(), *geometry, [True, True, False, True], 2.0))
 
 
 WIDTHS = [(16, 16), (4, 4), (12, 12), (7, 9), (16, 3), (5, 13)]
@@ -298,6 +357,9 @@ def test_meta_tensors_give_shapes():
         ({"bias": torch.ones(4)}, ValueError, r"bias must be \(5,\) on cpu, got \(4,\) on cpu"),
         ({"scale": torch.ones(4)}, ValueError, r"scale must be \(5,\)"),
         ({"bias": torch.ones(5).double()}, TypeError, "bias must be float32"),
+        ({"cap": 6}, ValueError, "cap must be above 0 and needs relu=True, got 6 and relu=False"),
+        ({"cap": 0.0, "relu": True}, ValueError, "cap must be above 0"),
+        ({"cap": float("nan"), "relu": True}, ValueError, "cap must be above 0"),
         ({"padding": 0.5}, ValueError, "padding must be one number or two, 0 or more, got 0.5"),
         ({"stride": 0}, ValueError, "stride must be one number or two, 1 or more, got 0"),
         ({"dilation": (1, 3)}, ValueError, "a kernel of 3, dilated by 3, does not fit an input of 6, padded by 0"),
@@ -324,6 +386,7 @@ def test_bad_arguments(change, error, words):
         ({"dilation": [3, 1]}, "the kernel of 3 does not fit the padded input of 6"),
         ({"scale": torch.ones(4)}, r"scale must be a contiguous float32 vector of 5, got shape \(4\)"),
         ({"bias": torch.ones(5).double()}, "bias must be a contiguous float32 vector of 5"),
+        ({"packed": None, "winograd": None, "cap": 6.0}, "cap must be above 0, and needs relu"),
         ({"packed": torch.ones(1, 36, 15)}, "packed is not what width_conv2d_pack makes of this weight"),
         ({"packed": torch.ones(1 + 4 * 9 * 16)[1:].view(1, 36, 16)}, "packed must begin at a cache line"),
     ],

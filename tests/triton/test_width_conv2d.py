@@ -35,6 +35,13 @@ def test_matches_reference(name, quick_sizes):
         assert all(y.is_contiguous(memory_format=f) == expected.is_contiguous(memory_format=f) for f in FORMATS)
 
 
+def test_a_cap():
+    x, w, one = integers(2, 5, 6, 7), integers(9, 5, 3, 3), [1, 1]
+    x[0, 0, 2, 3] = torch.nan
+    y, expected = (f(x, w, 9, None, None, one, one, one, 1, True, None, cap=6.0) for f in (run, reference))
+    assert torch.equal(y.nan_to_num(-1), expected.nan_to_num(-1)) and y.isnan().any() and (y == 6).any()
+
+
 def test_views_of_x_in_the_tiles_of_a_gpu():
     x, w, one = integers(2, 9, 6, 7)[:, 2:7, 1:], integers(40, 8, 3, 3), [1, 1]
     assert torch.equal(*(f(x, w, 33, None, None, one, one, one, 1, False, None) for f in (run, reference)))

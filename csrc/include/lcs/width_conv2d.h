@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <limits>
 
 #include "lcs/dtype.h"
 #include "lcs/images.h"
@@ -40,7 +41,7 @@ void width_pack_winograd(const WidthWeight& weight, float* packed, const Paralle
 enum class WidthProducts { cheapest, direct, winograd };
 
 // y = x convolved with the first y.channels by x.channels / groups channels of the weight, times a scale and plus a
-// bias per channel, then ReLU on request; accumulated in float32, rounded once.
+// bias per channel, then ReLU and a cap on request; accumulated in float32, rounded once.
 struct WidthConv2dArgs {
   Images x, y;  // x is only read; both compact
   DType dtype;  // of both
@@ -54,6 +55,7 @@ struct WidthConv2dArgs {
   const float* winograd =
       nullptr;  // as packed, transformed; where x is float32, of stride 1, not dilated, in one group
   WidthProducts products = WidthProducts::cheapest;
+  float cap = std::numeric_limits<float>::infinity();  // what ReLU ends at, as 6 of ReLU6; infinity: nothing
 };
 
 // The order of each sum depends on shapes and instruction set alone.

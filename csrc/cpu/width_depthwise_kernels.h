@@ -1,0 +1,57 @@
+#pragma once
+#include <cstdint>
+
+#include "lcs/dtype.h"
+
+// What each instruction set implements of a depthwise convolution of images that lie channel after channel.
+namespace lcs {
+
+// Columns `from`, from + step, ... of each row, which go to columns `to`, to + 1, ... of its copy.
+struct DepthwisePhase {
+  int64_t from, to, columns;
+};
+
+// Copies rows to float32. A row, and each phase of it, may write zeros over less than a vector behind it, before what
+// belongs there comes.
+struct DepthwiseFill {
+  const void* from;
+  const void* end;  // of what may be read
+  float* to;
+  int64_t from_stride, to_stride, rows, step;
+  const DepthwisePhase* phases;
+  int64_t phase_count;
+  DType dtype;
+};
+
+// y = ReLU(scale * sum over taps of weight * x + bias), at most `cap`, of rows x columns positions. Tap (i, j) of the
+// first position is at x[i * tap_stride + taps_at[j]], those of others as far from it as they are; up to `overrun`
+// floats behind a row are read.
+struct DepthwiseRows {
+  const float* x;
+  void* y;
+  int64_t x_stride, y_stride, rows, columns;
+  int64_t tap_stride, kernel_height, kernel_width;
+  const int64_t* taps_at;
+  const float* weight;
+  float scale, bias, floor, cap;
+  DType dtype;  // of y
+};
+
+struct WidthDepthwiseKernels {
+  int64_t overrun;  // floats that may be read behind a row
+  void (*fill)(const DepthwiseFill& fill);
+  void (*rows)(const DepthwiseRows& rows);
+  void (*lower)(void* x, int64_t n, DType dtype, float cap);  // each x that is larger becomes `cap`
+};
+
+namespace scalar {
+WidthDepthwiseKernels width_depthwise_kernels();
+}
+namespace avx2 {
+WidthDepthwiseKernels width_depthwise_kernels();
+}
+namespace avx512 {
+WidthDepthwiseKernels width_depthwise_kernels();
+}
+
+}  // namespace lcs

@@ -1,0 +1,28 @@
+#include <algorithm>
+#include <bit>
+#include <type_traits>
+#include <utility>
+
+#include "keys.h"
+#include "target.h"
+#include "width_depthwise_kernels.h"
+
+namespace lcs::scalar {
+namespace {
+namespace single {
+#include "lanes_scalar.inl"
+}
+using namespace single;
+
+template <class T>
+inline Float evens(const T* p) {
+  return load(p);
+}
+
+// After the lanes it is written in.
+#include "width_depthwise.inl"
+}  // namespace
+
+WidthDepthwiseKernels width_depthwise_kernels() { return table(); }
+
+}  // namespace lcs::scalar
