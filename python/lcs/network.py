@@ -50,7 +50,7 @@ def _structured(config: TrainConfig) -> Structured:
 def build(config: TrainConfig, dataset: Data) -> Subspace:
     """The untrained subspace of a resolved `config`; its weights depend on the settings alone.
 
-    Raises ConfigError where the images are too small for the model.
+    Raises ConfigError where the images are too small for the model, or a last step's too few for its batch norms.
     """
     model = models.build(
         config.model,
@@ -60,7 +60,7 @@ def build(config: TrainConfig, dataset: Data) -> Subspace:
         norm=config.norm,
         norm_after=config.norm_place == "after",
     )
-    _check_image_size(model, config, dataset)
+    _check_images(model, config, dataset)
     with warnings.catch_warnings():
         if config.norm == "batch":
             warnings.simplefilter("ignore")  # asked for by name
@@ -77,7 +77,7 @@ def build(config: TrainConfig, dataset: Data) -> Subspace:
     return subspace
 
 
-def _check_image_size(model: nn.Module, config: TrainConfig, dataset: Data) -> None:
+def _check_images(model: nn.Module, config: TrainConfig, dataset: Data) -> None:
     size, shapes = dataset.image_size, copy.deepcopy(model).to("meta")  # computes no more than shapes
     try:
         shapes(torch.empty(2, dataset.in_channels, size, size, device="meta"))
@@ -86,6 +86,14 @@ def _check_image_size(model: nn.Module, config: TrainConfig, dataset: Data) -> N
             f"image_size: {config.model} with {config.norm} norms takes larger images than {size} x {size} pixels "
             f"({error}); give a larger one with --image-size"
         ) from error
+    if config.norm == "batch" and (len(dataset.train) - 1) % config.batch_size == 0:
+        try:
+            shapes(torch.empty(1, dataset.in_channels, size, size, device="meta"))
+        except ValueError as error:
+            raise ConfigError(
+                f"batch_size: {config.batch_size} leaves 1 of {len(dataset.train)} images to the last step of an "
+                f"epoch, too few for {config.model} with batch norms ({error}); give another one with --batch-size"
+            ) from error
 
 
 def load_data(config: TrainConfig) -> Data:

@@ -249,6 +249,16 @@ def test_images_too_small_for_the_model_are_named_before_training(model, size, m
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("images, batch_size", [(17, 8), (20, 1)])
+def test_a_batch_too_small_for_batch_norms_is_named_before_training(images, batch_size, tmp_path, capsys):
+    given = ["--model", "resnet18", "--image-size", "32", "--compression", "structured", "--method", "us"]
+    given += ["--limit", str(images), "--batch-size", str(batch_size), "--out", str(tmp_path / "run")]
+    assert main(["train", *TINY, *given]) == 1
+    shown = capsys.readouterr().err
+    assert f"batch_size: {batch_size} leaves 1 of {images} images to the last step of an epoch" in shown
+    assert not (tmp_path / "run").exists()
+
+
 def test_resume_takes_the_settings_of_the_run(tmp_path):
     run = tmp_path / "run"
     main(["train", *TINY, "--seed", "5", "--out", str(run)])
