@@ -60,6 +60,12 @@ def grouped(layers: Sequence[SubspaceLayer]) -> list[list[SubspaceLayer]]:
     groups = defaultdict(list)
     for layer in layers:
         if isinstance(layer, tuple(WEIGHT_LAYERS)):
+            if "weight" in vars(layer):
+                raise RuntimeError(
+                    f"the weight of a {layer.original.__name__} is set by a hook (prune, weight_norm, spectral_norm), "
+                    "which would run after the weights of the level are made: apply it before lcs.convert, or as one "
+                    "of torch.nn.utils.parametrizations"
+                )
             groups[layer.weight.dtype, layer.weight.device].append(layer)
     return list(groups.values())
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
 import lcs
@@ -82,3 +83,18 @@ def test_parameters_that_take_the_place_in_memory_of_others_are_read(recipe):
             for value in values
         ]
     assert outputs == [16 * value for value in values]
+
+
+@pytest.mark.parametrize("recipe", [lcs.Unstructured(), lcs.Structured()], ids=str)
+def test_a_weight_that_a_hook_sets_is_refused_where_it_would_lag_behind(recipe):
+    """By a step: such a hook runs when its layer is called. A parametrization computes whenever it is asked."""
+    subspace = lcs.convert(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), recipe, dense=["1"])
+    prune.l1_unstructured(subspace.model[0], "weight", amount=0.5)
+    with subspace.at(recipe.level(0.5)), pytest.raises(RuntimeError, match="a Linear is set by a hook"):
+        subspace(torch.ones(1, 4))
+    prune.remove(subspace.model[0], "weight")
+    parametrizations.weight_norm(subspace.model[0])
+    with subspace.at(recipe.level(0.5)):
+        before = subspace(torch.ones(1, 4))
+        subspace.model[0].parametrizations.weight.original0.data.zero_()
+        assert not torch.equal(subspace(torch.ones(1, 4)), before)
