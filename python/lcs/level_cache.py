@@ -22,8 +22,8 @@ class LevelCache(Generic[Value]):
     """Immutable values by key, at most `most` and `limit` bytes of them, but always the one used last.
 
     A value that is dropped lives on for as long as a call still holds it; its memory goes back to the system, not at
-    once but before much has been dropped. Thread safe: a value is built outside the
-    lock, by the first thread that wants it, and others that want it meanwhile wait for that build alone.
+    once but before much has been dropped. Thread safe: a value is built outside the lock, by the first thread that
+    wants it, and others that want it meanwhile wait for that build alone.
     """
 
     def __init__(self, limit: int, most: int) -> None:

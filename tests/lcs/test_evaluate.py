@@ -175,7 +175,6 @@ def test_structured_runs(tmp_path, capsys, settings):
     assert tested.items() <= {row.value: row.accuracy for row in found.rows}.items() and tested
     print_table(found)
     assert "MMACs" in capsys.readouterr().out
-    plot(found, tmp_path / "plot.png")
 
 
 def test_structured_runs_are_timed_from_one_buffer(tmp_path, capsys, monkeypatch):
@@ -187,6 +186,7 @@ def test_structured_runs_are_timed_from_one_buffer(tmp_path, capsys, monkeypatch
     assert all(row.packed_layers == row.compressed_layers == 22 and row.speedup for row in found.speed.rows)
     print_table(found)
     assert "packed" in capsys.readouterr().out
+    plot(found, tmp_path / "plot.png")
 
 
 QUANTIZED = {"lcs_l": ("group", {}), "lcs_p": ("group", {}), "target": ("batch", {"target_bits": 4})}

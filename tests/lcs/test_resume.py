@@ -34,8 +34,17 @@ def writing(out: Path) -> bool:
     return directory.exists() and any(directory.glob("*.tmp"))
 
 
-def kill_when(process: subprocess.Popen, moment: Callable[[], bool]) -> None:
-    """Kills at `moment`, made sure of while the process is stopped."""
+def begun(out: Path) -> int:
+    """When a run last began."""
+    noted = out / "environment.json"
+    return noted.stat().st_mtime_ns if noted.exists() else 0
+
+
+def kill_when(process: subprocess.Popen, out: Path, moment: Callable[[], bool]) -> None:
+    """Kills at `moment`, which may be short, of a process that has just started: made sure of while it is stopped."""
+    before = begun(out)
+    while process.poll() is None and begun(out) == before:
+        time.sleep(0.01)
     while process.poll() is None:
         if moment():
             process.send_signal(signal.SIGSTOP)
@@ -69,14 +78,14 @@ def test_killed_after_the_first_step_between_checkpoints_and_while_writing_one(u
     checkpoints = out / "checkpoints"
 
     process = start(out)
-    kill_when(process, lambda: lines(out) == 1 and not checkpoint.paths(checkpoints) and not writing(out))
+    kill_when(process, out, lambda: lines(out) == 1 and not checkpoint.paths(checkpoints) and not writing(out))
 
     process = start(out, "--resume")
-    kill_when(process, lambda: lines(out) == 3 and len(checkpoint.paths(checkpoints)) == 1 and not writing(out))
+    kill_when(process, out, lambda: lines(out) == 3 and len(checkpoint.paths(checkpoints)) == 1 and not writing(out))
     assert checkpoint.load_newest(checkpoints)[1]["step"] == 2
 
     process = start(out, "--resume")
-    kill_when(process, lambda: lines(out) >= 7 and writing(out))
+    kill_when(process, out, lambda: lines(out) >= 7 and writing(out))
     assert writing(out)
     checkpoint.load_newest(checkpoints)
 
