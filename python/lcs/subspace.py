@@ -125,7 +125,9 @@ class Subspace(nn.Module):
         w0s, w1s = ([_whole(w) for w in ws] for ws in zip(*ends, strict=True))
         if len({w.dtype for w in w0s}) > 1:
             w0s, w1s = ([w.float() for w in ws] for ws in (w0s, w1s))
-        return cosine_squared(w0s, w1s)
+        value = cosine_squared(w0s, w1s)
+        frozen = torch.is_grad_enabled() and not value.requires_grad
+        return value.requires_grad_() if frozen else value
 
     def statistics(
         self, level: Level | None = None, *, example: Tensor | None = None, **setting: Unpack[Setting]

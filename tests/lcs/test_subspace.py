@@ -334,6 +334,15 @@ def test_regularizer_of_equal_ends_zero_ends_and_points():
     assert point == 0 and point.shape == () and all(p.grad is None for p in points.parameters())
 
 
+def test_regularizer_of_frozen_ends_has_a_backward_to_nothing():
+    subspace = subspace_of().requires_grad_(False)
+    value = subspace.regularizer()
+    value.backward()
+    assert 0 < value < 1 and all(p.grad is None for p in subspace.parameters())
+    with torch.no_grad():
+        assert not subspace.regularizer().requires_grad
+
+
 def test_sample_uses_the_subspaces_generator_unless_given_one():
     first, second = subspace_of(), subspace_of(seed=1)
     drawn = [first.sample() for _ in range(5)]
