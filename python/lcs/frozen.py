@@ -24,7 +24,7 @@ from .layers import SubspaceLayer
 from .layers.weights import WEIGHT_LAYERS
 from .level_cache import LevelCache
 from .levels import UNITS, Level, Setting
-from .packed_steps import watched
+from .packed_steps import hooks_of, watched
 from .packing import RUNNING, Choice, Choices, FrozenSlot, Packed, Packer, Shape, Trace, nbytes, pack
 from .planning import columns
 from .quantized import Quantized
@@ -103,7 +103,7 @@ class Frozen:
     Every level is made from the two stored ends, once, when it is first asked for, and never changed. A call looks its
     level up once; all layers read that one object, whatever other threads run or drop meanwhile. Each layer runs the
     sparse op where `lcs_kernels.costs` expects it to be faster for the shapes at hand, else a dense op on the whole
-    weight, torch's or, where that is faster, `width_conv2d`; the first call with a new input shape runs two or three
+    weight, torch's or, where that is faster, `width_conv2d`; the first call with a new input shape runs two to four
     more forwards, on torch's ops, to learn the layers' shapes and to see that the fused forward (`lcs.fusing`) gives
     the model's own result. Feature maps that the model returns may lie in memory with channels last.
 
@@ -137,8 +137,9 @@ class Frozen:
         values = self._parameters.parameters.values()
         self._alone = sum(p.default is inspect.Parameter.empty for p in values) == 1  # without a default
         self._fused, self._unfused = _fuse(model, device)
+        self._hooks = [hooks for m in model.modules() if not watched(m) for hooks in hooks_of(m)]
         self._forwards: dict[tuple, None] = {}  # inputs for which the fused one is right
-        self._last: dict[tuple, None] = {}
+        self._last: dict[tuple, bool] = {}  # with channels last: whether that is right for the model's own, too
         self._contiguous = ""
         self._device = device if torch.amp.is_autocast_available(device) else None
         self._cache: LevelCache[Packed] = LevelCache(cache_bytes, LEVELS)
@@ -201,7 +202,7 @@ class Frozen:
             cache.nbytes,
             {name: n for (name, _), n in dense.items()},
             {name: n for (name, fallback), n in dense.items() if fallback},
-            self._unfused,
+            self._unfused or ("somebody has registered a hook since it was frozen" if any(self._hooks) else ""),
             self._contiguous,
         )
 
@@ -242,10 +243,12 @@ class Frozen:
         with _autocast_off(self._device):
             inputs = signature(args, kwargs)
             packed = self._packed(level, self._chosen(level, inputs, args, kwargs))
-            if inputs in self._last:
-                args, kwargs = channels_last(args, kwargs)
-            drawn = self._drawn(args, kwargs) if fused and inputs in self._forwards else None
-            output = _run(self.model, packed, args, kwargs) if drawn is None else self._run_fused(packed, drawn)
+            fused = fused and inputs in self._forwards and not any(self._hooks)
+            drawn, last = self._drawn(args, kwargs) if fused else None, self._last.get(inputs)
+            given = (args, kwargs) if drawn is None else drawn
+            if last or (last is not None and drawn is not None):
+                given = channels_last(*given)
+            output = _run(self.model, packed, *given) if drawn is None else self._run_fused(packed, given)
         if inputs not in packed.inputs:
             _remember(packed.inputs, inputs, None)
             self._cache.settle()
@@ -307,15 +310,15 @@ class Frozen:
     def _try_channels_last(self, inputs: tuple, trace: Trace, args: tuple, kwargs: dict) -> None:
         """Gives such inputs to the model with channels last from now on, if it takes them."""
         try:
-            args, kwargs = channels_last(*copied(args, kwargs))
             if inputs in self._forwards:
-                self._run_fused(trace, self._drawn(args, kwargs))
-            else:
-                _run(self.model, trace, args, kwargs)
+                self._run_fused(trace, self._drawn(*channels_last(*copied(args, kwargs))))
+                _remember(self._last, inputs, False)
+            _run(self.model, trace, *channels_last(*copied(args, kwargs)))
         except Exception as error:  # as a view does that fits one layout
-            self._contiguous = f"the forward fails on channels last: {type(error).__name__}: {error}"
+            if inputs not in self._last:
+                self._contiguous = f"the forward fails on channels last: {type(error).__name__}: {error}"
         else:
-            _remember(self._last, inputs, None)
+            _remember(self._last, inputs, True)
 
     def _run_fused(self, running: Packed | Trace, drawn: tuple[tuple, dict]):
         forward = functools.partial(nn.Module.__call__, self._fused)  # fx's own prints what goes wrong

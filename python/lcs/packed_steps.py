@@ -22,13 +22,11 @@ _NETWORKS = 1024  # sizes of images that a level remembers
 class PackedSteps(nn.Module):
     """`steps`, a graph of one input. At a level whose weights and inputs are all rounded, `packed_network` runs it,
     with the same bits but for the sums of a mean and of a float32 classifier, which may come in another order; and
-    `steps` itself elsewhere: inputs of other types, gradients, layers that somebody watches."""
+    `steps` itself elsewhere: inputs of other types, gradients."""
 
     def __init__(self, steps: fx.GraphModule) -> None:
         super().__init__()
         self.steps = steps
-        layers = [steps.get_submodule(node.target) for node in steps.graph.nodes if node.op == "call_module"]
-        self._hooks = [hooks for layer in layers for hooks in hooks_of(layer)]
 
     def forward(self, input: Tensor) -> Tensor:
         running = RUNNING.get(None)
@@ -50,8 +48,7 @@ class PackedSteps(nn.Module):
 
     def _takes(self, x: Tensor) -> bool:
         wants_grad = x.requires_grad and torch.is_grad_enabled()
-        plain = x.dtype == torch.float32 and x.is_cpu and x.dim() == 4 and not wants_grad
-        return plain and not any(self._hooks)
+        return x.dtype == torch.float32 and x.is_cpu and x.dim() == 4 and not wants_grad
 
     def _network(self, x: Tensor) -> Network | None:
         """None: a step is no integer product at this level, or adds what `packed_network` does not."""

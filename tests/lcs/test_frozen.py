@@ -446,6 +446,7 @@ def test_images_get_channels_last_where_the_model_takes_them(viewed):
     fast, x = subspace.freeze(), torch.randn(2, 3, 8, 8)
     with torch.no_grad(), subspace.at(width=0.5):
         torch.testing.assert_close(fast(x, width=0.5), subspace(x))
+        torch.testing.assert_close(fast._call(fast.recipe.level(0.5), (x,), {}, fused=False), subspace(x))
     assert ("view" in fast.counters.contiguous) == (viewed == "changed")
     if not viewed:
         assert not fast.counters.contiguous and fast(x, width=0.5).is_contiguous(memory_format=torch.channels_last)

@@ -252,6 +252,21 @@ def test_hooks_on_an_activation_still_run():
     assert len(seen) == before + 1
 
 
+@pytest.mark.parametrize("name", ["conv1", "norm1", "layer1", "layer2.0.conv1", "layer2.0.norm2"])
+def test_hooks_of_later_on_see_what_a_module_gives(name):
+    """Of a network from a file there are no others."""
+    subspace = lcs.convert(models.build("resnet18", 10, seed=0), lcs.Unstructured(), init="independent").eval()
+    fast, seen = subspace.freeze(), []
+    found = fast(X, density=0.5)
+    for model in (subspace.model, fast.model):
+        model.get_submodule(name).register_forward_hook(lambda m, args, y: seen.append(y))
+    with torch.no_grad(), subspace.at(density=0.5):
+        subspace(X)
+    assert torch.equal(fast(X, density=0.5), found)
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-4, atol=1e-4)
+    assert len(seen) == 2 and "hook" in fast.counters.unfused
+
+
 @pytest.mark.parametrize("build", [lambda: models.build("resnet18", 10, seed=0), Mixed, Reused])
 def test_gradients_reach_x(build):
     fast = frozen(build())
