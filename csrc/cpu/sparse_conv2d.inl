@@ -18,7 +18,9 @@ void accumulate_tile(const SparseTile& tile) {
   const uint16_t* index = tile.index;
   const float* value = tile.values;
   float* acc = tile.acc;
-  const Float floor = set1(tile.relu ? 0.0f : -__builtin_inff());
+  const bool scales = tile.last && tile.scale, starts = tile.first && tile.bias && !tile.scale;
+  const Float floor = set1(tile.last && tile.relu ? 0.0f : -__builtin_inff()),
+              ceiling = set1(tile.last ? tile.cap : __builtin_inff());
   const auto add_value = [&](Float* sum, int32_t i) {
     const float* x = tile.x;
     if constexpr (kDirect)
@@ -30,7 +32,7 @@ void accumulate_tile(const SparseTile& tile) {
   };
   for (int64_t row = 0; row < tile.rows; ++row, acc += tile.acc_stride) {
     Float sum[kSums][kVectors];
-    const Float start = set1(tile.first && tile.bias ? tile.bias[row] : 0.0f);
+    const Float start = set1(starts ? tile.bias[row] : 0.0f);
     each([&](int v) { sum[0][v] = tile.first ? start : load(acc + v * kLanes); }, kEach);
     for (int s = 1; s < kSums; ++s) each([&](int v) { sum[s][v] = set1(0.0f); }, kEach);
     const int32_t n = tile.count[row];
@@ -40,11 +42,14 @@ void accumulate_tile(const SparseTile& tile) {
     for (; i < n; ++i) add_value(sum[0], i);
     kDirect ? void(distance += n) : void(index += n);
     value += n;
+    const Float scale = set1(scales ? tile.scale[row] : 1.0f),
+                shift = set1(scales && tile.bias ? tile.bias[row] : 0.0f);
     each(
         [&](int v) {
           Float total = sum[0][v];
           for (int s = 1; s < kSums; ++s) total = add(total, sum[s][v]);
-          store(acc + v * kLanes, raised_to(total, floor));
+          if (scales) total = fmadd(total, scale, shift);
+          store(acc + v * kLanes, lowered_to(raised_to(total, floor), ceiling));
         },
         kEach);
   }

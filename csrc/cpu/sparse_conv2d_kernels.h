@@ -17,10 +17,11 @@ struct SparseTile {
   const float* values;
   float* acc;
   int64_t acc_stride, rows;
-  const float* bias;  // of each row; null: 0
+  const float *scale, *bias;  // of each row; null: 1 and 0
   int vectors;
-  bool first;  // start is the bias, else what acc holds
+  bool first, last;  // start is 0, or the bias of no scale, else what acc holds; `last`: scale, bias and ReLU follow
   bool relu;
+  float cap;  // that ReLU ends at
 };
 
 struct SparseConv2dKernels {

@@ -2,11 +2,12 @@
 #include "binding.h"
 #include "lcs/line_norm.h"
 
-// A norm's scale and shift on a line, and a norm behind a convolution, checked.
+// A norm's vectors, its scale and shift on a line, and a norm behind a convolution, checked.
 namespace lcs::binding {
 
 struct LineVectors {
   const std::optional<Tensor>&weight0, &weight1, &bias0, &bias1, &alpha;
+  const std::optional<Tensor>&mean, &var;  // of each channel, where they are given
 };
 
 // A norm's arguments but for x, y and statistics, and what keeps the residual alive.

@@ -59,15 +59,24 @@ Tensor laid_out(const Tensor& t, const std::vector<int64_t>& shape, ScalarType t
   return torch::stable::copy_(copy, t);
 }
 
-// What every norm takes, checked. `given`: its statistics are.
+const float* given(const char* op, const std::optional<Tensor>& t, int64_t channels, const char* name) {
+  if (!t) return nullptr;
+  check_vector(*t, channels, op, name);
+  STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float, op, ": ", name, " must be float32");
+  return static_cast<const float*>(t->const_data_ptr());
+}
+
+// What every norm takes, checked.
 LineNormArgs arguments(const char* op, const std::vector<int64_t>& shape, ScalarType type, bool last,
-                       const LineVectors& line, bool given, int64_t groups, double eps, bool relu) {
+                       const LineVectors& line, int64_t groups, double eps, bool relu) {
+  STD_TORCH_CHECK(line.mean.has_value() == line.var.has_value(), op, ": give both mean and var, or neither");
   LineNormArgs args{};
   args.dtype = dtype_of(type, op, "x");
   args.n = shape[0], args.channels = shape[1], args.pixels = 1;
   for (size_t d = 2; d < shape.size(); ++d) args.pixels *= shape[d];
-  STD_TORCH_CHECK(given || (groups >= 1 && args.channels % groups == 0), op, ": ", groups, " groups do not divide ",
+  STD_TORCH_CHECK(line.mean || (groups >= 1 && args.channels % groups == 0), op, ": ", groups, " groups do not divide ",
                   args.channels, " channels of x");
+  args.mean = given(op, line.mean, args.channels, "mean"), args.var = given(op, line.var, args.channels, "var");
   STD_TORCH_CHECK(eps >= 0, op, ": eps must be at least 0, got ", eps);
   args.groups = groups, args.eps = eps, args.relu = relu;
   args.last = last || args.pixels == 1;
@@ -81,7 +90,7 @@ NormBehind norm_behind(const char* op, const std::vector<int64_t>& shape, Scalar
                        const LineVectors& line, const std::optional<Tensor>& residual, int64_t groups, double eps,
                        bool relu) {
   last &= shape[1] != 1;  // of one channel it is contiguous, too, as line_norm takes it
-  NormBehind behind{arguments(op, shape, type, last, line, false, groups, eps, relu), std::nullopt};
+  NormBehind behind{arguments(op, shape, type, last, line, groups, eps, relu), std::nullopt};
   if (residual) {
     behind.residual = laid_out(*residual, shape, type, last, op, "residual");
     behind.args.residual = behind.residual->const_data_ptr();
@@ -104,21 +113,12 @@ Tensor checked_input(const Tensor& x, bool& last) {
   return contiguous || last ? x : torch::stable::contiguous(x);
 }
 
-const float* given(const std::optional<Tensor>& t, const Tensor& x, const char* name) {
-  if (!t) return nullptr;
-  check_vector(*t, x.size(1), kLineNorm, name);
-  STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float, kLineNorm, ": ", name, " must be float32");
-  return static_cast<const float*>(t->const_data_ptr());
-}
-
 // What forward and backward take alike, checked; x is laid out already.
-lcs::LineNormArgs arguments(const Tensor& x, bool last, const LineVectors& line, const std::optional<Tensor>& mean,
-                            const std::optional<Tensor>& var, int64_t groups, double eps, bool relu) {
-  STD_TORCH_CHECK(mean.has_value() == var.has_value(), kLineNorm, ": give both mean and var, or neither");
+lcs::LineNormArgs arguments(const Tensor& x, bool last, const LineVectors& line, int64_t groups, double eps,
+                            bool relu) {
   lcs::LineNormArgs args =
-      lcs::binding::arguments(kLineNorm, sizes_of(x), x.scalar_type(), last, line, mean.has_value(), groups, eps, relu);
+      lcs::binding::arguments(kLineNorm, sizes_of(x), x.scalar_type(), last, line, groups, eps, relu);
   args.x = x.const_data_ptr();
-  args.mean = given(mean, x, "mean"), args.var = given(var, x, "var");
   return args;
 }
 
@@ -130,8 +130,8 @@ std::tuple<Tensor, Tensor> line_norm_cpu(Tensor x, std::optional<Tensor> weight0
   for (auto* vector : {&weight0, &weight1, &bias0, &bias1, &mean, &var}) make_contiguous(*vector);
   bool last;
   const Tensor input = checked_input(x, last);
-  const LineVectors line{weight0, weight1, bias0, bias1, alpha};
-  lcs::LineNormArgs args = arguments(input, last, line, mean, var, groups, eps, relu);
+  const LineVectors line{weight0, weight1, bias0, bias1, alpha, mean, var};
+  lcs::LineNormArgs args = arguments(input, last, line, groups, eps, relu);
   const std::optional<Tensor> other =
       residual ? std::optional(laid_out(*residual, sizes_of(input), x.scalar_type(), last, kLineNorm, "residual"))
                : std::nullopt;
@@ -156,8 +156,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> line_norm_backward_cp
   for (auto* vector : {&weight0, &weight1, &bias0, &bias1, &mean, &var}) make_contiguous(*vector);
   bool last;
   const Tensor input = checked_input(x, last);
-  const LineVectors line{weight0, weight1, bias0, bias1, alpha};
-  lcs::LineNormArgs args = arguments(input, last, line, mean, var, groups, eps, relu);
+  const LineVectors line{weight0, weight1, bias0, bias1, alpha, mean, var};
+  lcs::LineNormArgs args = arguments(input, last, line, groups, eps, relu);
   if (!mean) {
     STD_TORCH_CHECK(statistics.is_cpu() && statistics.scalar_type() == ScalarType::Float &&
                         statistics.is_contiguous() && statistics.numel() == 2 * args.n * groups,

@@ -46,10 +46,13 @@ using namespace lcs::binding;
 Tensor sparse_conv2d_cpu(Tensor x, Tensor mask_bits, Tensor values, std::vector<int64_t> weight_shape,
                          std::optional<Tensor> bias, std::vector<int64_t> stride, std::vector<int64_t> padding,
                          std::vector<int64_t> dilation, int64_t groups, bool relu, int64_t block,
-                         std::vector<Tensor> prepack) {
+                         std::vector<Tensor> prepack, std::optional<Tensor> scale, std::optional<double> cap) {
   make_contiguous(bias);
-  const SparseConv2dCall call = sparse_conv2d_call("sparse_conv2d", x, mask_bits, values, weight_shape, bias, stride,
-                                                   padding, dilation, groups, relu, block, prepack);
+  make_contiguous(scale);
+  SparseConv2dCall call = sparse_conv2d_call("sparse_conv2d", x, mask_bits, values, weight_shape, bias, stride, padding,
+                                             dilation, groups, relu, block, prepack);
+  call.args.scale = vector_of("sparse_conv2d", "scale", scale, weight_shape[0]);
+  if (cap) call.args.cap = float(*cap);
   lcs::sparse_conv2d(call.args, parallel);
   return call.y;
 }

@@ -40,7 +40,8 @@ Tensor width_conv2d_norm_cpu(Tensor x, Tensor weight, int64_t out_channels, std:
                                      output_size(kWidthConv2dNorm, call.horizontal, x.size(3))};
   const bool between_last = last || !pool.empty();
   NormBehind norm = norm_behind(kWidthConv2dNorm, made, x.scalar_type(), between_last,
-                                {weight0, weight1, bias0, bias1, alpha}, residual, norm_groups, eps, relu);
+                                {weight0, weight1, bias0, bias1, alpha, std::nullopt, std::nullopt}, residual,
+                                norm_groups, eps, relu);
   const lcs::Images out = images(made, nullptr, between_last);
   std::optional<lcs::MaxPoolArgs> pooled;
   std::vector<int64_t> shape = made;

@@ -7,6 +7,7 @@ from numbers import Integral
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
@@ -62,6 +63,22 @@ def check_fits(op: str, x: Tensor, weight_shape: Sequence[int], padding: list[in
             raise ValueError(
                 f"{op}: a kernel of {kernel}, dilated by {d}, does not fit an input of {size}, padded by {p}"
             )
+
+
+def finished(y: Tensor, scale: Tensor | None, bias: Tensor | None, relu: bool, cap: float | None) -> Tensor:
+    """What comes behind a convolution's sums, in their dtype; of scale and bias the first of the channels count."""
+    out = y.shape[1]
+    y = y if scale is None else y * scale[:out, None, None].to(y.dtype)
+    y = y if bias is None else y + bias[:out, None, None].to(y.dtype)
+    if relu:
+        return y.relu() if cap is None else F.hardtanh(y, 0.0, cap)
+    return y
+
+
+def check_cap(op: str, relu: bool, cap: float | None) -> None:
+    """Raises ValueError where there is no ReLU to end at `cap`, or nothing is left of it."""
+    if cap is not None and not (relu and cap > 0):
+        raise ValueError(f"{op}: cap must be above 0 and needs relu=True, got {cap} and relu={relu}")
 
 
 def backward(ctx, grad: Tensor, unpack: Callable[[], Tensor], settings) -> tuple[Tensor | None, Tensor | None]:

@@ -137,12 +137,25 @@ def _check_activations(
         raise TypeError(f"{op}: x must be float32 or bfloat16 (float64 runs the reference), got {x.dtype}")
     if x.device != weight.device:
         raise ValueError(f"{op}: x is on {x.device}, the weight on {weight.device}")
-    if bias is None:
+    return check_vector(op, "bias", bias, x, weight_shape, dtype)
+
+
+def check_vector(
+    op: str,
+    name: str,
+    vector: Tensor | None,
+    x: Tensor,
+    weight_shape: tuple[int, ...],
+    dtype: torch.dtype | None = None,
+) -> Tensor | None:
+    """Raises where a value of each output channel does not fit; returns it as the op takes it. dtype: of x's values."""
+    dtype = dtype or x.dtype
+    if vector is None:
         return None
-    if tuple(bias.shape) != weight_shape[:1] or bias.device != x.device:
+    if tuple(vector.shape) != weight_shape[:1] or vector.device != x.device:
         raise ValueError(
-            f"{op}: bias must be ({weight_shape[0]},) on {x.device}, got {tuple(bias.shape)} on {bias.device}"
+            f"{op}: {name} must be ({weight_shape[0]},) on {x.device}, got {tuple(vector.shape)} on {vector.device}"
         )
-    if bias.dtype not in (torch.float32, dtype):
-        raise TypeError(f"{op}: bias must be float32 or {dtype} like x, got {bias.dtype}")
-    return bias if x.dtype == torch.float64 else bias.float()
+    if vector.dtype not in (torch.float32, dtype):
+        raise TypeError(f"{op}: {name} must be float32 or {dtype} like x, got {vector.dtype}")
+    return vector if x.dtype == torch.float64 else vector.float()

@@ -10,8 +10,17 @@ from torch.nn import functional as F
 
 from lcs_kernels._load import ensure_loaded
 
-from ._convolution import backward, check_channels, check_fits, geometry, memory_format, output_size
-from ._library import check_sparse, define, wants_grad, without_autocast
+from ._convolution import (
+    backward,
+    check_cap,
+    check_channels,
+    check_fits,
+    finished,
+    geometry,
+    memory_format,
+    output_size,
+)
+from ._library import check_sparse, check_vector, define, wants_grad, without_autocast
 from .sparse_pack import MAX_BLOCK, reference_unpack
 
 if TYPE_CHECKING:
@@ -20,23 +29,54 @@ if TYPE_CHECKING:
 
 @without_autocast
 def reference(
-    x, mask_bits, values, weight_shape, bias, stride, padding, dilation, groups, relu, block, prepack
+    x,
+    mask_bits,
+    values,
+    weight_shape,
+    bias,
+    stride,
+    padding,
+    dilation,
+    groups,
+    relu,
+    block,
+    prepack,
+    scale=None,
+    cap=None,
 ) -> Tensor:
     """The dense convolution in float32 (float64 for float64), rounded once."""
     wide = torch.promote_types(x.dtype, torch.float32)
     w = reference_unpack(mask_bits, values, weight_shape).to(wide)
-    y = F.conv2d(x.to(wide), w, None if bias is None else bias.to(wide), stride, padding, dilation, groups)
-    return (y.relu() if relu else y).to(x.dtype).contiguous(memory_format=memory_format(x))
+    start = None if bias is None or scale is not None else bias.to(wide)
+    y = F.conv2d(x.to(wide), w, start, stride, padding, dilation, groups)
+    y = finished(y, scale, bias if start is None else None, relu, cap)
+    return y.to(x.dtype).contiguous(memory_format=memory_format(x))
 
 
-def fake(x, mask_bits, values, weight_shape, bias, stride, padding, dilation, groups, relu, block, prepack):
+def fake(
+    x,
+    mask_bits,
+    values,
+    weight_shape,
+    bias,
+    stride,
+    padding,
+    dilation,
+    groups,
+    relu,
+    block,
+    prepack,
+    scale=None,
+    cap=None,
+):
     size = output_size(x.shape, weight_shape, stride, padding, dilation)
     return x.new_empty((x.shape[0], weight_shape[0], *size)).contiguous(memory_format=memory_format(x))
 
 
 _op = define(
     "sparse_conv2d(Tensor x, Tensor mask_bits, Tensor values, SymInt[] weight_shape, Tensor? bias, SymInt[] stride,"
-    " SymInt[] padding, SymInt[] dilation, SymInt groups, bool relu, SymInt block, Tensor[] prepack) -> Tensor",
+    " SymInt[] padding, SymInt[] dilation, SymInt groups, bool relu, SymInt block, Tensor[] prepack,"
+    " Tensor? scale=None, float? cap=None) -> Tensor",
     reference,
     fake,
 )
@@ -93,11 +133,13 @@ def sparse_conv2d(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     *,
+    scale: Tensor | None = None,
     relu: bool = False,
+    cap: float | None = None,
 ) -> Tensor:
     """`torch.nn.functional.conv2d`, then ReLU on request, from a sparse weight. Exact: float32 sums, rounded once.
 
-    Differentiable once, to x and bias.
+    The result is scale * convolution + bias, then ReLU. Differentiable once, to x, scale and bias.
 
     Args:
         x: (n, c, h, w), float32 or bfloat16, contiguous or channels_last (other strides are copied); float64 runs the
@@ -106,17 +148,25 @@ def sparse_conv2d(
         bias: (out_channels,), float32 (or x's dtype, which is widened).
         stride, padding, dilation: one number, or one for height and one for width.
         groups: as in conv2d.
+        scale: as bias; a norm layer with fixed statistics folds into both.
         relu: whether to clamp the result at 0.
+        cap: what ReLU ends at, as 6 of ReLU6; above 0.
 
     Returns:
         (n, out_channels, h', w') of x's dtype and memory format.
 
     Raises:
-        ValueError: shapes, devices or settings that do not fit.
+        ValueError: shapes, devices or settings that do not fit; a cap without ReLU.
         TypeError: another dtype.
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
     bias, settings, block, prepack = checked(x, weight, bias, stride, padding, dilation, groups)
-    if wants_grad(x, bias) or by_reference(x, block):
-        return SparseConv2d.apply(x, bias, relu, weight, settings, block, prepack)
-    return _op(x, weight.mask_bits, weight.values, weight.shape, bias, *settings, relu, block, prepack)
+    scale = check_vector("sparse_conv2d", "scale", scale, x, weight.shape)
+    check_cap("sparse_conv2d", relu, cap)
+    if wants_grad(x, bias, scale) or by_reference(x, block):
+        if scale is None and cap is None:
+            return SparseConv2d.apply(x, bias, relu, weight, settings, block, prepack)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # so that the result is rounded once
+        y = SparseConv2d.apply(wide, None, False, weight, settings, block, prepack)
+        return finished(y, scale, bias, relu, cap).to(x.dtype)
+    return _op(x, weight.mask_bits, weight.values, weight.shape, bias, *settings, relu, block, prepack, scale, cap)

@@ -19,17 +19,17 @@ def reference(
     x, mask_bits, values, weight_shape, bias, stride, padding, dilation, groups, block, prepack, *norm
 ) -> Tensor:
     """Both ops, one after the other, by the kernels that each of them has."""
-    *line, residual, norm_groups, eps, relu = norm
+    *line, residual, norm_groups, eps, relu, mean, var = norm
     lcs, geometry = torch.ops.lcs, (stride, padding, dilation, groups)
     y = lcs.sparse_conv2d(x, mask_bits, values, weight_shape, bias, *geometry, False, block, prepack)
-    return lcs.line_norm(y, *line, None, None, residual, norm_groups, eps, relu)[0]
+    return lcs.line_norm(y, *line, mean, var, residual, norm_groups, eps, relu)[0]
 
 
 _op = define(
     "sparse_conv2d_norm(Tensor x, Tensor mask_bits, Tensor values, SymInt[] weight_shape, Tensor? bias,"
     " SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, SymInt block, Tensor[] prepack,"
     " Tensor? weight0, Tensor? weight1, Tensor? bias0, Tensor? bias1, Tensor? alpha, Tensor? residual,"
-    " SymInt norm_groups, float eps, bool relu) -> Tensor",
+    " SymInt norm_groups, float eps, bool relu, Tensor? mean, Tensor? var) -> Tensor",
     reference,
     reference,
 )
@@ -47,6 +47,8 @@ def sparse_conv2d_norm(
     padding: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
@@ -60,7 +62,7 @@ def sparse_conv2d_norm(
         x, weight, bias, stride, padding, dilation, groups: as of `sparse_conv2d`.
         norm: weight0, weight1, bias0, bias1 and alpha of `line_norm`; alpha may be None for a point.
         norm_groups: of the norm.
-        eps, residual, relu: as of `line_norm`.
+        eps, mean, var, residual, relu: as of `line_norm`.
 
     Returns:
         (n, out_channels, h', w') of x's dtype and memory format.
@@ -70,13 +72,14 @@ def sparse_conv2d_norm(
     """
     given, (bias, geometry, block, prepack) = bias, checked(x, weight, bias, stride, padding, dilation, groups)
     norm = (*norm[:4], ready_alpha(norm[1], norm[3], norm[4], x))
+    after = {"mean": mean, "var": var, "residual": residual, "relu": relu}
     if not wants_grad(x, bias, *norm, residual) and not by_reference(x, block):
         fields = (weight.mask_bits, weight.values, weight.shape, bias, *geometry, block, prepack)
         try:
-            return _op(x, *fields, *norm, residual, norm_groups, eps, relu)
+            return _op(x, *fields, *norm, residual, norm_groups, eps, relu, mean, var)
         except RuntimeError:
             y = sparse_conv2d(x, weight, bias, *geometry)  # says it as a ValueError or a TypeError
-            line_norm(y, *norm, norm_groups, eps, residual=residual, relu=relu)
+            line_norm(y, *norm, norm_groups, eps, **after)
             raise
     y = sparse_conv2d(x, weight, given, *geometry)
-    return line_norm(y, *norm, norm_groups, eps, residual=residual, relu=relu)
+    return line_norm(y, *norm, norm_groups, eps, **after)

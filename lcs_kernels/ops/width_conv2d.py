@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lcs_kernels._load import ensure_loaded
 
-from ._convolution import check_fits, geometry, memory_format, output_size
+from ._convolution import check_cap, check_fits, finished, geometry, memory_format, output_size
 from ._library import define, wants_grad, without_autocast
 
 if TYPE_CHECKING:
@@ -31,12 +31,7 @@ def reference(
     wide = torch.promote_types(x.dtype, torch.float32)
     w = weight[:out_channels, : x.shape[1] // groups].to(wide)
     y = F.conv2d(x.to(wide), w, None, stride, padding, dilation, groups)
-    if scale is not None:
-        y = y * scale[:out_channels, None, None].to(wide)
-    if bias is not None:
-        y = y + bias[:out_channels, None, None].to(wide)
-    if relu:
-        y = y.relu() if cap is None else F.hardtanh(y, 0.0, cap)
+    y = finished(y, scale, bias, relu, cap)
     return y.to(x.dtype).contiguous(memory_format=memory_format(x))
 
 
@@ -268,8 +263,7 @@ def width_conv2d(
     out_channels, groups = width(x, weight, out_channels, groups)
     check_fits("width_conv2d", x, weight.shape, padding, dilation)
     scale, bias = _vector("scale", scale, x, weight), _vector("bias", bias, x, weight)
-    if cap is not None and not (relu and cap > 0):
-        raise ValueError(f"width_conv2d: cap must be above 0 and needs relu=True, got {cap} and relu={relu}")
+    check_cap("width_conv2d", relu, cap)
     settings = (stride, padding, dilation, groups)
     if wants_grad(x, weight, scale, bias) or x.dtype == torch.float64:
         return WidthConv2d.apply(x, weight, scale, bias, out_channels, settings, relu, packed, cap)

@@ -2,6 +2,9 @@
 // split the work; a page that faults lies next to each array.
 #include "lcs/sparse_conv2d.h"
 
+#include <algorithm>
+#include <limits>
+
 #include "conv_case.h"
 
 namespace {
@@ -13,6 +16,8 @@ struct Case {
   int64_t n, in, height, width, out, groups;
   Axis vertical, horizontal;
 };
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 constexpr Case kCases[] = {
     {2, 5, 7, 9, 6, 1, {1, 0, 1, 1}, {1, 0, 1, 1}},        // 1 x 1
@@ -49,8 +54,8 @@ std::vector<float> convolved(const Case& c, const SparseConv2dArgs& a, const std
   std::vector<float> found(size_t(count(a.y)));
   convolve(x, {w.begin(), w.end()}, a.y, c.in / c.groups, c.groups, a.vertical, a.horizontal,
            [&](int64_t i, int64_t o, double sum) {
-             const float y = float(sum) + (a.bias ? a.bias[o] : 0.0f);
-             found[size_t(i)] = a.relu && y < 0.0f ? 0.0f : y;
+             const float y = float(sum) * (a.scale ? a.scale[o] : 1.0f) + (a.bias ? a.bias[o] : 0.0f);
+             found[size_t(i)] = std::min(a.relu && y < 0.0f ? 0.0f : y, a.cap);
            });
   return found;
 }
@@ -61,9 +66,11 @@ void check(const Case& c, DType dtype, int percent, int64_t channels, bool last,
   const int64_t height = output_size(c.vertical, c.height), width = output_size(c.horizontal, c.width);
   const Weight weight(c.out, columns, channels * taps, percent, dtype, guard, uint32_t(columns + c.out));
   const int64_t inputs = c.n * c.in * c.height * c.width, outputs = c.n * c.out * height * width;
-  const Guarded x(inputs * size_of(dtype), guard), y(outputs * size_of(dtype), guard), bias(c.out * 4, guard);
+  const Guarded x(inputs * size_of(dtype), guard), y(outputs * size_of(dtype), guard), bias(c.out * 4, guard),
+      scale(c.out * 4, guard);
   fill(x, inputs, dtype, uint32_t(inputs));
   fill(bias, c.out, DType::float32, 3);
+  for (int64_t o = 0; o < c.out; ++o) scale.as<float>()[o] = o % 3 ? 1.0f : -1.0f;
   const SparseConv2dArgs args{images(x.as(), c.n, c.in, c.height, c.width, last),
                               images(y.as(), c.n, c.out, height, width, last),
                               dtype,
@@ -72,7 +79,9 @@ void check(const Case& c, DType dtype, int percent, int64_t channels, bool last,
                               c.groups,
                               weight.prepack,
                               last ? nullptr : bias.as<float>(),
-                              guard == Guard::behind};
+                              guard == Guard::behind,
+                              percent % 2 ? scale.as<float>() : nullptr,
+                              guard == Guard::behind && percent % 2 ? 6.0f : kInfinity};
   const std::vector<float> wanted = convolved(c, args, weight.dense);
   for (const Isa isa : isas())
     for (const Parallel& parallel : ways()) {
@@ -91,6 +100,7 @@ int main() {
     for (const bool last : {false, true})
       for (const Guard guard : kGuards) {
         check(c, DType::float32, 60, 2, last, guard);
+        check(c, DType::float32, 61, 2, last, guard);
         check(c, DType::bfloat16, c.in > 20 ? 5 : 30, c.in + 1, last, guard);
       }
 }

@@ -56,10 +56,10 @@ def settings(geometry):
     return (*map(pair, geometry[2:5]), geometry[5])
 
 
-def check(x, weight, bias, geometry, relu=False):
-    y = sparse_conv2d(x, weight, bias, *geometry[2:], relu=relu)
+def check(x, weight, bias, geometry, relu=False, **scaled):
+    y = sparse_conv2d(x, weight, bias, *geometry[2:], relu=relu, **scaled)
     fields = (weight.mask_bits, weight.values, weight.shape)
-    expected = reference(x, *fields, bias, *settings(geometry), relu, 1, [])
+    expected = reference(x, *fields, bias, *settings(geometry), relu, 1, [], **scaled)
     assert y.dtype == x.dtype and torch.equal(y, expected)
     for layout in FORMATS:
         assert y.is_contiguous(memory_format=layout) == expected.is_contiguous(memory_format=layout)
@@ -76,6 +76,8 @@ def test_integers_are_exact(isa, name, layout):
         weight = integer_weight(geometry[1], density, w_dtype)
         check(x, weight, integers(geometry[1][0]), geometry, relu=True)
         check(x, weight, None, geometry)
+        check(x, weight, integers(geometry[1][0]), geometry, True, scale=integers(geometry[1][0]), cap=6.0)
+    check(x, weight, None, geometry, scale=integers(geometry[1][0]))
     check(x, integer_weight(geometry[1], 0), integers(geometry[1][0]), geometry)
 
 
@@ -220,12 +222,33 @@ def test_gradcheck(relu):
     )
 
 
-@pytest.mark.parametrize(("dtype", "layout"), zip(DTYPES, FORMATS, strict=True), ids=str)
+def test_gradcheck_of_what_is_scaled_and_capped():
+    torch.manual_seed(9)
+    x, scale, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 2, 3, 2), (2,), (2,)))
+    weight = float_weight((2, 1, 3, 2), 0.5)
+
+    def run(x, scale, bias):
+        return sparse_conv2d(x, weight, bias, (1, 2), (2, 1), 1, 2, scale=scale, relu=True, cap=0.7)
+
+    assert (run(x, scale, bias) == 0.7).any() and torch.autograd.gradcheck(run, (x, scale, bias))
+
+
+def test_what_is_scaled_rounds_once_with_gradients_too():
+    x, weight = integers(2, 4, 6, 5, dtype=torch.bfloat16), integer_weight((6, 4, 3, 2), 1, torch.bfloat16)
+    scale, bias = integers(6) + 0.5, integers(6)
+    exact = F.conv2d(x.float(), weight.unpack().float()) * scale[:, None, None] + bias[:, None, None]
+    expected = exact.clamp(0, 40).bfloat16()
+    assert torch.equal(sparse_conv2d(x, weight, bias, scale=scale, relu=True, cap=40.0), expected)
+    assert torch.equal(sparse_conv2d(x.requires_grad_(), weight, bias, scale=scale, relu=True, cap=40.0), expected)
+
+
+@pytest.mark.parametrize(("dtype", "layout"), list(zip(DTYPES, FORMATS, strict=True)), ids=str)
 def test_opcheck(dtype, layout):
     x, weight = integers(2, 4, 6, 5, dtype=dtype).to(memory_format=layout), integer_weight((6, 2, 3, 2), dtype=dtype)
     fields = (weight.mask_bits, weight.values, weight.shape)
     opcheck(OP, (x, *fields, None, [1, 2], [2, 1], [1, 1], 2, False, 6, []))
     opcheck(OP, (x, *fields, integers(6), [1, 1], [0, 0], [1, 1], 2, True, 12, weight.prepack(12)))
+    opcheck(OP, (x, *fields, integers(6), [1, 1], [0, 0], [1, 1], 2, True, 12, [], integers(6), 6.0))
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -262,6 +285,9 @@ def test_meta_tensors_give_shapes():
         ({"weight": integer_weight((5, 4, 0, 3))}, ValueError, "a kernel of 0"),
         ({"bias": torch.ones(4)}, ValueError, r"bias must be \(5,\) on cpu, got \(4,\) on cpu"),
         ({"bias": torch.ones(5).double()}, TypeError, "bias must be float32"),
+        ({"scale": torch.ones(4)}, ValueError, r"scale must be \(5,\) on cpu, got \(4,\) on cpu"),
+        ({"cap": 6.0}, ValueError, "cap must be above 0 and needs relu=True, got 6.0 and relu=False"),
+        ({"cap": float("nan"), "relu": True}, ValueError, "cap must be above 0"),
         ({"stride": 0}, ValueError, "stride must be one number or two, 1 or more, got 0"),
         ({"padding": (1, -1)}, ValueError, r"padding must be one number or two, 0 or more, got \(1, -1\)"),
         ({"dilation": (1, 1, 1)}, ValueError, r"dilation must be one number or two, 1 or more, got \(1, 1, 1\)"),
@@ -292,6 +318,7 @@ WEIGHT = integer_weight((5, 4, 3, 3), 0.5)
         ({"dilation": [3, 1]}, "the kernel of 3 does not fit the padded input of 6"),
         ({"groups": 0}, "in 0 groups"),
         ({"bias": torch.ones(4)}, r"bias must be a contiguous float32 vector of 5, got shape \(4\)"),
+        ({"scale": torch.ones(4)}, r"scale must be a contiguous float32 vector of 5, got shape \(4\)"),
         ({"block": 10}, "block 10 is not whole channels of 9 taps"),
         ({"values": WEIGHT.values[1:]}, "values must be a contiguous vector"),
         ({"prepack": WEIGHT.prepack(9)}, "prepack is not what sparse_prepack makes of this weight with block 18"),
@@ -302,7 +329,8 @@ WEIGHT = integer_weight((5, 4, 3, 3), 0.5)
 def test_the_op_refuses(change, words):
     fields = {"x": torch.ones(1, 4, 6, 6), "mask_bits": WEIGHT.mask_bits, "values": WEIGHT.values}
     fields |= {"weight_shape": list(WEIGHT.shape), "bias": None, "stride": [1, 1], "padding": [0, 0]}
-    arguments = fields | {"dilation": [1, 1], "groups": 1, "relu": False, "block": 18, "prepack": []} | change
+    arguments = fields | {"dilation": [1, 1], "groups": 1, "relu": False, "block": 18, "prepack": []}
+    arguments = arguments | {"scale": None, "cap": None} | change
     with pytest.raises(RuntimeError, match=f"sparse_conv2d: .*{words}"):
         OP(*arguments.values())
 

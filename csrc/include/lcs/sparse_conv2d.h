@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <limits>
 
 #include "lcs/dtype.h"
 #include "lcs/images.h"
@@ -9,7 +10,8 @@
 
 namespace lcs {
 
-// y = x convolved with a sparse weight, plus bias, then ReLU on request; accumulated in float32, rounded once.
+// y = x convolved with a sparse weight, times a scale and plus a bias per channel, then ReLU on request; accumulated in
+// float32, rounded once.
 struct SparseConv2dArgs {
   Images x, y;  // x is only read
   DType dtype;  // of both
@@ -18,6 +20,8 @@ struct SparseConv2dArgs {
   SparsePrepack weight;  // y.channels rows of x.channels / groups * kernel columns; blocks of whole channels
   const float* bias;     // null: none
   bool relu;
+  const float* scale = nullptr;                        // null: 1
+  float cap = std::numeric_limits<float>::infinity();  // that ReLU ends at
 };
 
 // What is done to images [begin, end) of y once they are whole; by the thread that made them, or by all in `parallel`.
