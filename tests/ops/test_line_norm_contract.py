@@ -45,7 +45,7 @@ def test_gradcheck_of_a_point_and_with_given_statistics(shape, groups, relu):
     )
 
 
-@pytest.mark.parametrize(("dtype", "layout"), zip(DTYPES, [*LAYOUTS, "contiguous"], strict=True), ids=str)
+@pytest.mark.parametrize(("dtype", "layout"), list(zip(DTYPES, [*LAYOUTS, "contiguous"], strict=True)), ids=str)
 def test_opcheck(dtype, layout):
     x, grad = (in_layout(torch.randn(2, 6, 5, 4).to(dtype), layout) for _ in range(2))
     ends, alpha, point = ends_of(6), torch.tensor(0.3), [torch.randn(8), None, None, None]

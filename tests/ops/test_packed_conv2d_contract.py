@@ -23,7 +23,7 @@ def test_gradcheck(relu):
     assert torch.autograd.gradcheck(run, (x, bias))
 
 
-@pytest.mark.parametrize(("dtype", "layout"), zip(DTYPES, FORMATS, strict=True), ids=str)
+@pytest.mark.parametrize(("dtype", "layout"), list(zip(DTYPES, FORMATS, strict=True)), ids=str)
 def test_opcheck(dtype, layout):
     x, weight = torch.randn(2, 4, 6, 5).to(dtype).to(memory_format=layout), nested_weight((6, 2, 3, 2))
     given, low, high = (*fields(weight), weight.shape), torch.tensor(-1.0), torch.tensor(1.0)

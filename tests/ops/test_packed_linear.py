@@ -194,7 +194,7 @@ def test_no_second_derivative():
         grad.sum().backward()
 
 
-@pytest.mark.parametrize(("dtype", "exact"), zip(DTYPES, [False, True], strict=True), ids=str)
+@pytest.mark.parametrize(("dtype", "exact"), list(zip(DTYPES, [False, True], strict=True)), ids=str)
 def test_opcheck(dtype, exact):
     weight = nested_weight((5, 9), "group", 4)
     for x in (torch.randn(4, 9).to(dtype), torch.randn(2, 1, 9).to(dtype)):

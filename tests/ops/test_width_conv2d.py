@@ -282,7 +282,7 @@ def test_gradcheck(relu, groups):
     assert torch.autograd.gradcheck(run, (x, w, scale, bias))
 
 
-@pytest.mark.parametrize(("dtype", "layout"), zip(DTYPES, FORMATS, strict=True), ids=str)
+@pytest.mark.parametrize(("dtype", "layout"), list(zip(DTYPES, FORMATS, strict=True)), ids=str)
 def test_opcheck(dtype, layout):
     x, w = integers(2, 4, 6, 5, dtype=dtype).to(memory_format=layout), integers(6, 3, 3, 2, dtype=dtype)
     opcheck(OP, (x, w, 4, None, integers(6), [1, 2], [2, 1], [1, 1], 2, False, None))
