@@ -1,10 +1,10 @@
 """The forward of a frozen network in cheaper steps that give the same bits.
 
 Sums and ReLUs become part of the norm before them, or happen in place; a norm becomes part of a convolution before it,
-and so does the max pooling behind that; elsewhere pooling runs in vectors. A quantised convolution takes in the batch
-norm that is folded into it, and what follows, ReLU6 too: at a level of integers, whose sums are then rounded fewer
-times, its result is that of the model within rounding, and otherwise the same bits. Several of them run as one
-(`lcs.packed_steps`).
+and so does the max pooling behind that; elsewhere pooling runs in vectors. A convolution takes in the batch norm with
+running statistics behind it, a quantised one that which is folded into it, and what follows, ReLU6 too: where its
+weight is packed, whose sums are then rounded fewer times, its result is that of the model within rounding, and
+otherwise the same bits. Several quantised ones run as one (`lcs.packed_steps`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .channels import Tracer, defaults_of, untouched
+from .in_place import add_into, add_relu_into, relu_into
 from .layers import SubspaceLayer
+from .layers.frozen import FrozenConv2d
 from .layers.frozen_norm import NormBehind
 from .layers.frozen_quantized import FrozenQuantizedConv2d
-from .layers.norms import FusedNorm
+from .layers.norms import FusedNorm, SubspaceBatchNorm2d
 from .packed_steps import gather, module_of, watched
 from .pooling import max_pool2d
 
@@ -99,8 +101,13 @@ def _rewrite(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> N
         _extend(graph, args[0], node, norm=True)
     elif step == "relu" and _norm(args[0], modules) and _waits(args[0], node, modules):
         _extend(graph, args[0], node, relu=True)
+    elif step == "batch norm" and _waits(args[0], node, modules):
+        layer, norm = _called(args[0], modules), _called(node, modules)
+        if _once(graph, layer, modules) and _once(graph, norm, modules):
+            layer.__dict__["behind"] = norm  # not as a module of it
+            _extend(graph, args[0], node, normed=True)
     elif step == "relu to a cap" and _norm(args[0], modules) and _waits(args[0], node, modules):
-        if isinstance(_called(args[0], modules), FrozenQuantizedConv2d):
+        if not isinstance(_called(args[0], modules), FusedNorm):
             _extend(graph, args[0], node, relu=True, cap=args[1])
     elif step == "relu" and _fresh(args[0], modules):
         before = args[0]
@@ -133,12 +140,16 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, tuple]:
             return "", ()
         if type(module) is nn.ReLU and not watched(module):
             return "relu", node.args
-        if type(module) in (nn.ReLU6, nn.Hardtanh) and module.min_val == 0 and not watched(module):
+        if type(module) in (nn.ReLU6, nn.Hardtanh) and module.min_val == 0 < module.max_val and not watched(module):
             return "relu to a cap", (*node.args, float(module.max_val))
         if not watched(module) and any(
             _norm(arg, modules) and getattr(_called(arg, modules), "folded", None) is module for arg in node.args
         ):
             return "norm", node.args
+        if _has_statistics(module) and _fresh(node.args[0], modules):
+            before = node.args[0]
+            if isinstance(_called(before, modules), FrozenConv2d) and not before.kwargs:
+                return "batch norm", node.args
         if type(module) is nn.MaxPool2d and not watched(module) and not module.return_indices:
             pool = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
             return "max_pool2d", (*node.args, *pool)
@@ -159,6 +170,12 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, tuple]:
     return "", ()
 
 
+def _has_statistics(module: nn.Module) -> bool:
+    """Whether it is a batch norm that does the same to every input."""
+    known = type(module) in (nn.BatchNorm2d, SubspaceBatchNorm2d) and module.running_var is not None
+    return known and not watched(module)
+
+
 def _fresh(node: object, modules: dict[str, nn.Module]) -> bool:
     """Whether a node's result is a new tensor that nothing else reads, nor a backward pass."""
     if not isinstance(node, fx.Node) or len(node.users) != 1:
@@ -173,10 +190,11 @@ def _called(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
 
 
 def _norm(node: object, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node is a norm, or a quantised convolution, that can take in what comes next: no ReLU yet, and nothing
-    else reads it."""
-    taking = (FusedNorm, FrozenQuantizedConv2d)
-    return _fresh(node, modules) and isinstance(_called(node, modules), taking) and "relu" not in node.kwargs
+    """Whether a node is a norm, a quantised convolution, or one with a batch norm, that can take in what comes next: no
+    ReLU yet, and nothing else reads it."""
+    if not _fresh(node, modules) or "relu" in node.kwargs:
+        return False
+    return isinstance(_called(node, modules), (FusedNorm, FrozenQuantizedConv2d)) or "normed" in node.kwargs
 
 
 def _adds(taking: fx.Node, other: fx.Node, node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -214,7 +232,7 @@ def _norm_behind(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) 
     """Lets a convolution do the norm that alone reads its result."""
     norm = _called(node, modules)
     before = node.args[0] if isinstance(norm, FusedNorm) and not watched(norm) else None
-    if not _fresh(before, modules) or not isinstance(_called(before, modules), NormBehind):
+    if not _fresh(before, modules) or not isinstance(_called(before, modules), NormBehind) or before.kwargs:
         return
     layer = _called(before, modules)
     once = _once(graph, layer, modules) and _once(graph, norm, modules)
@@ -272,24 +290,3 @@ def _replace(graph: fx.Graph, node: fx.Node, target: Callable, args: tuple) -> N
         new = graph.call_function(target, args)
     node.replace_all_uses_with(new)
     graph.erase_node(node)
-
-
-def relu_into(a: Tensor) -> Tensor:
-    """relu(a), in the memory of `a` where no backward pass may need it."""
-    return a.relu() if a.requires_grad else a.relu_()
-
-
-def add_into(a: Tensor, b: Tensor) -> Tensor:
-    """a + b, likewise, where it fits."""
-    return a.add_(b) if _fits(a, b) else a + b
-
-
-def add_relu_into(a: Tensor, b: Tensor) -> Tensor:
-    """relu(a + b), likewise."""
-    return relu_into(add_into(a, b))
-
-
-def _fits(a: Tensor, b: Tensor) -> bool:
-    """Whether a + b may take the memory of `a`: it would be laid out so, too."""
-    alike = isinstance(b, Tensor) and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
-    return alike and not a.requires_grad

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import nn
 
 import lcs_kernels
 from lcs_kernels import costs, interpolate_prune_foreach_masks
@@ -14,6 +15,7 @@ from lcs_kernels.formats.width_weight import packing_pays
 from .layers import SubspaceLayer
 from .layers.frozen import FROZEN_LAYERS, FrozenConv2d, FrozenLinear
 from .layers.frozen_norm import WidthView
+from .layers.norms import FusedNorm
 from .levels import Level
 from .packing import Choice, Packer, Shape, Weight
 
@@ -28,7 +30,9 @@ class SparsePacker(Packer):
     def choose(self, layer: SubspaceLayer, x_shape: Shape | None, level: Level) -> Choice:
         device, dtype = layer.weight.device.type, str(layer.weight.dtype).removeprefix("torch.")
         if not layer.compressed:
-            return Choice("width_conv2d_norm" if self._does_the_norm(layer) else "torch", "never compressed")
+            packed = "width_conv2d_norm" if self._does_the_norm(layer) else ""
+            packed = packed or ("width_conv2d" if _pays_packed(layer) else "torch")
+            return Choice(packed, "never compressed")
         if not isinstance(layer, (FrozenConv2d, FrozenLinear)):
             return Choice("torch", f"no sparse op for {layer.original.__name__}", fallback=True)
         if layer.weight.dtype not in (torch.float32, torch.bfloat16):
@@ -40,14 +44,15 @@ class SparsePacker(Packer):
         elif x_shape is not None:
             density = self.stored(layer, level) / max(layer.weight.numel(), 1)
             stride = getattr(layer, "stride", (1,))[0]
-            if not costs.pays(layer.sparse_op, x_shape, tuple(layer.weight.shape), density, stride=stride):
+            shape = tuple(layer.weight.shape)
+            if _is_depthwise(layer) or not costs.pays(layer.sparse_op, x_shape, shape, density, stride=stride):
                 return Choice("width_conv2d" if _pays_packed(layer) else "torch", "dense is faster here", dense=True)
         return Choice(layer.sparse_op, "not reached by this input" if x_shape is None else "")
 
     def _does_the_norm(self, layer: SubspaceLayer) -> bool:
         """Whether the engine's dense convolution can do the norm behind it, too, as of a first layer."""
         fits = layer.weight.is_cpu and layer.weight.dtype in (torch.float32, torch.bfloat16)
-        return fits and "behind" in vars(layer) and layer.groups == 1
+        return fits and isinstance(vars(layer).get("behind"), FusedNorm) and layer.groups == 1
 
     def weights(self, layers: Sequence[SubspaceLayer], level: Level, kernels: Sequence[str]) -> Iterator[Weight]:
         w0s, w1s, keep = self.recipe.prune_arguments(layers, level)
@@ -62,7 +67,20 @@ class SparsePacker(Packer):
 
 
 def _pays_packed(layer: SubspaceLayer) -> bool:
-    """Whether the engine's dense convolution is faster than torch's."""
-    if not isinstance(layer, FrozenConv2d) or layer.groups != 1:
+    """Whether the engine's dense convolution is faster than torch's. A pointwise one is where it takes in a batch norm,
+    which else would be a pass of its own."""
+    if _is_depthwise(layer):
+        return True
+    if not isinstance(layer, FrozenConv2d) or layer.groups != 1 or not layer.weight.is_cpu:
         return False
+    if layer.kernel_size == (1, 1) and isinstance(vars(layer).get("behind"), nn.BatchNorm2d):
+        return layer.weight.dtype == torch.float32
     return layer.stride == layer.dilation == (1, 1) and packing_pays(layer.weight)
+
+
+def _is_depthwise(layer: SubspaceLayer) -> bool:
+    """Whether it is a convolution with a kernel of its own for each channel, whose few taps vectors run along: leaving
+    some out saves less than it costs."""
+    if not isinstance(layer, FrozenConv2d) or not layer.in_channels == layer.out_channels == layer.groups > 1:
+        return False
+    return layer.weight.is_cpu and layer.weight.dtype == torch.float32

@@ -7,7 +7,8 @@ from torch import nn
 
 import lcs
 from lcs import models
-from lcs.fusing import add_into, add_relu_into, fused, max_pool2d, relu_into
+from lcs.fusing import fused, max_pool2d
+from lcs.in_place import add_into, add_relu_into, relu_into
 from lcs.layers import frozen_norm
 from lcs.layers.norms import FusedNorm
 from lcs_kernels import costs
@@ -385,3 +386,80 @@ def test_a_sparse_convolution_does_the_norm_behind_it(dtype, memory_format, monk
         for fused in (True, False)
     ]
     assert torch.equal(*grads)
+
+
+class Kept(nn.Module):
+    """Batch norms behind convolutions of every kind, with what may follow; one of two readers, and one read twice."""
+
+    def __init__(self):
+        super().__init__()
+
+        def normed(*conv, **options):
+            layer = nn.Conv2d(*conv, **options)
+            return nn.Sequential(layer, nn.BatchNorm2d(layer.out_channels, eps=0.0, affine=options.get("bias", True)))
+
+        self.first = nn.Sequential(normed(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        self.expand = nn.Sequential(normed(8, 12, 1, bias=False), nn.ReLU6())
+        self.depthwise = nn.Sequential(normed(12, 12, 3, 2, 1, groups=12), nn.ReLU6())
+        self.project, self.short = normed(12, 8, 1), normed(8, 8, 3, 2, 1)
+        self.dense, self.same = normed(8, 32, 3, padding=1), normed(32, 32, 3, padding="same")
+        self.read, self.last = normed(32, 4, 1), normed(4, 4, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        y = F.relu(self.project(self.depthwise(self.expand(x))) + self.short(x))
+        z = F.relu6(self.dense(y))
+        z = F.relu(self.same(z) + z)
+        before = self.read[0](z)
+        return self.last(F.relu(self.read[1](before) + before.amax((2, 3), keepdim=True)))
+
+
+def integer_model(model):
+    """Sums, and the norms of them, are exact in float32."""
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randint(-1, 2, tensor.shape) if "running_var" not in name else torch.tensor(4.0))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:running statistics")
+@pytest.mark.parametrize("pays", [True, False], ids=["sparse", "dense"])
+@pytest.mark.parametrize("recipe", [lcs.Unstructured(), lcs.Unstructured(line=False)], ids=["line", "point"])
+def test_a_convolution_does_the_batch_norm_behind_it(recipe, pays, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(costs, "pays", lambda *_, **__: pays)
+    fast = lcs.convert(integer_model(Kept().eval()), recipe, norm="keep", dense=["first.0.0"]).eval().freeze()
+    level = fast.recipe.level(0.6, 1.0 if recipe.line else None)
+    for n in (2, 9):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = torch.randint(-1, 2, (n, 3, 22, 26)).float().contiguous(memory_format=layout)
+            found = fast(x, level=level)
+            assert fast.counters.unfused == "" and fast._forwards and found.abs().max() > 1
+            assert torch.equal(found, fast._call(level, (x,), {}, fused=False))
+    nodes = {node.target: node for node in fast._fused.graph.nodes if node.op == "call_module"}
+    done = {name: set(node.kwargs) - {"normed"} for name, node in nodes.items() if "normed" in node.kwargs}
+    assert done == ({"first.0.0": {"relu", "pool"}} if recipe.line else {}) | {
+        "expand.0.0": {"relu", "cap"},
+        "depthwise.0.0": {"relu", "cap"},
+        "project.0": {"residual", "relu"},
+        "short.0": set(),
+        "dense.0": {"relu", "cap"},
+        "same.0": {"residual", "relu"},
+        "last.0": set(),
+    }
+    kernels = {row.layer: row.kernel for row in fast.report(x, level=level).rows}
+    assert kernels["depthwise.0.0"] == "width_conv2d" and kernels["dense.0"] == ("sparse_conv2d" if pays else "torch")
+
+
+@pytest.mark.filterwarnings("ignore:running statistics")
+def test_gradients_pass_a_batch_norm_in_a_convolution(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(costs, "pays", lambda *_, **__: True)
+    fast = lcs.convert(integer_model(Kept().eval()), lcs.Unstructured(line=False), norm="keep").eval().freeze()
+    x = torch.randint(-1, 2, (2, 3, 22, 26)).float().requires_grad_()
+    grads = [
+        torch.autograd.grad(fast._call(fast.recipe.level(0.6), (x,), {}, fused=fused).sum(), x)[0]
+        for fused in (True, False)
+    ]
+    assert torch.equal(*grads) and grads[0].abs().max() > 0

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lcs_kernels import sparse_conv2d_norm, width_conv2d, width_conv2d_norm
 from lcs_kernels.formats import SparseWeight, WidthWeight
 from lcs_kernels.ops._convolution import output_size
 
+from ..in_place import add_into, relu_into
 from ..pooling import max_pool2d
 from .norms import FusedNorm
 
@@ -51,10 +52,10 @@ class WidthView:
 class NormBehind:
     """A 2-d convolution of a frozen network that the fused forward may let do what comes after it.
 
-    behind: the norm that alone reads the result, where there is one.
+    behind: the norm that alone reads the result, where there is one; a batch norm only with running statistics.
     """
 
-    behind: FusedNorm
+    behind: FusedNorm | nn.BatchNorm2d
 
     def forward(
         self,
@@ -63,13 +64,30 @@ class NormBehind:
         residual: Tensor | None = None,
         relu: bool = False,
         pool: tuple | None = None,
+        cap: float | None = None,
     ) -> Tensor:
-        """`normed`: and the norm behind, with the sum and the ReLU. pool: kernel size, stride and padding."""
-        return self._normed(input, residual, relu, pool) if normed else self.convolved(input)
+        """`normed`: and the norm behind, with the sum and the ReLU, which behind a batch norm may end at a `cap`. pool:
+        kernel size, stride and padding."""
+        if not normed:
+            return self.convolved(input)
+        if isinstance(self.behind, FusedNorm):
+            return self._normed(input, residual, relu, pool)
+        y = self.scaled(input, residual, relu, cap)
+        return y if pool is None else max_pool2d(y, *pool, 1, False)
 
     def convolved(self, input: Tensor) -> Tensor:
         """The convolution alone."""
         raise NotImplementedError
+
+    def scaled(self, input: Tensor, residual: Tensor | None, relu: bool, cap: float | None) -> Tensor:
+        """The convolution and the batch norm behind it, the sum and the ReLU."""
+        return self.after(self.behind(self.convolved(input)), residual, relu, cap)
+
+    @staticmethod
+    def after(y: Tensor, residual: Tensor | None, relu: bool, cap: float | None) -> Tensor:
+        """The sum and the ReLU, in place where they fit."""
+        y = y if residual is None else add_into(y, residual)
+        return relu_into(y, cap) if relu else y
 
     def whole_bias(self, bias: Tensor | None) -> Tensor | None:
         """That of all output channels of the weight, from that of the level."""
@@ -125,11 +143,15 @@ class NormBehind:
         if self.padding_mode == "zeros" and not isinstance(self.padding, str):
             return x, self.padding
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        return F.pad(x, self._reversed_padding_repeated_twice, mode), 0
+        return F.pad(x, self._reversed_padding_repeated_twice, mode), (0, 0)
 
 
 def check_dtype(input: Tensor, weight) -> None:
     """As torch's own layers do: the ops would take a mixture of some."""
-    dtype = weight.whole.weight.dtype if isinstance(weight, WidthView) else weight.values.dtype
+    dtype = weight_dtype(weight)
     if input.dtype != dtype:
         raise RuntimeError(f"the input of a frozen layer is {input.dtype}, its weights are {dtype}")
+
+
+def weight_dtype(weight: WidthView | SparseWeight) -> torch.dtype:
+    return weight.whole.weight.dtype if isinstance(weight, WidthView) else weight.values.dtype
