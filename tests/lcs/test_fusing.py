@@ -458,6 +458,8 @@ def test_gradients_pass_a_batch_norm_in_a_convolution(monkeypatch):
     monkeypatch.setattr(costs, "pays", lambda *_, **__: True)
     fast = lcs.convert(integer_model(Kept().eval()), lcs.Unstructured(line=False), norm="keep").eval().freeze()
     x = torch.randint(-1, 2, (2, 3, 22, 26)).float().requires_grad_()
+    with torch.inference_mode():  # what it has made then serves calls with gradients, too
+        fast(x, density=0.6)
     grads = [
         torch.autograd.grad(fast._call(fast.recipe.level(0.6), (x,), {}, fused=fused).sum(), x)[0]
         for fused in (True, False)

@@ -75,17 +75,23 @@ class FrozenConv2d(NormBehind, SubspaceConv2d):
         plans = self.slot.plans()
         known = plans.get((self, None))
         if known is None:
-            scale, shift, mean, var, eps = self._statistics()
-            factor = (var.double() + eps).rsqrt()
-            factor = factor if scale is None else factor * scale
-            moved = -mean * factor if bias is None else (bias - mean) * factor
-            known = plans[self, None] = factor.float(), (moved if shift is None else moved + shift).float()
+            with torch.inference_mode(False), torch.no_grad():  # for calls that want gradients, too
+                known = plans[self, None] = _folded(bias, *self._statistics())
         return known
 
     def _sparse(self, input: Tensor, weight: SparseWeight, bias: Tensor | None) -> Tensor:
         check_dtype(input, weight)
         x, padding = self.padded(input)
         return sparse_conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+
+def _folded(
+    bias: Tensor | None, scale: Tensor | None, shift: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    factor = (var.double() + eps).rsqrt()
+    factor = factor if scale is None else factor * scale
+    moved = -mean * factor if bias is None else (bias - mean) * factor
+    return factor.float(), (moved if shift is None else moved + shift).float()
 
 
 FROZEN_LAYERS = {SubspaceLinear: FrozenLinear, SubspaceConv2d: FrozenConv2d}
