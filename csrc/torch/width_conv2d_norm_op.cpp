@@ -29,8 +29,9 @@ Tensor width_conv2d_norm_cpu(Tensor x, Tensor weight, int64_t out_channels, std:
                              int64_t groups, std::optional<Tensor> packed, std::optional<Tensor> weight0,
                              std::optional<Tensor> weight1, std::optional<Tensor> bias0, std::optional<Tensor> bias1,
                              std::optional<Tensor> alpha, std::optional<Tensor> residual, int64_t norm_groups,
-                             double eps, bool relu, std::vector<int64_t> pool) {
-  for (auto* vector : {&bias, &weight0, &weight1, &bias0, &bias1}) make_contiguous(*vector);
+                             double eps, bool relu, std::vector<int64_t> pool, std::optional<Tensor> mean,
+                             std::optional<Tensor> var) {
+  for (auto* vector : {&bias, &weight0, &weight1, &bias0, &bias1, &mean, &var}) make_contiguous(*vector);
   const lcs::DType dtype = activation_dtype(kWidthConv2dNorm, x);
   const WidthConv2dCall call =
       width_conv2d_call(kWidthConv2dNorm, x, weight, out_channels, stride, padding, dilation, groups, packed);
@@ -40,8 +41,7 @@ Tensor width_conv2d_norm_cpu(Tensor x, Tensor weight, int64_t out_channels, std:
                                      output_size(kWidthConv2dNorm, call.horizontal, x.size(3))};
   const bool between_last = last || !pool.empty();
   NormBehind norm = norm_behind(kWidthConv2dNorm, made, x.scalar_type(), between_last,
-                                {weight0, weight1, bias0, bias1, alpha, std::nullopt, std::nullopt}, residual,
-                                norm_groups, eps, relu);
+                                {weight0, weight1, bias0, bias1, alpha, mean, var}, residual, norm_groups, eps, relu);
   const lcs::Images out = images(made, nullptr, between_last);
   std::optional<lcs::MaxPoolArgs> pooled;
   std::vector<int64_t> shape = made;

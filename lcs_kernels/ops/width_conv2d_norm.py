@@ -23,10 +23,10 @@ Pair = int | tuple[int, int]
 
 def reference(x, weight, out_channels, bias, stride, padding, dilation, groups, packed, *norm) -> Tensor:
     """The ops one after the other, by the kernels that each of them has."""
-    *line, residual, norm_groups, eps, relu, pool = norm
+    *line, residual, norm_groups, eps, relu, pool, mean, var = norm
     lcs = torch.ops.lcs
     y = lcs.width_conv2d(x, weight, out_channels, None, bias, stride, padding, dilation, groups, False, packed)
-    y = lcs.line_norm(_last(y, pool), *line, None, None, residual, norm_groups, eps, relu)[0]
+    y = lcs.line_norm(_last(y, pool), *line, mean, var, residual, norm_groups, eps, relu)[0]
     return _pooled(x, y, pool)
 
 
@@ -34,7 +34,7 @@ _op = define(
     "width_conv2d_norm(Tensor x, Tensor weight, SymInt out_channels, Tensor? bias, SymInt[] stride, SymInt[] padding,"
     " SymInt[] dilation, SymInt groups, Tensor? packed, Tensor? weight0, Tensor? weight1, Tensor? bias0,"
     " Tensor? bias1, Tensor? alpha, Tensor? residual, SymInt norm_groups, float eps, bool relu,"
-    " SymInt[] pool) -> Tensor",
+    " SymInt[] pool, Tensor? mean, Tensor? var) -> Tensor",
     reference,
     reference,
 )
@@ -53,6 +53,8 @@ def width_conv2d_norm(
     padding: Pair = (0, 0),
     dilation: Pair = (1, 1),
     groups: int = 1,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
     max_pool: tuple[Pair, Pair, Pair] | None = None,
@@ -67,7 +69,7 @@ def width_conv2d_norm(
         x, weight, out_channels, bias, stride, padding, dilation, groups: as of `width_conv2d`.
         norm: weight0, weight1, bias0, bias1 and alpha of `line_norm`; alpha may be None for a point.
         norm_groups: of the norm; by default each channel is one (instance norm).
-        eps, residual, relu: as of `line_norm`.
+        eps, mean, var, residual, relu: as of `line_norm`.
         max_pool: kernel size, stride and padding of `torch.nn.functional.max_pool2d`, each one number or two.
 
     Returns:
@@ -86,13 +88,13 @@ def width_conv2d_norm(
 
     def apart() -> Tensor:
         y = width_conv2d(x, weight, out_channels, bias, *settings)
-        y = line_norm(_last(y, pool), *norm, norm_groups, eps, residual=residual, relu=relu)
+        y = line_norm(_last(y, pool), *norm, norm_groups, eps, mean=mean, var=var, residual=residual, relu=relu)
         return _pooled(x, y, pool)
 
     if isinstance(weight, Tensor) or x.dtype == torch.float64 or wants_grad(x, bias, *norm, residual):
         return apart()
     packed = prepacked(x, weight, stride, dilation, groups)
-    after = (residual, norm_groups, eps, relu, pool)
+    after = (residual, norm_groups, eps, relu, pool, mean, var)
     if groups > 1:
         groups = width(x, weight.weight, out_channels, groups)[1]
     try:

@@ -115,6 +115,7 @@ class Trace:
 
     tensors: tuple
     shapes: dict[int, Shape] = field(default_factory=dict)
+    plans: None = None
 
 
 RUNNING: ContextVar[Packed | Trace] = ContextVar("the level that a frozen network runs at")
@@ -131,8 +132,8 @@ class FrozenSlot:
             running.shapes.setdefault(layer.index, tuple(x_shape))
         return running.tensors[layer.index]
 
-    def plans(self) -> dict:
-        """What layers remember of the level that runs."""
+    def plans(self) -> dict | None:
+        """What layers remember of the level that runs; None: their shapes are found out."""
         return RUNNING.get().plans
 
 

@@ -15,7 +15,6 @@ from lcs_kernels.formats.width_weight import packing_pays
 from .layers import SubspaceLayer
 from .layers.frozen import FROZEN_LAYERS, FrozenConv2d, FrozenLinear
 from .layers.frozen_norm import WidthView
-from .layers.norms import FusedNorm
 from .levels import Level
 from .packing import Choice, Packer, Shape, Weight
 
@@ -52,7 +51,7 @@ class SparsePacker(Packer):
     def _does_the_norm(self, layer: SubspaceLayer) -> bool:
         """Whether the engine's dense convolution can do the norm behind it, too, as of a first layer."""
         fits = layer.weight.is_cpu and layer.weight.dtype in (torch.float32, torch.bfloat16)
-        return fits and isinstance(vars(layer).get("behind"), FusedNorm) and layer.groups == 1
+        return fits and "behind" in vars(layer) and layer.groups == 1
 
     def weights(self, layers: Sequence[SubspaceLayer], level: Level, kernels: Sequence[str]) -> Iterator[Weight]:
         w0s, w1s, keep = self.recipe.prune_arguments(layers, level)

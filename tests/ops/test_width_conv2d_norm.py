@@ -28,11 +28,11 @@ def line_of(channels, dtype=torch.float32):
 POOLS = [(3, 2, 1), ((2, 3), (1, 3), (1, 0)), (1, 1, 0)]
 
 
-def apart(x, weight, out, norm, groups, eps=1e-5, residual=None, relu=False, max_pool=None, **conv):
-    y = width_conv2d(x, weight, out, **conv)
+def apart(x, weight, out, norm, groups, eps=1e-5, max_pool=None, bias=None, stride=1, padding=0, **settings):
+    y = width_conv2d(x, weight, out, bias, stride, padding)
     if max_pool is None:
-        return line_norm(y, *norm, groups, eps, residual=residual, relu=relu)
-    y = line_norm(y.to(memory_format=torch.channels_last), *norm, groups, eps, residual=residual, relu=relu)
+        return line_norm(y, *norm, groups, eps, **settings)
+    y = line_norm(y.to(memory_format=torch.channels_last), *norm, groups, eps, **settings)
     channels_last = not x.is_contiguous()
     return F.max_pool2d(y, *max_pool).contiguous(memory_format=FORMATS[channels_last])
 
@@ -50,7 +50,8 @@ def test_gives_the_bits_of_both(isa, name, layout, dtype):
         expected = apart(x, weight, out, norm, groups, **conv)
         residual = torch.randn_like(expected)
         for bias in (None, torch.randn(w[0])):
-            for after in ({}, {"relu": True}, {"residual": residual}, {"residual": residual, "relu": True}):
+            given = {"mean": torch.randn(out), "var": torch.rand(out)}
+            for after in ({}, {"relu": True}, {"residual": residual}, {"residual": residual, "relu": True} | given):
                 expected = apart(x, weight, out, norm, groups, bias=bias, **after, **conv)
                 for threads in (1, 3):
                     torch.set_num_threads(threads)
@@ -79,7 +80,8 @@ def test_pools(isa, name, layout, dtype):
     x[:1, :1, -1, -1] = torch.nan
     before = torch.get_num_threads()
     for pool in POOLS:
-        for after in ({"relu": True}, {"residual": residual}):
+        given = {"mean": torch.randn(out), "var": torch.rand(out)}
+        for after in ({"relu": True}, {"residual": residual}, given):
             expected = apart(x, weight, out, norm, groups, max_pool=pool, **after, **conv)
             for threads in (1, 3):
                 torch.set_num_threads(threads)
@@ -122,8 +124,10 @@ def test_opcheck():
         x, weight = torch.randn(2, 4, 6, 5).to(memory_format=layout), torch.randn(6, 5, 3, 2)
         packed = WidthWeight.pack(weight).prepack()
         conv, norm = ([1, 2], [2, 1], [1, 1], 1), (*line_of(6), torch.randn(2, 6, 8, 3), 3, 1e-5, True)
-        opcheck(OP, (x, weight, 6, None, *conv, packed, *norm, []))
-        opcheck(OP, (x, weight, 6, torch.randn(6), *conv, None, *norm, [3, 2, 2, 1, 1, 0]))
+        opcheck(OP, (x, weight, 6, None, *conv, packed, *norm, [], None, None))
+        opcheck(
+            OP, (x, weight, 6, torch.randn(6), *conv, None, *norm, [3, 2, 2, 1, 1, 0], torch.randn(6), torch.rand(6))
+        )
 
 
 def test_compiles():

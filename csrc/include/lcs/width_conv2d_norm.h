@@ -8,7 +8,7 @@ namespace lcs {
 // A convolution at a width and the norm behind it, with its residual and ReLU; then max pooling on request.
 struct WidthConv2dNormArgs {
   WidthConv2dArgs conv;     // of y only the geometry counts
-  LineNormArgs norm;        // x is not read, means and rstds are not written; nor are mean and var given
+  LineNormArgs norm;        // x is not read, means and rstds are not written
   const MaxPoolArgs* pool;  // x: as conv's y, which then lies channels last; null: the norm's y is the result
 };
 

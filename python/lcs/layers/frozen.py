@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lcs_kernels import sparse_conv2d, sparse_conv2d_norm, sparse_linear, width_conv2d
+from lcs_kernels import line_norm, sparse_conv2d, sparse_conv2d_norm, sparse_linear, width_conv2d, width_conv2d_norm
 from lcs_kernels.formats import SparseWeight
 from lcs_kernels.ops._convolution import output_size
 
 from .base import SubspaceLayer
-from .frozen_norm import NormBehind, WidthView, check_dtype, weight_dtype
+from .frozen_norm import NormBehind, WidthView, check_dtype
 from .weights import SubspaceConv2d, SubspaceLinear
 
 
@@ -36,33 +36,53 @@ class FrozenConv2d(NormBehind, SubspaceConv2d):
         y = run(batched, weight, bias)
         return y if input.dim() == 4 else y.squeeze(0)
 
-    def scaled(self, input: Tensor, residual: Tensor | None, relu: bool, cap: float | None) -> Tensor:
+    def scaled(
+        self, input: Tensor, residual: Tensor | None, relu: bool, pool: tuple | None, cap: float | None
+    ) -> Tensor:
         weight, bias = self.slot.tensors(self, input.shape)
-        if isinstance(weight, Tensor) or input.dim() != 4 or weight_dtype(weight) != torch.float32:
-            return super().scaled(input, residual, relu, cap)
+        if self.slot.plans() is None or input.dim() != 4 or self.weight.dtype != torch.float32:
+            return super().scaled(input, residual, relu, pool, cap)
+        if isinstance(weight, Tensor):
+            return self._normed_by_itself(self.convolved(input), residual, relu, pool, cap)
         check_dtype(input, weight)
         x, padding = self.padded(input)
         geometry = {"stride": self.stride, "padding": padding, "dilation": self.dilation, "groups": self.groups}
-        if isinstance(weight, SparseWeight) and cap is None and self._adds(x, padding, residual):
-            scale, shift, mean, var, eps = self._statistics()
-            after = {"mean": mean, "var": var, "residual": residual, "relu": relu}
-            return sparse_conv2d_norm(
-                x, weight, (scale, None, shift, None, None), 1, eps, bias=bias, **geometry, **after
-            )
+        view = isinstance(weight, WidthView)
+        adds = residual is not None and cap is None and self._adds(x, padding, residual)
+        if adds or (residual is cap is None and view and pool is not None):
+            line, after = self._line()
+            after |= {"bias": bias, "residual": residual, "relu": relu} | geometry
+            if view:
+                return width_conv2d_norm(x, weight.whole, weight.outputs, *line, max_pool=pool, **after)
+            return self.after(sparse_conv2d_norm(x, weight, *line, **after), None, False, pool, None)
         scale, shift = self._affine(bias)
         last = {"relu": relu, "cap": cap} if residual is None else {}
-        if isinstance(weight, WidthView):
+        if view:
             y = width_conv2d(x, weight.whole, weight.outputs, shift, **geometry, scale=scale, **last)
         else:
             y = sparse_conv2d(x, weight, shift, **geometry, scale=scale, **last)
-        return y if residual is None else self.after(y, residual, relu, cap)
+        return self.after(y, residual, relu and residual is not None, pool, cap)
 
-    def _adds(self, x: Tensor, padding, residual: Tensor | None) -> bool:
-        """Whether there is a residual of the very size of the result."""
-        if residual is None or residual.dtype != x.dtype:
-            return False
+    def _normed_by_itself(
+        self, y: Tensor, residual: Tensor | None, relu: bool, pool: tuple | None, cap: float | None
+    ) -> Tensor:
+        """What comes behind torch's convolution."""
+        adds = residual is None or (residual.shape == y.shape and residual.dtype == y.dtype)
+        if not adds or cap is not None:
+            return self.after(self.behind(y), residual, relu, pool, cap)
+        (norm, groups, eps), after = self._line()
+        y = line_norm(y, *norm, groups, eps, residual=residual, relu=relu, **after)
+        return self.after(y, None, False, pool, None)
+
+    def _adds(self, x: Tensor, padding, residual: Tensor) -> bool:
+        """Whether a residual is of the very size of the result."""
         size = output_size(x.shape, self.kernel_size, self.stride, padding, self.dilation)
-        return residual.shape == (len(x), self.out_channels, *size)
+        return residual.dtype == x.dtype and residual.shape == (len(x), self.out_channels, *size)
+
+    def _line(self) -> tuple[tuple, dict]:
+        """The batch norm behind the convolution, at this level, as `line_norm` takes it."""
+        weight, bias, mean, var, eps = self._statistics()
+        return ((weight, None, bias, None, None), 1, eps), {"mean": mean, "var": var}
 
     def _statistics(self) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, float]:
         """Of the batch norm behind the convolution, at this level: weight, bias, mean, variance and eps."""

@@ -72,22 +72,25 @@ class NormBehind:
             return self.convolved(input)
         if isinstance(self.behind, FusedNorm):
             return self._normed(input, residual, relu, pool)
-        y = self.scaled(input, residual, relu, cap)
-        return y if pool is None else max_pool2d(y, *pool, 1, False)
+        return self.scaled(input, residual, relu, pool, cap)
 
     def convolved(self, input: Tensor) -> Tensor:
         """The convolution alone."""
         raise NotImplementedError
 
-    def scaled(self, input: Tensor, residual: Tensor | None, relu: bool, cap: float | None) -> Tensor:
-        """The convolution and the batch norm behind it, the sum and the ReLU."""
-        return self.after(self.behind(self.convolved(input)), residual, relu, cap)
+    def scaled(
+        self, input: Tensor, residual: Tensor | None, relu: bool, pool: tuple | None, cap: float | None
+    ) -> Tensor:
+        """The convolution, the batch norm behind it, the sum, the ReLU and the pooling, one after the other."""
+        y = self.behind(self.convolved(input))
+        return self.after(y, residual, relu, pool, cap)
 
     @staticmethod
-    def after(y: Tensor, residual: Tensor | None, relu: bool, cap: float | None) -> Tensor:
-        """The sum and the ReLU, in place where they fit."""
+    def after(y: Tensor, residual: Tensor | None, relu: bool, pool: tuple | None, cap: float | None) -> Tensor:
+        """What comes behind the norm, in place where it fits."""
         y = y if residual is None else add_into(y, residual)
-        return relu_into(y, cap) if relu else y
+        y = relu_into(y, cap) if relu else y
+        return y if pool is None else max_pool2d(y, *pool, 1, False)
 
     def whole_bias(self, bias: Tensor | None) -> Tensor | None:
         """That of all output channels of the weight, from that of the level."""
@@ -148,10 +151,6 @@ class NormBehind:
 
 def check_dtype(input: Tensor, weight) -> None:
     """As torch's own layers do: the ops would take a mixture of some."""
-    dtype = weight_dtype(weight)
+    dtype = weight.whole.weight.dtype if isinstance(weight, WidthView) else weight.values.dtype
     if input.dtype != dtype:
         raise RuntimeError(f"the input of a frozen layer is {input.dtype}, its weights are {dtype}")
-
-
-def weight_dtype(weight: WidthView | SparseWeight) -> torch.dtype:
-    return weight.whole.weight.dtype if isinstance(weight, WidthView) else weight.values.dtype
