@@ -144,7 +144,7 @@ def test_norm_and_pooling_behind_give_the_same_bits(isa, shape, layout, threads)
     residual = torch.randn_like(y)
     conv = ([1, 1], [1, 1], [1, 1], 1)
     for pool in ([], [3, 3, 2, 2, 1, 1]):
-        arguments = (48, None, *conv, packed, *norm, residual, 48, 1e-5, True, pool)
+        arguments = (48, None, *conv, packed, *norm, residual, 48, 1e-5, True, pool, None, None)
         expected = torch.ops.lcs.width_conv2d_norm(x, weight.weight, *arguments)
         options = {"residual": residual, "relu": True, "max_pool": (3, 2, 1) if pool else None}
         found = width_conv2d_norm(x, weight, 48, norm, stride=(1, 1), padding=(1, 1), dilation=(1, 1), **options)

@@ -146,7 +146,7 @@ def test_is_chosen_for_many_pixels_with_and_without_a_norm(isa, shape, layout):
     for pool in (None, (3, 2, 1)):
         options = {"residual": residual, "relu": True, "max_pool": pool}
         packed, numbers = weight.prepack(pairs=True), [] if pool is None else [3, 3, 2, 2, 1, 1]
-        arguments = (60, None, [1, 1], [1, 1], [1, 1], 1, packed, *norm, residual, 60, 1e-5, True, numbers)
+        arguments = (60, None, [1, 1], [1, 1], [1, 1], 1, packed, *norm, residual, 60, 1e-5, True, numbers, None, None)
         expected = apart(x, weight.weight, *arguments)
         for threads in (1, 3):
             torch.set_num_threads(threads)
