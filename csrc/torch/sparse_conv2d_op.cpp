@@ -49,6 +49,7 @@ Tensor sparse_conv2d_cpu(Tensor x, Tensor mask_bits, Tensor values, std::vector<
                          std::vector<Tensor> prepack, std::optional<Tensor> scale, std::optional<double> cap) {
   make_contiguous(bias);
   make_contiguous(scale);
+  STD_TORCH_CHECK(!cap || (relu && *cap > 0), "sparse_conv2d: cap must be above 0, and needs relu");
   SparseConv2dCall call = sparse_conv2d_call("sparse_conv2d", x, mask_bits, values, weight_shape, bias, stride, padding,
                                              dilation, groups, relu, block, prepack);
   call.args.scale = vector_of("sparse_conv2d", "scale", scale, weight_shape[0]);

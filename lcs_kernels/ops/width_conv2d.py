@@ -229,6 +229,8 @@ def width_conv2d(
     memory that is kept. Differentiable once, to x, a weight that is a tensor, scale and bias: gradients of the full
     shapes, 0 outside of what was used. So all widths of a network share one weight (arXiv 2110.04252).
 
+    A depthwise convolution of a contiguous x multiplies its padding, too: there a weight that is not finite makes NaN.
+
     A width of a grouped convolution: where each group has one input channel (depthwise) there are as many groups as x
     has channels, each with weight.shape[0] / groups output channels. Otherwise the groups stay, and share the channels
     of x and of the result evenly, as `conv2d` with the sliced weight does.

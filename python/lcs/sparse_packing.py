@@ -50,8 +50,9 @@ class SparsePacker(Packer):
 
     def _does_the_norm(self, layer: SubspaceLayer) -> bool:
         """Whether the engine's dense convolution can do the norm behind it, too, as of a first layer."""
-        fits = layer.weight.is_cpu and layer.weight.dtype in (torch.float32, torch.bfloat16)
-        return fits and "behind" in vars(layer) and layer.groups == 1
+        behind = vars(layer).get("behind")
+        known = (torch.float32,) if isinstance(behind, nn.BatchNorm2d) else (torch.float32, torch.bfloat16)
+        return behind is not None and layer.weight.is_cpu and layer.weight.dtype in known and layer.groups == 1
 
     def weights(self, layers: Sequence[SubspaceLayer], level: Level, kernels: Sequence[str]) -> Iterator[Weight]:
         w0s, w1s, keep = self.recipe.prune_arguments(layers, level)

@@ -319,6 +319,7 @@ WEIGHT = integer_weight((5, 4, 3, 3), 0.5)
         ({"groups": 0}, "in 0 groups"),
         ({"bias": torch.ones(4)}, r"bias must be a contiguous float32 vector of 5, got shape \(4\)"),
         ({"scale": torch.ones(4)}, r"scale must be a contiguous float32 vector of 5, got shape \(4\)"),
+        ({"cap": 6.0}, "cap must be above 0, and needs relu"),
         ({"block": 10}, "block 10 is not whole channels of 9 taps"),
         ({"values": WEIGHT.values[1:]}, "values must be a contiguous vector"),
         ({"prepack": WEIGHT.prepack(9)}, "prepack is not what sparse_prepack makes of this weight with block 18"),
