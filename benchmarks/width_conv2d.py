@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lcs_kernels import width_conv2d
 from lcs_kernels.formats import WidthWeight
-from lcs_kernels.ops._winograd import rounding_bound
+from lcs_kernels.ops._winograd import rounding_bound, strided_rounding_bound
 from lcs_kernels.ops.width_conv2d import reference
 
 from .harness import Row, multiply_adds
@@ -57,6 +57,8 @@ def check(x: Tensor, weight: WidthWeight, out: int, settings: tuple[list[int], l
     if weight.weight.shape[2:] == (3, 3):  # Winograd's sums, whose bound takes the taps' magnitudes together
         taps = 4 * weight.weight.double().abs().sum((2, 3), keepdim=True).expand(weight.weight.shape)
         error += (x.shape[1] + 8) * 2**-24 * reference(x.double().abs(), taps, *arguments)
+    if weight.weight.shape[2:] == (7, 7) and x.is_cpu:
+        error += strided_rounding_bound(x, settings[1], weight.weight[:out, : x.shape[1]])
     if x.dtype == torch.bfloat16:
         if weight.weight.shape[2:] == (3, 3) and settings[0] == [1, 1] and x.is_cpu:
             error += rounding_bound(x, settings[1], weight.weight[:out, : x.shape[1]])

@@ -11,6 +11,7 @@
 #include "width_affine.h"
 #include "width_conv2d_kernels.h"
 #include "width_depthwise.h"
+#include "width_strided.h"
 #include "width_winograd.h"
 #include "width_winograd6.h"
 
@@ -491,6 +492,8 @@ void width_conv2d(const WidthConv2dArgs& args, const Parallel& parallel) {
     width_winograd(args, parallel);
   else if (width_conv2d_by_winograd6(args))
     width_winograd6(args, parallel);
+  else if (width_conv2d_strided(args))
+    width_strided(args, parallel);
   else
     WidthConv2d(args, parallel).run();
   width_lower(args, parallel);

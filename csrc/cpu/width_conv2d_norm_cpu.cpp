@@ -4,6 +4,7 @@
 
 #include "scratch.h"
 #include "walk.h"
+#include "width_strided.h"
 #include "width_winograd6.h"
 
 namespace lcs {
@@ -42,7 +43,8 @@ void width_conv2d_norm(const WidthConv2dNormArgs& whole, const Parallel& paralle
   const Images& y = whole.conv.y;
   if (y.n * y.image_stride == 0) return;
   WidthConv2dNormArgs args = whole;
-  const bool winograd = width_conv2d_by_winograd6(whole.conv);  // as all images together are multiplied
+  // As all images together are multiplied.
+  const bool winograd = width_conv2d_by_winograd6(whole.conv) || width_conv2d_strided(whole.conv);
   args.conv.products = winograd ? WidthProducts::winograd : WidthProducts::direct;
   const int64_t pixels = winograd ? kWinogradPixels : kPixels;
   const int64_t together = std::clamp<int64_t>(pixels / (y.height * y.width), 1, y.n);

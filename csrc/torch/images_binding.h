@@ -20,8 +20,8 @@ inline bool wants_channels_last(const Tensor& x) { return !x.is_contiguous() && 
 
 inline Tensor empty_images(const std::vector<int64_t>& size, ScalarType type, bool last) {
   using torch::headeronly::MemoryFormat;
-  return torch::stable::empty(size, type, std::nullopt, std::nullopt, std::nullopt,
-                              last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  return with_large_pages(torch::stable::empty(size, type, std::nullopt, std::nullopt, std::nullopt,
+                                               last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous));
 }
 
 inline Images images(const std::vector<int64_t>& size, void* data, bool last) {

@@ -1,4 +1,5 @@
-"""Winograd's F(6 x 6, 3 x 3) as `width_conv2d` multiplies bfloat16 by it on CPUs (arXiv 1509.09308), and its error."""
+"""Winograd's products (arXiv 1509.09308) as `width_conv2d` multiplies on CPUs, and their error: F(6 x 6, 3 x 3) of
+bfloat16, and F(3 x 3, 4 x 4) of the first layers of networks, 7 x 7 or 8 x 8 taps at stride 2."""
 
 from __future__ import annotations
 
@@ -8,15 +9,16 @@ from torch.nn import functional as F
 
 POINTS = (0, 1, -1, 2, -2, 0.5, -0.5)  # and infinity, where the highest coefficient is the value
 TILES = (2, 4, 6)  # results a side: at the first so many points and one more, and infinity
+STRIDED_POINTS, STRIDED_TILE = (0, 1, -1, 0.5, -2), 3  # and infinity; results a side
 
 
-def transforms(results: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A^T (results, n), G (n, 3) and B^T (n, n) of so many results from n = results + 2 points, in float64.
+def transforms(results: int, taps: int = 3, points: tuple[float, ...] = POINTS) -> tuple[Tensor, Tensor, Tensor]:
+    """A^T (results, n), G (n, taps) and B^T (n, n) of so many results from n = results + taps - 1 points, in float64.
 
     A^T [(G w) * (B^T x)] are the results of one side; those of two are A^T [(G w G^T) * (B^T x B)] A.
     """
-    n = results + 2
-    points = torch.tensor(POINTS[: n - 1], dtype=torch.float64)
+    n = results + taps - 1
+    points = torch.tensor(points[: n - 1], dtype=torch.float64)
 
     def powers(degree: int) -> Tensor:
         """The values of x^0 ... x^degree at all points."""
@@ -26,7 +28,7 @@ def transforms(results: int) -> tuple[Tensor, Tensor, Tensor]:
         return torch.cat([finite, infinite])
 
     # w times y has degree n - 1: interpolated from its values. A correlation is that product transposed.
-    return powers(results - 1).T.contiguous(), powers(2), torch.linalg.inv(powers(n - 1)).T.contiguous()
+    return powers(results - 1).T.contiguous(), powers(taps - 1), torch.linalg.inv(powers(n - 1)).T.contiguous()
 
 
 def _magnitudes() -> Tensor:
@@ -57,3 +59,26 @@ def rounding_bound(x: Tensor, padding: int | list[int] | tuple[int, int], weight
     rows = [torch.einsum("ncrsuv,au,jbv->nrsjcab", windows, one, sides).flatten(4) @ taps for one in sides]
     y = torch.stack(rows, 2).permute(0, 5, 1, 2, 3, 4).flatten(4).flatten(2, 3)
     return (weight.shape[1] + 27) * 2.0**-24 * y[..., : size[0], : size[1]]
+
+
+def split(t: Tensor, padding: tuple[int, int]) -> Tensor:
+    """(n, c, h, w) as (n, 4 * c, ., .): what a kernel of stride 2 sees at stride 1. Padded in front, and to be even."""
+    height, width = (size + before for size, before in zip(t.shape[2:], padding, strict=True))
+    t = F.pad(t, (padding[1], width % 2, padding[0], height % 2))
+    return torch.cat([t[..., i::2, j::2] for i in range(2) for j in range(2)], 1)
+
+
+def strided_rounding_bound(x: Tensor, padding: tuple[int, int], weight: Tensor) -> Tensor:
+    """What `width_conv2d` of these at stride 2, by F(3 x 3, 4 x 4), may be off by before its result is rounded to x's
+    dtype: as `rounding_bound`, of 6 roundings in B^T x B, 8 in G w G^T, one in each of 4 * c products, 8 in A^T m A and
+    one by scale and bias.
+    """
+    a, g, b = (m.abs() for m in transforms(STRIDED_TILE, 4, STRIDED_POINTS))
+    side = torch.einsum("ip,pk,pu->iku", a, g, b)
+    size = [(n + 2 * p - k) // 2 + 1 for n, p, k in zip(x.shape[2:], padding, weight.shape[2:], strict=True)]
+    x, w = split(x.double().abs(), padding), split(weight.double().abs(), (0, 0))
+    ends = [-(-n // STRIDED_TILE) * STRIDED_TILE + 3 - have for n, have in zip(size, x.shape[2:], strict=True)]
+    x = F.pad(x, (0, ends[1], 0, ends[0]))
+    windows = x.unfold(2, 6, STRIDED_TILE).unfold(3, 6, STRIDED_TILE)
+    y = torch.einsum("ncrsuv,ocab,iau,jbv->norisj", windows, w, side, side).flatten(4).flatten(2, 3)
+    return (x.shape[1] + 23) * 2.0**-24 * y[..., : size[0], : size[1]]

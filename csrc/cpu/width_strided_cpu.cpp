@@ -1,0 +1,206 @@
+#include "width_strided.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "dispatch.h"
+#include "scratch.h"
+#include "walk.h"
+#include "width_affine.h"
+#include "width_conv2d_kernels.h"
+#include "width_strided_kernels.h"
+
+namespace lcs {
+namespace {
+
+constexpr int64_t kSide = kStridedResults, kWindow = kStridedWindow, kPositions = kStridedPositions;
+constexpr int64_t kPhases = 4;                         // pairs of remainders
+constexpr int64_t kMostChannels = 8;                   // of x
+constexpr int64_t kMostPixel = 2 * kMostChannels * 2;  // floats
+constexpr int64_t kBlock = 24;                         // tiles whose sums stay in the second-level cache
+constexpr int64_t kTasks = 16;                         // enough for threads to share evenly
+constexpr int64_t kMostLines = 4;                      // of tiles, whose x stays in that cache too
+constexpr int64_t kFewTiles = 16;                      // of an image, too few to pay for transforming the weights
+
+// Lines of tiles of an image are a band; bands are shared out among the threads. Each splits x of a band by its
+// remainders, channels last, transforms that of some tiles next to each other, multiplies it at all positions of the
+// window by the weights of a span of output channels, and transforms the sums.
+class WidthStrided {
+ public:
+  WidthStrided(const WidthConv2dArgs& args, const Parallel& parallel)
+      : a_(args),
+        parallel_(parallel),
+        copy_(best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels)),
+        run_(best(scalar::width_strided_kernels, avx2::width_strided_kernels, avx512::width_strided_kernels)),
+        channels_(kPhases * args.x.channels),
+        pixel_(ceil_div(channels_, run_.lanes) * run_.lanes),
+        span_(kStridedVectors * run_.lanes),
+        spans_(ceil_div(args.y.channels, span_)),
+        lines_(ceil_div(args.y.height, kSide)),
+        tiles_(ceil_div(args.y.width, kSide)),
+        row_(kSide * tiles_ + kWindow - kSide) {
+    band_ = std::clamp<int64_t>(args.y.n * lines_ / kTasks, 1, kMostLines);
+    bands_ = ceil_div(lines_, band_);
+    band_ = ceil_div(lines_, bands_);
+    bands_ = ceil_div(lines_, band_);
+    block_ = std::min(tiles_, kBlock);
+  }
+
+  void run() {
+    static thread_local Scratch<float> scratch;
+    const int64_t weights = kPositions * channels_ * span_;
+    float* const shared = scratch.reserve(spans_ * (weights + 2 * span_));
+    weights_ = shared, scale_ = shared + spans_ * weights, bias_ = scale_ + spans_ * span_;
+    fill_affine(a_, spans_ * span_, shared + spans_ * weights);
+    parallel_(spans_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) transform_weights(i, shared + i * weights);
+    });
+    parallel_(a_.y.n * bands_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) band(i / bands_, i % bands_ * band_);
+    });
+  }
+
+ private:
+  void transform_weights(int64_t span, float* to) const {
+    const WidthWeight& w = a_.weight;
+    const int64_t stored = std::min(kWidthBlock, w.in_channels);
+    run_.weights({a_.packed, span * span_, width_blocks(a_.y.channels) * kWidthBlock,
+                  w.in_channels * w.taps * kWidthBlock, stored, a_.x.channels, a_.vertical.kernel, a_.horizontal.kernel,
+                  to, channels_ * span_});
+  }
+
+  // The lines of tiles that begin at `first`.
+  void band(int64_t image, int64_t first) const {
+    static thread_local Scratch<float> scratch;
+    const int64_t lines = std::min(band_, lines_ - first), line = row_ * pixel_, rows = kSide * band_ + kWindow - kSide,
+                  columns = kSide * block_ + kWindow - kSide, sides = kWindow * columns * pixel_,
+                  x = kPositions * block_ * pixel_, sums = kPositions * block_ * span_;
+    float* const split = scratch.reserve(rows * line + sides + x + sums + kSide * kSide * block_ * span_);
+    Room room{split + rows * line, nullptr, nullptr, nullptr};
+    room.x = room.sides + sides, room.sums = room.x + x, room.results = room.sums + sums;
+    split_band(image, kSide * first, kSide * lines + kWindow - kSide, split);
+    for (int64_t i = 0; i < lines; ++i)
+      for (int64_t tile = 0; tile < tiles_; tile += block_)
+        multiply(image, first + i, tile, std::min(block_, tiles_ - tile), split + kSide * (i * line + tile * pixel_),
+                 room);
+  }
+
+  // Rows [first, first + n) of split x: of both rows of a pair and of each channel, both columns of a pair.
+  void split_band(int64_t image, int64_t first, int64_t n, float* to) const {
+    static constexpr float kZeros[2] = {};
+    static thread_local Scratch<float> scratch;
+    const Images& x = a_.x;
+    float* const room = a_.dtype == DType::float32 ? nullptr : scratch.reserve(2 * x.channels * x.width);
+    const bool last = x.channel_stride == 1;
+    const int64_t column = last ? x.channels : 1, channel = last ? 1 : room ? x.width : x.channel_stride;
+    for (int64_t i = 0; i < n; ++i, to += row_ * pixel_) {
+      const float* from[kMostPixel / 2];
+      int64_t steps[kMostPixel / 2] = {};
+      std::fill(from, from + pixel_ / 2, kZeros);
+      for (int64_t down = 0; down < 2; ++down) {
+        const int64_t row = 2 * (first + i) + down - a_.vertical.padding;
+        if (row < 0 || row >= x.height) continue;
+        const float* const values = floats(image, row, room ? room + down * x.channels * x.width : nullptr);
+        for (int64_t c = 0; c < x.channels; ++c) {
+          from[down * x.channels + c] = values + c * channel;
+          steps[down * x.channels + c] = column;
+        }
+      }
+      split_row(from, steps, to);
+    }
+  }
+
+  // A row of x as floats, in `room` where they are not so in memory.
+  const float* floats(int64_t image, int64_t row, float* room) const {
+    const Images& x = a_.x;
+    const void* const from = advance(x.data, image * x.image_stride + row * x.row_stride, a_.dtype);
+    if (!room) return static_cast<const float*>(from);
+    if (x.channel_stride == 1)
+      copy_.load({from, room, 0, 1, 0, 1, x.channels * x.width, a_.dtype, false});
+    else
+      copy_.load({from, room, x.channel_stride, 1, x.width, x.channels, x.width, a_.dtype, false});
+    return room;
+  }
+
+  // from, steps: of each pair of a pixel, its channel's column 0 and the floats to the next.
+  void split_row(const float* const* from, const int64_t* steps, float* to) const {
+    const int64_t left = a_.horizontal.padding, width = a_.x.width, pairs = pixel_ / 2;
+    const auto some = [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        for (int64_t p = 0; p < pixel_; ++p) {
+          const int64_t at = 2 * i + p % 2 - left;
+          to[i * pixel_ + p] = at >= 0 && at < width ? from[p / 2][at * steps[p / 2]] : 0.0f;
+        }
+    };
+    const int64_t begin = std::min(ceil_div(left, 2), row_), end = a_.x.channel_stride == 1 && a_.x.channels > 1
+                                                                       ? begin
+                                                                       : std::clamp((width + left) / 2, begin, row_);
+    some(0, begin);
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t p = 0; p < pairs; ++p)
+        std::memcpy(to + i * pixel_ + 2 * p, from[p] + (2 * i - left) * steps[p], 2 * sizeof(float));
+    const int64_t filled = std::clamp((width + left + 1) / 2, end, row_);
+    some(end, filled);
+    std::fill(to + filled * pixel_, to + row_ * pixel_, 0.0f);
+  }
+
+  struct Room {
+    float *sides, *x, *sums, *results;
+  };
+
+  void multiply(int64_t image, int64_t line, int64_t tile, int64_t tiles, const float* x, const Room& room) const {
+    const int64_t columns = kSide * tiles + kWindow - kSide, position = tiles * pixel_, row = kSide * tiles * span_;
+    run_.columns({x, row_ * pixel_, columns, pixel_, room.sides});
+    run_.rows({room.sides, columns, pixel_, tiles, room.x, position});
+    for (int64_t i = 0; i < spans_; ++i) {
+      run_.products({room.x, weights_ + i * kPositions * channels_ * span_, room.sums, tiles, pixel_, channels_,
+                     position, channels_ * span_, tiles * span_});
+      run_.results(
+          {room.sums, tiles * span_, tiles, scale_ + i * span_, bias_ + i * span_, a_.relu, room.results, row});
+      write(image, line, tile, tiles, i * span_, room.results, row);
+    }
+  }
+
+  // Results of a span, whose rows are `row` floats apart.
+  void write(int64_t image, int64_t line, int64_t tile, int64_t tiles, int64_t start, const float* results,
+             int64_t row) const {
+    const Images& y = a_.y;
+    const int64_t top = kSide * line, left = kSide * tile, height = std::min(kSide, y.height - top),
+                  width = std::min(kSide * tiles, y.width - left), channels = std::min(span_, y.channels - start);
+    const bool last = y.channel_stride == 1;
+    for (int64_t i = 0; i < height; ++i)
+      copy_.store({results + i * row,
+                   advance(y.data,
+                           image * y.image_stride + (top + i) * y.row_stride + left * y.column_stride +
+                               start * y.channel_stride,
+                           a_.dtype),
+                   span_, 1, last ? y.column_stride : y.channel_stride, width, channels, a_.dtype, !last});
+  }
+
+  const WidthConv2dArgs& a_;
+  const Parallel& parallel_;
+  const WidthConv2dKernels copy_;
+  const WidthStridedKernels run_;
+  const int64_t channels_, pixel_;     // of split x; floats of a pixel of it
+  const int64_t span_, spans_;         // output channels that are multiplied together
+  const int64_t lines_, tiles_, row_;  // of tiles, of an image; tiles of each; pixels of a row of split x
+  int64_t band_, bands_, block_;       // lines, bands of an image; tiles that are multiplied together
+  const float *weights_, *scale_, *bias_;
+};
+
+}  // namespace
+
+bool width_conv2d_strided(const WidthConv2dArgs& a) {
+  const auto fits = [](const Axis& axis) {
+    return (axis.kernel == 7 || axis.kernel == 8) && axis.stride == 2 && axis.dilation == 1;
+  };
+  const bool can = fits(a.vertical) && fits(a.horizontal) && a.groups == 1 && a.packed && !a.pairs &&
+                   a.x.channels > 0 && a.x.channels <= kMostChannels;
+  const int64_t tiles = ceil_div(a.y.height, kSide) * ceil_div(a.y.width, kSide);
+  return can && a.products != WidthProducts::direct &&
+         (a.products == WidthProducts::winograd || (tiles >= kFewTiles && a.y.channels >= kWidthBlock));
+}
+
+void width_strided(const WidthConv2dArgs& args, const Parallel& parallel) { WidthStrided(args, parallel).run(); }
+
+}  // namespace lcs

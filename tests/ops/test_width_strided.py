@@ -1,0 +1,158 @@
+"""width_conv2d of 7 x 7 or 8 x 8 taps at stride 2 by Winograd's F(3 x 3, 4 x 4)."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lcs_kernels import width_conv2d, width_conv2d_norm
+from lcs_kernels.formats import WidthWeight
+from lcs_kernels.ops._winograd import STRIDED_POINTS, split, strided_rounding_bound, transforms
+from lcs_kernels.ops.width_conv2d_norm import reference as apart
+
+from .sparse_cases import DTYPES, LAST
+from .test_width_conv2d import FORMATS
+
+# x, weight's channels and taps, channels of the result, padding
+CASES = {
+    "as networks begin": ((2, 3, 64, 60), (64, 3, 7, 7), 64, (3, 3)),
+    "one channel": ((3, 1, 40, 30), (20, 1, 7, 7), 20, (3, 3)),
+    "the most channels": ((1, 8, 29, 37), (33, 12, 8, 8), 31, (3, 2)),
+    "a width of both": ((1, 3, 35, 70), (70, 40, 7, 8), 49, (2, 5)),
+    "no padding": ((2, 5, 50, 41), (17, 5, 8, 7), 17, (0, 0)),
+    "more padding than taps": ((1, 2, 9, 6), (16, 2, 7, 7), 16, (9, 12)),
+    "smaller than a tile": ((2, 4, 5, 3), (16, 4, 7, 7), 16, (2, 3)),
+    "no images": ((0, 3, 40, 40), (16, 3, 7, 7), 16, (3, 3)),
+}
+OP = torch.ops.lcs.width_conv2d.default
+
+
+def run(x, weight, out, padding, scale=None, bias=None, relu=False, winograd=True, cap=None):
+    packed = weight.prepack()
+    return OP(x, weight.weight, out, scale, bias, [2, 2], list(padding), [1, 1], 1, relu, packed, winograd, cap)
+
+
+def case(name, layout, dtype=torch.float32, fill=torch.randn):
+    shape, full, out, padding = CASES[name]
+    x, w = fill(*shape).to(dtype).to(memory_format=layout), fill(*full)
+    return x, w[:out, : shape[1]], WidthWeight.pack(w), out, padding
+
+
+def assert_within_bound(y, x, block, padding, scale=None, bias=None, relu=False):
+    exact = F.conv2d(x.double(), block.double(), None, 2, padding)
+    limit = strided_rounding_bound(x, padding, block) * (1 + 2.0**-10)  # what is not of first order, and float64's own
+    if scale is not None:
+        factor, shift = (v[: len(block), None, None].double() for v in (scale, bias))
+        exact, limit = exact * factor + shift, limit * factor.abs() + 2.0**-23 * shift.abs()
+    exact = exact.relu() if relu else exact
+    assert ((y.double() - exact).abs() <= limit + LAST[x.dtype] * (exact.abs() + limit)).all()
+    return limit
+
+
+def test_transforms_are_those_of_a_correlation():
+    torch.manual_seed(0)
+    a, g, b = transforms(3, 4, STRIDED_POINTS)
+    x, w = torch.randn(1, 5, 12, 12).double(), torch.randn(3, 5, 7, 7).double()
+    y = a @ ((g @ split(w, (0, 0)) @ g.T) * (b @ split(x, (0, 0)) @ b.T)).sum(1) @ a.T
+    torch.testing.assert_close(y, F.conv2d(x, w, stride=2)[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_rounds_as_often_as_it_must(isa, name, layout, dtype):
+    torch.manual_seed(1)
+    x, block, weight, out, padding = case(name, layout, dtype)
+    scale, bias = torch.randn(weight.shape[0]), torch.randn(weight.shape[0])
+    for affine in ((), (scale, bias), (scale, bias, True)):
+        y = run(x, weight, out, padding, *affine)
+        limit = assert_within_bound(y, x, block, padding, *affine)
+        direct = run(x, weight, out, padding, *affine, winograd=False)
+        assert y.stride() == direct.stride() and y.dtype == dtype
+    if x.numel():
+        c, limit = x.shape[1], limit / scale[:out, None, None].abs()
+        bound = (4 * c + 23) * 5000 * c * 2.0**-24 * block.abs().max() * x.abs().max()
+        assert (limit - 2.0**-23 * (bias / scale)[:out, None, None].abs() <= bound * 1.01).all()
+
+
+def test_every_size_of_an_image(isa):
+    """Tiles of which an image uses all or a part, on either side, in lines of one block or more."""
+    torch.manual_seed(2)
+    weight = WidthWeight.pack(torch.randn(19, 2, 7, 7))
+    for height in range(1, 20):
+        for width in (*range(1, 20), 150, 163):
+            x = torch.randn(1, 2, height, width)
+            assert_within_bound(run(x, weight, 18, (3, 3)), x, weight.weight[:18], (3, 3))
+
+
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_integers_stay_nearest(isa, name, layout):
+    torch.manual_seed(3)
+    x, block, weight, out, padding = case(name, layout, fill=lambda *shape: torch.randint(-3, 4, shape).float())
+    y = run(x, weight, out, padding)
+    assert x.numel() == 0 or assert_within_bound(y, x, block, padding).max() < 0.5
+    assert torch.equal(y.round(), F.conv2d(x, block, None, 2, padding))
+
+
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_threads_and_batches_change_nothing(isa, name, layout, threads):
+    torch.manual_seed(4)
+    x, _, weight, out, padding = case(name, layout)
+    y = run(x, weight, out, padding)
+    torch.set_num_threads(1)
+    assert torch.equal(run(x, weight, out, padding), y)
+    for i in range(len(x)):
+        assert torch.equal(run(x[i : i + 1], weight, out, padding), y[i : i + 1])
+
+
+def test_nan_stays_in_the_tiles_that_read_it(isa):
+    torch.manual_seed(5)
+    x, weight = torch.randn(1, 3, 40, 40), WidthWeight.pack(torch.randn(16, 3, 7, 7))
+    for row in range(0, 40, 3):
+        x[0, 1, row, 11] = torch.nan
+        found = run(x, weight, 16, (3, 3)).isnan()
+        read = F.conv2d(x, weight.weight, None, 2, 3).isnan()
+        assert found[read].all()
+        tiles = F.pad(x.isnan().any(1, keepdim=True).float(), (3, 9, 3, 9)).unfold(2, 12, 6).unfold(3, 12, 6)
+        near = tiles.flatten(4).amax(4).repeat_interleave(3, 2).repeat_interleave(3, 3)[..., :20, :20]
+        assert not found[(near == 0).expand_as(found)].any()
+        x[0, 1, row, 11] = 0.0
+
+
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+def test_a_cap_and_relu(isa, layout):
+    torch.manual_seed(6)
+    x, _, weight, out, padding = case("as networks begin", layout)
+    y = run(x, weight, out, padding)
+    assert torch.equal(run(x, weight, out, padding, relu=True), y.relu())
+    assert torch.equal(run(x, weight, out, padding, relu=True, cap=3.0), y.clamp(0, 3.0)) and y.max() > 3
+
+
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+def test_is_chosen_for_first_layers_with_and_without_a_norm(isa, layout, threads):
+    torch.manual_seed(7)
+    x, weight = torch.randn(9, 3, 64, 64).to(memory_format=layout), WidthWeight.pack(torch.randn(64, 3, 7, 7))
+    y, settings = width_conv2d(x, weight, 60, stride=2, padding=3), ([2, 2], [3, 3], [1, 1], 1)
+    assert torch.equal(y, run(x, weight, 60, (3, 3))) and not torch.equal(y, run(x, weight, 60, (3, 3), winograd=False))
+    norm, packed = (torch.randn(60), None, None, None, None), weight.prepack()
+    for pool in (None, (3, 2, 1)):
+        numbers = [] if pool is None else [3, 3, 2, 2, 1, 1]
+        arguments = (60, None, *settings, packed, *norm, None, 60, 1e-5, True, numbers, None, None)
+        expected = apart(x, weight.weight, *arguments)
+        for images in (9, 1):
+            found = width_conv2d_norm(x[:images], weight, 60, norm, stride=2, padding=3, relu=True, max_pool=pool)
+            assert torch.equal(found, expected[:images])
+
+
+def test_others_are_multiplied_directly(isa):
+    torch.manual_seed(8)
+    x, weight = torch.randn(1, 3, 64, 64), WidthWeight.pack(torch.randn(64, 3, 7, 7))
+    few = x[..., :18, :18].contiguous()
+    assert torch.equal(width_conv2d(few, weight, 64, stride=2, padding=3), run(few, weight, 64, (3, 3), winograd=False))
+    assert torch.equal(width_conv2d(x, weight, 15, stride=2, padding=3), run(x, weight, 15, (3, 3), winograd=False))
+    for settings in ({"stride": 1}, {"stride": (2, 1)}, {"stride": 2, "dilation": 2}, {"stride": 2, "groups": 3}):
+        whole = torch.randint(-3, 4, (48, 3 // settings.get("groups", 1), 7, 7)).float()
+        data = torch.randint(-3, 4, x.shape).float()
+        y = width_conv2d(data, WidthWeight.pack(whole), padding=3, **settings)
+        assert torch.equal(y, F.conv2d(data, whole, padding=3, **settings))
