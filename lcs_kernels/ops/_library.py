@@ -158,4 +158,16 @@ def check_vector(
         )
     if vector.dtype not in (torch.float32, dtype):
         raise TypeError(f"{op}: {name} must be float32 or {dtype} like x, got {vector.dtype}")
-    return vector if x.dtype == torch.float64 else vector.float()
+    return widened(vector, x)
+
+
+def widened(vector: Tensor | None, x: Tensor) -> Tensor | None:
+    """A value of each output channel as the op takes it."""
+    if vector is None or vector.dtype == torch.float32 or x.dtype == torch.float64:
+        return vector
+    return vector.float()
+
+
+def is_wide(*vectors: Tensor | None) -> bool:
+    """Whether the op takes all of them as they are."""
+    return all(v is None or v.dtype == torch.float32 for v in vectors)

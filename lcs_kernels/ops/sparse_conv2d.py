@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +21,7 @@ from ._convolution import (
     memory_format,
     output_size,
 )
-from ._library import check_sparse, check_vector, define, wants_grad, without_autocast
+from ._library import check_sparse, check_vector, define, is_wide, wants_grad, widened, without_autocast
 from .sparse_pack import MAX_BLOCK, reference_unpack
 
 if TYPE_CHECKING:
@@ -98,15 +99,15 @@ def by_reference(x: Tensor, block: int) -> bool:
 
 
 def checked(x: Tensor, weight: SparseWeight, bias: Tensor | None, stride, padding, dilation, groups: int) -> tuple:
-    """Bias, geometry, block and prepack as the op takes them. Raises as `sparse_conv2d` does."""
+    """Geometry, block and prepack as the op takes them. Raises as `sparse_conv2d` does."""
     ensure_loaded()
     stride, padding, dilation = geometry("sparse_conv2d", stride, padding, dilation)
     check_channels("sparse_conv2d", x, weight.shape, groups)
     check_fits("sparse_conv2d", x, weight.shape, padding, dilation)
-    bias = check_sparse("sparse_conv2d", x, weight, bias)
+    check_sparse("sparse_conv2d", x, weight, bias)
     block = block_for(weight.shape[1], weight.shape[2] * weight.shape[3], weight.density)
     prepack = weight.prepack(block) if x.is_cpu and not by_reference(x, block) else []
-    return bias, (stride, padding, dilation, groups), block, prepack
+    return (stride, padding, dilation, groups), block, prepack
 
 
 def sparse_conv2d(
@@ -145,13 +146,42 @@ def sparse_conv2d(
         TypeError: another dtype.
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
-    bias, settings, block, prepack = checked(x, weight, bias, stride, padding, dilation, groups)
-    scale = check_vector("sparse_conv2d", "scale", scale, x, weight.shape)
+    geometry = (stride, padding, dilation, groups)
+    return bound_sparse_conv2d(x, weight, bias, *geometry, scale=scale, relu=relu, cap=cap)(x)
+
+
+def bound_sparse_conv2d(
+    x: Tensor,
+    weight: SparseWeight,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    scale: Tensor | None = None,
+    relu: bool = False,
+    cap: float | None = None,
+) -> Callable[[Tensor], Tensor]:
+    """`sparse_conv2d`, all checked, for any x of the shape, dtype and device of this one. Raises as it does."""
+    geometry, block, prepack = checked(x, weight, bias, stride, padding, dilation, groups)
+    check_vector("sparse_conv2d", "scale", scale, x, weight.shape)
     check_cap("sparse_conv2d", relu, cap)
-    if wants_grad(x, bias, scale) or by_reference(x, block):
+    slow = by_reference(x, block)
+
+    def settings(bias: Tensor | None, scale: Tensor | None) -> tuple:
+        stored = (weight.mask_bits, weight.values, weight.shape)
+        return (*stored, bias, *geometry, relu, block, prepack, scale, cap)
+
+    ready = settings(bias, scale) if is_wide(bias, scale) else None
+
+    def run(x: Tensor) -> Tensor:
+        if not slow and not wants_grad(x, bias, scale):
+            return _op(x, *(ready or settings(widened(bias, x), widened(scale, x))))
         if scale is None and cap is None:
-            return SparseConv2d.apply(x, bias, relu, weight, settings, block, prepack)
+            return SparseConv2d.apply(x, widened(bias, x), relu, weight, geometry, block, prepack)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))  # so that the result is rounded once
-        y = SparseConv2d.apply(wide, None, False, weight, settings, block, prepack)
-        return finished(y, scale, bias, relu, cap).to(x.dtype)
-    return _op(x, weight.mask_bits, weight.values, weight.shape, bias, *settings, relu, block, prepack, scale, cap)
+        y = SparseConv2d.apply(wide, None, False, weight, geometry, block, prepack)
+        return finished(y, widened(scale, x), widened(bias, x), relu, cap).to(x.dtype)
+
+    return run

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ._library import define, wants_grad
+from ._library import define, is_wide, wants_grad, widened
 from .line_norm import line_norm, ready_alpha
 from .sparse_conv2d import by_reference, checked, sparse_conv2d
 
@@ -70,16 +71,49 @@ def sparse_conv2d_norm(
     Raises:
         ValueError, TypeError, LcsUnavailableError: as the two.
     """
-    given, (bias, geometry, block, prepack) = bias, checked(x, weight, bias, stride, padding, dilation, groups)
+    geometry = {"bias": bias, "stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    run = bound_sparse_conv2d_norm(x, weight, norm, norm_groups, eps, **geometry, mean=mean, var=var, relu=relu)
+    return run(x, residual)
+
+
+def bound_sparse_conv2d_norm(
+    x: Tensor,
+    weight: SparseWeight,
+    norm: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, float | Tensor | None],
+    norm_groups: int,
+    eps: float = 1e-5,
+    *,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    relu: bool = False,
+) -> Callable[..., Tensor]:
+    """`sparse_conv2d_norm`, the convolution checked, for any x of the shape, dtype and device of this one, and any
+    residual, which comes second. Raises as it does."""
+    geometry, block, prepack = checked(x, weight, bias, stride, padding, dilation, groups)
     norm = (*norm[:4], ready_alpha(norm[1], norm[3], norm[4], x))
-    after = {"mean": mean, "var": var, "residual": residual, "relu": relu}
-    if not wants_grad(x, bias, *norm, residual) and not by_reference(x, block):
-        fields = (weight.mask_bits, weight.values, weight.shape, bias, *geometry, block, prepack)
+    slow = by_reference(x, block)
+
+    def settings(bias: Tensor | None) -> tuple:
+        return weight.mask_bits, weight.values, weight.shape, bias, *geometry, block, prepack, *norm
+
+    ready, last = settings(bias) if is_wide(bias) else None, (norm_groups, eps, relu, mean, var)
+
+    def run(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if slow or wants_grad(x, bias, *norm, residual):
+            return apart(x, residual)
         try:
-            return _op(x, *fields, *norm, residual, norm_groups, eps, relu, mean, var)
+            return _op(x, *(ready or settings(widened(bias, x))), residual, *last)
         except RuntimeError:
-            y = sparse_conv2d(x, weight, bias, *geometry)  # says it as a ValueError or a TypeError
-            line_norm(y, *norm, norm_groups, eps, **after)
+            apart(x, residual)  # says it as a ValueError or a TypeError
             raise
-    y = sparse_conv2d(x, weight, given, *geometry)
-    return line_norm(y, *norm, norm_groups, eps, **after)
+
+    def apart(x: Tensor, residual: Tensor | None) -> Tensor:
+        y = sparse_conv2d(x, weight, bias, *geometry)
+        return line_norm(y, *norm, norm_groups, eps, mean=mean, var=var, residual=residual, relu=relu)
+
+    return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from lcs_kernels._load import ensure_loaded
 
 from ._convolution import check_cap, check_fits, finished, geometry, memory_format, output_size
-from ._library import define, wants_grad, without_autocast
+from ._library import define, is_wide, wants_grad, widened, without_autocast
 
 if TYPE_CHECKING:
     from lcs_kernels.formats import WidthWeight
@@ -261,20 +262,58 @@ def width_conv2d(
         TypeError: another dtype.
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
+    geometry = (stride, padding, dilation, groups)
+    return bound_width_conv2d(x, weight, out_channels, bias, *geometry, scale=scale, relu=relu, cap=cap)(x)
+
+
+def bound_width_conv2d(
+    x: Tensor,
+    weight: Tensor | WidthWeight,
+    out_channels: int | None = None,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    scale: Tensor | None = None,
+    relu: bool = False,
+    cap: float | None = None,
+) -> Callable[[Tensor], Tensor]:
+    """`width_conv2d`, all checked, for any x of the shape, dtype and device of this one. Raises as it does."""
     ensure_loaded()
     stride, padding, dilation = geometry("width_conv2d", stride, padding, dilation)
-    packed = None
-    if not isinstance(weight, Tensor):
-        packed = prepacked(x, weight, stride, dilation, groups)
-        weight = weight.weight
+    whole = None if isinstance(weight, Tensor) else weight
+    packed = None if whole is None else prepacked(x, whole, stride, dilation, groups)
+    version = None if whole is None else version_of(whole)
+    weight = weight if whole is None else whole.weight
     out_channels, groups = width(x, weight, out_channels, groups)
     check_fits("width_conv2d", x, weight.shape, padding, dilation)
-    scale, bias = _vector("scale", scale, x, weight), _vector("bias", bias, x, weight)
+    _check_vector("scale", scale, x, weight)
+    _check_vector("bias", bias, x, weight)
     check_cap("width_conv2d", relu, cap)
-    settings = (stride, padding, dilation, groups)
-    if wants_grad(x, weight, scale, bias) or x.dtype == torch.float64:
-        return WidthConv2d.apply(x, weight, scale, bias, out_channels, settings, relu, packed, cap)
-    return _op(x, weight.contiguous(), out_channels, scale, bias, *settings, relu, packed, cap=cap)
+    sliding = (stride, padding, dilation, groups)
+    slow = x.dtype == torch.float64
+
+    def settings(scale: Tensor | None, bias: Tensor | None) -> tuple:
+        return weight.contiguous(), out_channels, scale, bias, *sliding, relu, packed, None, cap
+
+    ready = settings(scale, bias) if whole is not None and is_wide(scale, bias) else None
+
+    def run(x: Tensor) -> Tensor:
+        if version is not None and weight._version != version:
+            whole.prepack()  # raises
+        if not slow and not wants_grad(x, weight, scale, bias):
+            return _op(x, *(ready or settings(widened(scale, x), widened(bias, x))))
+        vectors = widened(scale, x), widened(bias, x)
+        return WidthConv2d.apply(x, weight, *vectors, out_channels, sliding, relu, packed, cap)
+
+    return run
+
+
+def version_of(weight: WidthWeight) -> int | None:
+    """Torch's count of writes to it; None where it keeps none, and in what torch.compile traces."""
+    return None if torch.compiler.is_compiling() or weight.weight.is_inference() else weight.weight._version
 
 
 def width(x: Tensor, weight: Tensor, out_channels: int | None, groups: int) -> tuple[int, int]:
@@ -318,9 +357,9 @@ def width(x: Tensor, weight: Tensor, out_channels: int | None, groups: int) -> t
     return out_channels, groups
 
 
-def _vector(name: str, vector: Tensor | None, x: Tensor, weight: Tensor) -> Tensor | None:
+def _check_vector(name: str, vector: Tensor | None, x: Tensor, weight: Tensor) -> None:
     if vector is None:
-        return None
+        return
     if tuple(vector.shape) != (weight.shape[0],) or vector.device != x.device:
         raise ValueError(
             f"width_conv2d: {name} must be ({weight.shape[0]},) on {x.device}, got {tuple(vector.shape)} on "
@@ -328,4 +367,3 @@ def _vector(name: str, vector: Tensor | None, x: Tensor, weight: Tensor) -> Tens
         )
     if vector.dtype not in (torch.float32, x.dtype):
         raise TypeError(f"width_conv2d: {name} must be float32 or {x.dtype} like x, got {vector.dtype}")
-    return vector if x.dtype == torch.float64 else vector.float()

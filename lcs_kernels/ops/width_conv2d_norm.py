@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,9 +12,9 @@ from torch.nn import functional as F
 from lcs_kernels._load import ensure_loaded
 
 from ._convolution import geometry, memory_format, window
-from ._library import define, wants_grad
+from ._library import define, is_wide, wants_grad, widened
 from .line_norm import line_norm, ready_alpha
-from .width_conv2d import prepacked, width, width_conv2d
+from .width_conv2d import prepacked, version_of, width, width_conv2d
 
 if TYPE_CHECKING:
     from lcs_kernels.formats import WidthWeight
@@ -78,32 +79,65 @@ def width_conv2d_norm(
     Raises:
         ValueError, TypeError, LcsUnavailableError: as the two; ValueError too where the pooling does not fit.
     """
+    geometry = {"bias": bias, "stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    after = {"mean": mean, "var": var, "relu": relu, "max_pool": max_pool}
+    return bound_width_conv2d_norm(x, weight, out_channels, norm, norm_groups, eps, **geometry, **after)(x, residual)
+
+
+def bound_width_conv2d_norm(
+    x: Tensor,
+    weight: Tensor | WidthWeight,
+    out_channels: int,
+    norm: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, float | Tensor | None],
+    norm_groups: int | None = None,
+    eps: float = 1e-5,
+    *,
+    bias: Tensor | None = None,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    relu: bool = False,
+    max_pool: tuple[Pair, Pair, Pair] | None = None,
+) -> Callable[..., Tensor]:
+    """`width_conv2d_norm`, made ready for any x of the shape, dtype and device of this one, and any residual, which
+    comes second. What raises as it does is this or the call."""
     ensure_loaded()
     norm_groups = norm_groups or out_channels
     if not type(stride) is type(padding) is type(dilation) is tuple:
         stride, padding, dilation = geometry("width_conv2d", stride, padding, dilation)
-    settings = (stride, padding, dilation, groups)
     norm = (*norm[:4], ready_alpha(norm[1], norm[3], norm[4], x))
     pool = [] if max_pool is None else sum(window("width_conv2d_norm", *max_pool), [])
 
-    def apart() -> Tensor:
-        y = width_conv2d(x, weight, out_channels, bias, *settings)
+    def apart(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = width_conv2d(x, weight, out_channels, bias, stride, padding, dilation, groups)
         y = line_norm(_last(y, pool), *norm, norm_groups, eps, mean=mean, var=var, residual=residual, relu=relu)
         return _pooled(x, y, pool)
 
-    if isinstance(weight, Tensor) or x.dtype == torch.float64 or wants_grad(x, bias, *norm, residual):
-        return apart()
-    packed = prepacked(x, weight, stride, dilation, groups)
-    after = (residual, norm_groups, eps, relu, pool, mean, var)
-    if groups > 1:
-        groups = width(x, weight.weight, out_channels, groups)[1]
-    try:
-        bias = bias if bias is None else bias.float()
-        conv = (bias, stride, padding, dilation, groups)
-        return _op(x, weight.weight, out_channels, *conv, packed, *norm, *after)
-    except RuntimeError:
-        apart()  # says it as a ValueError or a TypeError
-        raise
+    if isinstance(weight, Tensor) or x.dtype == torch.float64:
+        return apart
+    packed, version = prepacked(x, weight, stride, dilation, groups), version_of(weight)
+    own_groups = width(x, weight.weight, out_channels, groups)[1] if groups > 1 else groups
+
+    def settings(bias: Tensor | None) -> tuple:
+        return weight.weight, out_channels, bias, stride, padding, dilation, own_groups, packed, *norm
+
+    ready, last = settings(bias) if is_wide(bias) else None, (norm_groups, eps, relu, pool, mean, var)
+
+    def run(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if version is not None and weight.weight._version != version:
+            weight.prepack()  # raises
+        if wants_grad(x, bias, *norm, residual):
+            return apart(x, residual)
+        try:
+            return _op(x, *(ready or settings(widened(bias, x))), residual, *last)
+        except RuntimeError:
+            apart(x, residual)  # says it as a ValueError or a TypeError
+            raise
+
+    return run
 
 
 def _last(y: Tensor, pool: list[int]) -> Tensor:

@@ -40,6 +40,8 @@ def channels_last(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             return value.contiguous(memory_format=torch.channels_last)
         return value
 
+    if not kwargs and len(args) == 1 and isinstance(args[0], Tensor):
+        return (last(args[0]),), kwargs
     return pytree.tree_map(last, (args, kwargs))
 
 

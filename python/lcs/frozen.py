@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils import _pytree as pytree
 
 from . import compiling
@@ -202,7 +203,7 @@ class Frozen:
             cache.nbytes,
             {name: n for (name, _), n in dense.items()},
             {name: n for (name, fallback), n in dense.items() if fallback},
-            self._unfused or ("somebody has registered a hook since it was frozen" if any(self._hooks) else ""),
+            self._unfused or ("somebody has registered a hook since it was frozen" if self._watched() else ""),
             self._contiguous,
         )
 
@@ -243,7 +244,7 @@ class Frozen:
         with _autocast_off(self._device):
             inputs = signature(args, kwargs)
             packed = self._packed(level, self._chosen(level, inputs, args, kwargs))
-            fused = fused and inputs in self._forwards and not any(self._hooks)
+            fused = fused and inputs in self._forwards and not self._watched()
             drawn, last = self._drawn(args, kwargs) if fused else None, self._last.get(inputs)
             given = (args, kwargs) if drawn is None else drawn
             if last or (last is not None and drawn is not None):
@@ -320,9 +321,12 @@ class Frozen:
         else:
             _remember(self._last, inputs, True)
 
+    def _watched(self) -> bool:
+        """Whether somebody has registered a hook since it was frozen, or one for all modules."""
+        return any(self._hooks) or bool(_has_any_global_hook())
+
     def _run_fused(self, running: Packed | Trace, drawn: tuple[tuple, dict]):
-        forward = functools.partial(nn.Module.__call__, self._fused)  # fx's own prints what goes wrong
-        return _run(forward, running, *drawn)
+        return _run(self._fused.forward, running, *drawn)
 
     def _drawn(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """A call's arguments as a graph takes them, which is drawn for tensors and the forward's own defaults; None

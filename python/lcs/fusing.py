@@ -251,7 +251,7 @@ def _pool_behind(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) 
         return
     before, *pool, dilation, ceil_mode = node.args
     if before.kwargs.get("normed") and "pool" not in before.kwargs and dilation in (1, (1, 1)) and not ceil_mode:
-        kernel_size, stride, padding = pool
+        kernel_size, stride, padding = (tuple(p) if isinstance(p, list) else p for p in pool)
         before.kwargs = {**before.kwargs, "pool": (kernel_size, stride or kernel_size, padding)}
         node.replace_all_uses_with(before)
         graph.erase_node(node)

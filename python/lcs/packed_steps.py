@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 
 import torch
 import torch.nn.functional as F
@@ -194,4 +195,21 @@ def module_of(read: dict[str, nn.Module | Tensor], graph: fx.Graph) -> fx.GraphM
     """The module that runs `graph`; it is freed after its last use, where fx's own and its graph hold each other."""
     made = fx.GraphModule(read, graph)
     made.graph.owning_module = None
+    made.__dict__["forward"] = _direct(made)
     return made
+
+
+def _direct(module: fx.GraphModule) -> Callable:
+    """Its forward, which runs those of the modules that nobody watches, without what `nn.Module` does around them."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    read = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            value = attrgetter(node.target)(module)
+            if node.op == "call_module" and not watched(value):
+                value, node.target = value.forward, f"_forward_{len(read)}"
+            read[node.target] = value
+    made = fx.GraphModule(read, graph)
+    made.graph.owning_module = None
+    return made.forward

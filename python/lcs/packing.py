@@ -100,7 +100,7 @@ class Packed:
     own: tuple[SparseWeight | NestedWeight | WidthWeight, ...]  # weights of this level alone
     inputs: dict = field(default_factory=dict)  # what it has run on, for which more may have been derived
     networks: dict = field(default_factory=dict)  # what several layers run as (`lcs.packed_steps`), by input
-    plans: dict = field(default_factory=dict)  # how a layer does the norm behind it, by layer and input's shape
+    plans: dict = field(default_factory=dict)  # how layers do their work, by layer and what it is given
     shapes: None = None
 
     @property
@@ -133,8 +133,9 @@ class FrozenSlot:
         return running.tensors[layer.index]
 
     def plans(self) -> dict | None:
-        """What layers remember of the level that runs; None: their shapes are found out."""
-        return RUNNING.get().plans
+        """What layers remember of the level that runs; None: their shapes are found out, or there is none."""
+        running = RUNNING.get(None)
+        return None if running is None else running.plans
 
 
 def nbytes(weight: Weight | None) -> int:

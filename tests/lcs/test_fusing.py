@@ -371,8 +371,10 @@ def test_a_sparse_convolution_does_the_norm_behind_it(dtype, memory_format, monk
     monkeypatch.setattr(costs, "pays", lambda *_, **__: True)
     fast = frozen(Convolutions().to(dtype))
     calls = []
-    one = frozen_norm.sparse_conv2d_norm
-    monkeypatch.setattr(frozen_norm, "sparse_conv2d_norm", lambda *a, **k: calls.append(a[0].shape) or one(*a, **k))
+    one = frozen_norm.bound_sparse_conv2d_norm
+    monkeypatch.setattr(
+        frozen_norm, "bound_sparse_conv2d_norm", lambda *a, **k: calls.append(a[0].shape) or one(*a, **k)
+    )
     for n in (2, 9):
         x = torch.randn(n, 3, 20, 22).to(dtype).contiguous(memory_format=memory_format)
         for density in (0.1, 0.5):

@@ -1,15 +1,19 @@
 """Layers of a frozen network: the sparse op runs a sparse weight, the engine's dense op a WidthView, torch a tensor."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lcs_kernels import line_norm, sparse_conv2d, sparse_conv2d_norm, sparse_linear, width_conv2d, width_conv2d_norm
+from lcs_kernels import line_norm, sparse_linear
 from lcs_kernels.formats import SparseWeight
 from lcs_kernels.ops._convolution import output_size
+from lcs_kernels.ops.sparse_conv2d_norm import bound_sparse_conv2d_norm
+from lcs_kernels.ops.width_conv2d_norm import bound_width_conv2d_norm
 
 from .base import SubspaceLayer
-from .frozen_norm import NormBehind, WidthView, check_dtype
+from .frozen_norm import NormBehind, Run, WidthView, check_dtype, pooled, remember
 from .weights import SubspaceConv2d, SubspaceLinear
 
 
@@ -27,52 +31,50 @@ class FrozenLinear(SubspaceLinear):
 class FrozenConv2d(NormBehind, SubspaceConv2d):
     sparse_op = "sparse_conv2d"
 
-    def convolved(self, input: Tensor) -> Tensor:
-        batched = input if input.dim() == 4 else input.unsqueeze(0)
-        weight, bias = self.slot.tensors(self, batched.shape)
+    def convolution(self, like: Tensor) -> Run:
+        weight, bias = self.slot.tensors(self, like.shape if like.dim() == 4 else (1, *like.shape))
         if isinstance(weight, Tensor):
-            return self._conv_forward(input, weight, bias)
-        run = self.at_width if isinstance(weight, WidthView) else self._sparse
-        y = run(batched, weight, bias)
-        return y if input.dim() == 4 else y.squeeze(0)
+            return functools.partial(self._conv_forward, weight=weight, bias=bias)
+        return self.packed(like, weight, bias)
 
-    def scaled(
-        self, input: Tensor, residual: Tensor | None, relu: bool, pool: tuple | None, cap: float | None
-    ) -> Tensor:
-        weight, bias = self.slot.tensors(self, input.shape)
-        if self.slot.plans() is None or input.dim() != 4 or self.weight.dtype != torch.float32:
-            return super().scaled(input, residual, relu, pool, cap)
+    def scaled(self, like: Tensor, residual: Tensor | None, relu: bool, pool: tuple | None, cap: float | None) -> Run:
+        weight, bias = self.slot.tensors(self, like.shape)
+        if self.slot.plans() is None or like.dim() != 4 or self.weight.dtype != torch.float32:
+            return super().scaled(like, residual, relu, pool, cap)
         if isinstance(weight, Tensor):
-            return self._normed_by_itself(self.convolved(input), residual, relu, pool, cap)
-        check_dtype(input, weight)
-        x, padding = self.padded(input)
-        geometry = {"stride": self.stride, "padding": padding, "dilation": self.dilation, "groups": self.groups}
+            return self._normed_by_itself(self.convolution(like), relu, pool, cap)
+        check_dtype(like, weight)
+        x, padding = self.padded(like)
         view = isinstance(weight, WidthView)
         adds = residual is not None and cap is None and self._adds(x, padding, residual)
         if adds or (residual is cap is None and view and pool is not None):
             line, after = self._line()
-            after |= {"bias": bias, "residual": residual, "relu": relu} | geometry
+            geometry = {"stride": self.stride, "padding": padding, "dilation": self.dilation, "groups": self.groups}
+            after |= {"bias": bias, "relu": relu} | geometry
             if view:
-                return width_conv2d_norm(x, weight.whole, weight.outputs, *line, max_pool=pool, **after)
-            return self.after(sparse_conv2d_norm(x, weight, *line, **after), None, False, pool, None)
+                run = bound_width_conv2d_norm(x, weight.whole, weight.outputs, *line, max_pool=pool, **after)
+            else:
+                run = pooled(bound_sparse_conv2d_norm(x, weight, *line, **after), pool)
+            return self.behind_padding(run)
         scale, shift = self._affine(bias)
-        last = {"relu": relu, "cap": cap} if residual is None else {}
-        if view:
-            y = width_conv2d(x, weight.whole, weight.outputs, shift, **geometry, scale=scale, **last)
-        else:
-            y = sparse_conv2d(x, weight, shift, **geometry, scale=scale, **last)
-        return self.after(y, residual, relu and residual is not None, pool, cap)
+        if residual is None:
+            return pooled(self.packed(like, weight, shift, scale=scale, relu=relu, cap=cap), pool)
+        run = self.packed(like, weight, shift, scale=scale)
+        return lambda x, residual: self.after(run(x), residual, relu, pool, cap)
 
-    def _normed_by_itself(
-        self, y: Tensor, residual: Tensor | None, relu: bool, pool: tuple | None, cap: float | None
-    ) -> Tensor:
-        """What comes behind torch's convolution."""
-        adds = residual is None or (residual.shape == y.shape and residual.dtype == y.dtype)
-        if not adds or cap is not None:
-            return self.after(self.behind(y), residual, relu, pool, cap)
+    def _normed_by_itself(self, convolution: Run, relu: bool, pool: tuple | None, cap: float | None) -> Run:
+        """torch's convolution, and what comes behind it."""
         (norm, groups, eps), after = self._line()
-        y = line_norm(y, *norm, groups, eps, residual=residual, relu=relu, **after)
-        return self.after(y, None, False, pool, None)
+
+        def run(x: Tensor, residual: Tensor | None = None) -> Tensor:
+            y = convolution(x)
+            adds = residual is None or (residual.shape == y.shape and residual.dtype == y.dtype)
+            if not adds or cap is not None:
+                return self.after(self.behind(y), residual, relu, pool, cap)
+            y = line_norm(y, *norm, groups, eps, residual=residual, relu=relu, **after)
+            return self.after(y, None, False, pool, None)
+
+        return run
 
     def _adds(self, x: Tensor, padding, residual: Tensor) -> bool:
         """Whether a residual is of the very size of the result."""
@@ -96,13 +98,9 @@ class FrozenConv2d(NormBehind, SubspaceConv2d):
         known = plans.get((self, None))
         if known is None:
             with torch.inference_mode(False), torch.no_grad():  # for calls that want gradients, too
-                known = plans[self, None] = _folded(bias, *self._statistics())
+                known = _folded(bias, *self._statistics())
+            remember(plans, (self, None), known)
         return known
-
-    def _sparse(self, input: Tensor, weight: SparseWeight, bias: Tensor | None) -> Tensor:
-        check_dtype(input, weight)
-        x, padding = self.padded(input)
-        return sparse_conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 def _folded(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lcs_kernels import sparse_conv2d_norm, width_conv2d, width_conv2d_norm
 from lcs_kernels.formats import SparseWeight, WidthWeight
 from lcs_kernels.ops._convolution import output_size
+from lcs_kernels.ops.sparse_conv2d import bound_sparse_conv2d
+from lcs_kernels.ops.sparse_conv2d_norm import bound_sparse_conv2d_norm
+from lcs_kernels.ops.width_conv2d import bound_width_conv2d
+from lcs_kernels.ops.width_conv2d_norm import bound_width_conv2d_norm
 
 from ..in_place import add_into, relu_into
 from ..pooling import max_pool2d
@@ -18,14 +22,7 @@ from .norms import FusedNorm
 
 _PLANS = 1024  # that a level remembers
 
-
-@dataclass(frozen=True)
-class Plan:
-    """A convolution and the norm behind it in one op: the result's shape, the norm's arguments, the convolution's."""
-
-    shape: tuple[int, ...]
-    norm: tuple
-    settings: dict
+Run = Callable[..., Tensor]  # of an input, and of a residual where there is one
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,22 +65,39 @@ class NormBehind:
     ) -> Tensor:
         """`normed`: and the norm behind, with the sum and the ReLU, which behind a batch norm may end at a `cap`. pool:
         kernel size, stride and padding."""
-        if not normed:
-            return self.convolved(input)
-        if isinstance(self.behind, FusedNorm):
-            return self._normed(input, residual, relu, pool)
-        return self.scaled(input, residual, relu, pool, cap)
+        plans = self.slot.plans()
+        if plans is None:
+            run = self.bound(input, normed, residual, relu, pool, cap)
+        else:
+            added = None if residual is None else (residual.shape, residual.dtype)
+            key = self, input.shape, input.dtype, input.device, normed, added, relu, pool, cap
+            run = plans.get(key)  # in one step, as other threads may clear them
+            if run is None:
+                with torch.inference_mode(False), torch.no_grad():  # for calls that want gradients, too
+                    run = self.bound(input, normed, residual, relu, pool, cap)
+                if type(input) is Tensor:  # and not one without data, of torch.export's
+                    remember(plans, key, run)
+        return run(input) if residual is None else run(input, residual)
 
-    def convolved(self, input: Tensor) -> Tensor:
+    def bound(
+        self, like: Tensor, normed: bool, residual: Tensor | None, relu: bool, pool: tuple | None, cap: float | None
+    ) -> Run:
+        """What `forward` does with inputs and residuals of these shapes, dtypes and devices, at the level that runs:
+        all checks and choices are made here, once."""
+        if not normed:
+            return self.convolution(like)
+        if isinstance(self.behind, FusedNorm):
+            return self._normed(like, residual, relu, pool)
+        return self.scaled(like, residual, relu, pool, cap)
+
+    def convolution(self, like: Tensor) -> Run:
         """The convolution alone."""
         raise NotImplementedError
 
-    def scaled(
-        self, input: Tensor, residual: Tensor | None, relu: bool, pool: tuple | None, cap: float | None
-    ) -> Tensor:
+    def scaled(self, like: Tensor, residual: Tensor | None, relu: bool, pool: tuple | None, cap: float | None) -> Run:
         """The convolution, the batch norm behind it, the sum, the ReLU and the pooling, one after the other."""
-        y = self.behind(self.convolved(input))
-        return self.after(y, residual, relu, pool, cap)
+        convolution = self.convolution(like)
+        return lambda x, residual=None: self.after(self.behind(convolution(x)), residual, relu, pool, cap)
 
     @staticmethod
     def after(y: Tensor, residual: Tensor | None, relu: bool, pool: tuple | None, cap: float | None) -> Tensor:
@@ -96,57 +110,77 @@ class NormBehind:
         """That of all output channels of the weight, from that of the level."""
         return bias
 
-    def _normed(self, input: Tensor, residual: Tensor | None, relu: bool, pool: tuple | None) -> Tensor:
-        weight, bias = self.slot.tensors(self, input.shape)
-        plan = None if isinstance(weight, Tensor) else self._plan(input.shape, weight, bias)
-        broadcast = residual is not None and (plan is None or residual.shape != plan.shape)
-        if plan is None or broadcast or (residual is not None and residual.dtype != input.dtype):
-            y = self.behind(self.convolved(input), residual, relu)
-        else:
-            check_dtype(input, weight)
-            after = {"residual": residual, "relu": relu, **plan.settings}
-            if isinstance(weight, WidthView) and (weight.shared or not self.compressed):
-                return width_conv2d_norm(input, weight.whole, weight.outputs, *plan.norm, max_pool=pool, **after)
-            if isinstance(weight, WidthView):  # pooled at once, it would be normed with channels last, in another order
-                y = width_conv2d_norm(input, weight.whole, weight.outputs, *plan.norm, **after)
-            else:
-                y = sparse_conv2d_norm(input, weight, *plan.norm, **after)
-        return y if pool is None else max_pool2d(y, *pool, 1, False)
-
-    def _plan(self, shape: torch.Size, weight: WidthView | SparseWeight, bias: Tensor | None) -> Plan | None:
-        """How one op does it all for inputs of a shape; it leaves out other padding than of zeros, and groups. A norm
-        of single pixels is left to complain itself."""
-        plans = self.slot.plans()
-        known = plans.get((self, shape), ...)  # in one step, as other threads may clear them
-        if known is not ...:
-            return known
-        plan, norm = None, self.behind
+    def _normed(self, like: Tensor, residual: Tensor | None, relu: bool, pool: tuple | None) -> Run:
+        weight, bias = self.slot.tensors(self, like.shape)
+        size = None if isinstance(weight, Tensor) else self._fused_size(like.shape)
         channels = weight.outputs if isinstance(weight, WidthView) else weight.shape[0]
-        if len(shape) == 4 and self.groups == 1 and self.padding_mode == "zeros" and not isinstance(self.padding, str):
-            geometry = {name: getattr(self, name) for name in ("stride", "padding", "dilation")}
-            size = output_size(shape, self.weight.shape, **geometry)
-            if size != [1, 1] and norm.takes_ends:
-                settings = {"bias": self.whole_bias(bias), **geometry}
-                line = norm.affine_line()
-                plan = Plan((shape[0], channels, *size), (line, norm.groups_of(channels), norm.eps), settings)
-        if len(plans) >= _PLANS:
-            plans.clear()
-        plans[self, shape] = plan
-        return plan
+        made = size and (like.shape[0], channels, *size)
+        alike = residual is None or (residual.shape == made and residual.dtype == like.dtype)
+        if size is None or not alike:
+            convolution, norm = self.convolution(like), self.behind
+            return pooled(lambda x, residual=None: norm(convolution(x), residual, relu), pool)
+        check_dtype(like, weight)
+        norm = self.behind.affine_line(), self.behind.groups_of(channels), self.behind.eps
+        after = {"bias": self.whole_bias(bias), "relu": relu, **self._geometry}
+        if not isinstance(weight, WidthView):
+            return pooled(bound_sparse_conv2d_norm(like, weight, *norm, **after), pool)
+        view = weight.whole, weight.outputs
+        if weight.shared or not self.compressed:
+            return bound_width_conv2d_norm(like, *view, *norm, max_pool=pool, **after)
+        # pooled at once, it would be normed with channels last, in another order
+        return pooled(bound_width_conv2d_norm(like, *view, *norm, **after), pool)
 
-    def at_width(self, input: Tensor, weight: WidthView, bias: Tensor | None) -> Tensor:
-        """The convolution of (n, c, h, w)."""
-        check_dtype(input, weight)
-        x, padding = self.padded(input)
+    @property
+    def _geometry(self) -> dict:
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+
+    def _fused_size(self, shape: torch.Size) -> list[int] | None:
+        """Height and width of the result, where one op does it all; it leaves out other padding than of zeros, and
+        groups. A norm of single pixels is left to complain itself."""
+        if len(shape) != 4 or self.groups != 1 or self.pads or not self.behind.takes_ends:
+            return None
+        size = output_size(shape, self.weight.shape, **self._geometry)
+        return None if size == [1, 1] else size
+
+    def packed(self, like: Tensor, weight: WidthView | SparseWeight, bias: Tensor | None, **after) -> Run:
+        """The convolution with a packed weight. after: what its op does with the sums."""
+        check_dtype(like, weight)
+        if like.dim() == 3:
+            batched = self.packed(like.unsqueeze(0), weight, bias, **after)
+            return lambda x: batched(x.unsqueeze(0)).squeeze(0)
+        x, padding = self.padded(like)
         geometry = self.stride, padding, self.dilation, self.groups
-        return width_conv2d(x, weight.whole, weight.outputs, self.whole_bias(bias), *geometry)
+        if isinstance(weight, WidthView):
+            view = weight.whole, weight.outputs
+            return self.behind_padding(bound_width_conv2d(x, *view, self.whole_bias(bias), *geometry, **after))
+        return self.behind_padding(bound_sparse_conv2d(x, weight, bias, *geometry, **after))
+
+    @property
+    def pads(self) -> bool:
+        """Whether there is a padding that is not the convolution's own, of zeros."""
+        return self.padding_mode != "zeros" or isinstance(self.padding, str)
 
     def padded(self, x: Tensor):
         """x with its padding, where that is not of zeros, and what padding is left for the convolution."""
-        if self.padding_mode == "zeros" and not isinstance(self.padding, str):
+        if not self.pads:
             return x, self.padding
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         return F.pad(x, self._reversed_padding_repeated_twice, mode), (0, 0)
+
+    def behind_padding(self, run: Run) -> Run:
+        """`run`, which takes x `padded`."""
+        return (lambda x, *residual: run(self.padded(x)[0], *residual)) if self.pads else run
+
+
+def pooled(run: Run, pool: tuple | None) -> Run:
+    """`run`, and max pooling of what it gives."""
+    return run if pool is None else lambda *given: max_pool2d(run(*given), *pool, 1, False)
+
+
+def remember(plans: dict, key: tuple, value) -> None:
+    if len(plans) >= _PLANS:
+        plans.clear()
+    plans[key] = value
 
 
 def check_dtype(input: Tensor, weight) -> None:

@@ -1,8 +1,10 @@
 """A convolution of a frozen structured network: the first channels of one packed weight."""
 
+import functools
+
 from torch import Tensor
 
-from .frozen_norm import NormBehind, WidthView
+from .frozen_norm import NormBehind, Run, WidthView
 from .structured import StructuredConv2d
 
 
@@ -10,10 +12,8 @@ class FrozenWidthConv2d(NormBehind, StructuredConv2d):
     def whole_bias(self, bias: Tensor | None) -> Tensor | None:
         return self.bias
 
-    def convolved(self, input: Tensor) -> Tensor:
-        batched = input if input.dim() == 4 else input.unsqueeze(0)
-        weight, bias = self.slot.tensors(self, batched.shape)
+    def convolution(self, like: Tensor) -> Run:
+        weight, bias = self.slot.tensors(self, like.shape if like.dim() == 4 else (1, *like.shape))
         if not isinstance(weight, WidthView):
-            return self._run(input, weight, bias)
-        y = self.at_width(batched, weight, bias)
-        return y if input.dim() == 4 else y.squeeze(0)
+            return functools.partial(self._run, weight=weight, bias=bias)
+        return self.packed(like, weight, bias)
