@@ -1,3 +1,7 @@
+#include <unistd.h>
+
+#include <algorithm>
+
 #include "dispatch.h"
 #include "sparse_conv2d_layout.h"
 #include "walk.h"
@@ -12,7 +16,6 @@ constexpr int64_t kNeighbours = 15;           // vectors of a tile of neighbours
 constexpr int64_t kBlock = 16;                // positions along a side of a block at most
 constexpr int64_t kSumBytes = 256 << 10;      // of sums, written before they fall out of the second-level cache
 constexpr int64_t kPanels = 2;                // at least, where they are high enough: one for each of few threads
-constexpr double kPanelAtMost = 1.1e6;        // bytes that the second-level cache about holds
 constexpr int64_t kStreamed = 8 << 20;        // bytes of a result that the caches would not hold
 
 // What a float of each costs on one core, relative to a multiplication at the peak of AVX-512; fitted to times of 3 x 3
@@ -23,6 +26,19 @@ constexpr double kSum = 3;                        // each time that a block of t
 constexpr double kTransposed = 11, kCopied = 26;  // to a panel
 constexpr double kWritten = 5;                    // from sums, transposed
 constexpr double kBehind = 13, kMemory = 5.5;     // of panels that caches do not hold, of x and y
+
+// Processors without AVX-512 stall where a tile's input of a block or a panel with its sums outgrow their caches:
+// shares of a multiplication for as much again.
+constexpr double kFirstLevel = 32 << 10, kCrowdedFirst = 0.08, kCrowdedSecond = 0.1, kNarrowValue = 18;
+
+// Bytes of a core's second-level cache.
+int64_t second_level() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const int64_t kFound = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (kFound > 0) return kFound;
+#endif
+  return 1 << 20;
+}
 
 class Chooser {
  public:
@@ -40,8 +56,8 @@ class Chooser {
     if (kernels.lanes == 1) return found;
     const SparseConv2dKernels own = kernels, narrow = avx2::sparse_conv2d_kernels();
     const auto consider = [&](const SparseConv2dKernels& with) {
-      for_blocks(with, [&](const SparseLayout& layout) {
-        const double cost = lanes_cost(layout, with);
+      for_blocks(with, own.lanes == narrow.lanes, [&](const SparseLayout& layout) {
+        const double cost = lanes_cost(layout, with, own.lanes == narrow.lanes);
         if (cost < least) least = cost, found = layout, kernels = with;
       });
     };
@@ -94,14 +110,17 @@ class Chooser {
             double(a_.x.channels * phases_ * read) * (l.panels(a_.y.n) == 1 ? 2 : 1) * kCopied);
   }
 
-  // f(layout) for blocks of different sizes.
+  // f(layout) for blocks of different sizes, and on request tiles of two.
   template <class F>
-  void for_blocks(const SparseConv2dKernels& run, const F& f) const {
+  void for_blocks(const SparseConv2dKernels& run, bool halves, const F& f) const {
+    const int64_t most = tile_vectors(run);
     for_sizes(a_.y.height, [&](int64_t rows) {
       for_sizes(a_.y.width, [&](int64_t columns) {
-        f(of_lanes(rows, columns, run.lanes, run));
-        for (int64_t vectors = 2; columns * vectors <= tile_vectors(run); vectors *= 2)
-          f(of_lanes(rows, columns, vectors * run.lanes, run));
+        for (int64_t tile = most; tile >= most / (halves ? 2 : 1); tile -= most / 2) {
+          f(of_lanes(rows, columns, run.lanes, run, tile));
+          for (int64_t vectors = 2; columns * vectors <= tile; vectors *= 2)
+            f(of_lanes(rows, columns, vectors * run.lanes, run, tile));
+        }
       });
     });
   }
@@ -119,28 +138,42 @@ class Chooser {
     }
   }
 
-  SparseLayout of_lanes(int64_t rows, int64_t columns, int64_t lanes, const SparseConv2dKernels& run) const {
+  SparseLayout of_lanes(int64_t rows, int64_t columns, int64_t lanes, const SparseConv2dKernels& run,
+                        int64_t tile) const {
     SparseLayout l;
     l.lanes = lanes, l.rows = rows, l.columns = columns;
     l.down = ceil_div(a_.y.height, rows), l.across = ceil_div(a_.y.width, columns);
-    l.tile_columns = ceil_div(columns, ceil_div(columns * lanes / run.lanes, tile_vectors(run)));
+    l.tile_columns = ceil_div(columns, ceil_div(columns * lanes / run.lanes, tile));
     const int64_t row_bytes = a_.y.channels * columns * lanes * 4;
     l.tile_rows = std::clamp<int64_t>(kSumBytes / row_bytes, 1, rows);
     return l;
   }
 
-  double lanes_cost(const SparseLayout& l, const SparseConv2dKernels& run) const {
+  double lanes_cost(const SparseLayout& l, const SparseConv2dKernels& run, bool stalls) const {
     const double positions = double(l.rows * l.columns * l.lanes),
                  tiles = double(l.rows * ceil_div(l.columns, l.tile_columns)),
                  filled =
                      double(a_.x.channels * phases_ * (l.rows + rows_.reach) * (l.columns + columns_.reach) * l.lanes),
                  written = double(a_.y.channels) * positions, memory = large_ ? kMemory : 0;
     const int64_t panels = l.panels(a_.y.n);
+    const double multiplication = (run.lanes == 16 ? kWide : kNarrow) * (stalls ? 1 + crowded(l, filled * 4) : 1),
+                 second = double(second_level());
     // Of one panel, two threads fill as many.
     return double(panels) *
-           (double(values_) * (positions * (run.lanes == 16 ? kWide : kNarrow) + tiles * kValue) +
+           (double(values_) * (positions * multiplication + tiles * (stalls ? kNarrowValue : kValue)) +
             written * (double(a_.weight.blocks()) * kSum + kWritten + memory) +
-            filled * (panels == 1 ? 2 : 1) * (kTransposed + (filled * 4 > kPanelAtMost ? kBehind : 0) + memory));
+            filled * (panels == 1 ? 2 : 1) * (kTransposed + (filled * 4 > 1.05 * second ? kBehind : 0) + memory));
+  }
+
+  // What a multiplication takes longer, of a panel of so many bytes.
+  double crowded(const SparseLayout& l, double panel) const {
+    const double channels = double(ceil_div(a_.x.channels, std::max<int64_t>(a_.weight.blocks(), 1))),
+                 tile =
+                     channels * double(phases_ * (rows_.reach + 1) * (l.tile_columns + columns_.reach) * l.lanes) * 4,
+                 sums = double(a_.y.channels * l.tile_rows * l.columns * l.lanes) * 4,
+                 held = double(second_level()) * 2 / 3;
+    return kCrowdedFirst * std::clamp(tile / kFirstLevel - 1, 0.0, 2.0) +
+           kCrowdedSecond * std::clamp((panel + sums) / held - 1, 0.0, 1.5);
   }
 
   const SparseConv2dArgs& a_;
