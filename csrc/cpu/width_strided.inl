@@ -64,8 +64,9 @@ void weights(const StridedWeights& w) {
     const float* const from = w.from + first / kBlock * w.block + first % kBlock;
     float* to = w.to + v * kLanes;
     for (int down = 0; down < 2; ++down)
-      for (int64_t c = 0; c < w.channels; ++c)
-        for (int right = 0; right < 2; ++right, to += kSpan) weights_of(w, c, down, right, from, to);
+      for (int64_t i = 0; i < 2 * w.channels; ++i, to += kSpan)
+        w.pairs ? weights_of(w, i / 2, down, int(i % 2), from, to)
+                : weights_of(w, i % w.channels, down, int(i / w.channels), from, to);
   }
 }
 

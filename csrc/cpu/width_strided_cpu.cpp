@@ -14,13 +14,13 @@ namespace lcs {
 namespace {
 
 constexpr int64_t kSide = kStridedResults, kWindow = kStridedWindow, kPositions = kStridedPositions;
-constexpr int64_t kPhases = 4;                         // pairs of remainders
-constexpr int64_t kMostChannels = 8;                   // of x
-constexpr int64_t kMostPixel = 2 * kMostChannels * 2;  // floats
-constexpr int64_t kBlock = 24;                         // tiles whose sums stay in the second-level cache
-constexpr int64_t kTasks = 16;                         // enough for threads to share evenly
-constexpr int64_t kMostLines = 4;                      // of tiles, whose x stays in that cache too
-constexpr int64_t kFewTiles = 16;                      // of an image, too few to pay for transforming the weights
+constexpr int64_t kPhases = 4;        // pairs of remainders
+constexpr int64_t kMostChannels = 8;  // of x
+constexpr int64_t kBlock = 24;        // tiles whose sums stay in the second-level cache
+constexpr int64_t kTasks = 8;         // enough for threads to share evenly
+constexpr int64_t kMostLines = 4;     // of tiles, whose x stays in that cache too
+constexpr int64_t kFewTiles = 16;     // of an image, too few to pay for transforming the weights
+constexpr int64_t kFewOutputs = 32;   // channels, too few to pay for transforming x
 
 // Lines of tiles of an image are a band; bands are shared out among the threads. Each splits x of a band by its
 // remainders, channels last, transforms that of some tiles next to each other, multiplies it at all positions of the
@@ -66,7 +66,7 @@ class WidthStrided {
     const int64_t stored = std::min(kWidthBlock, w.in_channels);
     run_.weights({a_.packed, span * span_, width_blocks(a_.y.channels) * kWidthBlock,
                   w.in_channels * w.taps * kWidthBlock, stored, a_.x.channels, a_.vertical.kernel, a_.horizontal.kernel,
-                  to, channels_ * span_});
+                  to, channels_ * span_, !last()});
   }
 
   // The lines of tiles that begin at `first`.
@@ -85,30 +85,29 @@ class WidthStrided {
                  room);
   }
 
-  // Rows [first, first + n) of split x: of both rows of a pair and of each channel, both columns of a pair.
+  // Rows [first, first + n) of split x. A pixel of it is made of pieces, columns 2 i and 2 i + 1 of each row of a pair:
+  // of all channels where they lie next to each other, else of each.
   void split_band(int64_t image, int64_t first, int64_t n, float* to) const {
-    static constexpr float kZeros[2] = {};
+    static constexpr float kZeros[2 * kMostChannels] = {};
     static thread_local Scratch<float> scratch;
     const Images& x = a_.x;
     float* const room = a_.dtype == DType::float32 ? nullptr : scratch.reserve(2 * x.channels * x.width);
-    const bool last = x.channel_stride == 1;
-    const int64_t column = last ? x.channels : 1, channel = last ? 1 : room ? x.width : x.channel_stride;
-    for (int64_t i = 0; i < n; ++i, to += row_ * pixel_) {
-      const float* from[kMostPixel / 2];
-      int64_t steps[kMostPixel / 2] = {};
-      std::fill(from, from + pixel_ / 2, kZeros);
+    const int64_t pieces = last() ? 1 : x.channels;
+    for (int64_t i = 0; i < n * row_; ++i) std::fill_n(to + i * pixel_ + channels_, pixel_ - channels_, 0.0f);
+    for (int64_t i = 0; i < n; ++i, to += row_ * pixel_)
       for (int64_t down = 0; down < 2; ++down) {
         const int64_t row = 2 * (first + i) + down - a_.vertical.padding;
-        if (row < 0 || row >= x.height) continue;
-        const float* const values = floats(image, row, room ? room + down * x.channels * x.width : nullptr);
-        for (int64_t c = 0; c < x.channels; ++c) {
-          from[down * x.channels + c] = values + c * channel;
-          steps[down * x.channels + c] = column;
-        }
+        const bool inside = row >= 0 && row < x.height;
+        const float* const values =
+            inside ? floats(image, row, room ? room + down * x.channels * x.width : nullptr) : kZeros;
+        for (int64_t p = 0; p < pieces; ++p)
+          split_row(inside ? values + p * (room ? x.width : x.channel_stride) : kZeros, inside ? piece() / 2 : 0,
+                    to + (down * pieces + p) * piece());
       }
-      split_row(from, steps, to);
-    }
   }
+
+  bool last() const { return a_.x.channel_stride == 1; }
+  int64_t piece() const { return last() ? 2 * a_.x.channels : 2; }  // floats
 
   // A row of x as floats, in `room` where they are not so in memory.
   const float* floats(int64_t image, int64_t row, float* room) const {
@@ -122,26 +121,24 @@ class WidthStrided {
     return room;
   }
 
-  // from, steps: of each pair of a pixel, its channel's column 0 and the floats to the next.
-  void split_row(const float* const* from, const int64_t* steps, float* to) const {
-    const int64_t left = a_.horizontal.padding, width = a_.x.width, pairs = pixel_ / 2;
+  // One piece of each pixel; `column`: floats from one column of x to the next, 0: to zeros.
+  void split_row(const float* from, int64_t column, float* to) const {
+    const int64_t left = a_.horizontal.padding, width = a_.x.width, half = piece() / 2;
     const auto some = [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
-        for (int64_t p = 0; p < pixel_; ++p) {
-          const int64_t at = 2 * i + p % 2 - left;
-          to[i * pixel_ + p] = at >= 0 && at < width ? from[p / 2][at * steps[p / 2]] : 0.0f;
+        for (int64_t k = 0; k < 2; ++k) {
+          const int64_t at = 2 * i + k - left;
+          float* const values = to + i * pixel_ + k * half;
+          at >= 0 && at < width ? void(std::copy_n(from + at * column, half, values))
+                                : void(std::fill_n(values, half, 0.0f));
         }
     };
-    const int64_t begin = std::min(ceil_div(left, 2), row_), end = a_.x.channel_stride == 1 && a_.x.channels > 1
-                                                                       ? begin
-                                                                       : std::clamp((width + left) / 2, begin, row_);
+    const int64_t begin = std::min(ceil_div(left, 2), row_), end = std::clamp((width + left) / 2, begin, row_);
     some(0, begin);
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t p = 0; p < pairs; ++p)
-        std::memcpy(to + i * pixel_ + 2 * p, from[p] + (2 * i - left) * steps[p], 2 * sizeof(float));
-    const int64_t filled = std::clamp((width + left + 1) / 2, end, row_);
-    some(end, filled);
-    std::fill(to + filled * pixel_, to + row_ * pixel_, 0.0f);
+    const float* pair = from + (2 * begin - left) * column;
+    for (int64_t i = begin; i < end; ++i, pair += 2 * column)
+      for (int64_t k = 0; k < half; ++k) std::memcpy(to + i * pixel_ + 2 * k, pair + 2 * k, 2 * sizeof(float));
+    some(end, row_);
   }
 
   struct Room {
@@ -198,7 +195,7 @@ bool width_conv2d_strided(const WidthConv2dArgs& a) {
                    a.x.channels > 0 && a.x.channels <= kMostChannels;
   const int64_t tiles = ceil_div(a.y.height, kSide) * ceil_div(a.y.width, kSide);
   return can && a.products != WidthProducts::direct &&
-         (a.products == WidthProducts::winograd || (tiles >= kFewTiles && a.y.channels >= kWidthBlock));
+         (a.products == WidthProducts::winograd || (tiles >= kFewTiles && a.y.channels >= kFewOutputs));
 }
 
 void width_strided(const WidthConv2dArgs& args, const Parallel& parallel) { WidthStrided(args, parallel).run(); }

@@ -30,6 +30,7 @@ struct StridedWeights {
   int64_t height, width;  // taps
   float* to;
   int64_t position;  // floats from one position to the next
+  bool pairs;        // of split channels: both columns of a channel, then the next; else all channels of a column
 };
 
 // B^T of `columns` columns of whole vectors of channels, to [6][column].
