@@ -36,9 +36,9 @@ void width_pack_pairs(const WidthWeight& weight, BFloat16* packed, const Paralle
 // zeros past the last output channel.
 void width_pack_winograd(const WidthWeight& weight, float* packed, const Parallel& parallel);
 
-// How a bfloat16 x is multiplied by `packed` or `pairs` of 3 x 3 taps at stride 1, and any x of few channels by `packed`
-// of 7 x 7 or 8 x 8 taps at stride 2, without dilation, in one group: directly or by Winograd's F(6 x 6, 3 x 3) or
-// F(3 x 3, 4 x 4) in float32, as costs less, or as asked for.
+// How a bfloat16 x is multiplied by `packed` or `pairs` of 3 x 3 taps at stride 1, and any x of few channels by
+// `packed` of 7 x 7 or 8 x 8 taps at stride 2, without dilation, in one group: directly or by Winograd's F(6 x 6, 3 x
+// 3) or F(3 x 3, 4 x 4) in float32, as costs less, or as asked for.
 enum class WidthProducts { cheapest, direct, winograd };
 
 // y = x convolved with the first y.channels by x.channels / groups channels of the weight, times a scale and plus a
