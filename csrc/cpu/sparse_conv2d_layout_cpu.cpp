@@ -27,8 +27,8 @@ constexpr double kTransposed = 11, kCopied = 26;  // to a panel
 constexpr double kWritten = 5;                    // from sums, transposed
 constexpr double kBehind = 13, kMemory = 5.5;     // of panels that caches do not hold, of x and y
 
-// Processors without AVX-512 stall where a tile's input of a block or a panel with its sums outgrow their caches:
-// shares of a multiplication for as much again.
+// With AVX2 multiplications wait where a tile's input of a block, or a panel with its sums, outgrows its cache: shares
+// of one for as much again.
 constexpr double kFirstLevel = 32 << 10, kCrowdedFirst = 0.08, kCrowdedSecond = 0.1, kNarrowValue = 18;
 
 // Bytes of a core's second-level cache.

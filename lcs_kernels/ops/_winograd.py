@@ -70,8 +70,8 @@ def split(t: Tensor, padding: tuple[int, int]) -> Tensor:
 
 def strided_rounding_bound(x: Tensor, padding: tuple[int, int], weight: Tensor) -> Tensor:
     """What `width_conv2d` of these at stride 2, by F(3 x 3, 4 x 4), may be off by before its result is rounded to x's
-    dtype: as `rounding_bound`, of 6 roundings in B^T x B, 8 in G w G^T, one in each of 4 * c products, 8 in A^T m A and
-    one by scale and bias.
+    dtype: as `rounding_bound`, of 6 roundings in B^T x B, 8 in G w G^T, one in each of 4 * c products and once more, 8
+    in A^T m A and two by scale and bias.
     """
     a, g, b = (m.abs() for m in transforms(STRIDED_TILE, 4, STRIDED_POINTS))
     side = torch.einsum("ip,pk,pu->iku", a, g, b)
@@ -81,4 +81,4 @@ def strided_rounding_bound(x: Tensor, padding: tuple[int, int], weight: Tensor) 
     x = F.pad(x, (0, ends[1], 0, ends[0]))
     windows = x.unfold(2, 6, STRIDED_TILE).unfold(3, 6, STRIDED_TILE)
     y = torch.einsum("ncrsuv,ocab,iau,jbv->norisj", windows, w, side, side).flatten(4).flatten(2, 3)
-    return (x.shape[1] + 23) * 2.0**-24 * y[..., : size[0], : size[1]]
+    return (x.shape[1] + 25) * 2.0**-24 * y[..., : size[0], : size[1]]

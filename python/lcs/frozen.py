@@ -112,7 +112,8 @@ class Frozen:
 
     Calls run in the dtype of the weights, whatever autocast says, and in evaluation mode. Gradients reach x alone.
 
-    model: a private, converted model; its parameters are the ends, which nothing trains.
+    model: a private, converted model; its parameters are the ends, which nothing trains. Calls remember what they have
+        read of it: nothing may be written to it, replaced in it or moved after the first one.
     cache_bytes: of the levels held besides the ends, with what the kernels derive from them; the least recently used
         are dropped, as of more than 128. The level used last is always held.
     strict: raise where a layer has no packed kernel for its type, dtype or device, instead of running it dense.

@@ -72,12 +72,12 @@ def test_what_does_not_fit_raises_as_at_first(norm, pays):
     fast = frozen(norm)
     wrong = [X.double(), X[:, :2], X.bfloat16(), X[0, 0], X.to("meta")]
     errors = []
-    for network in (fast, fast):  # before anything is remembered, and after
+    for _ in range(2):  # before anything is remembered, and after
         for x in wrong:
             with pytest.raises((RuntimeError, ValueError, TypeError, NotImplementedError)) as raised:
-                network(x, density=0.3)
+                fast(x, density=0.3)
             errors.append((raised.type, str(raised.value)))
-        network(X, density=0.3)
+        fast(X, density=0.3)
     assert errors[: len(wrong)] == errors[len(wrong) :]
 
 
@@ -152,3 +152,17 @@ def test_pooling_by_lists():
     own = fast._call(fast.recipe.level(0.5), (X,), {}, fused=False)
     torch.testing.assert_close(fast(X, density=0.5), own)
     assert fast.counters.unfused == ""
+
+
+@pytest.mark.filterwarnings("ignore:running statistics")
+def test_an_export_leaves_nothing_without_data(pays):
+    fast, expected = frozen(), frozen()(X, density=0.5)
+
+    class Serving(nn.Module):
+        def forward(self, x):
+            return fast(x, density=0.5)
+
+    fast.prepare(X, density=0.5)
+    plans(fast, X, density=0.5).clear()
+    exported = torch.export.export(Serving(), (X,), strict=False).module()
+    assert torch.equal(exported(X), expected) and torch.equal(fast(X, density=0.5), expected)

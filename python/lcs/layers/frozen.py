@@ -99,7 +99,8 @@ class FrozenConv2d(NormBehind, SubspaceConv2d):
         if known is None:
             with torch.inference_mode(False), torch.no_grad():  # for calls that want gradients, too
                 known = _folded(bias, *self._statistics())
-            remember(plans, (self, None), known)
+            if type(known[0]) is Tensor:  # and not one without data, of torch.export's
+                remember(plans, (self, None), known)
         return known
 
 

@@ -20,7 +20,7 @@ from ..in_place import add_into, relu_into
 from ..pooling import max_pool2d
 from .norms import FusedNorm
 
-_PLANS = 1024  # that a level remembers
+_PLANS = 256  # that a level remembers, a few KB each
 
 Run = Callable[..., Tensor]  # of an input, and of a residual where there is one
 
