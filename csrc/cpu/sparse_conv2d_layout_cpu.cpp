@@ -55,14 +55,15 @@ class Chooser {
     double least = neighbours_cost(found, kernels);
     if (kernels.lanes == 1) return found;
     const SparseConv2dKernels own = kernels, narrow = avx2::sparse_conv2d_kernels();
+    const bool stalls = own.lanes == narrow.lanes;
     const auto consider = [&](const SparseConv2dKernels& with) {
-      for_blocks(with, own.lanes == narrow.lanes, [&](const SparseLayout& layout) {
-        const double cost = lanes_cost(layout, with, own.lanes == narrow.lanes);
+      for_blocks(with, stalls, [&](const SparseLayout& layout) {
+        const double cost = lanes_cost(layout, with, stalls);
         if (cost < least) least = cost, found = layout, kernels = with;
       });
     };
     consider(own);
-    if (own.lanes != narrow.lanes) consider(narrow);
+    if (!stalls) consider(narrow);
     return found;
   }
 

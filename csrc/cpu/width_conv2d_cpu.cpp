@@ -1,7 +1,6 @@
 #include "lcs/width_conv2d.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <vector>
 
@@ -11,6 +10,7 @@
 #include "width_affine.h"
 #include "width_conv2d_kernels.h"
 #include "width_depthwise.h"
+#include "width_pack.h"
 #include "width_strided.h"
 #include "width_winograd.h"
 #include "width_winograd6.h"
@@ -32,36 +32,6 @@ WidthConv2dKernels kernels() {
 }
 WidthConv2dKernels pair_kernels() {
   return max_isa() >= Isa::amx ? amx::width_conv2d_kernels() : bf16::width_conv2d_kernels();
-}
-
-// Calls put(block, first output channel, first input channel, input channels) for each block of the first `out` by `in`
-// channels of a weight, [input channel][tap][output channel].
-template <class Put>
-void for_blocks(const WidthWeight& w, int64_t out, int64_t in, int64_t together, const Parallel& parallel, Put put) {
-  const WidthConv2dKernels run = kernels();
-  const int64_t row = w.in_channels * w.taps, inputs = ceil_div(in, together);
-  parallel(width_blocks(out) * inputs, 1, [&](int64_t begin, int64_t end) {
-    static thread_local Scratch<float> scratch;
-    float* const block = scratch.reserve(together * w.taps * kWidthBlock);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t first_out = i / inputs * kWidthBlock, first_in = i % inputs * together;
-      const int64_t rows = std::min(kWidthBlock, out - first_out), n = std::min(together, in - first_in);
-      if (rows < kWidthBlock) std::memset(block, 0, size_t(n * w.taps * kWidthBlock) * sizeof(float));
-      run.load({advance(w.data, first_out * row + first_in * w.taps, w.dtype), block, row, 1, kWidthBlock, rows,
-                n * w.taps, w.dtype, true});
-      put(block, first_out, first_in, n);
-    }
-  });
-}
-
-// The first `out` by `in` channels of a weight.
-void pack(const WidthWeight& w, int64_t out, int64_t in, float* packed, const Parallel& parallel) {
-  for_blocks(w, out, in, kWidthBlock, parallel, [&](const float* block, int64_t o, int64_t i, int64_t n) {
-    float* to = packed + (o * in + i * kWidthBlock) * w.taps;
-    for (int64_t tap = 0; tap < w.taps; ++tap)
-      for (int64_t c = 0; c < n; ++c, to += kWidthBlock)
-        std::memcpy(to, block + (c * w.taps + tap) * kWidthBlock, kWidthBlock * sizeof(float));
-  });
 }
 
 // Panels are bands of rows of an image, or several small images. The input of a panel is x itself where its channels
@@ -114,7 +84,7 @@ class WidthConv2d {
     weight_ = pairs_ ? static_cast<const float*>(static_cast<const void*>(a_.pairs)) : a_.packed;
     if (!weight_) {
       float* const packed = block.reserve(width_blocks(a_.y.channels) * block_stride_);
-      pack(a_.weight, a_.y.channels, a_.x.channels / a_.groups, packed, parallel_);
+      width_pack_part(a_.weight, a_.y.channels, a_.x.channels / a_.groups, packed, parallel_);
       weight_ = packed;
     }
     fill_affine(affine.reserve(2 * (ceil_div(a_.y.channels, span_) + 1) * span_));
@@ -443,46 +413,6 @@ class WidthConv2d {
 };
 
 }  // namespace
-
-void width_pack(const WidthWeight& weight, float* packed, const Parallel& parallel) {
-  pack(weight, weight.out_channels, weight.in_channels, packed, parallel);
-}
-
-void width_pack_pairs(const WidthWeight& w, BFloat16* packed, const Parallel& parallel) {
-  const int64_t pairs = ceil_div(w.in_channels, 2);
-  for_blocks(w, w.out_channels, w.in_channels, 2 * kWidthBlock, parallel,
-             [&](const float* block, int64_t o, int64_t i, int64_t n) {
-               BFloat16* to = packed + (o * pairs + i / 2 * kWidthBlock) * w.taps * 2;
-               for (int64_t tap = 0; tap < w.taps; ++tap)
-                 for (int64_t c = 0; c < n; c += 2)
-                   for (int64_t k = 0; k < kWidthBlock; ++k, to += 2)
-                     for (int64_t half = 0; half < 2; ++half) {
-                       const float* const at = block + ((c + half) * w.taps + tap) * kWidthBlock + k;
-                       to[half].bits = c + half < n ? uint16_t(std::bit_cast<uint32_t>(*at) >> 16) : 0;
-                     }
-             });
-}
-
-void width_pack_winograd(const WidthWeight& w, float* packed, const Parallel& parallel) {
-  const auto spread = [](double a, double b, double c, double* to) {  // G of three values
-    to[0] = a, to[1] = 0.5 * (a + c + b), to[2] = 0.5 * (a + c - b), to[3] = c;
-  };
-  const int64_t position = w.in_channels * kWidthBlock;
-  for_blocks(w, w.out_channels, w.in_channels, kWidthBlock, parallel,
-             [&](const float* block, int64_t o, int64_t i, int64_t n) {
-               float* const to = packed + o * w.in_channels * kWidthPositions + i * kWidthBlock;
-               for (int64_t k = 0; k < n * kWidthBlock; ++k) {
-                 const float* const at = block + k / kWidthBlock * w.taps * kWidthBlock + k % kWidthBlock;
-                 const auto tap = [&](int row, int column) { return double{at[(3 * row + column) * kWidthBlock]}; };
-                 double columns[3][4], row[4];
-                 for (int j = 0; j < 3; ++j) spread(tap(0, j), tap(1, j), tap(2, j), columns[j]);
-                 for (int64_t p = 0; p < kWidthPositions; ++p) {
-                   if (p % 4 == 0) spread(columns[0][p / 4], columns[1][p / 4], columns[2][p / 4], row);
-                   to[p * position + k] = float(row[p % 4]);
-                 }
-               }
-             });
-}
 
 void width_conv2d(const WidthConv2dArgs& args, const Parallel& parallel) {
   const Images& y = args.y;

@@ -91,15 +91,14 @@ class WidthStrided {
     static constexpr float kZeros[2 * kMostChannels] = {};
     static thread_local Scratch<float> scratch;
     const Images& x = a_.x;
-    float* const room = a_.dtype == DType::float32 ? nullptr : scratch.reserve(2 * x.channels * x.width);
+    float* const room = a_.dtype == DType::float32 ? nullptr : scratch.reserve(x.channels * x.width);
     const int64_t pieces = last() ? 1 : x.channels;
     for (int64_t i = 0; i < n * row_; ++i) std::fill_n(to + i * pixel_ + channels_, pixel_ - channels_, 0.0f);
     for (int64_t i = 0; i < n; ++i, to += row_ * pixel_)
       for (int64_t down = 0; down < 2; ++down) {
         const int64_t row = 2 * (first + i) + down - a_.vertical.padding;
         const bool inside = row >= 0 && row < x.height;
-        const float* const values =
-            inside ? floats(image, row, room ? room + down * x.channels * x.width : nullptr) : kZeros;
+        const float* const values = inside ? floats(image, row, room) : kZeros;
         for (int64_t p = 0; p < pieces; ++p)
           split_row(inside ? values + p * (room ? x.width : x.channel_stride) : kZeros, inside ? piece() / 2 : 0,
                     to + (down * pieces + p) * piece());
