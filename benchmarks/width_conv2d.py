@@ -54,14 +54,11 @@ def check(x: Tensor, weight: WidthWeight, out: int, settings: tuple[list[int], l
     size = reference(x.double().abs(), weight.weight.double().abs(), *arguments)
     terms = x.shape[1] * weight.shape[2] * weight.shape[3]
     error = 2 * terms * 2**-24 * size
-    if weight.weight.shape[2:] == (3, 3):  # Winograd's sums, whose bound takes the taps' magnitudes together
-        taps = 4 * weight.weight.double().abs().sum((2, 3), keepdim=True).expand(weight.weight.shape)
-        error += (x.shape[1] + 8) * 2**-24 * reference(x.double().abs(), taps, *arguments)
+    if weight.weight.shape[2:] == (3, 3) and settings[0] == [1, 1] and x.is_cpu:
+        error += rounding_bound(x, settings[1], weight.weight[:out, : x.shape[1]])
     if weight.weight.shape[2:] == (7, 7) and x.is_cpu:
         error += strided_rounding_bound(x, settings[1], weight.weight[:out, : x.shape[1]])
     if x.dtype == torch.bfloat16:
-        if weight.weight.shape[2:] == (3, 3) and settings[0] == [1, 1] and x.is_cpu:
-            error += rounding_bound(x, settings[1], weight.weight[:out, : x.shape[1]])
         error += 2**-7 * (expected.abs() + error)  # both are rounded
     if not ((width_conv2d(x, weight, out, None, *settings) - expected).abs() <= error).all():
         raise AssertionError("width_conv2d's result differs from its reference")

@@ -18,14 +18,6 @@ constexpr int64_t kLeastTiles = 64;            // that pay for transforming two 
 constexpr int64_t kTasks = 16;                 // enough to keep the threads even
 constexpr int64_t kLine = 64;                  // bytes, between tiles, whose distance would else be a power of two
 
-int64_t taps_inside(const Walk& axis, int64_t size, int64_t outputs) {
-  int64_t taps = 0;
-  for (const TapRun& run : tap_runs(axis, size, outputs)) taps += (run.end - run.begin) * (run.last - run.first);
-  return taps;
-}
-
-bool is_plain(const Axis& axis) { return axis.kernel == 3 && axis.stride == 1 && axis.dilation == 1; }
-
 }  // namespace
 
 int packed_conv2d_winograd(const PackedConv2dArgs& a) {
@@ -39,7 +31,8 @@ int packed_conv2d_winograd(const PackedConv2dArgs& a) {
     return kernels.side && (kernels.side == 4 || few) && (!a.winograd || *a.winograd == kernels.side);
   };
   const StripGeometry g(a, Panel::bytes);
-  const int64_t taps = taps_inside(g.rows, a.x.height, a.y.height) * taps_inside(g.columns, a.x.width, a.y.width);
+  const int64_t taps =
+      taps_inside(a.vertical, a.x.height, a.y.height) * taps_inside(a.horizontal, a.x.width, a.y.width);
   const auto cost = [&](const WinogradKernels& kernels) {
     const WinogradCosts of = kernels.costs(a.bits);
     const int64_t tiles = g.images * ceil_div(a.y.height, kernels.side) * ceil_div(a.y.width, kernels.side);

@@ -89,6 +89,14 @@ template <class From, class To>
 inline void transpose(const From* from, int64_t from_stride, int64_t step, To* to, int64_t to_stride, int64_t rows,
                       int64_t columns) {
   __m256 r[8];
+  if (rows == 8 && columns == 8 && step == 1) {  // without branches the square stays in registers
+    LCS_UNROLL
+    for (int i = 0; i < 8; ++i) r[i] = eight::load(from + i * from_stride);
+    transpose(r);
+    LCS_UNROLL
+    for (int i = 0; i < 8; ++i) eight::store(to + i * to_stride, eight::rounded<To>(r[i]));
+    return;
+  }
   for (int i = 0; i < 8; ++i) r[i] = i < rows ? load_apart(from + i * from_stride, columns, step) : _mm256_setzero_ps();
   transpose(r);
   for (int i = 0; i < 8 && i < columns; ++i) store_first(to + i * to_stride, r[i], rows);

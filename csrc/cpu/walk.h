@@ -49,6 +49,17 @@ inline std::vector<TapRun> tap_runs(const Walk& axis, int64_t size, int64_t outp
   return runs;
 }
 
+// What Winograd's products of 3 x 3 taps take.
+inline bool is_plain(const Axis& axis) { return axis.kernel == 3 && axis.stride == 1 && axis.dilation == 1; }
+
+// Pairs of an output and a tap that meet inside the input, along an axis of stride 1 that is not dilated.
+inline int64_t taps_inside(const Axis& axis, int64_t size, int64_t outputs) {
+  int64_t n = 0;
+  for (int64_t tap = 0; tap < axis.kernel; ++tap)
+    n += std::max<int64_t>(std::min(outputs, size + axis.padding - tap) - std::max<int64_t>(axis.padding - tap, 0), 0);
+  return n;
+}
+
 // Where the taps of one axis find their input once it is split by its remainders modulo the stride ("phases"), so that
 // neighbours in the output read neighbours. Phase p holds the padded coordinates p, p + stride, ...
 struct Phases {

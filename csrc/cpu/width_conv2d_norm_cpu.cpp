@@ -5,6 +5,7 @@
 #include "scratch.h"
 #include "walk.h"
 #include "width_strided.h"
+#include "width_winograd.h"
 #include "width_winograd6.h"
 
 namespace lcs {
@@ -44,7 +45,8 @@ void width_conv2d_norm(const WidthConv2dNormArgs& whole, const Parallel& paralle
   if (y.n * y.image_stride == 0) return;
   WidthConv2dNormArgs args = whole;
   // As all images together are multiplied.
-  const bool winograd = width_conv2d_by_winograd6(whole.conv) || width_conv2d_strided(whole.conv);
+  const WidthConv2dArgs& conv = whole.conv;
+  const bool winograd = width_conv2d_by_winograd(conv) || width_conv2d_by_winograd6(conv) || width_conv2d_strided(conv);
   args.conv.products = winograd ? WidthProducts::winograd : WidthProducts::direct;
   const int64_t pixels = winograd ? kWinogradPixels : kPixels;
   const int64_t together = std::clamp<int64_t>(pixels / (y.height * y.width), 1, y.n);

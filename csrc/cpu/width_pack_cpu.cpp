@@ -63,25 +63,4 @@ void width_pack_pairs(const WidthWeight& w, BFloat16* packed, const Parallel& pa
              });
 }
 
-void width_pack_winograd(const WidthWeight& w, float* packed, const Parallel& parallel) {
-  const auto spread = [](double a, double b, double c, double* to) {  // G of three values
-    to[0] = a, to[1] = 0.5 * (a + c + b), to[2] = 0.5 * (a + c - b), to[3] = c;
-  };
-  const int64_t position = w.in_channels * kWidthBlock;
-  for_blocks(w, w.out_channels, w.in_channels, kWidthBlock, parallel,
-             [&](const float* block, int64_t o, int64_t i, int64_t n) {
-               float* const to = packed + o * w.in_channels * kWidthPositions + i * kWidthBlock;
-               for (int64_t k = 0; k < n * kWidthBlock; ++k) {
-                 const float* const at = block + k / kWidthBlock * w.taps * kWidthBlock + k % kWidthBlock;
-                 const auto tap = [&](int row, int column) { return double{at[(3 * row + column) * kWidthBlock]}; };
-                 double columns[3][4], row[4];
-                 for (int j = 0; j < 3; ++j) spread(tap(0, j), tap(1, j), tap(2, j), columns[j]);
-                 for (int64_t p = 0; p < kWidthPositions; ++p) {
-                   if (p % 4 == 0) spread(columns[0][p / 4], columns[1][p / 4], columns[2][p / 4], row);
-                   to[p * position + k] = float(row[p % 4]);
-                 }
-               }
-             });
-}
-
 }  // namespace lcs

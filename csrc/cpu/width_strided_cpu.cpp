@@ -8,12 +8,12 @@
 #include "walk.h"
 #include "width_affine.h"
 #include "width_conv2d_kernels.h"
-#include "width_strided_kernels.h"
+#include "width_winograd_kernels.h"
 
 namespace lcs {
 namespace {
 
-constexpr int64_t kSide = kStridedResults, kWindow = kStridedWindow, kPositions = kStridedPositions;
+constexpr int64_t kSide = 3, kWindow = kWinogradWindow, kPositions = kWinogradPositions;
 constexpr int64_t kPhases = 4;        // pairs of remainders
 constexpr int64_t kMostChannels = 8;  // of x
 constexpr int64_t kBlock = 24;        // tiles whose sums stay in the second-level cache
@@ -31,10 +31,10 @@ class WidthStrided {
       : a_(args),
         parallel_(parallel),
         copy_(best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels)),
-        run_(best(scalar::width_strided_kernels, avx2::width_strided_kernels, avx512::width_strided_kernels)),
+        run_(best(scalar::width_winograd_kernels, avx2::width_winograd_kernels, avx512::width_winograd_kernels)),
         channels_(kPhases * args.x.channels),
         pixel_(ceil_div(channels_, run_.lanes) * run_.lanes),
-        span_(kStridedVectors * run_.lanes),
+        span_(kWinogradVectors * run_.lanes),
         spans_(ceil_div(args.y.channels, span_)),
         lines_(ceil_div(args.y.height, kSide)),
         tiles_(ceil_div(args.y.width, kSide)),
@@ -64,9 +64,11 @@ class WidthStrided {
   void transform_weights(int64_t span, float* to) const {
     const WidthWeight& w = a_.weight;
     const int64_t stored = std::min(kWidthBlock, w.in_channels);
-    run_.weights({a_.packed, span * span_, width_blocks(a_.y.channels) * kWidthBlock,
-                  w.in_channels * w.taps * kWidthBlock, stored, a_.x.channels, a_.vertical.kernel, a_.horizontal.kernel,
-                  to, channels_ * span_, !last()});
+    run_.split_weights({{a_.packed, span * span_, width_blocks(a_.y.channels) * kWidthBlock,
+                         w.in_channels * w.taps * kWidthBlock, stored, a_.x.channels, to, channels_ * span_},
+                        a_.vertical.kernel,
+                        a_.horizontal.kernel,
+                        !last()});
   }
 
   // The lines of tiles that begin at `first`.
@@ -146,13 +148,15 @@ class WidthStrided {
 
   void multiply(int64_t image, int64_t line, int64_t tile, int64_t tiles, const float* x, const Room& room) const {
     const int64_t columns = kSide * tiles + kWindow - kSide, position = tiles * pixel_, row = kSide * tiles * span_;
-    run_.columns({x, row_ * pixel_, columns, pixel_, room.sides});
-    run_.rows({room.sides, columns, pixel_, tiles, room.x, position});
+    WinogradColumns side{{}, columns * pixel_, room.sides, columns * pixel_};
+    for (int64_t i = 0; i < kWindow; ++i) side.rows[i] = x + i * row_ * pixel_;
+    run_.columns(side);
+    run_.rows({room.sides, columns * pixel_, pixel_, pixel_, tiles, kSide, room.x, position, pixel_});
     for (int64_t i = 0; i < spans_; ++i) {
       run_.products({room.x, weights_ + i * kPositions * channels_ * span_, room.sums, tiles, pixel_, channels_,
-                     position, channels_ * span_, tiles * span_});
+                     position, channels_ * span_, tiles * span_, true});
       run_.results(
-          {room.sums, tiles * span_, tiles, scale_ + i * span_, bias_ + i * span_, a_.relu, room.results, row});
+          {room.sums, tiles * span_, tiles, kSide, scale_ + i * span_, bias_ + i * span_, a_.relu, room.results, row});
       write(image, line, tile, tiles, i * span_, room.results, row);
     }
   }
@@ -176,7 +180,7 @@ class WidthStrided {
   const WidthConv2dArgs& a_;
   const Parallel& parallel_;
   const WidthConv2dKernels copy_;
-  const WidthStridedKernels run_;
+  const WidthWinogradKernels run_;
   const int64_t channels_, pixel_;     // of split x; floats of a pixel of it
   const int64_t span_, spans_;         // output channels that are multiplied together
   const int64_t lines_, tiles_, row_;  // of tiles, of an image; tiles of each; pixels of a row of split x

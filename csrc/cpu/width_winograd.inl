@@ -1,74 +1,203 @@
-// Compiled once per instruction set, after its lanes_*.inl, in an unnamed namespace inside its target region.
-constexpr int kSide = kWinogradWindow, kPositions = kSide * kSide;
+// Compiled once per instruction set, after its lanes_*.inl, in an unnamed namespace inside its target region. kTiles:
+// how many tiles' sums of a span fit the registers, beside its weights and a value.
+constexpr int kSide = kWinogradWindow, kVectors = kWinogradVectors, kSpan = kVectors * kLanes;
+constexpr int kBlock = 16;  // output channels of a block of the weight
 
-// B^T of four values.
-inline void differences(const Float* x, Float* to) {
-  to[0] = sub(x[0], x[2]);
-  to[1] = add(x[1], x[2]);
-  to[2] = sub(x[2], x[1]);
-  to[3] = sub(x[1], x[3]);
-}
+inline Float times(float a, Float x, Float plus) { return fmadd(set1(a), x, plus); }
 
-// A^T of four values.
-inline void sums(const Float* m, Float* to) {
-  to[0] = add(add(m[0], m[1]), m[2]);
-  to[1] = sub(sub(m[1], m[2]), m[3]);
-}
-
-inline void input_at(const float* const* at, int64_t channel, float* to, int64_t position) {
-  Float columns[kSide][kSide];
+// Row i of G times taps.
+template <int kTaps>
+inline Float spread(int i, const Float (&w)[kTaps]) {
+  if (i == 0) return w[0];
+  if (i == kSide - 1) return w[kTaps - 1];
+  constexpr float kPoints[] = {0, 1, -1, 0.5f, -2};
+  Float to = w[kTaps - 1];
   LCS_UNROLL
-  for (int j = 0; j < kSide; ++j) {
-    Float x[kSide];
-    LCS_UNROLL
-    for (int i = 0; i < kSide; ++i) x[i] = load(at[i * kSide + j] + channel);
-    differences(x, columns[j]);
-  }
+  for (int k = kTaps - 2; k >= 0; --k) to = times(kPoints[i], to, w[k]);
+  return to;
+}
+
+// B^T of a window's side.
+inline void window(const Float* x, Float* to) {
+  const Float a = sub(x[4], x[2]), b = sub(x[3], x[1]);
+  to[0] = times(1.5f, b, add(sub(x[0], x[2]), a));
+  to[1] = times(2.5f, x[3], sub(times(0.5f, x[2], x[4]), x[1]));
+  to[2] = times(0.5f, x[3], add(times(-2.5f, x[2], x[4]), x[1]));
+  to[3] = times(2.0f, b, a);
+  to[4] = times(-0.5f, b, a);
+  to[5] = times(1.5f, a, add(sub(x[5], x[3]), sub(x[1], x[3])));
+}
+
+// A^T of a side's points.
+template <int kResults>
+inline void results_of(const Float* m, Float* to) {
+  const Float third = set1(1.0f / 3), even = mul(third, sub(m[1], m[2])), odd = mul(third, add(m[1], m[2]));
+  const auto powers = [&](Float from, float half, float two) {
+    return times(two * (1.0f / 15), m[4], times(half * (-16.0f / 15), m[3], from));
+  };
+  const Float last = kResults == 4 ? add(odd, m[5]) : add(even, m[5]);
+  to[0] = powers(add(m[0], even), 1, 1);
+  to[1] = powers(odd, 0.5f, -2);
+  to[2] = powers(kResults == 3 ? last : even, 0.25f, 4);
+  if constexpr (kResults == 4) to[3] = powers(last, 0.125f, -8);
+}
+
+// G w G^T of the taps [column][row] of a channel.
+template <int kTaps>
+inline void spread_both(const Float (&taps)[kTaps][kTaps], float* to, int64_t position) {
   LCS_UNROLL
   for (int i = 0; i < kSide; ++i) {
-    Float row[kSide], result[kSide];
+    Float row[kTaps];
     LCS_UNROLL
-    for (int j = 0; j < kSide; ++j) row[j] = columns[j][i];
-    differences(row, result);
+    for (int j = 0; j < kTaps; ++j) row[j] = spread<kTaps>(i, taps[j]);
     LCS_UNROLL
-    for (int j = 0; j < kSide; ++j) store(to + (i * kSide + j) * position + channel, result[j]);
+    for (int j = 0; j < kSide; ++j) store(to + (i * kSide + j) * position, spread<kTaps>(j, row));
   }
 }
 
-void input(const WidthWinogradInput& in) {
-  int64_t c = 0;
-  for (; c + kLanes <= in.channels; c += kLanes) input_at(in.at, c, in.to, in.position);
-  if (c == in.channels) return;
-  float rest[kPositions][kLanes] = {};
-  const float* at[kPositions];
-  for (int i = 0; i < kPositions; ++i) {
-    std::copy(in.at[i] + c, in.at[i] + in.channels, rest[i]);
-    at[i] = rest[i];
+// Calls each(weight, to) for the vectors of output channels of a span that there are; the others become zeros.
+template <class Each>
+inline void for_vectors(const WinogradWeights& w, int64_t channel, const Each& each) {
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t first = w.first + v * kLanes;
+    float* const to = w.to + channel * kSpan + v * kLanes;
+    if (first < w.outputs)
+      each(w.from + first / kBlock * w.block + first % kBlock, to);
+    else
+      for (int i = 0; i < kWinogradPositions; ++i) store(to + i * w.position, set1(0.0f));
   }
-  input_at(at, 0, in.to + c, in.position);
 }
 
-void output(const WidthWinogradOutput& out) {
-  const Float floor = set1(out.relu ? 0.0f : -__builtin_inff());
-  for (int channel = 0; channel < out.vectors * kLanes; channel += kLanes) {
-    Float columns[kSide][2];
-    LCS_UNROLL
-    for (int j = 0; j < kSide; ++j) {
-      Float m[kSide];
+void weights(const WinogradWeights& w) {
+  const int64_t tap = w.stored * kBlock;
+  for (int64_t c = 0; c < w.channels; ++c)
+    for_vectors(w, c, [&](const float* from, float* to) {
+      Float taps[3][3];
       LCS_UNROLL
-      for (int i = 0; i < kSide; ++i) m[i] = load(out.sums + (i * kSide + j) * out.position + channel);
-      sums(m, columns[j]);
+      for (int i = 0; i < 9; ++i) taps[i % 3][i / 3] = load(from + i * tap + c * kBlock);
+      spread_both<3>(taps, to, w.position);
+    });
+}
+
+void split_weights(const WinogradSplitWeights& s) {
+  constexpr int kTaps = 4;
+  const WinogradWeights& w = s.of;
+  for (int64_t i = 0; i < 4 * w.channels; ++i) {
+    const int64_t at = i % (2 * w.channels), down = i / (2 * w.channels), right = s.pairs ? at % 2 : at / w.channels,
+                  channel = s.pairs ? at / 2 : at % w.channels;
+    for_vectors(w, i, [&](const float* from, float* to) {
+      Float taps[kTaps][kTaps];
+      for (int j = 0; j < kTaps * kTaps; ++j) {
+        const int64_t row = 2 * (j / kTaps) + down, column = 2 * (j % kTaps) + right;
+        taps[j % kTaps][j / kTaps] = row < s.height && column < s.width
+                                         ? load(from + ((row * s.width + column) * w.stored + channel) * kBlock)
+                                         : set1(0.0f);
+      }
+      spread_both<kTaps>(taps, to, w.position);
+    });
+  }
+}
+
+void columns(const WinogradColumns& c) {
+  for (int64_t at = 0; at < c.floats; at += kLanes) {
+    Float x[kSide], to[kSide];
+    LCS_UNROLL
+    for (int i = 0; i < kSide; ++i) x[i] = load(c.rows[i] + at);
+    window(x, to);
+    LCS_UNROLL
+    for (int i = 0; i < kSide; ++i) store(c.to + i * c.row + at, to[i]);
+  }
+}
+
+void rows(const WinogradRows& r) {
+  for (int i = 0; i < kSide; ++i) {
+    const float* from = r.from + i * r.row;
+    float* to = r.to + i * kSide * r.position;
+    for (int64_t tile = 0; tile < r.tiles; ++tile, from += r.results * r.column, to += r.tile)
+      for (int64_t c = 0; c < r.channels; c += kLanes) {
+        Float x[kSide], row[kSide];
+        LCS_UNROLL
+        for (int j = 0; j < kSide; ++j) x[j] = load(from + j * r.column + c);
+        window(x, row);
+        LCS_UNROLL
+        for (int j = 0; j < kSide; ++j) store(to + j * r.position + c, row[j]);
+      }
+  }
+}
+
+// Of one position and so many tiles. Without the pragmas gcc keeps the sums in memory.
+template <int kAtOnce>
+void products_of(const WinogradProducts& p, const float* x, const float* weight, float* to) {
+  Float sum[kAtOnce][kVectors];
+  const int64_t tile = p.tile;
+#pragma GCC unroll 32
+  for (int t = 0; t < kAtOnce; ++t)
+#pragma GCC unroll 32
+    for (int v = 0; v < kVectors; ++v) sum[t][v] = p.first ? set1(0.0f) : load(to + t * kSpan + v * kLanes);
+  for (int64_t c = 0; c < p.channels; ++c, ++x, weight += kSpan) {
+    Float w[kVectors];
+#pragma GCC unroll 32
+    for (int v = 0; v < kVectors; ++v) w[v] = load(weight + v * kLanes);
+#pragma GCC unroll 32
+    for (int t = 0; t < kAtOnce; ++t) {
+      const Float value = set1(x[t * tile]);
+#pragma GCC unroll 32
+      for (int v = 0; v < kVectors; ++v) sum[t][v] = fmadd(value, w[v], sum[t][v]);
     }
-    const Float scale = load(out.scale + channel), bias = load(out.bias + channel);
-    LCS_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      Float row[kSide], result[2];
-      LCS_UNROLL
-      for (int j = 0; j < kSide; ++j) row[j] = columns[j][i];
-      sums(row, result);
-      LCS_UNROLL
-      for (int j = 0; j < 2; ++j)
-        if (float* const to = out.to[2 * i + j]) store(to + channel, raised_to(fmadd(result[j], scale, bias), floor));
+  }
+#pragma GCC unroll 32
+  for (int t = 0; t < kAtOnce; ++t)
+#pragma GCC unroll 32
+    for (int v = 0; v < kVectors; ++v) store(to + t * kSpan + v * kLanes, sum[t][v]);
+}
+
+template <int... kAtOnce>
+void products_of_any(const WinogradProducts& p, std::integer_sequence<int, kAtOnce...>) {
+  static constexpr decltype(&products_of<1>) kTable[] = {products_of<kAtOnce + 1>...};
+  for (int i = 0; i < kWinogradPositions; ++i) {
+    const float* const x = p.x + i * p.x_position;
+    const float* const weight = p.weight + i * p.weight_position;
+    float* const to = p.to + i * p.position;
+    for (int64_t tile = 0, n; tile < p.tiles; tile += n) {
+      const int64_t left = p.tiles - tile;  // the last two share evenly
+      n = left >= 2 * kTiles ? kTiles : left > kTiles ? (left + 1) / 2 : left;
+      kTable[n - 1](p, x + tile * p.tile, weight, to + tile * kSpan);
     }
   }
 }
+
+void products(const WinogradProducts& p) { products_of_any(p, std::make_integer_sequence<int, kTiles>()); }
+
+template <int kResults>
+void results_of_all(const WinogradResults& r) {
+  const Float floor = set1(r.relu ? 0.0f : -__builtin_inff());
+  for (int v = 0; v < kVectors; ++v) {
+    const Float scale = load(r.scale + v * kLanes), bias = load(r.bias + v * kLanes);
+    const float* from = r.from + v * kLanes;
+    float* to = r.to + v * kLanes;
+    for (int64_t tile = 0; tile < r.tiles; ++tile, from += kSpan, to += kResults * kSpan) {
+      Float side[kResults][kSide];
+      LCS_UNROLL
+      for (int j = 0; j < kSide; ++j) {
+        Float m[kSide], column[kResults];
+        LCS_UNROLL
+        for (int i = 0; i < kSide; ++i) m[i] = load(from + (i * kSide + j) * r.position);
+        results_of<kResults>(m, column);
+        LCS_UNROLL
+        for (int i = 0; i < kResults; ++i) side[i][j] = column[i];
+      }
+      LCS_UNROLL
+      for (int i = 0; i < kResults; ++i) {
+        Float row[kResults];
+        results_of<kResults>(side[i], row);
+        LCS_UNROLL
+        for (int j = 0; j < kResults; ++j)
+          store(to + i * r.row + j * kSpan, raised_to(fmadd(row[j], scale, bias), floor));
+      }
+    }
+  }
+}
+
+void results(const WinogradResults& r) { r.results == 4 ? results_of_all<4>(r) : results_of_all<3>(r); }
+
+WidthWinogradKernels table() { return {kLanes, weights, split_weights, columns, rows, products, results}; }

@@ -295,14 +295,6 @@ class WidthWinograd6 {
   const float *scale_, *bias_;
 };
 
-// Pairs of an output and a tap along an axis of so many inputs, which reaches no padding.
-int64_t taps_inside(const Axis& axis, int64_t size, int64_t outputs) {
-  int64_t n = 0;
-  for (int64_t tap = 0; tap < axis.kernel; ++tap)
-    n += std::max<int64_t>(std::min(outputs, size + axis.padding - tap) - std::max<int64_t>(axis.padding - tap, 0), 0);
-  return n;
-}
-
 // Whether it takes clearly less time than direct products.
 bool pays(const WidthConv2dArgs& a) {
   const Tiling t(a, product_kernels());
@@ -318,8 +310,7 @@ bool pays(const WidthConv2dArgs& a) {
 }  // namespace
 
 bool width_conv2d_by_winograd6(const WidthConv2dArgs& a) {
-  const auto plain = [](const Axis& axis) { return axis.kernel == 3 && axis.stride == 1 && axis.dilation == 1; };
-  const bool can = a.dtype == DType::bfloat16 && plain(a.vertical) && plain(a.horizontal) && a.groups == 1 &&
+  const bool can = a.dtype == DType::bfloat16 && is_plain(a.vertical) && is_plain(a.horizontal) && a.groups == 1 &&
                    a.x.channels > 0 && (of_pairs(a) || (a.packed && !a.pairs));
   return can && a.products != WidthProducts::direct && (a.products == WidthProducts::winograd || pays(a));
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <type_traits>
+#include <utility>
 
 #include "keys.h"
 #include "lcs/dtype.h"
@@ -13,11 +14,12 @@ LCS_TARGET_BEGIN(LCS_TARGET_AVX512)
 namespace lcs::avx512 {
 namespace {
 #include "lanes_avx512.inl"
+constexpr int kTiles = 12;
 // After the lanes they are written in.
 #include "width_winograd.inl"
 }  // namespace
 
-WidthWinogradKernels width_winograd_kernels() { return {input, output}; }
+WidthWinogradKernels width_winograd_kernels() { return table(); }
 
 }  // namespace lcs::avx512
 LCS_TARGET_END

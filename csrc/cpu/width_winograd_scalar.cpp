@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <bit>
 #include <type_traits>
+#include <utility>
 
 #include "keys.h"
 #include "lcs/dtype.h"
@@ -10,10 +11,11 @@
 namespace lcs::scalar {
 namespace {
 #include "lanes_scalar.inl"
+constexpr int kTiles = 4;
 // After the lanes they are written in.
 #include "width_winograd.inl"
 }  // namespace
 
-WidthWinogradKernels width_winograd_kernels() { return {input, output}; }
+WidthWinogradKernels width_winograd_kernels() { return table(); }
 
 }  // namespace lcs::scalar

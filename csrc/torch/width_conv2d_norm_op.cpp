@@ -55,7 +55,7 @@ Tensor width_conv2d_norm_cpu(Tensor x, Tensor weight, int64_t out_channels, std:
   if (!pooled) norm.args.y = y.mutable_data_ptr();
   lcs::width_conv2d_norm({{images(input, const_cast<void*>(input.const_data_ptr()), last), out, dtype, call.vertical,
                            call.horizontal, groups, call.weight, call.packed, call.pairs, nullptr,
-                           vector_of(kWidthConv2dNorm, "bias", bias, call.weight.out_channels), false, call.winograd},
+                           vector_of(kWidthConv2dNorm, "bias", bias, call.weight.out_channels), false},
                           norm.args,
                           pooled ? &*pooled : nullptr},
                          parallel);

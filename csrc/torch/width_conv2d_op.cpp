@@ -8,7 +8,7 @@
 namespace lcs::binding {
 namespace {
 
-enum class WidthForm { floats, pairs, winograd };
+enum class WidthForm { floats, pairs };
 
 WidthWeight width_weight(const Tensor& weight, const char* op) {
   STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 4 && weight.is_contiguous(), op,
@@ -21,19 +21,17 @@ WidthWeight width_weight(const Tensor& weight, const char* op) {
 std::vector<int64_t> packed_shape(const WidthWeight& w, WidthForm form) {
   const int64_t blocks = width_blocks(w.out_channels);
   if (form == WidthForm::pairs) return {blocks, (w.in_channels + 1) / 2 * w.taps, 2 * kWidthBlock};
-  return {blocks, w.in_channels * (form == WidthForm::winograd ? kWidthPositions : w.taps), kWidthBlock};
+  return {blocks, w.in_channels * w.taps, kWidthBlock};
 }
 
 // Which form a packed weight must be.
-WidthForm form_of(const Tensor& packed, const WidthWeight& w) {
-  if (packed.scalar_type() == ScalarType::BFloat16) return WidthForm::pairs;
-  const bool winograd = w.taps == 9 && packed.dim() == 3 && packed.size(1) == w.in_channels * kWidthPositions;
-  return winograd ? WidthForm::winograd : WidthForm::floats;
+WidthForm form_of(const Tensor& packed) {
+  return packed.scalar_type() == ScalarType::BFloat16 ? WidthForm::pairs : WidthForm::floats;
 }
 
 // Null where `packed` is of another form.
 const void* packed_data(const std::optional<Tensor>& packed, const WidthWeight& w, WidthForm form, const char* op) {
-  if (!packed || form_of(*packed, w) != form) return nullptr;
+  if (!packed || form_of(*packed) != form) return nullptr;
   const void* const data = packed->const_data_ptr();
   const std::vector<int64_t> shape = packed_shape(w, form);
   STD_TORCH_CHECK(packed->is_cpu() && packed->is_contiguous() && packed->dim() == 3 &&
@@ -61,31 +59,26 @@ WidthConv2dCall width_conv2d_call(const char* op, const Tensor& x, const Tensor&
       groups >= 1 && x.size(1) % groups == 0 && x.size(1) / groups <= w.in_channels && out_channels % groups == 0, op,
       ": ", groups, " groups do not share ", x.size(1), " channels of x and ", out_channels,
       " of the result, or read more than the weight's ", w.in_channels);
-  return {w,
-          axis(op, stride, padding, dilation, weight.size(2), 0),
+  return {w, axis(op, stride, padding, dilation, weight.size(2), 0),
           axis(op, stride, padding, dilation, weight.size(3), 1),
           static_cast<const float*>(packed_data(packed, w, WidthForm::floats, op)),
-          static_cast<const BFloat16*>(packed_data(packed, w, WidthForm::pairs, op)),
-          static_cast<const float*>(packed_data(packed, w, WidthForm::winograd, op))};
+          static_cast<const BFloat16*>(packed_data(packed, w, WidthForm::pairs, op))};
 }
 
 namespace {
 
 constexpr const char* kWidthConv2d = "width_conv2d";
 
-Tensor width_conv2d_pack_cpu(Tensor weight, bool pairs, bool winograd) {
+Tensor width_conv2d_pack_cpu(Tensor weight, bool pairs) {
   const WidthWeight w = width_weight(weight, kWidthConv2d);
-  STD_TORCH_CHECK(!pairs || (w.dtype == DType::bfloat16 && !winograd), kWidthConv2d,
-                  ": pairs are of a bfloat16 weight that is not transformed");
-  STD_TORCH_CHECK(!winograd || (weight.size(2) == 3 && weight.size(3) == 3), kWidthConv2d,
-                  ": what is transformed is a weight of 3 x 3 taps, got shape ", shape_of(weight));
-  const WidthForm form = pairs ? WidthForm::pairs : winograd ? WidthForm::winograd : WidthForm::floats;
+  STD_TORCH_CHECK(!pairs || w.dtype == DType::bfloat16, kWidthConv2d, ": pairs are of a bfloat16 weight");
+  const WidthForm form = pairs ? WidthForm::pairs : WidthForm::floats;
   Tensor packed = torch::stable::empty(packed_shape(w, form), pairs ? ScalarType::BFloat16 : ScalarType::Float);
   void* const data = packed.mutable_data_ptr();
   if (pairs)
     width_pack_pairs(w, static_cast<BFloat16*>(data), parallel);
   else
-    (winograd ? width_pack_winograd : width_pack)(w, static_cast<float*>(data), parallel);
+    width_pack(w, static_cast<float*>(data), parallel);
   return packed;
 }
 
@@ -104,15 +97,14 @@ Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::opti
                            output_size(kWidthConv2d, call.horizontal, x.size(3))},
                           x.scalar_type(), last);
   const int64_t out = call.weight.out_channels;
-  width_conv2d(
-      {images(input, const_cast<void*>(input.const_data_ptr()), last), images(y, y.mutable_data_ptr(), last), dtype,
-       call.vertical, call.horizontal, groups, call.weight, call.packed, call.pairs,
-       vector_of(kWidthConv2d, "scale", scale, out), vector_of(kWidthConv2d, "bias", bias, out), relu, call.winograd,
-       !winograd   ? WidthProducts::cheapest
-       : *winograd ? WidthProducts::winograd
-                   : WidthProducts::direct,
-       cap ? float(*cap) : std::numeric_limits<float>::infinity()},
-      parallel);
+  width_conv2d({images(input, const_cast<void*>(input.const_data_ptr()), last), images(y, y.mutable_data_ptr(), last),
+                dtype, call.vertical, call.horizontal, groups, call.weight, call.packed, call.pairs,
+                vector_of(kWidthConv2d, "scale", scale, out), vector_of(kWidthConv2d, "bias", bias, out), relu,
+                !winograd   ? WidthProducts::cheapest
+                : *winograd ? WidthProducts::winograd
+                            : WidthProducts::direct,
+                cap ? float(*cap) : std::numeric_limits<float>::infinity()},
+               parallel);
   return y;
 }
 

@@ -13,7 +13,6 @@ struct WidthConv2dCall {
   Axis vertical, horizontal;
   const float* packed;
   const BFloat16* pairs;
-  const float* winograd;
 };
 
 WidthConv2dCall width_conv2d_call(const char* op, const Tensor& x, const Tensor& weight, int64_t out_channels,

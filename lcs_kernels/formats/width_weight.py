@@ -11,20 +11,14 @@ from lcs_kernels import isa
 from lcs_kernels.ops.width_conv2d import width_conv2d_pack
 
 PAIRS = ("avx512_bf16", "amx")  # instruction sets that multiply pairs of bfloat16
-MANY = 32  # channels of either kind from which on transforming x and its products costs less than it saves
-TOO_MANY = 512  # and from which on reading the transformed weight costs more than that
+MANY = 16  # channels of either kind from which on transforming x and its products costs less than it saves
 FEW = 16  # input channels below which pairing those of x costs more than it saves
 
 
 def packing_pays(weight: Tensor) -> bool:
     """Whether a convolution of stride 1, no dilation and one group is faster by `width_conv2d` than by torch: with a
-    packed weight it goes by Winograd's products or, of many channels, reorders no weight."""
+    packed weight it mostly goes by Winograd's products."""
     return weight.dtype == torch.float32 and weight.shape[2:] == (3, 3) and min(weight.shape[:2]) >= MANY
-
-
-def winograd_pays(weight: Tensor) -> bool:
-    """Whether such a convolution goes by Winograd's products."""
-    return packing_pays(weight) and max(weight.shape[:2]) < TOO_MANY
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +33,8 @@ class WidthWeight:
         [out 16 .. 31: ...] ...
 
     or bfloat16, with pairs of input channels, [in 0, out 0] [in 1, out 0] [in 0, out 1] ..., where there is one of
-    float32, the last filled up with 0; or, where the kernels multiply by Winograd's F(2 x 2, 3 x 3), float32, the 16
-    positions of the transformed taps,
-
-        [out 0 .. 15: [position 0: [in 0: out 0 .. 15] [in 1: out 0 .. 15] ...] [position 1: ...] ...]
-
-    So the first output channels are the first blocks, and the first input channels the first part of each: a change of
-    width repacks nothing. Winograd's F(6 x 6, 3 x 3) of bfloat16 reads the pairs too, or the floats, and transforms
+    float32, the last filled up with 0. So the first output channels are the first blocks, and the first input channels
+    the first part of each: a change of width repacks nothing. Winograd's products read these forms too, and transform
     parts of them in each call, beside x, in memory that each thread keeps: at most 9 MiB and a tile of x. Code that
     torch.compile traces before the first use derives it in each call.
 
@@ -55,7 +44,7 @@ class WidthWeight:
     """
 
     weight: Tensor
-    _prepacks: dict[tuple[bool, bool], Tensor] = field(default_factory=dict, repr=False)
+    _prepacks: dict[bool, Tensor] = field(default_factory=dict, repr=False)
     _version: int | None = field(default=None, init=False, repr=False)  # torch's count of writes; None: it keeps none
 
     def __post_init__(self):
@@ -101,13 +90,11 @@ class WidthWeight:
         """Bytes of what has been derived for the kernels so far."""
         return sum(part.nbytes for part in list(self._prepacks.values()))
 
-    def prepack(self, pairs: bool = False, winograd: bool = False) -> Tensor:
+    def prepack(self, pairs: bool = False) -> Tensor:
         """The form that the kernels read: float32 (blocks, in_channels / groups * h * w, 16); made once.
 
         pairs: rather bfloat16 (blocks, ceil(in_channels / 2) * h * w, 32), for x of bfloat16, where the weight is, too,
             of 16 input channels or more, and the instruction set in use multiplies such pairs.
-        winograd: rather float32 (blocks, in_channels * 16, 16), for x of float32 and a call of stride 1, no dilation
-            and one group, where the weight is float32, too, of 3 x 3 taps and 32 to 511 channels of either kind.
         """
         compiling = torch.compiler.is_compiling()
         if self._version is not None and not compiling and self.weight._version != self._version:
@@ -116,13 +103,12 @@ class WidthWeight:
                 "pack it again, or pack(w.clone()) to keep that"
             )
         pairs = pairs and self.weight.dtype == torch.bfloat16 and self.weight.shape[1] >= FEW
-        winograd = winograd and winograd_pays(self.weight)
-        packed = self._prepacks.get((pairs, winograd))
+        packed = self._prepacks.get(pairs)
         if packed is not None:
             return packed
         if compiling:  # a graph that changed the dict would be traced anew each time; floats serve in place of pairs
-            packed = self._prepacks.get((False, winograd))
-            return width_conv2d_pack(self.weight, False, winograd) if packed is None else packed
+            packed = self._prepacks.get(False)
+            return width_conv2d_pack(self.weight) if packed is None else packed
         if pairs and isa.max_name() not in PAIRS:
             return self.prepack()
-        return self._prepacks.setdefault((pairs, winograd), width_conv2d_pack(self.weight, pairs, winograd))
+        return self._prepacks.setdefault(pairs, width_conv2d_pack(self.weight, pairs))

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 Pair = int | list[int] | tuple[int, int]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-ONES = (1, (1, 1), [1, 1])
 BLOCK = 16  # channels that the packed form keeps together
 
 
@@ -92,23 +91,9 @@ def grown(block: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return full
 
 
-def transformed(weight: Tensor) -> Tensor:
-    """G w G^T of 3 x 3 taps for Winograd's F(2 x 2, 3 x 3) (arXiv 1509.09308), (out, in, 4, 4) in float64."""
-    for dim in (2, 3):
-        a, b, c = weight.double().unbind(dim)
-        weight = torch.stack([a, 0.5 * (a + c + b), 0.5 * (a + c - b), c], dim)
-    return weight
-
-
-def reference_pack(weight: Tensor, pairs: bool, winograd: bool = False) -> Tensor:
-    """`pairs`: of a bfloat16 weight, pairs of input channels next to each other, where there is one else.
-
-    `winograd`: of 3 x 3 taps, what is `transformed`, by position and not by block of input channels.
-    """
+def reference_pack(weight: Tensor, pairs: bool) -> Tensor:
+    """`pairs`: of a bfloat16 weight, pairs of input channels next to each other, where there is one else."""
     out, inputs, height, width = weight.shape
-    if winograd:
-        padded = F.pad(transformed(weight).float(), (0, 0, 0, 0, 0, 0, 0, -out % BLOCK))
-        return padded.view(-1, BLOCK, inputs, 16).permute(0, 3, 2, 1).flatten(1, 2).contiguous()
     if pairs:
         even = F.pad(weight, (0, 0, 0, 0, 0, inputs % 2))
         halves = [reference_pack(even[:, half::2], False) for half in range(2)]
@@ -133,13 +118,12 @@ def fake_backward(grad, x, weight, scale, y, stride, padding, dilation, groups, 
     return grads[0].contiguous(memory_format=memory_format(x)) if wanted[0] else grads[0], *grads[1:]
 
 
-def fake_pack(weight, pairs, winograd=False):
+def fake_pack(weight, pairs):
     out, inputs, height, width = weight.shape
     if pairs:
         shape = (out + BLOCK - 1) // BLOCK, (inputs + 1) // 2 * height * width, 2 * BLOCK
         return weight.new_empty(shape, dtype=torch.bfloat16)
-    rows = inputs * (16 if winograd else height * width)
-    return weight.new_empty(((out + BLOCK - 1) // BLOCK, rows, BLOCK), dtype=torch.float32)
+    return weight.new_empty(((out + BLOCK - 1) // BLOCK, inputs * height * width, BLOCK), dtype=torch.float32)
 
 
 _op = define(
@@ -156,9 +140,7 @@ _op_backward = define(
     reference_backward,
     fake_backward,
 )
-_op_pack = define(
-    "width_conv2d_pack(Tensor weight, bool pairs, bool winograd=False) -> Tensor", reference_pack, fake_pack
-)
+_op_pack = define("width_conv2d_pack(Tensor weight, bool pairs) -> Tensor", reference_pack, fake_pack)
 
 
 class WidthConv2d(torch.autograd.Function):
@@ -179,19 +161,17 @@ class WidthConv2d(torch.autograd.Function):
         return *(g if w else None for g, w in zip(grads, wanted, strict=True)), *[None] * 5
 
 
-def width_conv2d_pack(weight: Tensor, pairs: bool = False, winograd: bool = False) -> Tensor:
+def width_conv2d_pack(weight: Tensor, pairs: bool = False) -> Tensor:
     """What the kernels read in place of a weight of (out, in, h, w): see `lcs_kernels.formats.WidthWeight`."""
     ensure_loaded()
-    return _op_pack(weight, pairs, winograd)
+    return _op_pack(weight, pairs)
 
 
-def prepacked(x: Tensor, weight: WidthWeight, stride: Pair, dilation: Pair, groups: int) -> Tensor | None:
+def prepacked(x: Tensor, weight: WidthWeight, groups: int) -> Tensor | None:
     """What the kernels read for this x."""
     if not x.is_cpu or x.dtype == torch.float64:
         return None
-    pairs = x.dtype == torch.bfloat16
-    winograd = x.dtype == torch.float32 and stride in ONES and dilation in ONES
-    return weight.prepack(pairs=pairs and groups == 1, winograd=winograd and groups == 1)
+    return weight.prepack(pairs=x.dtype == torch.bfloat16 and groups == 1)
 
 
 def width_conv2d(
@@ -213,24 +193,22 @@ def width_conv2d(
     The result is scale * convolution + bias, then ReLU on request, up to `cap`: sums in float32, rounded once. Where
     the machine multiplies pairs of bfloat16 (AVX512_BF16, AMX), a `WidthWeight` of bfloat16, of one group and 16 input
     channels or more, is multiplied so by x of bfloat16: each product is rounded into its sum, to nearest, in the order
-    of that instruction, and denormals count as 0. A `WidthWeight` of float32, of 3 x 3 taps, one group and 32 to 511
-    channels of either kind, is multiplied by x of float32 at stride 1 without dilation by Winograd's F(2 x 2, 3 x 3)
-    (arXiv 1509.09308): 16 products in place of 36. To first order a result is off by at most (c + 8) * 64 * c * 2^-24 *
-    max |w| * max |x|, c being x's channels; a direct sum of 9 * c products by 9 * c * 9 * c * 2^-24 * max |w| * max
-    |x|. An infinity in x may become NaN.
+    of that instruction, and denormals count as 0.
 
-    A bfloat16 x goes by F(6 x 6, 3 x 3) in float32 where that is faster, with a `WidthWeight` of 3 x 3 taps and one
-    group, at stride 1 without dilation: 64 products in place of 324, of the same packed weight, which is transformed in
-    each call, a few channels at a time. Before it is rounded to bfloat16, a result is off by at most
-    (c + 27) * 4700 * c * 2^-24 * max |w| * max |x|, and mostly by far less. Results of a tile of 6 x 6 that reads a NaN
-    or an infinity may all become NaN, as they may where c * max |w| * max |x| is beyond 2^100. Machines with AMX
-    multiply directly.
+    A `WidthWeight` of 3 x 3 taps and one group is multiplied at stride 1 without dilation by Winograd's products (arXiv
+    1509.09308) in float32 where that is faster, transformed in each call, a few channels at a time: of float32, by
+    F(4 x 4, 3 x 3), 36 products in place of 144, whatever the number of images; of bfloat16, by F(6 x 6, 3 x 3), 64 in
+    place of 324, but for machines with AMX. To first order a result is off by at most (c + 25) * 880 * c * 2^-24 *
+    max |w| * max |x| and, before it is rounded to bfloat16, by (c + 27) * 4700 * c * 2^-24 * max |w| * max |x|, c being
+    x's channels, and mostly by far less; a direct sum by 9 * c * 9 * c * 2^-24 * max |w| * max |x|. Results of a tile
+    of 4 x 4 or 6 x 6 that reads a NaN or an infinity may all become NaN, as they may where c * max |w| * max |x| is
+    beyond 2^110 or 2^100.
 
     The first layers of networks, 7 x 7 or 8 x 8 taps at stride 2 of up to 8 channels of x and 32 or more of the result,
     without dilation, of one group and a `WidthWeight` that is not of pairs, are multiplied by F(3 x 3, 4 x 4) in
     float32, where an image has 16 tiles of 3 x 3 results or more, on x split into odd and even rows and columns: 144
     products in place of 441, whose weight is transformed in each call. A result is off by at most
-    (4 * c + 25) * 5000 * c * 2^-24 * max |w| * max |x|, and mostly by far less; those of a tile that reads a NaN or an
+    (4 * c + 27) * 5000 * c * 2^-24 * max |w| * max |x|, and mostly by far less; those of a tile that reads a NaN or an
     infinity may all become NaN, as they may where c * max |w| * max |x| is beyond 2^110.
 
     With a `WidthWeight` a change of width repacks and allocates nothing; a tensor's block is packed in each call, in
@@ -286,7 +264,7 @@ def bound_width_conv2d(
     ensure_loaded()
     stride, padding, dilation = geometry("width_conv2d", stride, padding, dilation)
     whole = None if isinstance(weight, Tensor) else weight
-    packed = None if whole is None else prepacked(x, whole, stride, dilation, groups)
+    packed = None if whole is None else prepacked(x, whole, groups)
     version = None if whole is None else version_of(whole)
     weight = weight if whole is None else whole.weight
     out_channels, groups = width(x, weight, out_channels, groups)

@@ -118,7 +118,7 @@ def bound_width_conv2d_norm(
 
     if isinstance(weight, Tensor) or x.dtype == torch.float64:
         return apart
-    packed, version = prepacked(x, weight, stride, dilation, groups), version_of(weight)
+    packed, version = prepacked(x, weight, groups), version_of(weight)
     own_groups = width(x, weight.weight, out_channels, groups)[1] if groups > 1 else groups
 
     def settings(bias: Tensor | None) -> tuple:

@@ -15,7 +15,6 @@ import torch
 from lcs_kernels.benchmarks.harness import Timing, sample
 from torch import Tensor, nn
 
-from lcs_kernels.formats.width_weight import winograd_pays
 from lcs_kernels.ops._winograd import rounding_bound
 
 from . import models
@@ -154,10 +153,7 @@ def check_layers(frozen: Frozen, x: Tensor, level: Level) -> int:
         size = plain(input.double().abs())
         terms = (weight[0].numel() + 6) * 2.0**-24
         error = terms / (1 - terms) * size
-        if kernels[name].startswith("width_conv2d") and winograd_pays(layer.weight):
-            c = weight.shape[1]
-            error.clamp_(min=(c + 8) * 64 * c * 2.0**-24 * float(weight.max() * input.abs().max()))
-        elif kernels[name].startswith("width_conv2d") and _may_go_by_winograd6(layer, input):
+        if kernels[name].startswith("width_conv2d") and _may_go_by_winograd(layer, input):
             error = error + rounding_bound(*layer.padded(input if input.dim() == 4 else input[None]), weight)
         error += torch.finfo(output.dtype).eps / 2 * (exact.abs() + error)
         if not ((output.double() - exact).abs() <= error).all():
@@ -165,10 +161,9 @@ def check_layers(frozen: Frozen, x: Tensor, level: Level) -> int:
     return len(sparse)
 
 
-def _may_go_by_winograd6(layer: nn.Conv2d, x: Tensor) -> bool:
+def _may_go_by_winograd(layer: nn.Conv2d, x: Tensor) -> bool:
     """Whether `width_conv2d` may multiply it so."""
-    plain = layer.kernel_size == (3, 3) and layer.stride == layer.dilation == (1, 1) and layer.groups == 1
-    return plain and x.dtype == torch.bfloat16 and x.is_cpu
+    return layer.kernel_size == (3, 3) and layer.stride == layer.dilation == (1, 1) and layer.groups == 1 and x.is_cpu
 
 
 def _call(frozen: Frozen, level: Level, x: Tensor) -> Callable[[], object]:

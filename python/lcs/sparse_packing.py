@@ -57,10 +57,10 @@ class SparsePacker(Packer):
     def weights(self, layers: Sequence[SubspaceLayer], level: Level, kernels: Sequence[str]) -> Iterator[Weight]:
         w0s, w1s, keep = self.recipe.prune_arguments(layers, level)
         made = interpolate_prune_foreach_masks(w0s, w1s, level.alpha, keep=keep, dtype=w0s[0].dtype, extrapolate=True)
-        for layer, w, mask_bits, kernel in zip(layers, *made, kernels, strict=True):
+        for w, mask_bits, kernel in zip(*made, kernels, strict=True):
             if kernel.startswith("width_conv2d"):
                 whole = WidthWeight.pack(w)
-                whole.prepack(pairs=True, winograd=layer.stride == layer.dilation == (1, 1))  # before threads share it
+                whole.prepack(pairs=True)  # before threads share it
                 yield WidthView(whole, len(w), shared=False)
             else:
                 yield w if kernel == "torch" else SparseWeight.pack(w, mask_bits)

@@ -63,6 +63,5 @@ class WidthPacker(Packer):
             if layer not in self._packed:
                 self._packed[layer] = WidthWeight.pack(layer.weight)
                 if layer.weight.is_cpu:
-                    plain = layer.stride == layer.dilation == (1, 1)
-                    self._packed[layer].prepack(pairs=layer.groups == 1, winograd=plain and layer.groups == 1)
+                    self._packed[layer].prepack(pairs=layer.groups == 1)
             return self._packed[layer]

@@ -6,7 +6,7 @@ import torch
 
 from lcs_kernels import isa, width_conv2d
 from lcs_kernels.formats import WidthWeight, width_weight
-from lcs_kernels.formats.width_weight import FEW, MANY, PAIRS, TOO_MANY
+from lcs_kernels.formats.width_weight import FEW, PAIRS
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -35,20 +35,6 @@ def test_pairs_are_packed_where_they_are_multiplied(dtype, inputs):
     assert pairs.shape == (3, 6 * n, 32) and weight.prepacked_nbytes == packed.nbytes + pairs.nbytes
     rows = pairs.view(3, 6, n, 16, 2).permute(0, 3, 2, 4, 1).reshape(48, 2 * n, 3, 2)
     assert torch.equal(rows[:37, :inputs], w) and not rows[37:].any() and not rows[:, inputs:].any()
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [(MANY, MANY, 3, 3), (MANY + 5, MANY, 3, 3), (MANY, MANY, 3, 1), (40, MANY - 1, 3, 3), (TOO_MANY, MANY, 3, 3)],
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_is_transformed_where_that_pays(dtype, shape):
-    weight = WidthWeight.pack(torch.randn(shape).to(dtype))
-    packed = weight.prepack(winograd=True)
-    assert weight.prepack(winograd=True) is packed and weight.prepacked_nbytes == packed.nbytes
-    many = dtype == torch.float32 and shape[0] < TOO_MANY and shape[1:] == (MANY, 3, 3)
-    assert packed.shape == ((shape[0] + 15) // 16, shape[1] * (16 if many else shape[2] * shape[3]), 16)
-    assert (weight.prepack() is packed) == (not many)
 
 
 def test_of_what_threads_pack_at_once_one_is_kept(monkeypatch):

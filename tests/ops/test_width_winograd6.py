@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from lcs_kernels import width_conv2d, width_conv2d_norm
 from lcs_kernels.formats import WidthWeight
-from lcs_kernels.ops._winograd import TILES, rounding_bound, transforms
+from lcs_kernels.ops._winograd import WIDE_POINTS, WIDE_TILES, rounding_bound, transforms
 from lcs_kernels.ops.width_conv2d_norm import reference as apart
 
 from .sparse_cases import DTYPES, LAST
@@ -47,10 +47,10 @@ def assert_within_bound(y, x, block, padding, scale=None, bias=None, relu=False)
     return limit
 
 
-@pytest.mark.parametrize("results", TILES)
+@pytest.mark.parametrize("results", WIDE_TILES)
 def test_transforms_are_those_of_a_correlation(results):
     torch.manual_seed(0)
-    a, g, b = transforms(results)
+    a, g, b = transforms(results, points=WIDE_POINTS)
     x, w = torch.randn(5, results + 2, results + 2).double(), torch.randn(3, 5, 3, 3).double()
     y = a @ ((g @ w @ g.T) * (b @ x @ b.T)).sum(1) @ a.T
     torch.testing.assert_close(y, F.conv2d(x[None], w)[0], rtol=0, atol=1e-12)

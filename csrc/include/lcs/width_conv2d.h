@@ -15,9 +15,6 @@ constexpr int64_t kWidthBlock = 16;
 
 inline int64_t width_blocks(int64_t out_channels) { return (out_channels + kWidthBlock - 1) / kWidthBlock; }
 
-// Of a window of 4 x 4, which Winograd's F(2 x 2, 3 x 3) multiplies in place of a kernel's taps.
-constexpr int64_t kWidthPositions = 16;
-
 // A weight of out_channels rows of in_channels * taps.
 struct WidthWeight {
   const void* data;
@@ -31,14 +28,9 @@ void width_pack(const WidthWeight& weight, float* packed, const Parallel& parall
 // and their floats, the last filled up with 0: rows of 64 bytes, as vdpbf16ps and AMX tiles read them.
 void width_pack_pairs(const WidthWeight& weight, BFloat16* packed, const Parallel& parallel);
 
-// A weight of 3 x 3 taps as Winograd's F(2 x 2, 3 x 3) multiplies it: G w G^T, computed in float64 and rounded once,
-// [block of kWidthBlock output channels][position of the window][input channel][output channel of the block], with
-// zeros past the last output channel.
-void width_pack_winograd(const WidthWeight& weight, float* packed, const Parallel& parallel);
-
-// How a bfloat16 x is multiplied by `packed` or `pairs` of 3 x 3 taps at stride 1, and any x of few channels by
-// `packed` of 7 x 7 or 8 x 8 taps at stride 2, without dilation, in one group: directly or by Winograd's F(6 x 6, 3 x
-// 3) or F(3 x 3, 4 x 4) in float32, as costs less, or as asked for.
+// How x is multiplied by `packed` or `pairs` of 3 x 3 taps at stride 1, and x of few channels by `packed` of 7 x 7 or 8
+// x 8 taps at stride 2, without dilation, in one group: directly or by Winograd's F(4 x 4, 3 x 3) of float32, F(6 x 6,
+// 3 x 3) of bfloat16 or F(3 x 3, 4 x 4) of either, in float32, as costs less, or as asked for.
 enum class WidthProducts { cheapest, direct, winograd };
 
 // y = x convolved with the first y.channels by x.channels / groups channels of the weight, times a scale and plus a
@@ -53,8 +45,6 @@ struct WidthConv2dArgs {
   const BFloat16* pairs;      // likewise, read where x is bfloat16, in one group, and the instruction set multiplies it
   const float *scale, *bias;  // of y.channels; null: none
   bool relu;
-  const float* winograd =
-      nullptr;  // as packed, transformed; where x is float32, of stride 1, not dilated, in one group
   WidthProducts products = WidthProducts::cheapest;
   float cap = std::numeric_limits<float>::infinity();  // what ReLU ends at, as 6 of ReLU6; infinity: nothing
 };
