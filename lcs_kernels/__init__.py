@@ -10,6 +10,7 @@ from . import _cuda, _load, _triton, formats, isa
 from ._backends import backends
 from .errors import LcsUnavailableError
 from .levels import keep_count
+from .memory import release_memory
 from .ops.cosine_squared import cosine_squared
 from .ops.interpolate_prune import interpolate_prune
 from .ops.interpolate_prune_foreach import interpolate_prune_foreach, interpolate_prune_foreach_masks
@@ -44,6 +45,7 @@ __all__ = [
     "packed_linear",
     "packed_network",
     "quantize",
+    "release_memory",
     "sparse_conv2d",
     "sparse_conv2d_norm",
     "sparse_linear",

@@ -9,6 +9,7 @@
 #include "width_affine.h"
 #include "width_conv2d_kernels.h"
 #include "width_winograd_kernels.h"
+#include "width_winograd_results.h"
 
 namespace lcs {
 namespace {
@@ -147,7 +148,8 @@ class WidthStrided {
   };
 
   void multiply(int64_t image, int64_t line, int64_t tile, int64_t tiles, const float* x, const Room& room) const {
-    const int64_t columns = kSide * tiles + kWindow - kSide, position = tiles * pixel_, row = kSide * tiles * span_;
+    const int64_t columns = kSide * tiles + kWindow - kSide, position = tiles * pixel_;
+    const WidthWinogradResults results(a_, kSide, scale_, bias_);
     WinogradColumns side{{}, columns * pixel_, room.sides, columns * pixel_};
     for (int64_t i = 0; i < kWindow; ++i) side.rows[i] = x + i * row_ * pixel_;
     run_.columns(side);
@@ -155,26 +157,8 @@ class WidthStrided {
     for (int64_t i = 0; i < spans_; ++i) {
       run_.products({room.x, weights_ + i * kPositions * channels_ * span_, room.sums, tiles, pixel_, channels_,
                      position, channels_ * span_, tiles * span_, true});
-      run_.results(
-          {room.sums, tiles * span_, tiles, kSide, scale_ + i * span_, bias_ + i * span_, a_.relu, room.results, row});
-      write(image, line, tile, tiles, i * span_, room.results, row);
+      results.write({0, image, line, tile, tile + tiles}, i, room.sums, tiles * span_, room.results);
     }
-  }
-
-  // Results of a span, whose rows are `row` floats apart.
-  void write(int64_t image, int64_t line, int64_t tile, int64_t tiles, int64_t start, const float* results,
-             int64_t row) const {
-    const Images& y = a_.y;
-    const int64_t top = kSide * line, left = kSide * tile, height = std::min(kSide, y.height - top),
-                  width = std::min(kSide * tiles, y.width - left), channels = std::min(span_, y.channels - start);
-    const bool last = y.channel_stride == 1;
-    for (int64_t i = 0; i < height; ++i)
-      copy_.store({results + i * row,
-                   advance(y.data,
-                           image * y.image_stride + (top + i) * y.row_stride + left * y.column_stride +
-                               start * y.channel_stride,
-                           a_.dtype),
-                   span_, 1, last ? y.column_stride : y.channel_stride, width, channels, a_.dtype, !last});
   }
 
   const WidthConv2dArgs& a_;

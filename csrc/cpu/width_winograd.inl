@@ -175,7 +175,7 @@ void results_of_all(const WinogradResults& r) {
     const Float scale = load(r.scale + v * kLanes), bias = load(r.bias + v * kLanes);
     const float* from = r.from + v * kLanes;
     float* to = r.to + v * kLanes;
-    for (int64_t tile = 0; tile < r.tiles; ++tile, from += kSpan, to += kResults * kSpan) {
+    for (int64_t tile = 0; tile < r.tiles; ++tile, from += kSpan, to += kResults * r.column) {
       Float side[kResults][kSide];
       LCS_UNROLL
       for (int j = 0; j < kSide; ++j) {
@@ -192,7 +192,7 @@ void results_of_all(const WinogradResults& r) {
         results_of<kResults>(side[i], row);
         LCS_UNROLL
         for (int j = 0; j < kResults; ++j)
-          store(to + i * r.row + j * kSpan, raised_to(fmadd(row[j], scale, bias), floor));
+          store(to + i * r.row + j * r.column, raised_to(fmadd(row[j], scale, bias), floor));
       }
     }
   }

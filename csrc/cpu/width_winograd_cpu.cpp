@@ -8,6 +8,7 @@
 #include "width_affine.h"
 #include "width_conv2d_kernels.h"
 #include "width_winograd_kernels.h"
+#include "width_winograd_results.h"
 
 namespace lcs {
 namespace {
@@ -65,11 +66,6 @@ class WidthWinograd {
   }
 
  private:
-  // Tiles [begin, end) of a row of tiles of an image, the first of which is `slot` in its block.
-  struct Part {
-    int64_t slot, image, line, begin, end;
-  };
-
   void run_together() const {
     static thread_local Scratch<float> scratch;
     float* const x = scratch.reserve(input_floats());
@@ -105,7 +101,7 @@ class WidthWinograd {
     for (int64_t tile = first, n; tile < last; tile += n, slot += n) {
       const int64_t row = tile / columns_, column = tile % columns_;
       n = std::min({kPart, columns_ - column, last - tile});
-      each(Part{slot, row / lines_, row % lines_, column, column + n});
+      each(WinogradPart{slot, row / lines_, row % lines_, column, column + n});
     }
   }
 
@@ -117,7 +113,7 @@ class WidthWinograd {
     float* const sides = zeros + pixel_ * a_.x.width;
     std::fill_n(zeros, pixel_ * a_.x.width, 0.0f);
     Rows held{};
-    for_parts(slot, first, last, [&](const Part& part) {
+    for_parts(slot, first, last, [&](const WinogradPart& part) {
       const int64_t left = kSide * part.begin - a_.horizontal.padding, columns = kSide * (part.end - part.begin) + 2,
                     begin = std::clamp<int64_t>(-left, 0, columns),
                     end = std::clamp<int64_t>(a_.x.width - left, begin, columns);
@@ -177,7 +173,9 @@ class WidthWinograd {
       transform_weights(span, c, channels, weights);
       run_.products({x, weights, sums, last - first, chunk_, channels, x_, weights_, sums_, c == 0});
     }
-    finish(first, last, span, sums, sums + kPositions * sums_);
+    const WidthWinogradResults results(a_, kSide, scale_, bias_);
+    for_parts(0, first, last,
+              [&](const WinogradPart& part) { results.write(part, span, sums, sums_, sums + kPositions * sums_); });
   }
 
   // Channels [c, c + n) of x.
@@ -187,26 +185,6 @@ class WidthWinograd {
       run_.weights({a_.packed + i * w.taps * kWidthBlock, span * span_, width_blocks(a_.y.channels) * kWidthBlock,
                     w.in_channels * w.taps * kWidthBlock, std::min(kWidthBlock, w.in_channels - i),
                     std::min(kWidthBlock, c + n - i), to, weights_});
-  }
-
-  void finish(int64_t first, int64_t last, int64_t span, const float* sums, float* results) const {
-    const Images& y = a_.y;
-    const int64_t start = span * span_, channels = std::min(span_, y.channels - start), row = kSide * kPart * span_;
-    const bool channels_last = y.channel_stride == 1;
-    for_parts(0, first, last, [&](const Part& part) {
-      run_.results({sums + part.slot * span_, sums_, part.end - part.begin, kSide, scale_ + start, bias_ + start,
-                    a_.relu, results, row});
-      const int64_t top = kSide * part.line, left = kSide * part.begin,
-                    width = std::min(kSide * part.end, y.width) - left;
-      for (int64_t i = 0; i < std::min(kSide, y.height - top); ++i)
-        copy_.store({results + i * row,
-                     advance(y.data,
-                             part.image * y.image_stride + (top + i) * y.row_stride + left * y.column_stride +
-                                 start * y.channel_stride,
-                             a_.dtype),
-                     span_, 1, channels_last ? y.column_stride : y.channel_stride, width, channels, a_.dtype,
-                     !channels_last});
-    });
   }
 
   const WidthConv2dArgs& a_;

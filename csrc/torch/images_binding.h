@@ -1,5 +1,6 @@
 #pragma once
 #include <algorithm>
+#include <array>
 #include <cstdint>
 
 #include "binding.h"
@@ -19,9 +20,10 @@ inline bool is_channels_last(const Tensor& x) {
 inline bool wants_channels_last(const Tensor& x) { return !x.is_contiguous() && is_channels_last(x); }
 
 inline Tensor empty_images(const std::vector<int64_t>& size, ScalarType type, bool last) {
-  using torch::headeronly::MemoryFormat;
-  return with_large_pages(torch::stable::empty(size, type, std::nullopt, std::nullopt, std::nullopt,
-                                               last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous));
+  const auto [c, h, w] =
+      std::array{std::max<int64_t>(size[1], 1), std::max<int64_t>(size[2], 1), std::max<int64_t>(size[3], 1)};
+  const int64_t nchw[] = {c * h * w, h * w, w, 1}, channels_last[] = {c * h * w, 1, w * c, c};
+  return empty_strided(size, {last ? channels_last : nchw, 4}, int32_t(type));
 }
 
 inline Images images(const std::vector<int64_t>& size, void* data, bool last) {

@@ -7,9 +7,8 @@
 
 namespace lcs::binding {
 
-// Asks for large pages where a result will be written. The C library gives large results back to the system, so each
-// call's come fresh, and touching those page by page takes longer than many a kernel. Only a hint: where the system has
-// none, small ones serve.
+// Asks for large pages where a result will be written: touching fresh memory page by page takes longer than many a
+// kernel. Only a hint: where the system has none, small ones serve.
 inline void prefer_large_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = 2 << 20;

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "binding.h"
+#include "kept_memory.h"
 #include "lcs/isa.h"
 
 namespace {
@@ -22,10 +23,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lcs, m) {
   m.def("machine_isa() -> str");
   m.def("max_isa() -> str");
   m.def("set_max_isa(str name) -> ()");
+  m.def("release_memory() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lcs, CompositeExplicitAutograd, m) {
   m.impl("machine_isa", TORCH_BOX(&machine_isa));
   m.impl("max_isa", TORCH_BOX(&max_isa));
   m.impl("set_max_isa", TORCH_BOX(&set_max_isa));
+  m.impl("release_memory", TORCH_BOX(&lcs::binding::release_memory));
 }

@@ -1,0 +1,30 @@
+#pragma once
+#include "lcs/width_conv2d.h"
+#include "width_conv2d_kernels.h"
+#include "width_winograd_kernels.h"
+
+namespace lcs {
+
+// Tiles [begin, end) of a row of tiles of an image, the first of which is `slot` among those that were multiplied.
+struct WinogradPart {
+  int64_t slot, image, line, begin, end;
+};
+
+// What makes results of a span's sums, [position][tile][output channel], and writes them where they belong.
+class WidthWinogradResults {
+ public:
+  // side: of a tile's results. scale, bias: of whole spans.
+  WidthWinogradResults(const WidthConv2dArgs& args, int64_t side, const float* scale, const float* bias);
+
+  // position: floats of `sums` from one position to the next.
+  void write(const WinogradPart& part, int64_t span, const float* sums, int64_t position, float* room) const;
+
+ private:
+  const WidthConv2dArgs& a_;
+  const WidthConv2dKernels copy_;
+  const WidthWinogradKernels run_;
+  const int64_t side_, span_;
+  const float *scale_, *bias_;
+};
+
+}  // namespace lcs
