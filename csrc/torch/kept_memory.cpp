@@ -116,9 +116,9 @@ Tensor empty_strided(torch::headeronly::IntHeaderOnlyArrayRef size, torch::heade
     return with_large_pages(Tensor(made));
   }
   const auto give = [](void* data, void* bytes) { give_memory(data, reinterpret_cast<int64_t>(bytes)); };
-  const AOTITorchError error = torch_from_blob(
-      data, int64_t(size.size()), size.data(), stride.data(), 0, dtype, aoti_torch_device_type_cpu(), -1, &made,
-      aoti_torch_layout_strided(), nullptr, 0, give, reinterpret_cast<void*>(bytes));
+  const AOTITorchError error =
+      torch_from_blob(data, int64_t(size.size()), size.data(), stride.data(), 0, dtype, aoti_torch_device_type_cpu(),
+                      -1, &made, aoti_torch_layout_strided(), nullptr, 0, give, reinterpret_cast<void*>(bytes));
   if (error) give_memory(data, bytes);
   TORCH_ERROR_CODE_CHECK(error);
   return Tensor(made);
