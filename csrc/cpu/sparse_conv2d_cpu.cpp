@@ -167,8 +167,7 @@ class SparseConv2d {
     const int64_t lanes = layout_.lanes, tile = layout_.tile_columns, pitch = panels_.pitch();
     const int64_t height =
         lanes == 1 ? std::min(layout_.rows, a_.y.height - panel % layout_.down * layout_.rows) : layout_.rows;
-    // An odd number of cache lines here too.
-    const int64_t stride = (ceil_div(vectors(layout_.tile_rows) * run_.lanes, 16) | 1) * 16;
+    const int64_t stride = odd_lines(vectors(layout_.tile_rows) * run_.lanes);
     float* const sums = scratch.reserve((end - begin) * stride);
     const auto accumulate_all = [&](const float* from, int64_t floats, float* to) {
       for (int64_t i = 0; i < floats; i += tile * lanes)

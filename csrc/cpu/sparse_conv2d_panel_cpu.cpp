@@ -43,9 +43,8 @@ SparsePanels::SparsePanels(const SparseConv2dArgs& args, const Phases& vertical,
     : a_(args), rows_(vertical), columns_(horizontal), layout_(layout), run_(kernels), stream_(stream) {
   pitch_ = layout.lanes == 1 ? sparse_pitch(args, horizontal) : layout.columns + horizontal.reach;
   plane_ = (layout.rows + vertical.reach) * pitch_ * layout.lanes;
-  // An odd number of cache lines, so that channels do not fall on the same sets.
   const int64_t phases = int64_t(vertical.used.size() * horizontal.used.size());
-  channel_ = (ceil_div(phases * plane_ + horizontal.reach * layout.lanes, 16) | 1) * 16;
+  channel_ = odd_lines(phases * plane_ + horizontal.reach * layout.lanes);
 }
 
 SparsePanels::Lane SparsePanels::lane(int64_t panel, int64_t i) const {

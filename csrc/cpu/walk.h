@@ -9,6 +9,9 @@ namespace lcs {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Floats to an odd number of cache lines, so that neighbours fall on other sets.
+inline int64_t odd_lines(int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; }
+
 // An axis of a convolution as kernels on padded copies (strips) walk it: strip coordinate s is input coordinate
 // s * step - padding, and output o and tap k meet at o * stride + k * dilation. A single tap leaves out what lies
 // between its strides.

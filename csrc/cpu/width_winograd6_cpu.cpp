@@ -19,12 +19,8 @@ constexpr int64_t kMostTiles = 72;        // of a block, whose sums stay in the 
 constexpr int64_t kFewTiles = 25;         // for which transforming weights costs little
 constexpr int64_t kTasks = 8;             // enough for threads to share, where there are more tiles than those
 constexpr int64_t kChunk = 64;            // channels of x whose transformed weights stay in that cache
-constexpr int64_t kLine = 16;             // floats
 // Multiplications of vectors that take as long as it takes to transform a vector: of weights; of a tile's x; of sums.
 constexpr int64_t kWeightsCost = 250, kInputCost = 400, kOutputCost = 400;
-
-// Floats to a multiple that falls on other cache sets than its neighbours.
-int64_t odd_lines(int64_t floats) { return (ceil_div(floats, kLine) | 1) * kLine; }
 
 // Results a side of the tile that begins `left` results before the end.
 int side_of(int64_t left) { return left > 4 ? 6 : left > 2 ? 4 : 2; }

@@ -20,13 +20,9 @@ constexpr int64_t kPart = 8;              // tiles next to each other whose resu
 constexpr int64_t kFewTiles = 16;         // for which transforming weights costs little
 constexpr int64_t kTasks = 4;             // enough for threads to share, where there are more tiles than those
 constexpr int64_t kChunk = 64;            // channels of x whose transformed weights stay in the second-level cache
-constexpr int64_t kLine = 16;             // floats
 // Multiplications of 16 results that take as long as it takes to transform as many floats: of weights; of a tile's x;
 // of its sums.
 constexpr int64_t kWeightsCost = 140, kInputCost = 300, kOutputCost = 200;
-
-// Floats to a multiple that falls on other cache sets than its neighbours.
-int64_t odd_lines(int64_t floats) { return (ceil_div(floats, kLine) | 1) * kLine; }
 
 // Tiles of all images, row by row, in blocks; output channels in spans. Where there are several blocks, they and spans,
 // in this order, are shared out among the threads: each transforms x of a block; then, of some channels of x at a time,

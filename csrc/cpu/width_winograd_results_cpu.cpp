@@ -1,7 +1,8 @@
+#include "width_winograd_results.h"
+
 #include <algorithm>
 
 #include "dispatch.h"
-#include "width_winograd_results.h"
 
 namespace lcs {
 

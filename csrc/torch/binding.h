@@ -93,7 +93,7 @@ inline Tensor empty_as(const Tensor& like, ScalarType type) {
   return with_large_pages(torch::stable::empty(sizes_of(like), type));
 }
 
-// By torch's C interface, in a third of the time that the dispatcher takes. Large ones are of memory that is kept.
+// By torch's C interface, past the dispatcher. Large ones are of memory that is kept.
 Tensor empty_strided(torch::headeronly::IntHeaderOnlyArrayRef size, torch::headeronly::IntHeaderOnlyArrayRef stride,
                      int32_t dtype);
 

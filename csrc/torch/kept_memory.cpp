@@ -101,8 +101,9 @@ void give_memory(void* data, int64_t bytes) {
 }
 
 int64_t release_memory() {
-  const auto held = lock();
-  return held ? kept().shrink(0) : 0;
+  if (forked()) return 0;  // which keeps none
+  const std::lock_guard held(kept().mutex);
+  return kept().shrink(0);
 }
 
 Tensor empty_strided(torch::headeronly::IntHeaderOnlyArrayRef size, torch::headeronly::IntHeaderOnlyArrayRef stride,

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,9 @@ def test_what_loses_is_said():
         found = ratios("network", f", 1 x 3 x 224 x 224, density {density}", peer)
         ratio = found[-1] if peer == "deepsparse" else " / ".join(found)  # on Zen 4 it is with group norm
         assert re.search(rf"\({ratio}\s*(for one image)?\)", README), (density, ratio)
+    for images, density in product((1, 16), (1, 0.2, 0.1, 0.05, 0.02)):
+        ratio = ratios("network", f" {images} x 3 x 224 x 224, density {density}", "deepsparse")[-1]
+        assert float(ratio.removesuffix("x")) >= 1 or f"({ratio})" in README, (images, density, ratio)
 
 
 def test_every_public_name_is_listed():

@@ -1,16 +1,19 @@
 """width_conv2d of 7 x 7 or 8 x 8 taps at stride 2 by Winograd's F(3 x 3, 4 x 4)."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lcs_kernels import width_conv2d, width_conv2d_norm
+from lcs_kernels import width_conv2d
 from lcs_kernels.formats import WidthWeight
 from lcs_kernels.ops._winograd import STRIDED_TILE, split, strided_rounding_bound, transforms
-from lcs_kernels.ops.width_conv2d_norm import reference as apart
 
-from .sparse_cases import DTYPES, LAST
+from . import winograd_cases
+from .sparse_cases import DTYPES
 from .test_width_conv2d import FORMATS
+from .winograd_cases import assert_a_norm_behind_changes_no_bit
 
 # x, weight's channels and taps, channels of the result, padding
 CASES = {
@@ -24,6 +27,7 @@ CASES = {
     "no images": ((0, 3, 40, 40), (16, 3, 7, 7), 16, (3, 3)),
 }
 OP = torch.ops.lcs.width_conv2d.default
+assert_within_bound = partial(winograd_cases.assert_within_bound, bound=strided_rounding_bound, stride=2)
 
 
 def run(x, weight, out, padding, scale=None, bias=None, relu=False, winograd=True, cap=None):
@@ -35,17 +39,6 @@ def case(name, layout, dtype=torch.float32, fill=torch.randn):
     shape, full, out, padding = CASES[name]
     x, w = fill(*shape).to(dtype).to(memory_format=layout), fill(*full)
     return x, w[:out, : shape[1]], WidthWeight.pack(w), out, padding
-
-
-def assert_within_bound(y, x, block, padding, scale=None, bias=None, relu=False):
-    exact = F.conv2d(x.double(), block.double(), None, 2, padding)
-    limit = strided_rounding_bound(x, padding, block) * (1 + 2.0**-10)  # what is not of first order, and float64's own
-    if scale is not None:
-        factor, shift = (v[: len(block), None, None].double() for v in (scale, bias))
-        exact, limit = exact * factor + shift, limit * factor.abs() + 2.0**-23 * shift.abs()
-    exact = exact.relu() if relu else exact
-    assert ((y.double() - exact).abs() <= limit + LAST[x.dtype] * (exact.abs() + limit)).all()
-    return limit
 
 
 def test_transforms_are_those_of_a_correlation():
@@ -130,19 +123,12 @@ def test_a_cap_and_relu(isa, layout):
 
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
-def test_is_chosen_for_first_layers_with_and_without_a_norm(isa, layout, threads):
+def test_is_chosen_for_first_layers_with_and_without_a_norm(isa, layout):
     torch.manual_seed(7)
     x, weight = torch.randn(9, 3, 64, 64).to(memory_format=layout), WidthWeight.pack(torch.randn(64, 3, 7, 7))
-    y, settings = width_conv2d(x, weight, 60, stride=2, padding=3), ([2, 2], [3, 3], [1, 1], 1)
+    y = width_conv2d(x, weight, 60, stride=2, padding=3)
     assert torch.equal(y, run(x, weight, 60, (3, 3))) and not torch.equal(y, run(x, weight, 60, (3, 3), winograd=False))
-    norm, packed = (torch.randn(60), None, None, None, None), weight.prepack()
-    for pool in (None, (3, 2, 1)):
-        numbers = [] if pool is None else [3, 3, 2, 2, 1, 1]
-        arguments = (60, None, *settings, packed, *norm, None, 60, 1e-5, True, numbers, None, None)
-        expected = apart(x, weight.weight, *arguments)
-        for images in (9, 1):
-            found = width_conv2d_norm(x[:images], weight, 60, norm, stride=2, padding=3, relu=True, max_pool=pool)
-            assert torch.equal(found, expected[:images])
+    assert_a_norm_behind_changes_no_bit(x, weight, 60, weight.prepack(), 2, 3, images=(1,))
 
 
 def test_others_are_multiplied_directly(isa):

@@ -1,32 +1,20 @@
 """width_conv2d of float32 by Winograd's F(4 x 4, 3 x 3)."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lcs_kernels import width_conv2d, width_conv2d_norm
+from lcs_kernels import width_conv2d
 from lcs_kernels.formats import WidthWeight
 from lcs_kernels.ops._winograd import TILE, rounding_bound, transforms
-from lcs_kernels.ops.width_conv2d_norm import reference as apart
 
+from . import winograd_cases
 from .sparse_cases import integers
 from .test_width_conv2d import FORMATS
+from .winograd_cases import SQUARE, assert_a_norm_behind_changes_no_bit, pair
 
-# x, full weight's channels, out_channels, padding
-SQUARE = {
-    "whole": ((2, 64, 14, 16), (64, 64), 64, 1),
-    "odd": ((2, 36, 13, 15), (70, 40), 70, 1),
-    "no padding": ((1, 32, 17, 12), (128, 32), 96, 0),
-    "wide padding": ((2, 50, 5, 9), (50, 51), 50, (2, 1)),
-    "padding beyond the kernel": ((2, 33, 3, 2), (32, 33), 32, (5, 4)),
-    "few of many channels": ((3, 3, 9, 10), (64, 64), 5, 1),
-    "one channel of many": ((1, 1, 8, 7), (64, 33), 1, 1),
-    "one pixel": ((5, 40, 1, 1), (37, 40), 37, 1),
-    "tiny images": ((70, 32, 2, 3), (33, 32), 33, 1),
-    "one row": ((2, 32, 1, 300), (40, 32), 40, 1),
-    "one column": ((1, 33, 99, 1), (32, 33), 17, 1),
-    "many channels": ((1, 500, 4, 5), (32, 500), 32, 1),
-}
 CASES = SQUARE | {
     "several blocks": ((9, 40, 40, 36), (33, 40), 33, 1),
     "several chunks": ((1, 150, 8, 11), (70, 160), 50, 1),
@@ -34,10 +22,7 @@ CASES = SQUARE | {
     "no images": ((0, 33, 9, 8), (32, 33), 32, 1),
 }
 OP = torch.ops.lcs.width_conv2d.default
-
-
-def pair(padding):
-    return [padding] * 2 if isinstance(padding, int) else list(padding)
+assert_within_bound = partial(winograd_cases.assert_within_bound, bound=rounding_bound)
 
 
 def run(x, weight, out, padding, scale=None, bias=None, relu=False, winograd=True, cap=None):
@@ -49,17 +34,6 @@ def case(name, layout, fill=torch.randn):
     shape, (full, inputs), out, padding = CASES[name]
     x, w = fill(*shape).to(memory_format=layout), fill(full, inputs, 3, 3)
     return x, w[:out, : shape[1]], WidthWeight.pack(w), out, padding
-
-
-def assert_within_bound(y, x, block, padding, scale=None, bias=None, relu=False):
-    exact = F.conv2d(x.double(), block.double(), padding=padding)
-    limit = rounding_bound(x, pair(padding), block) * (1 + 2.0**-10)  # what is not of first order, and float64's own
-    if scale is not None:
-        factor, shift = (v[: len(block), None, None].double() for v in (scale, bias))
-        exact, limit = exact * factor + shift, limit * factor.abs() + 2.0**-23 * shift.abs()
-    exact = exact.relu() if relu else exact
-    assert ((y.double() - exact).abs() <= limit + 2.0**-24 * exact.abs()).all()
-    return limit
 
 
 def test_transforms_are_those_of_a_correlation():
@@ -157,20 +131,13 @@ def test_a_cap_and_relu(isa, layout):
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
 @pytest.mark.parametrize("shape", [(2, 40, 12, 13), (9, 40, 12, 12), (1, 40, 30, 31)], ids=str)
-def test_is_chosen_for_many_pixels_with_and_without_a_norm(isa, shape, layout, threads):
+def test_is_chosen_for_many_pixels_with_and_without_a_norm(isa, shape, layout):
     torch.manual_seed(8)
     x, weight = torch.randn(shape).to(memory_format=layout), WidthWeight.pack(torch.randn(50, 40, 3, 3))
     y = width_conv2d(x, weight, 48, padding=1)
     assert torch.equal(y, run(x, weight, 48, 1)) and not torch.equal(y, run(x, weight, 48, 1, winograd=False))
-    norm, residual, packed = (torch.randn(48), None, None, None, None), torch.randn_like(y), weight.prepack()
-    for pool in (None, (3, 2, 1)):
-        numbers = [] if pool is None else [3, 3, 2, 2, 1, 1]
-        arguments = (48, None, [1, 1], [1, 1], [1, 1], 1, packed, *norm, residual, 48, 1e-5, True, numbers, None, None)
-        expected = apart(x, weight.weight, *arguments)
-        options = {"padding": (1, 1), "residual": residual, "relu": True, "max_pool": pool}
-        for threads in (3, 1):
-            torch.set_num_threads(threads)
-            assert torch.equal(width_conv2d_norm(x, weight, 48, norm, **options), expected)
+    packed, residual = weight.prepack(), torch.randn_like(y)
+    assert_a_norm_behind_changes_no_bit(x, weight, 48, packed, 1, 1, residual, images=(1,))
     assert weight.prepacked_nbytes == packed.nbytes
 
 
@@ -179,16 +146,15 @@ def test_others_are_multiplied_directly(isa):
     x, w = integers(1, 32, 20, 20), integers(64, 32, 3, 3)
     for settings in ({"stride": 2}, {"dilation": 2}, {"groups": 2}, {"stride": (1, 2)}):
         weight = WidthWeight.pack(w[:, : 16 if "groups" in settings else 32])
-        assert torch.equal(
-            width_conv2d(x, weight, padding=1, **settings), F.conv2d(x, weight.weight, padding=1, **settings)
-        )
+        y = width_conv2d(x, weight, padding=1, **settings)
+        assert torch.equal(y, F.conv2d(x, weight.weight, padding=1, **settings))
     for size, channels, winograd in ((4, 32, False), (12, 32, True), (20, 1, False)):
         part, weight = torch.randn(1, channels, size, size), WidthWeight.pack(torch.randn(64, channels, 3, 3))
         y = width_conv2d(part, weight, padding=1)
         assert torch.equal(y, run(part, weight, 64, 1, winograd=winograd))
         assert not torch.equal(y, run(part, weight, 64, 1, winograd=not winograd))
-    weight, part = w[:, :, :3, :3], torch.randn(1, 32, 12, 12)  # a tensor is packed in each call, for direct products
-    assert torch.equal(width_conv2d(part, weight, padding=1), run(part, WidthWeight.pack(w), 64, 1, winograd=False))
+    part = torch.randn(1, 32, 12, 12)  # a tensor is packed in each call, for direct products
+    assert torch.equal(width_conv2d(part, w, padding=1), run(part, WidthWeight.pack(w), 64, 1, winograd=False))
 
 
 def test_gradients_are_the_direct_ones():

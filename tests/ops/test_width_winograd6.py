@@ -1,17 +1,19 @@
 """width_conv2d of bfloat16 by Winograd's F(6 x 6, 3 x 3)."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lcs_kernels import width_conv2d, width_conv2d_norm
+from lcs_kernels import width_conv2d
 from lcs_kernels.formats import WidthWeight
 from lcs_kernels.ops._winograd import WIDE_POINTS, WIDE_TILES, rounding_bound, transforms
-from lcs_kernels.ops.width_conv2d_norm import reference as apart
 
-from .sparse_cases import DTYPES, LAST
+from . import winograd_cases
+from .sparse_cases import DTYPES
 from .test_width_conv2d import FORMATS
-from .test_width_winograd import SQUARE
+from .winograd_cases import SQUARE, assert_a_norm_behind_changes_no_bit, pair
 
 CASES = SQUARE | {
     "several blocks": ((9, 40, 20, 15), (33, 40), 33, 1),
@@ -19,10 +21,7 @@ CASES = SQUARE | {
     "few channels": ((2, 5, 19, 16), (20, 9), 17, 1),
 }
 OP = torch.ops.lcs.width_conv2d.default
-
-
-def pair(padding):
-    return [padding] * 2 if isinstance(padding, int) else list(padding)
+assert_within_bound = partial(winograd_cases.assert_within_bound, bound=rounding_bound)
 
 
 def run(x, weight, out, padding, scale=None, bias=None, relu=False, winograd=True):
@@ -34,17 +33,6 @@ def case(name, layout, dtype=torch.bfloat16, fill=torch.randn):
     shape, (full, inputs), out, padding = CASES[name]
     x, w = fill(*shape).bfloat16().to(memory_format=layout), fill(full, inputs, 3, 3).to(dtype)
     return x, w[:out, : shape[1]], WidthWeight.pack(w), out, padding
-
-
-def assert_within_bound(y, x, block, padding, scale=None, bias=None, relu=False):
-    exact = F.conv2d(x.double(), block.double(), padding=padding)
-    limit = rounding_bound(x, pair(padding), block) * (1 + 2.0**-10)  # what is not of first order, and float64's own
-    if scale is not None:
-        factor, shift = (v[: len(block), None, None].double() for v in (scale, bias))
-        exact, limit = exact * factor + shift, limit * factor.abs() + 2.0**-22 * shift.abs()
-    exact = exact.relu() if relu else exact
-    assert ((y.double() - exact).abs() <= limit + LAST[torch.bfloat16] * (exact.abs() + limit)).all()
-    return limit
 
 
 @pytest.mark.parametrize("results", WIDE_TILES)
@@ -142,17 +130,8 @@ def test_is_chosen_for_many_pixels_with_and_without_a_norm(isa, shape, layout):
     )
     y = width_conv2d(x, weight, 60, padding=1)
     assert torch.equal(y, run(x, weight, 60, 1)) and not torch.equal(y, run(x, weight, 60, 1, winograd=False))
-    norm, residual, before = (torch.randn(60), None, None, None, None), torch.randn_like(y), torch.get_num_threads()
-    for pool in (None, (3, 2, 1)):
-        options = {"residual": residual, "relu": True, "max_pool": pool}
-        packed, numbers = weight.prepack(pairs=True), [] if pool is None else [3, 3, 2, 2, 1, 1]
-        arguments = (60, None, [1, 1], [1, 1], [1, 1], 1, packed, *norm, residual, 60, 1e-5, True, numbers, None, None)
-        expected = apart(x, weight.weight, *arguments)
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            found = width_conv2d_norm(x, weight, 60, norm, padding=(1, 1), **options)
-            assert torch.equal(found, expected)
-    torch.set_num_threads(before)
+    packed, residual = weight.prepack(pairs=True), torch.randn_like(y)
+    assert_a_norm_behind_changes_no_bit(x, weight, 60, packed, 1, 1, residual)
 
 
 def test_few_pixels_of_many_channels_are_multiplied_directly(isa):
