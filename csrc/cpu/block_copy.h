@@ -27,12 +27,15 @@ struct LaneSquare {
 // Copies squares between activations of `dtype`, whose columns lie `step` apart, and a float32 panel, where the lanes
 // of a column lie next to each other and the columns `panel_step` apart; `repeats` times, `stride` elements and
 // `panel_stride` floats further each. Columns that do not exist are 0 in the panel, and not written to activations.
+// To these, what lies at the same places of a residual is added, and the sums are clamped, where there is one.
 struct LaneCopy {
   void* rows;
   float* panel;
   const LaneSquare* squares;
   int64_t count, step, panel_step, repeats, stride, panel_stride;
   DType dtype;
+  const void* residual = nullptr;
+  float floor = 0, cap = 0;
 };
 
 }  // namespace lcs

@@ -66,6 +66,14 @@ void accumulate(const SparseTile& tile) {
   tile.distance ? accumulate_any<true>(tile, kVectors) : accumulate_any<false>(tile, kVectors);
 }
 
+void add_residual(const float* residual, int64_t n, float floor, float cap, float* sums) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    store(sums + i, lowered_to(raised_to(add(load(sums + i), load(residual + i)), set1(floor)), set1(cap)));
+  for (; i < n; ++i) sums[i] = single::lowered_to(single::raised_to(sums[i] + residual[i], floor), cap);
+}
+
 SparseConv2dKernels table() {
-  return {kLanes, kMaxVectors, kSquare, accumulate, load_block, store_block, load_lanes, store_lanes, stream_end};
+  return {kLanes,      kMaxVectors, kSquare,     accumulate,   load_block,
+          store_block, load_lanes,  store_lanes, add_residual, stream_end};
 }

@@ -198,7 +198,8 @@ class SparseConv2d {
         run_.accumulate({x + (group * inputs + b * w.block / taps_) * panels_.channel(),
                          distance ? distance + at : nullptr, offset_.data(), count + row, w.index + at, w.values + at,
                          sums + (row - begin) * stride, stride, stop - row, a_.scale ? a_.scale + row : nullptr,
-                         a_.bias ? a_.bias + row : nullptr, vectors, b == 0, b == w.blocks() - 1, a_.relu, a_.cap});
+                         a_.bias ? a_.bias + row : nullptr, vectors, b == 0, b == w.blocks() - 1,
+                         a_.relu && !a_.residual, a_.residual ? std::numeric_limits<float>::infinity() : a_.cap});
         for (; row < stop && stop < end; ++row) at += count[row];  // of which the last group has no need
         row = stop;
       }

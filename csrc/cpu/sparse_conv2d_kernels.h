@@ -32,7 +32,8 @@ struct SparseConv2dKernels {
   void (*store)(const BlockCopy& copy);       // from float32
   void (*load_lanes)(const LaneCopy& copy);   // to a panel; null where there is a single lane
   void (*store_lanes)(const LaneCopy& copy);  // from a panel; likewise
-  void (*stream_end)();                       // after stores past the caches, before another thread reads them
+  void (*add)(const float* residual, int64_t n, float floor, float cap, float* sums);  // and clamp them
+  void (*stream_end)();  // after stores past the caches, before another thread reads them
 };
 
 namespace scalar {

@@ -1,6 +1,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 
 #include "dispatch.h"
 #include "sparse_conv2d_layout.h"
@@ -17,6 +18,7 @@ constexpr int64_t kBlock = 16;                // positions along a side of a blo
 constexpr int64_t kSumBytes = 256 << 10;      // of sums, written before they fall out of the second-level cache
 constexpr int64_t kPanels = 2;                // at least, where they are high enough: one for each of few threads
 constexpr int64_t kStreamed = 8 << 20;        // bytes of a result that the caches would not hold
+constexpr size_t kRemembered = 64;            // layouts of a thread: finding one takes as long as a small layer
 
 // What a float of each costs on one core, relative to a multiplication at the peak of AVX-512; fitted to times of 3 x 3
 // convolutions of 64 to 512 channels.
@@ -49,6 +51,16 @@ class Chooser {
         phases_(vertical.used.size() * horizontal.used.size()),
         values_(args.weight.start[args.weight.blocks()]),
         large_(args.y.n * args.y.channels * args.y.height * args.y.width * size_of(args.dtype) >= kStreamed) {}
+
+  // All that the choice depends on.
+  using Question = std::array<int64_t, 19>;
+  Question question(const SparseConv2dKernels& run) const {
+    const Axis &v = a_.vertical, &h = a_.horizontal;
+    return {a_.y.n,     a_.y.channels,      a_.y.height, a_.y.width, a_.x.channels,
+            a_.x.width, a_.weight.blocks(), values_,     run.lanes,  int64_t(a_.dtype) * 2 + may_stream(run),
+            v.stride,   v.padding,          v.dilation,  v.kernel,   h.stride,
+            h.padding,  h.dilation,         h.kernel,    large_};
+  }
 
   SparseLayout best(SparseConv2dKernels& kernels) const {
     SparseLayout found = neighbours(kernels);
@@ -198,7 +210,24 @@ int64_t sparse_pitch(const SparseConv2dArgs& args, const Phases& horizontal) {
 
 SparseLayout sparse_layout(const SparseConv2dArgs& args, const Phases& vertical, const Phases& horizontal,
                            SparseConv2dKernels& kernels) {
-  return Chooser(args, vertical, horizontal).best(kernels);
+  struct Known {
+    Chooser::Question question;
+    SparseLayout layout;
+    SparseConv2dKernels kernels;
+  };
+  static thread_local std::array<Known, kRemembered> known{};  // at first of no images, which nobody asks for
+  const Chooser chooser(args, vertical, horizontal);
+  const Chooser::Question question = chooser.question(kernels);
+  size_t place = 0;
+  for (const int64_t part : question) place = place * 31 + size_t(part);
+  Known& found = known[(place ^ place >> 16) % kRemembered];
+  if (found.question != question) {
+    found.layout = chooser.best(kernels);
+    found.kernels = kernels;
+    found.question = question;
+  }
+  kernels = found.kernels;
+  return found.layout;
 }
 
 }  // namespace lcs

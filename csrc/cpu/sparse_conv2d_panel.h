@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "lcs/sparse_conv2d.h"
@@ -32,9 +33,9 @@ class SparsePanels {
     std::vector<LaneSquare> squares_;
   };
 
-  // The sums of output channels [begin, end), `stride` floats each, of `rows` rows from `row` on of all blocks.
-  void write(int64_t panel, int64_t begin, int64_t end, int64_t row, int64_t rows, const float* sums,
-             int64_t stride) const;
+  // The sums of output channels [begin, end), `stride` floats each, of `rows` rows from `row` on of all blocks, with
+  // the residual, which may be added to them in place.
+  void write(int64_t panel, int64_t begin, int64_t end, int64_t row, int64_t rows, float* sums, int64_t stride) const;
 
  private:
   // Where a lane's block lies; `image` is that of the first lane where there is no block.
@@ -49,6 +50,9 @@ class SparsePanels {
   void squares_of_x(int64_t panel, std::vector<LaneSquare>& squares) const;
   void fill_rows(int64_t panel, int64_t begin, int64_t end, float* to) const;
   void fill_lanes(const std::vector<LaneSquare>& squares, int64_t begin, int64_t end, float* to) const;
+  float floor() const { return a_.relu ? 0.0f : -std::numeric_limits<float>::infinity(); }
+  void add_rows(int64_t panel, int64_t begin, int64_t end, int64_t row, int64_t rows, float* sums,
+                int64_t stride) const;
   void write_rows(int64_t panel, int64_t begin, int64_t end, int64_t row, int64_t rows, const float* sums,
                   int64_t stride) const;
   std::vector<LaneSquare> squares_of_y(int64_t panel, int64_t row, int64_t rows) const;

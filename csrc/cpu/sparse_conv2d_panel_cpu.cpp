@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "scratch.h"
 #include "walk.h"
 
 namespace lcs {
@@ -21,7 +22,8 @@ void each_channel_square(const std::vector<LaneSquare>& squares, LaneCopy copy, 
                          void (*run)(const LaneCopy&)) {
   const int64_t whole = channels / kSquare, rest = channels % kSquare;
   LaneCopy tail = copy;
-  tail.rows = static_cast<char*>(copy.rows) + size_of(copy.dtype) * whole * kSquare;
+  tail.rows = advance(copy.rows, whole * kSquare, copy.dtype);
+  tail.residual = advance(copy.residual, whole * kSquare, copy.dtype);
   tail.panel += whole * copy.panel_stride, tail.repeats = 1;
   copy.repeats = whole;
   for (const LaneSquare& square : squares) {
@@ -141,10 +143,29 @@ void SparsePanels::fill_lanes(const std::vector<LaneSquare>& squares, int64_t be
   each_channel_square(squares, copy, end - begin, run_.load_lanes);
 }
 
-void SparsePanels::write(int64_t panel, int64_t begin, int64_t end, int64_t row, int64_t rows, const float* sums,
+void SparsePanels::write(int64_t panel, int64_t begin, int64_t end, int64_t row, int64_t rows, float* sums,
                          int64_t stride) const {
-  layout_.lanes == 1 ? write_rows(panel, begin, end, row, rows, sums, stride)
-                     : write_lanes(panel, begin, end, row, rows, sums, stride);
+  if (layout_.lanes > 1) return write_lanes(panel, begin, end, row, rows, sums, stride);
+  if (a_.residual) add_rows(panel, begin, end, row, rows, sums, stride);
+  write_rows(panel, begin, end, row, rows, sums, stride);
+}
+
+// The residual of a panel of one block, a row of all channels at a time.
+void SparsePanels::add_rows(int64_t panel, int64_t begin, int64_t end, int64_t row, int64_t rows, float* sums,
+                            int64_t stride) const {
+  static thread_local Scratch<float> scratch;
+  const int64_t image = panel / layout_.down, row0 = panel % layout_.down * layout_.rows + row, width = a_.y.width,
+                channels = end - begin;
+  float* const residual = scratch.reserve(channels * width);
+  for (int64_t i = 0; i < rows; ++i) {
+    const void* const from = advance(a_.residual, place(a_.y, image, begin, row0 + i, 0), a_.dtype);
+    if (y_last())
+      run_.load({from, residual, a_.y.column_stride, 1, width, width, channels, a_.dtype, true});
+    else
+      run_.load({from, residual, a_.y.channel_stride, 1, width, channels, width, a_.dtype, false});
+    for (int64_t c = 0; c < channels; ++c)
+      run_.add(residual + c * width, width, floor(), a_.cap, sums + c * stride + i * pitch_);
+  }
 }
 
 void SparsePanels::write_rows(int64_t panel, int64_t begin, int64_t end, int64_t row, int64_t rows, const float* sums,
@@ -168,8 +189,9 @@ std::vector<LaneSquare> SparsePanels::squares_of_y(int64_t panel, int64_t row, i
     Lane lanes[kSquare];
     for (int64_t l = 0; l < kSquare; ++l) lanes[l] = lane(panel, first + l);
     for (int64_t i = 0; i < rows; ++i)
-      for (int64_t column = 0, columns; column < layout_.columns; column += columns) {
-        columns = y_last() ? 1 : std::min(kSquare, layout_.columns - column);
+      for (int64_t next = 0, columns; next < layout_.columns; next += columns) {
+        columns = y_last() ? 1 : std::min(kSquare, layout_.columns);
+        const int64_t column = std::min(next, layout_.columns - columns);  // whole squares, if the last two overlap
         LaneSquare& s = squares.emplace_back();
         s.panel = (i * layout_.columns + column) * layout_.lanes + first;
         s.columns = y_last() ? kSquare : columns;
@@ -197,7 +219,10 @@ void SparsePanels::write_lanes(int64_t panel, int64_t begin, int64_t end, int64_
                 end - begin,
                 a_.y.channel_stride,
                 stride,
-                a_.dtype};
+                a_.dtype,
+                advance(a_.residual, begin * a_.y.channel_stride, a_.dtype),
+                floor(),
+                a_.cap};
   if (!y_last()) return run_.store_lanes(copy);
   copy.panel_step = stride, copy.count = 1;
   copy.stride = kSquare, copy.panel_stride = kSquare * stride;

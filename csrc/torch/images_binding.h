@@ -35,6 +35,17 @@ inline Images images(const Tensor& t, void* data, bool last) {
   return images({t.size(0), t.size(1), t.size(2), t.size(3)}, data, last);
 }
 
+// Of a residual of `type` that lies as y does, channels last or NCHW; null where there is none.
+inline const void* residual_data(const char* op, const std::optional<Tensor>& residual, const Tensor& y,
+                                 ScalarType type, bool last) {
+  if (!residual) return nullptr;
+  const bool fits = same_shape(*residual, y) && residual->is_cpu() && residual->scalar_type() == type &&
+                    (y.numel() == 0 || (last ? is_channels_last(*residual) : residual->is_contiguous()));
+  STD_TORCH_CHECK(fits, op, ": residual must be laid out as the result, of shape ", shape_of(y), ", got ",
+                  shape_of(*residual));
+  return residual->const_data_ptr();
+}
+
 inline Axis axis(const char* op, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                  const std::vector<int64_t>& dilation, int64_t kernel, size_t d) {
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, op,

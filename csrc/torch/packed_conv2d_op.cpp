@@ -17,16 +17,6 @@ std::optional<lcs::ActivationRange> range_of(const std::optional<Tensor>& low, c
                               width_of(kPackedConv2d, bits)};
 }
 
-// Null without a residual. `last`: y is channels last, else NCHW.
-const void* residual_data(const std::optional<Tensor>& residual, const Tensor& y, ScalarType type, bool last) {
-  if (!residual) return nullptr;
-  const bool fits = same_shape(*residual, y) && residual->is_cpu() && residual->scalar_type() == type &&
-                    (y.numel() == 0 || (last ? is_channels_last(*residual) : residual->is_contiguous()));
-  STD_TORCH_CHECK(fits, kPackedConv2d, ": residual must be laid out as the result, of shape ", shape_of(y), ", got ",
-                  shape_of(*residual));
-  return residual->const_data_ptr();
-}
-
 Tensor packed_conv2d_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_points, std::vector<int64_t> weight_shape,
                          int64_t bits, std::optional<Tensor> bias, std::vector<int64_t> stride,
                          std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
@@ -78,7 +68,7 @@ Tensor packed_conv2d_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_poi
                              exact,
                              x_codes,
                              y_range ? &*y_range : nullptr,
-                             residual_data(residual, y, float_type, last)};
+                             residual_data(kPackedConv2d, residual, y, float_type, last)};
   args.depthwise = lcs::packed_conv2d_depthwise(out, weight_shape[1], groups);
   lcs::packed_conv2d(args, parallel);
   return y;

@@ -13,13 +13,13 @@ Tensor sparse_conv2d_norm_cpu(Tensor x, Tensor mask_bits, Tensor values, std::ve
                               std::vector<int64_t> dilation, int64_t groups, int64_t block, std::vector<Tensor> prepack,
                               std::optional<Tensor> weight0, std::optional<Tensor> weight1, std::optional<Tensor> bias0,
                               std::optional<Tensor> bias1, std::optional<Tensor> alpha, std::optional<Tensor> residual,
-                              int64_t norm_groups, double eps, bool relu, std::optional<Tensor> mean,
-                              std::optional<Tensor> var) {
-  for (auto* vector : {&bias, &weight0, &weight1, &bias0, &bias1, &mean, &var}) make_contiguous(*vector);
+                              int64_t norm_groups, double eps, bool relu) {
+  for (auto* vector : {&bias, &weight0, &weight1, &bias0, &bias1}) make_contiguous(*vector);
+  const std::optional<Tensor> none;
   SparseConv2dCall conv = sparse_conv2d_call(kSparseConv2dNorm, x, mask_bits, values, weight_shape, bias, stride,
                                              padding, dilation, groups, false, block, prepack);
   NormBehind norm = norm_behind(kSparseConv2dNorm, sizes_of(conv.y), x.scalar_type(), conv.last,
-                                {weight0, weight1, bias0, bias1, alpha, mean, var}, residual, norm_groups, eps, relu);
+                                {weight0, weight1, bias0, bias1, alpha, none, none}, residual, norm_groups, eps, relu);
   norm.args.x = norm.args.y = conv.y.mutable_data_ptr();
   lcs::sparse_conv2d_norm({conv.args, norm.args}, parallel);
   return conv.y;

@@ -46,7 +46,8 @@ using namespace lcs::binding;
 Tensor sparse_conv2d_cpu(Tensor x, Tensor mask_bits, Tensor values, std::vector<int64_t> weight_shape,
                          std::optional<Tensor> bias, std::vector<int64_t> stride, std::vector<int64_t> padding,
                          std::vector<int64_t> dilation, int64_t groups, bool relu, int64_t block,
-                         std::vector<Tensor> prepack, std::optional<Tensor> scale, std::optional<double> cap) {
+                         std::vector<Tensor> prepack, std::optional<Tensor> scale, std::optional<double> cap,
+                         std::optional<Tensor> residual) {
   make_contiguous(bias);
   make_contiguous(scale);
   STD_TORCH_CHECK(!cap || (relu && *cap > 0), "sparse_conv2d: cap must be above 0, and needs relu");
@@ -54,6 +55,7 @@ Tensor sparse_conv2d_cpu(Tensor x, Tensor mask_bits, Tensor values, std::vector<
                                              dilation, groups, relu, block, prepack);
   call.args.scale = vector_of("sparse_conv2d", "scale", scale, weight_shape[0]);
   if (cap) call.args.cap = float(*cap);
+  call.args.residual = residual_data("sparse_conv2d", residual, call.y, x.scalar_type(), call.last);
   lcs::sparse_conv2d(call.args, parallel);
   return call.y;
 }

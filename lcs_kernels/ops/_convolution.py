@@ -65,14 +65,29 @@ def check_fits(op: str, x: Tensor, weight_shape: Sequence[int], padding: list[in
             )
 
 
-def finished(y: Tensor, scale: Tensor | None, bias: Tensor | None, relu: bool, cap: float | None) -> Tensor:
+def finished(
+    y: Tensor, scale: Tensor | None, bias: Tensor | None, relu: bool, cap: float | None, residual: Tensor | None = None
+) -> Tensor:
     """What comes behind a convolution's sums, in their dtype; of scale and bias the first of the channels count."""
     out = y.shape[1]
     y = y if scale is None else y * scale[:out, None, None].to(y.dtype)
     y = y if bias is None else y + bias[:out, None, None].to(y.dtype)
+    y = y if residual is None else y + residual
     if relu:
         return y.relu() if cap is None else F.hardtanh(y, 0.0, cap)
     return y
+
+
+def laid_out_residual(
+    op: str, residual: Tensor, size: Sequence[int], dtype: torch.dtype, x: Tensor, layout: torch.memory_format
+) -> Tensor:
+    """As an op of x takes it whose result has this size, dtype and layout. Raises ValueError where it does not fit."""
+    if tuple(residual.shape) != tuple(size) or residual.dtype != dtype or residual.device != x.device:
+        raise ValueError(
+            f"{op}: residual must be {tuple(size)} {dtype} on {x.device}, "
+            f"got {tuple(residual.shape)} {residual.dtype} on {residual.device}"
+        )
+    return residual.contiguous(memory_format=layout)
 
 
 def check_cap(op: str, relu: bool, cap: float | None) -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lcs_kernels._load import ensure_loaded
 from lcs_kernels.levels import range_tensors
 
-from ._convolution import backward, check_channels, check_fits, geometry, memory_format, output_size
+from ._convolution import backward, check_channels, check_fits, geometry, laid_out_residual, memory_format, output_size
 from ._library import check_packed, define, wants_grad, without_autocast
 from .nested_pack import STEP, codes_of, reference_unpack
 from .packed_linear import quantized
@@ -159,12 +159,7 @@ def _check_residual(x: Tensor, weight_shape, residual: Tensor | None, settings, 
         return None
     size = (x.shape[0], weight_shape[0], *output_size(x.shape, weight_shape, *settings[:3]))
     dtype, layout = result_type(x, None)[0], result_type(x, y_range[0])[1]
-    if tuple(residual.shape) != size or residual.dtype != dtype or residual.device != x.device:
-        raise ValueError(
-            f"packed_conv2d: residual must be {size} {dtype} on {x.device}, "
-            f"got {tuple(residual.shape)} {residual.dtype} on {residual.device}"
-        )
-    return residual.contiguous(memory_format=layout)
+    return laid_out_residual("packed_conv2d", residual, size, dtype, x, layout)
 
 
 def packed_conv2d(

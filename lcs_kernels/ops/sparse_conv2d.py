@@ -18,6 +18,7 @@ from ._convolution import (
     check_fits,
     finished,
     geometry,
+    laid_out_residual,
     memory_format,
     output_size,
 )
@@ -44,13 +45,14 @@ def reference(
     prepack,
     scale=None,
     cap=None,
+    residual=None,
 ) -> Tensor:
     """The dense convolution in float32 (float64 for float64), rounded once."""
     wide = torch.promote_types(x.dtype, torch.float32)
     w = reference_unpack(mask_bits, values, weight_shape).to(wide)
     start = None if bias is None or scale is not None else bias.to(wide)
     y = F.conv2d(x.to(wide), w, start, stride, padding, dilation, groups)
-    y = finished(y, scale, bias if start is None else None, relu, cap)
+    y = finished(y, scale, bias if start is None else None, relu, cap, residual)
     return y.to(x.dtype).contiguous(memory_format=memory_format(x))
 
 
@@ -62,7 +64,7 @@ def fake(x, mask_bits, values, weight_shape, bias, stride, padding, dilation, *_
 _op = define(
     "sparse_conv2d(Tensor x, Tensor mask_bits, Tensor values, SymInt[] weight_shape, Tensor? bias, SymInt[] stride,"
     " SymInt[] padding, SymInt[] dilation, SymInt groups, bool relu, SymInt block, Tensor[] prepack,"
-    " Tensor? scale=None, float? cap=None) -> Tensor",
+    " Tensor? scale=None, float? cap=None, Tensor? residual=None) -> Tensor",
     reference,
     fake,
 )
@@ -120,13 +122,14 @@ def sparse_conv2d(
     groups: int = 1,
     *,
     scale: Tensor | None = None,
+    residual: Tensor | None = None,
     relu: bool = False,
     cap: float | None = None,
 ) -> Tensor:
     """`torch.nn.functional.conv2d`, then ReLU on request, from a sparse weight. Exact: float32 sums, rounded once.
 
-    The result is scale * convolution + bias, then ReLU. Differentiable once, to x, scale and bias. The order of
-    the sums depends on shapes, the instruction set and, on the CPU, the size of the second-level cache.
+    The result is scale * convolution + bias + residual, then ReLU. Differentiable once, to x, scale, bias and residual.
+    The order of the sums depends on shapes, the instruction set and, on the CPU, the size of the second-level cache.
 
     Args:
         x: (n, c, h, w), float32 or bfloat16, contiguous or channels_last (other strides are copied); float64 runs the
@@ -136,6 +139,7 @@ def sparse_conv2d(
         stride, padding, dilation: one number, or one for height and one for width.
         groups: as in conv2d.
         scale: as bias; a norm layer with fixed statistics folds into both.
+        residual: of the result's shape, dtype and, to be read in place, strides.
         relu: whether to clamp the result at 0.
         cap: what ReLU ends at, as 6 of ReLU6; above 0.
 
@@ -148,7 +152,7 @@ def sparse_conv2d(
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
     geometry = (stride, padding, dilation, groups)
-    return bound_sparse_conv2d(x, weight, bias, *geometry, scale=scale, relu=relu, cap=cap)(x)
+    return bound_sparse_conv2d(x, weight, bias, *geometry, scale=scale, relu=relu, cap=cap)(x, residual)
 
 
 def bound_sparse_conv2d(
@@ -163,8 +167,9 @@ def bound_sparse_conv2d(
     scale: Tensor | None = None,
     relu: bool = False,
     cap: float | None = None,
-) -> Callable[[Tensor], Tensor]:
-    """`sparse_conv2d`, all checked, for any x of the shape, dtype and device of this one. Raises as it does."""
+) -> Callable[..., Tensor]:
+    """`sparse_conv2d`, all checked, for any x of the shape, dtype and device of this one, and any residual, which comes
+    second. Raises as it does."""
     geometry, block, prepack = checked(x, weight, bias, stride, padding, dilation, groups)
     check_vector("sparse_conv2d", "scale", scale, x, weight.shape)
     check_cap("sparse_conv2d", relu, cap)
@@ -175,14 +180,17 @@ def bound_sparse_conv2d(
         return (*stored, bias, *geometry, relu, block, prepack, scale, cap)
 
     ready = settings(bias, scale) if is_wide(bias, scale) else None
+    size = (x.shape[0], weight.shape[0], *output_size(x.shape, weight.shape, *geometry[:3]))
 
-    def run(x: Tensor) -> Tensor:
-        if not slow and not wants_grad(x, bias, scale):
-            return _op(x, *(ready or settings(widened(bias, x), widened(scale, x))))
-        if scale is None and cap is None:
+    def run(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if residual is not None:
+            residual = laid_out_residual("sparse_conv2d", residual, size, x.dtype, x, memory_format(x))
+        if not slow and not wants_grad(x, bias, scale, residual):
+            return _op(x, *(ready or settings(widened(bias, x), widened(scale, x))), residual)
+        if scale is None and cap is None and residual is None:
             return SparseConv2d.apply(x, widened(bias, x), relu, weight, geometry, block, prepack)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))  # so that the result is rounded once
         y = SparseConv2d.apply(wide, None, False, weight, geometry, block, prepack)
-        return finished(y, widened(scale, x), widened(bias, x), relu, cap).to(x.dtype)
+        return finished(y, widened(scale, x), widened(bias, x), relu, cap, residual).to(x.dtype)
 
     return run

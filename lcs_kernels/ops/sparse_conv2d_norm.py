@@ -20,17 +20,17 @@ def reference(
     x, mask_bits, values, weight_shape, bias, stride, padding, dilation, groups, block, prepack, *norm
 ) -> Tensor:
     """Both ops, one after the other, by the kernels that each of them has."""
-    *line, residual, norm_groups, eps, relu, mean, var = norm
+    *line, residual, norm_groups, eps, relu = norm
     lcs, geometry = torch.ops.lcs, (stride, padding, dilation, groups)
     y = lcs.sparse_conv2d(x, mask_bits, values, weight_shape, bias, *geometry, False, block, prepack)
-    return lcs.line_norm(y, *line, mean, var, residual, norm_groups, eps, relu)[0]
+    return lcs.line_norm(y, *line, None, None, residual, norm_groups, eps, relu)[0]
 
 
 _op = define(
     "sparse_conv2d_norm(Tensor x, Tensor mask_bits, Tensor values, SymInt[] weight_shape, Tensor? bias,"
     " SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups, SymInt block, Tensor[] prepack,"
     " Tensor? weight0, Tensor? weight1, Tensor? bias0, Tensor? bias1, Tensor? alpha, Tensor? residual,"
-    " SymInt norm_groups, float eps, bool relu, Tensor? mean, Tensor? var) -> Tensor",
+    " SymInt norm_groups, float eps, bool relu) -> Tensor",
     reference,
     reference,
 )
@@ -48,12 +48,11 @@ def sparse_conv2d_norm(
     padding: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
-    mean: Tensor | None = None,
-    var: Tensor | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """`line_norm` of `sparse_conv2d`, the same bits in one op.
+    """`line_norm` of `sparse_conv2d`, the same bits in one op. A norm with given statistics is a scale and a bias of
+    `sparse_conv2d` itself.
 
     On the CPU the norm is in place: of a large batch each image is normalised by the thread that has made it, before it
     leaves the caches. Where a gradient is asked for, or for float64, both run one after the other, as they do on other
@@ -63,7 +62,7 @@ def sparse_conv2d_norm(
         x, weight, bias, stride, padding, dilation, groups: as of `sparse_conv2d`.
         norm: weight0, weight1, bias0, bias1 and alpha of `line_norm`; alpha may be None for a point.
         norm_groups: of the norm.
-        eps, mean, var, residual, relu: as of `line_norm`.
+        eps, residual, relu: as of `line_norm`.
 
     Returns:
         (n, out_channels, h', w') of x's dtype and memory format.
@@ -72,8 +71,7 @@ def sparse_conv2d_norm(
         ValueError, TypeError, LcsUnavailableError: as the two.
     """
     geometry = {"bias": bias, "stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    run = bound_sparse_conv2d_norm(x, weight, norm, norm_groups, eps, **geometry, mean=mean, var=var, relu=relu)
-    return run(x, residual)
+    return bound_sparse_conv2d_norm(x, weight, norm, norm_groups, eps, **geometry, relu=relu)(x, residual)
 
 
 def bound_sparse_conv2d_norm(
@@ -88,8 +86,6 @@ def bound_sparse_conv2d_norm(
     padding: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
-    mean: Tensor | None = None,
-    var: Tensor | None = None,
     relu: bool = False,
 ) -> Callable[..., Tensor]:
     """`sparse_conv2d_norm`, the convolution checked, for any x of the shape, dtype and device of this one, and any
@@ -101,7 +97,7 @@ def bound_sparse_conv2d_norm(
     def settings(bias: Tensor | None) -> tuple:
         return weight.mask_bits, weight.values, weight.shape, bias, *geometry, block, prepack, *norm
 
-    ready, last = settings(bias) if is_wide(bias) else None, (norm_groups, eps, relu, mean, var)
+    ready, last = settings(bias) if is_wide(bias) else None, (norm_groups, eps, relu)
 
     def run(x: Tensor, residual: Tensor | None = None) -> Tensor:
         if slow or wants_grad(x, bias, *norm, residual):
@@ -114,6 +110,6 @@ def bound_sparse_conv2d_norm(
 
     def apart(x: Tensor, residual: Tensor | None) -> Tensor:
         y = sparse_conv2d(x, weight, bias, *geometry)
-        return line_norm(y, *norm, norm_groups, eps, mean=mean, var=var, residual=residual, relu=relu)
+        return line_norm(y, *norm, norm_groups, eps, residual=residual, relu=relu)
 
     return run

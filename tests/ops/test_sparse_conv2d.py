@@ -76,7 +76,11 @@ def test_integers_are_exact(isa, name, layout):
         weight = integer_weight(geometry[1], density, w_dtype)
         check(x, weight, integers(geometry[1][0]), geometry, relu=True)
         check(x, weight, None, geometry)
-        check(x, weight, integers(geometry[1][0]), geometry, True, scale=integers(geometry[1][0]), cap=6.0)
+        y = check(x, weight, integers(geometry[1][0]), geometry, True, scale=integers(geometry[1][0]), cap=6.0)
+        residual = integers(*y.shape, dtype=dtype).to(memory_format=layout)
+        check(x, weight, integers(geometry[1][0]), geometry, True, residual=residual)
+        check(x, weight, None, geometry, True, scale=integers(geometry[1][0]), residual=residual, cap=6.0)
+        check(x, weight, None, geometry, residual=residual)
     check(x, weight, None, geometry, scale=integers(geometry[1][0]))
     check(x, integer_weight(geometry[1], 0), integers(geometry[1][0]), geometry)
 
@@ -102,7 +106,8 @@ def test_results_larger_than_the_caches(isa, shape, dtype):
     for density in (0.1, 0.9):
         weight = integer_weight((channels, 8, 1, 3), density)
         for x in (integers(*shape, dtype=dtype), integers(shape[0] + 1, *shape[1:], dtype=dtype)[1:]):
-            check(x, weight, integers(channels), (x.shape, weight.shape, 1, (0, 1), 1, 1))
+            y = check(x, weight, integers(channels), (x.shape, weight.shape, 1, (0, 1), 1, 1))
+            check(x, weight, None, (x.shape, weight.shape, 1, (0, 1), 1, 1), True, residual=y)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8], indirect=True)
@@ -224,22 +229,38 @@ def test_gradcheck(relu):
 
 def test_gradcheck_of_what_is_scaled_and_capped():
     torch.manual_seed(9)
-    x, scale, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 2, 3, 2), (2,), (2,)))
+    shapes = ((2, 2, 3, 2), (2,), (2,), (2, 2, 5, 2))
+    leaves = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
     weight = float_weight((2, 1, 3, 2), 0.5)
 
-    def run(x, scale, bias):
-        return sparse_conv2d(x, weight, bias, (1, 2), (2, 1), 1, 2, scale=scale, relu=True, cap=0.7)
+    def run(x, scale, bias, residual):
+        return sparse_conv2d(x, weight, bias, (1, 2), (2, 1), 1, 2, scale=scale, residual=residual, relu=True, cap=0.7)
 
-    assert (run(x, scale, bias) == 0.7).any() and torch.autograd.gradcheck(run, (x, scale, bias))
+    assert (run(*leaves) == 0.7).any() and torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradcheck(
+        lambda x, r: sparse_conv2d(x, weight, None, (1, 2), (2, 1), 1, 2, residual=r), leaves[::3]
+    )
 
 
 def test_what_is_scaled_rounds_once_with_gradients_too():
     x, weight = integers(2, 4, 6, 5, dtype=torch.bfloat16), integer_weight((6, 4, 3, 2), 1, torch.bfloat16)
     scale, bias = integers(6) + 0.5, integers(6)
     exact = F.conv2d(x.float(), weight.unpack().float()) * scale[:, None, None] + bias[:, None, None]
-    expected = exact.clamp(0, 40).bfloat16()
-    assert torch.equal(sparse_conv2d(x, weight, bias, scale=scale, relu=True, cap=40.0), expected)
-    assert torch.equal(sparse_conv2d(x.requires_grad_(), weight, bias, scale=scale, relu=True, cap=40.0), expected)
+    residual = (integers(*exact.shape) + 0.25).bfloat16()
+    for settings, result in (({}, exact), ({"residual": residual}, exact + residual)):
+        expected, settings = result.clamp(0, 40).bfloat16(), settings | {"scale": scale, "relu": True, "cap": 40.0}
+        assert torch.equal(sparse_conv2d(x.detach(), weight, bias, **settings), expected)
+        assert torch.equal(sparse_conv2d(x.requires_grad_(), weight, bias, **settings), expected)
+
+
+def test_a_residual_in_another_layout_is_copied(isa):
+    weight = integer_weight((7, 6, 3, 3))
+    for layout in FORMATS:
+        x = integers(9, 6, 5, 7).to(memory_format=layout)
+        for other in FORMATS:
+            residual = integers(9, 7, 3, 5).to(memory_format=other)
+            y = sparse_conv2d(x, weight, residual=residual)
+            assert torch.equal(y, sparse_conv2d(x, weight) + residual) and y.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize(("dtype", "layout"), list(zip(DTYPES, FORMATS, strict=True)), ids=str)
@@ -248,7 +269,8 @@ def test_opcheck(dtype, layout):
     fields = (weight.mask_bits, weight.values, weight.shape)
     opcheck(OP, (x, *fields, None, [1, 2], [2, 1], [1, 1], 2, False, 6, []))
     opcheck(OP, (x, *fields, integers(6), [1, 1], [0, 0], [1, 1], 2, True, 12, weight.prepack(12)))
-    opcheck(OP, (x, *fields, integers(6), [1, 1], [0, 0], [1, 1], 2, True, 12, [], integers(6), 6.0))
+    residual = integers(2, 6, 4, 4, dtype=dtype).to(memory_format=layout)
+    opcheck(OP, (x, *fields, integers(6), [1, 1], [0, 0], [1, 1], 2, True, 12, [], integers(6), 6.0, residual))
 
 
 @pytest.mark.parametrize("grad", [False, True])
@@ -286,6 +308,12 @@ def test_meta_tensors_give_shapes():
         ({"bias": torch.ones(4)}, ValueError, r"bias must be \(5,\) on cpu, got \(4,\) on cpu"),
         ({"bias": torch.ones(5).double()}, TypeError, "bias must be float32"),
         ({"scale": torch.ones(4)}, ValueError, r"scale must be \(5,\) on cpu, got \(4,\) on cpu"),
+        (
+            {"residual": torch.ones(2, 5, 6, 6)},
+            ValueError,
+            r"residual must be \(2, 5, 4, 4\) torch.float32 on cpu, got",
+        ),
+        ({"residual": torch.ones(2, 5, 4, 4).double()}, ValueError, "residual must be .*, got .* torch.float64 on cpu"),
         ({"cap": 6.0}, ValueError, "cap must be above 0 and needs relu=True, got 6.0 and relu=False"),
         ({"cap": float("nan"), "relu": True}, ValueError, "cap must be above 0"),
         ({"stride": 0}, ValueError, "stride must be one number or two, 1 or more, got 0"),
@@ -320,6 +348,8 @@ WEIGHT = integer_weight((5, 4, 3, 3), 0.5)
         ({"bias": torch.ones(4)}, r"bias must be a contiguous float32 vector of 5, got shape \(4\)"),
         ({"scale": torch.ones(4)}, r"scale must be a contiguous float32 vector of 5, got shape \(4\)"),
         ({"cap": 6.0}, "cap must be above 0, and needs relu"),
+        ({"residual": torch.ones(1, 5, 6, 6)}, r"residual must be laid out as the result, of shape \(1, 5, 4, 4\)"),
+        ({"residual": torch.ones(1, 5, 4, 4).transpose(2, 3)}, "residual must be laid out as the result"),
         ({"block": 10}, "block 10 is not whole channels of 9 taps"),
         ({"values": WEIGHT.values[1:]}, "values must be a contiguous vector"),
         ({"prepack": WEIGHT.prepack(9)}, "prepack is not what sparse_prepack makes of this weight with block 18"),
@@ -331,7 +361,7 @@ def test_the_op_refuses(change, words):
     fields = {"x": torch.ones(1, 4, 6, 6), "mask_bits": WEIGHT.mask_bits, "values": WEIGHT.values}
     fields |= {"weight_shape": list(WEIGHT.shape), "bias": None, "stride": [1, 1], "padding": [0, 0]}
     arguments = fields | {"dilation": [1, 1], "groups": 1, "relu": False, "block": 18, "prepack": []}
-    arguments = arguments | {"scale": None, "cap": None} | change
+    arguments = arguments | {"scale": None, "cap": None, "residual": None} | change
     with pytest.raises(RuntimeError, match=f"sparse_conv2d: .*{words}"):
         OP(*arguments.values())
 

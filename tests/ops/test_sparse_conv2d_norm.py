@@ -59,7 +59,6 @@ def test_gives_the_bits_of_both(isa, name, layout, dtype):
         (line_of(out, dtype), {"relu": True}),
         ((torch.randn(out), None, None, None, None), {"residual": residual}),
         ((None,) * 5, {"bias": bias}),
-        (line_of(out), {"mean": torch.randn(out), "var": torch.rand(out), "residual": residual, "relu": True}),
     ):
         expected = apart(x, weight, norm, groups, **settings, **conv)
         for threads in (1, 3):
@@ -114,7 +113,7 @@ def test_the_reference_is_both():
     x, weight, norm = torch.randn(2, 4, 6, 5), float_weight((6, 4, 3, 2), 0.4), line_of(6)
     fields = (weight.mask_bits, weight.values, weight.shape, None, [1, 2], [2, 1], [1, 1], 1, 24, [], *norm)
     expected = apart(x, weight, norm, 3, stride=(1, 2), padding=(2, 1), relu=True)
-    assert torch.equal(reference(x, *fields, None, 3, 1e-5, True, None, None), expected)
+    assert torch.equal(reference(x, *fields, None, 3, 1e-5, True), expected)
 
 
 def test_opcheck():
@@ -123,8 +122,8 @@ def test_opcheck():
         block = block_for(4, 6, weight.density)
         conv, norm = ([1, 2], [2, 1], [1, 1], 1, block), (*line_of(6), torch.randn(2, 6, 8, 3), 3, 1e-5, True)
         fields = (weight.mask_bits, weight.values, weight.shape)
-        opcheck(OP, (x, *fields, None, *conv, weight.prepack(block), *norm, None, None))
-        opcheck(OP, (x, *fields, torch.randn(6), *conv, [], *norm, torch.randn(6), torch.rand(6)))
+        opcheck(OP, (x, *fields, None, *conv, weight.prepack(block), *norm))
+        opcheck(OP, (x, *fields, torch.randn(6), *conv, [], *norm))
 
 
 def test_compiles():
@@ -151,8 +150,6 @@ def test_compiles():
         ({"norm": (torch.ones(4), None, None, None, None)}, ValueError, "line_norm: weight0 must be .* at least 5"),
         ({"norm": (torch.ones(5).double(), *[None] * 4)}, TypeError, "line_norm: weight0 must be torch.float32"),
         ({"norm": (torch.ones(5), torch.ones(5), None, None, None)}, ValueError, "line_norm: a line needs an alpha"),
-        ({"mean": torch.ones(5)}, ValueError, "line_norm: give both mean and var, or neither"),
-        ({"mean": torch.ones(4), "var": torch.ones(4)}, ValueError, "line_norm: mean must be .* at least 5"),
         ({"residual": torch.ones(2, 5, 6, 6)}, ValueError, r"line_norm: residual must be \(2, 5, 4, 4\)"),
         ({"residual": torch.ones(2, 5, 4, 4).double()}, ValueError, "line_norm: residual must be .*, got .*float64"),
     ],

@@ -10,8 +10,8 @@
 
 namespace lcs {
 
-// y = x convolved with a sparse weight, times a scale and plus a bias per channel, then ReLU on request; accumulated in
-// float32, rounded once.
+// y = x convolved with a sparse weight, times a scale and plus a bias per channel, plus a residual, then ReLU on
+// request; accumulated in float32, rounded once.
 struct SparseConv2dArgs {
   Images x, y;  // x is only read
   DType dtype;  // of both
@@ -22,6 +22,7 @@ struct SparseConv2dArgs {
   bool relu;
   const float* scale = nullptr;                        // null: 1
   float cap = std::numeric_limits<float>::infinity();  // that ReLU ends at
+  const void* residual = nullptr;                      // lies as y does; null: none
 };
 
 // What is done to images [begin, end) of y once they are whole; by the thread that made them, or by all in `parallel`.

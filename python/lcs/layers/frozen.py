@@ -9,7 +9,6 @@ from torch import Tensor
 from lcs_kernels import line_norm, sparse_linear
 from lcs_kernels.formats import SparseWeight
 from lcs_kernels.ops._convolution import output_size
-from lcs_kernels.ops.sparse_conv2d_norm import bound_sparse_conv2d_norm
 from lcs_kernels.ops.width_conv2d_norm import bound_width_conv2d_norm
 
 from .base import SubspaceLayer
@@ -46,18 +45,15 @@ class FrozenConv2d(NormBehind, SubspaceConv2d):
         check_dtype(like, weight)
         x, padding = self.padded(like)
         view = isinstance(weight, WidthView)
-        adds = residual is not None and cap is None and self._adds(x, padding, residual)
-        if adds or (residual is cap is None and view and pool is not None):
+        adds = residual is not None and self._adds(x, padding, residual)
+        if view and cap is None and (adds or (residual is None and pool is not None)):
             line, after = self._line()
             geometry = {"stride": self.stride, "padding": padding, "dilation": self.dilation, "groups": self.groups}
             after |= {"bias": bias, "relu": relu} | geometry
-            if view:
-                run = bound_width_conv2d_norm(x, weight.whole, weight.outputs, *line, max_pool=pool, **after)
-            else:
-                run = pooled(bound_sparse_conv2d_norm(x, weight, *line, **after), pool)
+            run = bound_width_conv2d_norm(x, weight.whole, weight.outputs, *line, max_pool=pool, **after)
             return self.behind_padding(run)
         scale, shift = self._affine(bias)
-        if residual is None:
+        if residual is None or (adds and not view):
             return pooled(self.packed(like, weight, shift, scale=scale, relu=relu, cap=cap), pool)
         run = self.packed(like, weight, shift, scale=scale)
         return lambda x, residual: self.after(run(x), residual, relu, pool, cap)
