@@ -8,6 +8,10 @@ bool width_conv2d_depthwise(const WidthConv2dArgs& args);
 
 void width_depthwise(const WidthConv2dArgs& args, const Parallel& parallel);
 
+// Of planes so small that those of eight channels fit the first-level cache: the same bits.
+bool width_depthwise_by_lanes(const WidthConv2dArgs& args);
+void width_depthwise_lanes(const WidthConv2dArgs& args, const Parallel& parallel);
+
 // No element of y is then larger than the cap.
 void width_lower(const WidthConv2dArgs& args, const Parallel& parallel);
 

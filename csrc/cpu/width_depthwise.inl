@@ -1,5 +1,5 @@
-// Compiled once per instruction set, after its lanes_*.inl, those of one lane in a namespace `single`, and evens(p),
-// the elements 0, 2, 4, ... of p, in an unnamed namespace inside its target region.
+// Compiled once per instruction set, after its lanes_*.inl, those of one lane in a namespace `single`, evens(p), the
+// elements 0, 2, 4, ... of p, and width_depthwise_lanes.inl, in an unnamed namespace inside its target region.
 constexpr int kSums = 8;  // vectors of a tile, as many as multipliers work on at once
 
 // Steps of more are all kFar.
@@ -193,4 +193,4 @@ void lower(void* x, int64_t n, DType dtype, float cap) {
   dtype == DType::bfloat16 ? lower_of(static_cast<BFloat16*>(x), n, cap) : lower_of(static_cast<float*>(x), n, cap);
 }
 
-WidthDepthwiseKernels table() { return {kSums * kLanes, fill, rows, lower}; }
+WidthDepthwiseKernels table() { return {kSums * kLanes, fill, rows, lower, load_lanes, store_lanes, lanes}; }

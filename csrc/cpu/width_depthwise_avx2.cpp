@@ -15,10 +15,16 @@ namespace {
 namespace single {
 #include "lanes_scalar.inl"
 }
-namespace whole {
+namespace eight {
 #include "lanes_avx2.inl"
 }
-using namespace whole;
+using namespace eight;
+#include "transpose_avx2.inl"
+// After the lanes they are written in.
+#include "masked_avx2.inl"
+// After what it loads and stores with.
+#include "lane_copy.inl"
+#include "width_depthwise_lanes.inl"
 
 // No more than the 15 elements that are there is read.
 template <class T>

@@ -15,10 +15,19 @@ namespace {
 namespace single {
 #include "lanes_scalar.inl"
 }
+namespace eight {
+#include "lanes_avx2.inl"
+}
 namespace whole {
 #include "lanes_avx512.inl"
 }
 using namespace whole;
+#include "transpose_avx2.inl"
+// After the lanes they are written in.
+#include "masked_avx512.inl"
+// After what it loads and stores with.
+#include "lane_copy.inl"
+#include "width_depthwise_lanes.inl"
 
 // No more than the 31 elements that are there is read.
 template <class T>

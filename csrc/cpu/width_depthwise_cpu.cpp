@@ -127,7 +127,9 @@ bool width_conv2d_depthwise(const WidthConv2dArgs& a) {
          a.y.column_stride == 1;
 }
 
-void width_depthwise(const WidthConv2dArgs& args, const Parallel& parallel) { WidthDepthwise(args, parallel).run(); }
+void width_depthwise(const WidthConv2dArgs& args, const Parallel& parallel) {
+  width_depthwise_by_lanes(args) ? width_depthwise_lanes(args, parallel) : WidthDepthwise(args, parallel).run();
+}
 
 void width_lower(const WidthConv2dArgs& a, const Parallel& parallel) {
   if (std::isinf(a.cap)) return;

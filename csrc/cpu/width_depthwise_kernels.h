@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 
+#include "block_copy.h"
 #include "lcs/dtype.h"
 
 // What each instruction set implements of a depthwise convolution of images that lie channel after channel.
@@ -37,11 +38,28 @@ struct DepthwiseRows {
   DType dtype;  // of y
 };
 
+constexpr int64_t kDepthwiseLanes = 8;
+
+// The same of the planes of eight channels, a float of each at every position, whose weight, scale and bias are vectors
+// too. Tap i of the first position is at x[taps_at[i]]; those of y follow each other.
+struct DepthwiseLanes {
+  const float* x;
+  float* y;
+  int64_t x_row, step;  // floats from row to row; positions from column to column, 1 or 2
+  int64_t rows, columns, taps;
+  const int64_t* taps_at;
+  const float *weight, *scale, *bias;
+  float floor, cap;
+};
+
 struct WidthDepthwiseKernels {
   int64_t overrun;  // floats that may be read behind a row
   void (*fill)(const DepthwiseFill& fill);
   void (*rows)(const DepthwiseRows& rows);
   void (*lower)(void* x, int64_t n, DType dtype, float cap);  // each x that is larger becomes `cap`
+  void (*load_lanes)(const LaneCopy& copy);                   // null where there is a single lane, as the next two are
+  void (*store_lanes)(const LaneCopy& copy);
+  void (*lanes)(const DepthwiseLanes& lanes);
 };
 
 namespace scalar {

@@ -19,6 +19,10 @@ inline Float evens(const T* p) {
   return load(p);
 }
 
+// One lane: no channels share a vector.
+constexpr void (*load_lanes)(const LaneCopy&) = nullptr;
+constexpr void (*store_lanes)(const LaneCopy&) = nullptr;
+constexpr void (*lanes)(const DepthwiseLanes&) = nullptr;
 // After the lanes it is written in.
 #include "width_depthwise.inl"
 }  // namespace

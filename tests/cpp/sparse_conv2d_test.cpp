@@ -54,7 +54,8 @@ std::vector<float> convolved(const Case& c, const SparseConv2dArgs& a, const std
   std::vector<float> found(size_t(count(a.y)));
   convolve(x, {w.begin(), w.end()}, a.y, c.in / c.groups, c.groups, a.vertical, a.horizontal,
            [&](int64_t i, int64_t o, double sum) {
-             const float y = float(sum) * (a.scale ? a.scale[o] : 1.0f) + (a.bias ? a.bias[o] : 0.0f);
+             const float y = float(sum) * (a.scale ? a.scale[o] : 1.0f) + (a.bias ? a.bias[o] : 0.0f) +
+                             (a.residual ? get(a.residual, i, a.dtype) : 0.0f);
              found[size_t(i)] = std::min(a.relu && y < 0.0f ? 0.0f : y, a.cap);
            });
   return found;
@@ -66,9 +67,10 @@ void check(const Case& c, DType dtype, int percent, int64_t channels, bool last,
   const int64_t height = output_size(c.vertical, c.height), width = output_size(c.horizontal, c.width);
   const Weight weight(c.out, columns, channels * taps, percent, dtype, guard, uint32_t(columns + c.out));
   const int64_t inputs = c.n * c.in * c.height * c.width, outputs = c.n * c.out * height * width;
-  const Guarded x(inputs * size_of(dtype), guard), y(outputs * size_of(dtype), guard), bias(c.out * 4, guard),
-      scale(c.out * 4, guard);
+  const Guarded x(inputs * size_of(dtype), guard), y(outputs * size_of(dtype), guard),
+      residual(outputs * size_of(dtype), guard), bias(c.out * 4, guard), scale(c.out * 4, guard);
   fill(x, inputs, dtype, uint32_t(inputs));
+  fill(residual, outputs, dtype, 5);
   fill(bias, c.out, DType::float32, 3);
   for (int64_t o = 0; o < c.out; ++o) scale.as<float>()[o] = o % 3 ? 1.0f : -1.0f;
   const SparseConv2dArgs args{images(x.as(), c.n, c.in, c.height, c.width, last),
@@ -81,7 +83,8 @@ void check(const Case& c, DType dtype, int percent, int64_t channels, bool last,
                               last ? nullptr : bias.as<float>(),
                               guard == Guard::behind,
                               percent % 2 ? scale.as<float>() : nullptr,
-                              guard == Guard::behind && percent % 2 ? 6.0f : kInfinity};
+                              guard == Guard::behind && percent % 2 ? 6.0f : kInfinity,
+                              percent == 60 ? nullptr : residual.as()};
   const std::vector<float> wanted = convolved(c, args, weight.dense);
   for (const Isa isa : isas())
     for (const Parallel& parallel : ways()) {

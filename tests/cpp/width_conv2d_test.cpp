@@ -31,6 +31,8 @@ constexpr Case kCases[] = {
     {1, 2, 14, 13, 3, 1, 3, 3, {2, 4, 3, 3}, {3, 1, 2, 4}},      // dilated and strided
     {2, 12, 6, 5, 30, 3, 5, 60, {1, 1, 1, 3}, {1, 1, 1, 3}},     // groups
     {2, 21, 5, 7, 21, 21, 1, 40, {1, 1, 1, 3}, {2, 1, 1, 3}},    // depthwise
+    {3, 16, 7, 7, 16, 16, 1, 16, {1, 1, 1, 3}, {1, 1, 1, 3}},    // depthwise, whole blocks of lanes
+    {1, 9, 4, 19, 9, 9, 2, 9, {2, 2, 2, 2}, {1, 5, 3, 4}},       // depthwise, lanes of one channel
     {2, 5, 5, 7, 10, 5, 1, 16, {1, 1, 1, 3}, {1, 1, 1, 3}},      // depthwise, two each
     {1, 3, 40, 150, 3, 3, 1, 3, {1, 1, 1, 3}, {1, 1, 1, 3}},     // depthwise, several bands and tiles
     {2, 3, 9, 35, 3, 3, 1, 4, {2, 3, 1, 7}, {2, 2, 1, 5}},       // depthwise, by two columns

@@ -88,9 +88,11 @@ def test_integers_are_exact(isa, name, layout):
         check(x, w, geometry, bias=bias)
 
 
+@pytest.mark.parametrize("channels", [3, 19])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_depthwise_planes_of_any_shape(isa, dtype):
-    """Rows narrower than a vector and than the kernel, of several tiles, planes of several bands."""
+def test_depthwise_planes_of_any_shape(isa, dtype, channels):
+    """Rows narrower than a vector and than the kernel, of several tiles, planes of several bands; small planes of many
+    channels, which are lanes."""
     torch.manual_seed(8)
     before = torch.get_num_threads()
     sizes = [(1, 1), (2, 3), (7, 7), (5, 17), (9, 33), (3, 150), (90, 70)]
@@ -100,15 +102,25 @@ def test_depthwise_planes_of_any_shape(isa, dtype):
         padding = tuple(d * (k - 1) // 2 + (i + 1) % 3 for k, d in zip(kernel, dilation, strict=True))
         stride, dilation = ((1, 1), (1, 1)) if i % 3 == 0 else (stride, dilation)
         padding = tuple(max(p, d * (k - 1)) for p, k, d in zip(padding, kernel, dilation, strict=True))
-        x, w = integers(2, 3, *size, dtype=dtype), integers(5, 1, *kernel, dtype=DTYPES[i % 2])
-        scale, bias, settings = integers(5), integers(5), (stride, padding, dilation)
+        x, w = integers(2, channels, *size, dtype=dtype), integers(25, 1, *kernel, dtype=DTYPES[i % 2])
+        scale, bias, settings = integers(25), integers(25), (stride, padding, dilation)
         cap = None if i % 4 == 0 else 6.0
-        expected = reference(x, w, 3, scale, bias, *settings, 3, cap is not None, None, cap=cap)
+        expected = reference(x, w, channels, scale, bias, *settings, channels, cap is not None, None, cap=cap)
         for threads, weight in (1, w), (2, WidthWeight.pack(w)):
             torch.set_num_threads(threads)
-            y = width_conv2d(x, weight, 3, bias, *settings, 5, scale=scale, relu=cap is not None, cap=cap)
+            y = width_conv2d(x, weight, channels, bias, *settings, 25, scale=scale, relu=cap is not None, cap=cap)
             assert torch.equal(y, expected), (size, kernel, settings)
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_depthwise_channels_do_not_depend_on_how_many_there_are(isa, dtype):
+    torch.manual_seed(10)
+    for size, kernel, *settings in (((14, 11), (3, 3), 1, 1, 1), ((15, 9), (5, 3), 2, 1, 1), ((8, 9), (2, 4), 1, 3, 2)):
+        x, w, scale, bias = torch.randn(3, 21, *size).to(dtype), torch.randn(21, 1, *kernel), *torch.randn(2, 21)
+        y = width_conv2d(x, w, 21, bias, *settings, 21, scale=scale, relu=True)
+        few = width_conv2d(x[:, :5], w, 5, bias, *settings, 21, scale=scale, relu=True)
+        assert torch.equal(y[:, :5], few)
 
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
