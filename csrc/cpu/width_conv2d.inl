@@ -13,7 +13,7 @@ constexpr int kAhead = 48 * kBlock;  // floats of the weight, which may come fro
 
 // The terms of kTogether input channels of a tap, the first of them `c`; sum[i] is of position i / kVectors, vector
 // i % kVectors.
-template <bool kDepthwise, int kVectors, int kPixels, int kTogether>
+template <int kVectors, int kPixels, int kTogether>
 __attribute__((always_inline)) inline void add_terms(const float* const* at, int64_t c, const float* weight,
                                                      int64_t block_stride, Float (&sum)[kPixels * kVectors]) {
   constexpr int kWeights = kTogether * kVectors;
@@ -32,10 +32,10 @@ __attribute__((always_inline)) inline void add_terms(const float* const* at, int
 #pragma GCC unroll 32
     for (int i = 0; i < kWeights; ++i) {
       Float& to = sum[p * kVectors + i % kVectors];
-      if constexpr (kVectors == 1 && !kDepthwise)
+      if constexpr (kVectors == 1)
         to = term_of_all(x[i], w[i], to);
       else
-        to = term(kDepthwise ? load(x + i * kLanes) : set1(x[i / kVectors]), w[i], to);
+        to = term(set1(x[i / kVectors]), w[i], to);
     }
   }
 }
@@ -47,10 +47,10 @@ __attribute__((always_inline)) inline void put_all(const WidthTile& t, const Flo
 }
 
 // Without the pragmas gcc keeps the sums in memory.
-template <bool kDepthwise, int kVectors, int kPixels>
+template <int kVectors, int kPixels>
 void accumulate_tile(const WidthTile& t) {
   constexpr int kSums = kPixels * kVectors;
-  constexpr int kTogether = kDepthwise || kVectors * kLanes > kBlock ? 1 : kTogetherAtMost;
+  constexpr int kTogether = kVectors * kLanes > kBlock ? 1 : kTogetherAtMost;
   Float sum[kSums];
   const int64_t block_stride = t.block_stride;
 #pragma GCC unroll 32
@@ -64,9 +64,9 @@ void accumulate_tile(const WidthTile& t) {
       for (int i = 0; i < t.ahead_lines; ++i, ahead += kBlock) __builtin_prefetch(ahead, 0, 2);
       int64_t c = block + tap->offset;
       for (; c + kTogether <= last; c += kTogether, w += kTogether * kBlock)
-        add_terms<kDepthwise, kVectors, kPixels, kTogether>(t.at, c, w, block_stride, sum);
+        add_terms<kVectors, kPixels, kTogether>(t.at, c, w, block_stride, sum);
       if constexpr (kTogether > 1)
-        for (; c < last; ++c, w += kBlock) add_terms<kDepthwise, kVectors, kPixels, 1>(t.at, c, w, block_stride, sum);
+        for (; c < last; ++c, w += kBlock) add_terms<kVectors, kPixels, 1>(t.at, c, w, block_stride, sum);
     }
     weight += t.weight_taps * next;
   }
@@ -84,27 +84,24 @@ void accumulate_tile(const WidthTile& t) {
   t.dtype == DType::bfloat16 ? put_all<BFloat16, kVectors>(t, sum) : put_all<float, kVectors>(t, sum);
 }
 
-template <bool kDepthwise, int kVectors, int... kPixels>
+template <int kVectors, int... kPixels>
 void accumulate_some(const WidthTile& tile, std::integer_sequence<int, kPixels...>) {
-  static constexpr void (*kTable[])(const WidthTile&) = {accumulate_tile<kDepthwise, kVectors, kPixels + 1>...};
+  static constexpr void (*kTable[])(const WidthTile&) = {accumulate_tile<kVectors, kPixels + 1>...};
   kTable[tile.pixels - 1](tile);
 }
 
-template <bool kDepthwise, int kVectors>
+template <int kVectors>
 void accumulate_all(const WidthTile& tile) {
-  accumulate_some<kDepthwise, kVectors>(tile, std::make_integer_sequence<int, pixels_of(kVectors)>());
+  accumulate_some<kVectors>(tile, std::make_integer_sequence<int, pixels_of(kVectors)>());
 }
 
-template <bool kDepthwise, int... kVectors>
+template <int... kVectors>
 void accumulate_any(const WidthTile& tile, std::integer_sequence<int, kVectors...>) {
-  static constexpr void (*kTable[])(const WidthTile&) = {accumulate_all<kDepthwise, kVectors + 1>...};
+  static constexpr void (*kTable[])(const WidthTile&) = {accumulate_all<kVectors + 1>...};
   kTable[tile.vectors - 1](tile);
 }
 
-void accumulate(const WidthTile& tile) {
-  constexpr auto kVectors = std::make_integer_sequence<int, kMaxVectors>();
-  tile.depthwise ? accumulate_any<true>(tile, kVectors) : accumulate_any<false>(tile, kVectors);
-}
+void accumulate(const WidthTile& tile) { accumulate_any(tile, std::make_integer_sequence<int, kMaxVectors>()); }
 
 WidthConv2dKernels table() {
   return {kLanes, kTileVectors, kMaxVectors, pixels_of, accumulate, load_block, store_block};

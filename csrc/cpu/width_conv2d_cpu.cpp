@@ -49,8 +49,7 @@ class WidthConv2d {
         x_(pairs_ ? paired(args.x) : args.x),
         rows_(args.vertical),
         columns_(args.horizontal),
-        depthwise_(args.groups > 1 && args.groups == args.x.channels && args.groups == args.y.channels),
-        groups_(depthwise_ ? 1 : args.groups),
+        groups_(args.groups),
         outputs_(args.y.channels / groups_),
         stored_(pairs_        ? ceil_div(args.weight.in_channels, 2)
                 : args.packed ? args.weight.in_channels
@@ -61,12 +60,11 @@ class WidthConv2d {
         tiles_(groups_ == 1 ? ceil_div(outputs_, span_) : (outputs_ + kWidthBlock - 2) / span_ + 1) {
     // The taps of a row of few channels are one with as many channels.
     const int64_t kernel = columns_.kernel;
-    merged_ = groups_ == 1 && !depthwise_ && !pairs_ && a_.x.channels > 0 && a_.x.channels < kWidthBlock &&
-              a_.x.channels == stored_ && kernel > 1 && columns_.dilation == 1;
-    inputs_ = depthwise_ ? 1 : x_.channels / groups_;
+    merged_ = groups_ == 1 && !pairs_ && a_.x.channels > 0 && a_.x.channels < kWidthBlock && a_.x.channels == stored_ &&
+              kernel > 1 && columns_.dilation == 1;
+    inputs_ = x_.channels / groups_;
     if (merged_) inputs_ = stored_ = block_ = inputs_ * kernel;
-    in_place_ = a_.x.channel_stride == 1 && (pairs_ ? whole_pairs(a_.x) : a_.dtype == DType::float32) && !depthwise_ &&
-                !merged_;
+    in_place_ = a_.x.channel_stride == 1 && (pairs_ ? whole_pairs(a_.x) : a_.dtype == DType::float32) && !merged_;
     column_ = in_place_ ? columns_.step * x_.column_stride : x_.channels;
     // No even number of cache lines, so that neighbours do not fall on the same sets.
     if (!in_place_ && column_ % 32 == 0) column_ += 16;
@@ -243,7 +241,7 @@ class WidthConv2d {
     WidthTile t{};
     t.block = block_, t.stored = stored_, t.block_stride = block_stride_, t.vectors = int(vectors);
     t.weight_taps = taps(), t.scale = scale_ + start, t.bias = bias_ + start;
-    t.relu = a_.relu, t.depthwise = depthwise_, t.dtype = direct ? a_.dtype : DType::float32;
+    t.relu = a_.relu, t.dtype = direct ? a_.dtype : DType::float32;
     // What other tiles of outputs have read is near, as is a strip.
     if (in_place_ && tile == 0)
       t.ahead_lines = int(ceil_div(run_.pixels(t.vectors) * columns_.stride * block_ * 4, taps() * kLine));
@@ -259,7 +257,7 @@ class WidthConv2d {
       t.weight = weight_of(tile) + t.begin * taps() * kWidthBlock;
       t.sums = between;
       const float* const next = t.last ? later : weight_of(tile) + t.end * taps() * kWidthBlock;
-      accumulate(t, span, x + (depthwise_ ? start : tile / tiles_ * inputs_), panels_ < kPanels ? next : nullptr);
+      accumulate(t, span, x + tile / tiles_ * inputs_, panels_ < kPanels ? next : nullptr);
     } while (!t.last);
     const int64_t begin = std::max(start, first);
     if (!direct)
@@ -397,7 +395,6 @@ class WidthConv2d {
   const WidthConv2dKernels run_;
   const Images x_;
   const Walk rows_, columns_;
-  const bool depthwise_;
   const int64_t groups_, outputs_;  // the latter: channels of a group
   int64_t stored_;                  // input channels of the weight that is read
   const int64_t block_stride_;

@@ -14,8 +14,8 @@ struct WidthTap {
 };
 
 // Sums of `vectors` vectors of output channels at `pixels` positions that the same taps reach: what the call before
-// left (0 in the first one) + sum over input channels [begin, end) and taps of weight * x, a depthwise convolution's x
-// being that of each channel. The last call makes results of them.
+// left (0 in the first one) + sum over input channels [begin, end) and taps of weight * x. The last call makes results
+// of them.
 struct WidthTile {
   const float* at[kWidthPixels];  // x at the first tap of each position, were x as large as its padding
   void* to[kWidthPixels];         // results of each position, of `dtype`
@@ -32,7 +32,7 @@ struct WidthTile {
   const float *scale, *bias;    // of each channel; applied in the last call, as is ReLU
   const float* ahead;           // what later tiles read first, from which each tap prefetches so many cache lines
   int ahead_lines;
-  bool first, last, relu, depthwise;
+  bool first, last, relu;
 };
 
 struct WidthConv2dKernels {
@@ -58,7 +58,7 @@ WidthConv2dKernels width_conv2d_kernels();
 namespace avx512 {
 WidthConv2dKernels width_conv2d_kernels();
 }
-namespace bf16 {  // x and the weight are pairs of bfloat16 where the others' are floats; not depthwise
+namespace bf16 {  // x and the weight are pairs of bfloat16 where the others' are floats
 WidthConv2dKernels width_conv2d_kernels();
 }
 namespace amx {  // as bf16

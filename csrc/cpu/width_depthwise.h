@@ -3,12 +3,12 @@
 
 namespace lcs {
 
-// Whether a convolution is depthwise and its images lie channel after channel.
 bool width_conv2d_depthwise(const WidthConv2dArgs& args);
 
 void width_depthwise(const WidthConv2dArgs& args, const Parallel& parallel);
 
-// Of planes so small that those of eight channels fit the first-level cache: the same bits.
+// Whether its channels are the lanes of vectors: of channels last, and of planes so small that those of eight channels
+// fit the first-level cache. The same bits.
 bool width_depthwise_by_lanes(const WidthConv2dArgs& args);
 void width_depthwise_lanes(const WidthConv2dArgs& args, const Parallel& parallel);
 

@@ -193,4 +193,6 @@ void lower(void* x, int64_t n, DType dtype, float cap) {
   dtype == DType::bfloat16 ? lower_of(static_cast<BFloat16*>(x), n, cap) : lower_of(static_cast<float*>(x), n, cap);
 }
 
-WidthDepthwiseKernels table() { return {kSums * kLanes, fill, rows, lower, load_lanes, store_lanes, lanes}; }
+WidthDepthwiseKernels table() {
+  return {kSums * kLanes, fill, rows, lower, channels::kLanes, load_lanes, store_lanes, lanes};
+}

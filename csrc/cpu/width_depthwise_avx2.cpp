@@ -24,6 +24,7 @@ using namespace eight;
 #include "masked_avx2.inl"
 // After what it loads and stores with.
 #include "lane_copy.inl"
+namespace channels = eight;
 #include "width_depthwise_lanes.inl"
 
 // No more than the 15 elements that are there is read.

@@ -27,6 +27,7 @@ using namespace whole;
 #include "masked_avx512.inl"
 // After what it loads and stores with.
 #include "lane_copy.inl"
+namespace channels = eight;
 #include "width_depthwise_lanes.inl"
 
 // No more than the 31 elements that are there is read.

@@ -123,8 +123,7 @@ class WidthDepthwise {
 }  // namespace
 
 bool width_conv2d_depthwise(const WidthConv2dArgs& a) {
-  return a.groups > 1 && a.groups == a.x.channels && a.groups == a.y.channels && a.x.column_stride == 1 &&
-         a.y.column_stride == 1;
+  return a.groups > 1 && a.groups == a.x.channels && a.groups == a.y.channels;
 }
 
 void width_depthwise(const WidthConv2dArgs& args, const Parallel& parallel) {

@@ -38,14 +38,13 @@ struct DepthwiseRows {
   DType dtype;  // of y
 };
 
-constexpr int64_t kDepthwiseLanes = 8;
-
-// The same of the planes of eight channels, a float of each at every position, whose weight, scale and bias are vectors
-// too. Tap i of the first position is at x[taps_at[i]]; those of y follow each other.
+// The same of as many channels as there are lanes, a float of each at every position, whose weight, scale and bias are
+// vectors too. Tap i of the first position is at x[taps_at[i]].
 struct DepthwiseLanes {
   const float* x;
   float* y;
-  int64_t x_row, step;  // floats from row to row; positions from column to column, 1 or 2
+  int64_t x_row, step;      // floats from row to row; positions from column to column
+  int64_t y_row, y_column;  // floats from one to the next
   int64_t rows, columns, taps;
   const int64_t* taps_at;
   const float *weight, *scale, *bias;
@@ -57,9 +56,10 @@ struct WidthDepthwiseKernels {
   void (*fill)(const DepthwiseFill& fill);
   void (*rows)(const DepthwiseRows& rows);
   void (*lower)(void* x, int64_t n, DType dtype, float cap);  // each x that is larger becomes `cap`
-  void (*load_lanes)(const LaneCopy& copy);                   // null where there is a single lane, as the next two are
+  int64_t lanes;                                              // 8 or 1
+  void (*load_lanes)(const LaneCopy& copy);                   // null of a single lane, as the next one
   void (*store_lanes)(const LaneCopy& copy);
-  void (*lanes)(const DepthwiseLanes& lanes);
+  void (*multiply_lanes)(const DepthwiseLanes& lanes);
 };
 
 namespace scalar {

@@ -22,8 +22,10 @@ inline Float evens(const T* p) {
 // One lane: no channels share a vector.
 constexpr void (*load_lanes)(const LaneCopy&) = nullptr;
 constexpr void (*store_lanes)(const LaneCopy&) = nullptr;
-constexpr void (*lanes)(const DepthwiseLanes&) = nullptr;
-// After the lanes it is written in.
+namespace channels = single;
+// After the lanes they are written in.
+#include "width_depthwise_lanes.inl"
+// After that.
 #include "width_depthwise.inl"
 }  // namespace
 

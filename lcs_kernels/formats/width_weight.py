@@ -36,7 +36,8 @@ class WidthWeight:
     float32, the last filled up with 0. So the first output channels are the first blocks, and the first input channels
     the first part of each: a change of width repacks nothing. Winograd's products read these forms too, and transform
     parts of them in each call, beside x, in memory that each thread keeps: at most 9 MiB and a tile of x. Code that
-    torch.compile traces before the first use derives it in each call.
+    torch.compile traces before the first use derives it in each call. Of a depthwise weight the kernels read the saved
+    form.
 
     Attributes:
         weight: (out_channels, in_channels / groups, h, w), contiguous, float32 or bfloat16. It must not change: where
@@ -90,18 +91,22 @@ class WidthWeight:
         """Bytes of what has been derived for the kernels so far."""
         return sum(part.nbytes for part in list(self._prepacks.values()))
 
+    def check_unchanged(self) -> None:
+        """Raises RuntimeError where an operation in place has written to the weight."""
+        if self._version is not None and not torch.compiler.is_compiling() and self.weight._version != self._version:
+            raise RuntimeError(
+                "WidthWeight: weight has been changed in place since it was packed, and the kernels read what it was; "
+                "pack it again, or pack(w.clone()) to keep that"
+            )
+
     def prepack(self, pairs: bool = False) -> Tensor:
         """The form that the kernels read: float32 (blocks, in_channels / groups * h * w, 16); made once.
 
         pairs: rather bfloat16 (blocks, ceil(in_channels / 2) * h * w, 32), for x of bfloat16, where the weight is, too,
             of 16 input channels or more, and the instruction set in use multiplies such pairs.
         """
+        self.check_unchanged()
         compiling = torch.compiler.is_compiling()
-        if self._version is not None and not compiling and self.weight._version != self._version:
-            raise RuntimeError(
-                "WidthWeight: weight has been changed in place since it was packed, and the kernels read what it was; "
-                "pack it again, or pack(w.clone()) to keep that"
-            )
         pairs = pairs and self.weight.dtype == torch.bfloat16 and self.weight.shape[1] >= FEW
         packed = self._prepacks.get(pairs)
         if packed is not None:

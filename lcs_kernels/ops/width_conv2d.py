@@ -171,6 +171,9 @@ def prepacked(x: Tensor, weight: WidthWeight, groups: int) -> Tensor | None:
     """What the kernels read for this x."""
     if not x.is_cpu or x.dtype == torch.float64:
         return None
+    if 1 < groups == weight.shape[0] and weight.shape[1] == 1:  # depthwise, which read the weight itself
+        weight.check_unchanged()
+        return None
     return weight.prepack(pairs=x.dtype == torch.bfloat16 and groups == 1)
 
 
@@ -215,7 +218,7 @@ def width_conv2d(
     memory that is kept. Differentiable once, to x, a weight that is a tensor, scale and bias: gradients of the full
     shapes, 0 outside of what was used. So all widths of a network share one weight (arXiv 2110.04252).
 
-    A depthwise convolution of a contiguous x multiplies its padding, too: there a weight that is not finite makes NaN.
+    A depthwise convolution multiplies its padding, too: there a weight that is not finite makes NaN.
 
     A width of a grouped convolution: where each group has one input channel (depthwise) there are as many groups as x
     has channels, each with weight.shape[0] / groups output channels. Otherwise the groups stay, and share the channels
@@ -282,7 +285,7 @@ def bound_width_conv2d(
 
     def run(x: Tensor) -> Tensor:
         if version is not None and weight._version != version:
-            whole.prepack()  # raises
+            whole.check_unchanged()  # raises
         if not slow and not wants_grad(x, weight, scale, bias):
             return _op(x, *(ready or settings(widened(scale, x), widened(bias, x))))
         vectors = widened(scale, x), widened(bias, x)

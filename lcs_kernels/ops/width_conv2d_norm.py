@@ -128,7 +128,7 @@ def bound_width_conv2d_norm(
 
     def run(x: Tensor, residual: Tensor | None = None) -> Tensor:
         if version is not None and weight.weight._version != version:
-            weight.prepack()  # raises
+            weight.check_unchanged()  # raises
         if wants_grad(x, bias, *norm, residual):
             return apart(x, residual)
         try:

@@ -88,11 +88,12 @@ def test_integers_are_exact(isa, name, layout):
         check(x, w, geometry, bias=bias)
 
 
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
 @pytest.mark.parametrize("channels", [3, 19])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_depthwise_planes_of_any_shape(isa, dtype, channels):
+def test_depthwise_planes_of_any_shape(isa, dtype, channels, layout):
     """Rows narrower than a vector and than the kernel, of several tiles, planes of several bands; small planes of many
-    channels, which are lanes."""
+    channels, which are lanes, as channels last always are."""
     torch.manual_seed(8)
     before = torch.get_num_threads()
     sizes = [(1, 1), (2, 3), (7, 7), (5, 17), (9, 33), (3, 150), (90, 70)]
@@ -102,25 +103,29 @@ def test_depthwise_planes_of_any_shape(isa, dtype, channels):
         padding = tuple(d * (k - 1) // 2 + (i + 1) % 3 for k, d in zip(kernel, dilation, strict=True))
         stride, dilation = ((1, 1), (1, 1)) if i % 3 == 0 else (stride, dilation)
         padding = tuple(max(p, d * (k - 1)) for p, k, d in zip(padding, kernel, dilation, strict=True))
-        x, w = integers(2, channels, *size, dtype=dtype), integers(25, 1, *kernel, dtype=DTYPES[i % 2])
+        x = integers(2, channels, *size, dtype=dtype).to(memory_format=layout)
+        w = integers(25, 1, *kernel, dtype=DTYPES[i % 2])
         scale, bias, settings = integers(25), integers(25), (stride, padding, dilation)
         cap = None if i % 4 == 0 else 6.0
         expected = reference(x, w, channels, scale, bias, *settings, channels, cap is not None, None, cap=cap)
         for threads, weight in (1, w), (2, WidthWeight.pack(w)):
             torch.set_num_threads(threads)
             y = width_conv2d(x, weight, channels, bias, *settings, 25, scale=scale, relu=cap is not None, cap=cap)
-            assert torch.equal(y, expected), (size, kernel, settings)
+            assert torch.equal(y, expected) and y.stride() == expected.stride(), (size, kernel, settings)
+        assert weight.prepacked_nbytes == 0  # which no kernel reads
     torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_depthwise_channels_do_not_depend_on_how_many_there_are(isa, dtype):
+def test_depthwise_results_depend_neither_on_other_channels_nor_on_the_layout(isa, dtype):
     torch.manual_seed(10)
     for size, kernel, *settings in (((14, 11), (3, 3), 1, 1, 1), ((15, 9), (5, 3), 2, 1, 1), ((8, 9), (2, 4), 1, 3, 2)):
         x, w, scale, bias = torch.randn(3, 21, *size).to(dtype), torch.randn(21, 1, *kernel), *torch.randn(2, 21)
-        y = width_conv2d(x, w, 21, bias, *settings, 21, scale=scale, relu=True)
-        few = width_conv2d(x[:, :5], w, 5, bias, *settings, 21, scale=scale, relu=True)
-        assert torch.equal(y[:, :5], few)
+        after = {"scale": scale, "relu": True}
+        y = width_conv2d(x, w, 21, bias, *settings, 21, **after)
+        assert torch.equal(y[:, :5], width_conv2d(x[:, :5], w, 5, bias, *settings, 21, **after))
+        last = x.to(memory_format=torch.channels_last)
+        assert torch.equal(y, width_conv2d(last, w, 21, bias, *settings, 21, **after))
 
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
