@@ -113,6 +113,7 @@ def depthwise_row(images: int, channels: int, side: int, dtype: torch.dtype) -> 
         f"{', bfloat16' if dtype == torch.bfloat16 else ''}",
         candidates={
             "lcs": run,
+            "lcs, channels last": lambda: width_conv2d(last, weight, channels, bias, *settings),
             "torch": lambda: F.conv2d(x, w, cast, *settings),
             "torch, channels last": lambda: F.conv2d(last, w, cast, *settings),
         },

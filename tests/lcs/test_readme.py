@@ -82,6 +82,9 @@ def test_what_loses_is_said():
     for images, density in product((1, 16), (1, 0.2, 0.1, 0.05, 0.02)):
         ratio = ratios("network", f" {images} x 3 x 224 x 224, density {density}", "deepsparse")[-1]
         assert float(ratio.removesuffix("x")) >= 1 or f"({ratio})" in README, (images, density, ratio)
+    for images, width, engine in product((1, 16), (1, 0.5, 0.25), ("openvino", "deepsparse")):
+        (ratio,) = ratios("width-network", f" {images} x 3 x 224 x 224, width {width}", engine)
+        assert float(ratio.removesuffix("x")) >= 1 or ratio in README, (images, width, engine, ratio)
 
 
 def test_every_public_name_is_listed():
