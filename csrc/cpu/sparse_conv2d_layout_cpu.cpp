@@ -18,7 +18,7 @@ constexpr int64_t kBlock = 16;                // positions along a side of a blo
 constexpr int64_t kSumBytes = 256 << 10;      // of sums, written before they fall out of the second-level cache
 constexpr int64_t kPanels = 2;                // at least, where they are high enough: one for each of few threads
 constexpr int64_t kStreamed = 8 << 20;        // bytes of a result that the caches would not hold
-constexpr size_t kRemembered = 64;            // layouts of a thread: finding one takes as long as a small layer
+constexpr size_t kRemembered = 64;            // layouts of a thread, which calls of small layers would wait for
 
 // What a float of each costs on one core, relative to a multiplication at the peak of AVX-512; fitted to times of 3 x 3
 // convolutions of 64 to 512 channels.

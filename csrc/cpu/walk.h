@@ -9,6 +9,9 @@ namespace lcs {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Pieces of a length, none longer than `most`, that are as long as each other but for the last: how long.
+inline int64_t piece_of(int64_t length, int64_t most) { return ceil_div(length, ceil_div(length, most)); }
+
 // Floats to an odd number of cache lines, so that neighbours fall on other sets.
 inline int64_t odd_lines(int64_t floats) { return (ceil_div(floats, 16) | 1) * 16; }
 

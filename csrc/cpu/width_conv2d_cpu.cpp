@@ -108,8 +108,7 @@ class WidthConv2d {
     };
     band_ = std::clamp<int64_t>(kPanelPixels / width, 1, height);
     while (band_ > 1 && !in_place_ && strip_bytes(band_) > kPanelBytes) --band_;
-    bands_ = ceil_div(height, band_);
-    band_ = ceil_div(height, bands_);
+    band_ = piece_of(height, band_);
     bands_ = ceil_div(height, band_);
     images_ = 1;
     if (bands_ == 1) {

@@ -45,8 +45,7 @@ class WidthDepthwise {
       const int64_t most = (kBandFloats / pitch_ - rows_.length(1)) / rows_.stride + 1;
       band_ = std::min(band_, std::max(most, kOverlaps * ceil_div(rows_.length(1), rows_.stride)));
     }
-    bands_ = ceil_div(a_.y.height, band_);
-    band_ = ceil_div(a_.y.height, bands_);
+    band_ = piece_of(a_.y.height, band_);
     bands_ = ceil_div(a_.y.height, band_);
   }
 
@@ -105,8 +104,7 @@ class WidthDepthwise {
     if (a_.weight.dtype == DType::float32) return static_cast<const float*>(a_.weight.data) + first;
     static thread_local Scratch<float> scratch;
     float* const wide = scratch.reserve(taps);
-    const BFloat16* const from = static_cast<const BFloat16*>(a_.weight.data) + first;
-    for (int64_t i = 0; i < taps; ++i) wide[i] = std::bit_cast<float>(uint32_t{from[i].bits} << 16);
+    for (int64_t i = 0; i < taps; ++i) wide[i] = width_depthwise_weight(a_.weight, first + i);
     return wide;
   }
 
@@ -121,6 +119,11 @@ class WidthDepthwise {
 };
 
 }  // namespace
+
+float width_depthwise_weight(const WidthWeight& weight, int64_t i) {
+  if (weight.dtype == DType::float32) return static_cast<const float*>(weight.data)[i];
+  return std::bit_cast<float>(uint32_t{static_cast<const BFloat16*>(weight.data)[i].bits} << 16);
+}
 
 bool width_conv2d_depthwise(const WidthConv2dArgs& a) {
   return a.groups > 1 && a.groups == a.x.channels && a.groups == a.y.channels;

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <limits>
 #include <vector>
@@ -52,8 +51,7 @@ class WidthDepthwiseLanes {
     }
     const int64_t row = width_ * lanes_ * 4, one = padded(a_.vertical, 1) * row;
     band_ = std::clamp<int64_t>((kBandBytes - one) / (row * a_.vertical.stride) + 1, 1, a_.y.height);
-    bands_ = ceil_div(a_.y.height, band_);
-    band_ = ceil_div(a_.y.height, bands_);
+    band_ = piece_of(a_.y.height, band_);
     bands_ = ceil_div(a_.y.height, band_);
   }
 
@@ -82,17 +80,12 @@ class WidthDepthwiseLanes {
   int64_t weight_floats() const { return (taps() + 2) * lanes_; }
   int64_t channels(int64_t block) const { return block + 1 < blocks_ ? lanes_ : rest_; }
 
-  float weight_at(int64_t i) const {
-    if (a_.weight.dtype == DType::float32) return static_cast<const float*>(a_.weight.data)[i];
-    return std::bit_cast<float>(uint32_t{static_cast<const BFloat16*>(a_.weight.data)[i].bits} << 16);
-  }
-
   // The weights of a block's channels, a vector for each tap, then their scales and biases.
   void gather(int64_t first, float* to) const {
     for (int64_t l = 0; l < lanes_; ++l) {
       const int64_t channel = std::min(first + l, a_.y.channels - 1);
       for (int64_t tap = 0; tap < taps(); ++tap)
-        to[tap * lanes_ + l] = weight_at(channel * a_.weight.in_channels * taps() + tap);
+        to[tap * lanes_ + l] = width_depthwise_weight(a_.weight, channel * a_.weight.in_channels * taps() + tap);
       to[taps() * lanes_ + l] = a_.scale ? a_.scale[channel] : 1.0f;
       to[(taps() + 1) * lanes_ + l] = a_.bias ? a_.bias[channel] : 0.0f;
     }
@@ -145,8 +138,8 @@ class WidthDepthwiseLanes {
     const Images& y = a_.y;
     const float* const weight = weights_ + block * weight_floats();
     const int64_t rows = std::min(band_, y.height - top);
-    const Squares& squares = block + 1 < blocks_ ? whole_ : part_;
-    last() ? fill(image, top, rows, block, panel) : run_.load_lanes(planes(a_.x, image, block, panel, squares.x));
+    const Squares& places = block + 1 < blocks_ ? whole_ : part_;
+    last() ? fill(image, top, rows, block, panel) : run_.load_lanes(planes(a_.x, image, block, panel, places.x));
     const bool direct = last() && a_.dtype == DType::float32 && channels(block) == lanes_;
     void* const to = advance(at(y, image, block), top * y.row_stride, a_.dtype);
     run_.multiply_lanes({panel, direct ? static_cast<float*>(to) : sums, a_.vertical.stride * width_ * lanes_,
@@ -154,7 +147,7 @@ class WidthDepthwiseLanes {
                          direct ? y.column_stride : lanes_, rows, y.width, taps(), taps_at_.data(), weight,
                          weight + taps() * lanes_, weight + (taps() + 1) * lanes_,
                          a_.relu ? 0.0f : -std::numeric_limits<float>::infinity(), a_.cap});
-    if (!last()) return run_.store_lanes(planes(y, image, block, sums, squares.y));
+    if (!last()) return run_.store_lanes(planes(y, image, block, sums, places.y));
     if (!direct) copy_.store({sums, to, lanes_, 1, y.column_stride, rows * y.width, channels(block), a_.dtype, false});
   }
 

@@ -41,8 +41,7 @@ class WidthStrided {
         tiles_(ceil_div(args.y.width, kSide)),
         row_(kSide * tiles_ + kWindow - kSide) {
     band_ = std::clamp<int64_t>(args.y.n * lines_ / kTasks, 1, kMostLines);
-    bands_ = ceil_div(lines_, band_);
-    band_ = ceil_div(lines_, bands_);
+    band_ = piece_of(lines_, band_);
     bands_ = ceil_div(lines_, band_);
     block_ = std::min(tiles_, kBlock);
   }
