@@ -21,6 +21,7 @@ from .ops.packed_conv2d import packed_conv2d
 from .ops.packed_linear import packed_linear
 from .ops.packed_network import packed_network
 from .ops.quantize import quantize
+from .ops.replay import replay
 from .ops.sparse_conv2d import sparse_conv2d
 from .ops.sparse_conv2d_norm import sparse_conv2d_norm
 from .ops.sparse_linear import sparse_linear
@@ -46,6 +47,7 @@ __all__ = [
     "packed_network",
     "quantize",
     "release_memory",
+    "replay",
     "sparse_conv2d",
     "sparse_conv2d_norm",
     "sparse_linear",

@@ -65,7 +65,7 @@ inline void stream_square(const From* from, To* to) {
 }
 
 // r[i] becomes what was element i of every r, within the halves of 4 elements.
-inline void transpose_halves(__m256 (&r)[4]) {
+inline __attribute__((always_inline)) void transpose_halves(__m256 (&r)[4]) {
   const __m256 a = _mm256_unpacklo_ps(r[0], r[1]), b = _mm256_unpackhi_ps(r[0], r[1]),
                c = _mm256_unpacklo_ps(r[2], r[3]), d = _mm256_unpackhi_ps(r[2], r[3]);
   r[0] = _mm256_shuffle_ps(a, c, 0x44);
@@ -74,10 +74,12 @@ inline void transpose_halves(__m256 (&r)[4]) {
   r[3] = _mm256_shuffle_ps(b, d, 0xee);
 }
 
-inline void transpose(__m256 (&r)[8]) {
+// Always inline: as a function it would take the square through memory.
+inline __attribute__((always_inline)) void transpose(__m256 (&r)[8]) {
   __m256 low[4] = {r[0], r[1], r[2], r[3]}, high[4] = {r[4], r[5], r[6], r[7]};
   transpose_halves(low);
   transpose_halves(high);
+  LCS_UNROLL
   for (int i = 0; i < 4; ++i) {
     r[i] = _mm256_permute2f128_ps(low[i], high[i], 0x20);
     r[i + 4] = _mm256_permute2f128_ps(low[i], high[i], 0x31);

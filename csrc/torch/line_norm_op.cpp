@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "line_norm_binding.h"
+#include "replay_binding.h"
 
 namespace lcs::binding {
 namespace {
@@ -98,11 +99,8 @@ NormBehind norm_behind(const char* op, const std::vector<int64_t>& shape, Scalar
   return behind;
 }
 
-}  // namespace lcs::binding
-
 namespace {
 
-using namespace lcs::binding;
 constexpr const char* kLineNorm = "line_norm";
 
 Tensor checked_input(const Tensor& x, bool& last) {
@@ -116,11 +114,12 @@ Tensor checked_input(const Tensor& x, bool& last) {
 // What forward and backward take alike, checked; x is laid out already.
 lcs::LineNormArgs arguments(const Tensor& x, bool last, const LineVectors& line, int64_t groups, double eps,
                             bool relu) {
-  lcs::LineNormArgs args =
-      lcs::binding::arguments(kLineNorm, sizes_of(x), x.scalar_type(), last, line, groups, eps, relu);
+  lcs::LineNormArgs args = arguments(kLineNorm, sizes_of(x), x.scalar_type(), last, line, groups, eps, relu);
   args.x = x.const_data_ptr();
   return args;
 }
+
+}  // namespace
 
 std::tuple<Tensor, Tensor> line_norm_cpu(Tensor x, std::optional<Tensor> weight0, std::optional<Tensor> weight1,
                                          std::optional<Tensor> bias0, std::optional<Tensor> bias1,
@@ -148,6 +147,8 @@ std::tuple<Tensor, Tensor> line_norm_cpu(Tensor x, std::optional<Tensor> weight0
   lcs::line_norm(args, parallel);
   return {y, statistics};
 }
+
+namespace {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> line_norm_backward_cpu(
     Tensor grad, Tensor x, std::optional<Tensor> weight0, std::optional<Tensor> weight1, std::optional<Tensor> bias0,
@@ -190,8 +191,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> line_norm_backward_cp
 }
 
 }  // namespace
+}  // namespace lcs::binding
 
 STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) {
-  m.impl("line_norm", TORCH_BOX(&line_norm_cpu));
-  m.impl("line_norm_backward", TORCH_BOX(&line_norm_backward_cpu));
+  m.impl("line_norm", TORCH_BOX(&lcs::binding::line_norm_cpu));
+  m.impl("line_norm_backward", TORCH_BOX(&lcs::binding::line_norm_backward_cpu));
 }

@@ -1,11 +1,11 @@
 #include "lcs/sparse_conv2d_norm.h"
 
 #include "line_norm_binding.h"
+#include "replay_binding.h"
 #include "sparse_conv2d_binding.h"
 
-namespace {
+namespace lcs::binding {
 
-using namespace lcs::binding;
 constexpr const char* kSparseConv2dNorm = "sparse_conv2d_norm";
 
 Tensor sparse_conv2d_norm_cpu(Tensor x, Tensor mask_bits, Tensor values, std::vector<int64_t> weight_shape,
@@ -25,6 +25,8 @@ Tensor sparse_conv2d_norm_cpu(Tensor x, Tensor mask_bits, Tensor values, std::ve
   return conv.y;
 }
 
-}  // namespace
+}  // namespace lcs::binding
 
-STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) { m.impl("sparse_conv2d_norm", TORCH_BOX(&sparse_conv2d_norm_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) {
+  m.impl("sparse_conv2d_norm", TORCH_BOX(&lcs::binding::sparse_conv2d_norm_cpu));
+}

@@ -1,6 +1,7 @@
 #include "lcs/sparse_conv2d.h"
 
 #include "images_binding.h"
+#include "replay_binding.h"
 #include "sparse_conv2d_binding.h"
 
 namespace lcs::binding {
@@ -37,12 +38,6 @@ SparseConv2dCall sparse_conv2d_call(const char* op, const Tensor& x, const Tenso
   return {last, input, y, std::move(weight), args};
 }
 
-}  // namespace lcs::binding
-
-namespace {
-
-using namespace lcs::binding;
-
 Tensor sparse_conv2d_cpu(Tensor x, Tensor mask_bits, Tensor values, std::vector<int64_t> weight_shape,
                          std::optional<Tensor> bias, std::vector<int64_t> stride, std::vector<int64_t> padding,
                          std::vector<int64_t> dilation, int64_t groups, bool relu, int64_t block,
@@ -60,6 +55,6 @@ Tensor sparse_conv2d_cpu(Tensor x, Tensor mask_bits, Tensor values, std::vector<
   return call.y;
 }
 
-}  // namespace
+}  // namespace lcs::binding
 
-STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) { m.impl("sparse_conv2d", TORCH_BOX(&sparse_conv2d_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) { m.impl("sparse_conv2d", TORCH_BOX(&lcs::binding::sparse_conv2d_cpu)); }

@@ -2,11 +2,12 @@
 
 #include "images_binding.h"
 #include "line_norm_binding.h"
+#include "replay_binding.h"
 #include "width_weight_binding.h"
 
+namespace lcs::binding {
 namespace {
 
-using namespace lcs::binding;
 constexpr const char* kWidthConv2dNorm = "width_conv2d_norm";
 
 // Of windows: kernel, stride and padding, a number for each direction.
@@ -23,6 +24,8 @@ lcs::MaxPoolArgs max_pool(const std::vector<int64_t>& pool, const lcs::Images& x
                     " is more than half of a window of ", a.kernel);
   return args;
 }
+
+}  // namespace
 
 Tensor width_conv2d_norm_cpu(Tensor x, Tensor weight, int64_t out_channels, std::optional<Tensor> bias,
                              std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
@@ -62,6 +65,6 @@ Tensor width_conv2d_norm_cpu(Tensor x, Tensor weight, int64_t out_channels, std:
   return y;
 }
 
-}  // namespace
+}  // namespace lcs::binding
 
-STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) { m.impl("width_conv2d_norm", TORCH_BOX(&width_conv2d_norm_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) { m.impl("width_conv2d_norm", TORCH_BOX(&lcs::binding::width_conv2d_norm_cpu)); }

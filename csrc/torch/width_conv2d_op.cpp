@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "images_binding.h"
+#include "replay_binding.h"
 #include "width_weight_binding.h"
 
 namespace lcs::binding {
@@ -82,6 +83,8 @@ Tensor width_conv2d_pack_cpu(Tensor weight, bool pairs) {
   return packed;
 }
 
+}  // namespace
+
 Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::optional<Tensor> scale,
                         std::optional<Tensor> bias, std::vector<int64_t> stride, std::vector<int64_t> padding,
                         std::vector<int64_t> dilation, int64_t groups, bool relu, std::optional<Tensor> packed,
@@ -108,7 +111,6 @@ Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::opti
   return y;
 }
 
-}  // namespace
 }  // namespace lcs::binding
 
 STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) {

@@ -31,6 +31,7 @@ from .planning import columns
 from .quantized import Quantized
 from .quantized_packing import QuantizedPacker
 from .recipe import Recipe
+from .recorded import Unrecorded, can_record, record
 from .sparse_packing import SparsePacker
 from .structured import Structured
 from .unstructured import Unstructured
@@ -250,7 +251,7 @@ class Frozen:
             given = (args, kwargs) if drawn is None else drawn
             if last or (last is not None and drawn is not None):
                 given = channels_last(*given)
-            output = _run(self.model, packed, *given) if drawn is None else self._run_fused(packed, given)
+            output = _run(self.model, packed, *given) if drawn is None else self._run_recorded(packed, given)
         if inputs not in packed.inputs:
             _remember(packed.inputs, inputs, None)
             self._cache.settle()
@@ -328,6 +329,24 @@ class Frozen:
 
     def _run_fused(self, running: Packed | Trace, drawn: tuple[tuple, dict]):
         return _run(self._fused.forward, running, *drawn)
+
+    def _run_recorded(self, packed: Packed, drawn: tuple[tuple, dict]):
+        """The fused forward; from the third tensor of a kind on, the ops that it ran for the second. For the first one
+        it may have run others, to make weights ready."""
+        if not can_record(*drawn):
+            return self._run_fused(packed, drawn)
+        (x,), _ = drawn
+        key = x.shape, x.stride(), x.dtype
+        found = packed.recorded.get(key)  # in one step, as other threads may clear them
+        if found is None:
+            _remember(packed.recorded, key, Unrecorded.ONCE)
+        elif found is Unrecorded.ONCE:
+            output, found = record(lambda x: self._run_fused(packed, ((x,), {})), x)
+            _remember(packed.recorded, key, found or Unrecorded.NEVER)
+            return output
+        elif found is not Unrecorded.NEVER and found.is_current:
+            return found(x)
+        return self._run_fused(packed, drawn)
 
     def _drawn(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """A call's arguments as a graph takes them, which is drawn for tensors and the forward's own defaults; None

@@ -101,6 +101,7 @@ class Packed:
     inputs: dict = field(default_factory=dict)  # what it has run on, for which more may have been derived
     networks: dict = field(default_factory=dict)  # what several layers run as (`lcs.packed_steps`), by input
     plans: dict = field(default_factory=dict)  # how layers do their work, by layer and what it is given
+    recorded: dict = field(default_factory=dict)  # calls as they ran (`lcs.recorded`), by input
     shapes: None = None
 
     @property

@@ -1,0 +1,209 @@
+"""Ops after each other in one call, with the arguments of a run before it and without a dispatch for each."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lcs_kernels._load import ensure_loaded
+
+from ._library import define, wants_grad
+
+OPS = ("sparse_conv2d", "sparse_conv2d_norm", "width_conv2d", "width_conv2d_norm", "line_norm")  # the kernels' order
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """An op that has run: its overload, what it was given, and what it returned."""
+
+    op: torch._ops.OpOverload
+    args: tuple
+    kwargs: dict
+    result: object
+
+    @property
+    def can_replay(self) -> bool:
+        """Whether it is one of `OPS`."""
+        namespace, _, name = self.op._schema.name.partition("::")
+        return namespace == "lcs" and name in OPS
+
+    @property
+    def given(self) -> dict[str, object]:
+        """All arguments by the schema's names and in its order, with the defaults of those that are not given."""
+        names = [a.name for a in self.op._schema.arguments]
+        defaults = {a.name: a.default_value for a in self.op._schema.arguments}
+        return defaults | dict(zip(names, self.args, strict=False)) | self.kwargs
+
+    @property
+    def reads(self) -> list[Tensor]:
+        return list(_tensors([self.args, *self.kwargs.values()]))
+
+    @property
+    def makes(self) -> list[Tensor]:
+        return list(_tensors(self.result))
+
+
+class Recorder(TorchDispatchMode):
+    """`with Recorder() as recorder:` keeps what runs inside, on whatever device, in `recorder.calls`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import its compiler for it
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        result = op(*args, **(kwargs or {}))
+        self.calls.append(Call(op, args, kwargs or {}, result))
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """Calls made ready to run again on other inputs.
+
+    constants: tensors that the calls read and none of them makes.
+    code: int64, 1-d: the number of steps; for each its op's place in `OPS`, its arguments by the schema, and the number
+        and the places of the values that nothing reads later; the number of results, and these. A tensor is 2 * i for
+        the value i or 2 * i + 1 for the constant i; values are the inputs, then what each step makes. What may be
+        absent is 0, or 1 and what it is; a list is its length and its elements; a float is its bits as a double.
+    made: of each result its number of dimensions, its shape and its strides.
+    """
+
+    constants: list[Tensor]
+    code: Tensor
+    made: list[int]
+
+    @classmethod
+    def of(cls, calls: Sequence[Call], inputs: Sequence[Tensor], results: Sequence[Tensor]) -> Recording:
+        """Of `calls`, which read `inputs` and make `results`: of each call the first that it makes is kept. Raises
+        ValueError for an op that is not in `OPS`."""
+        for call in calls:
+            if not call.can_replay:
+                raise ValueError(f"replay: {call.op} is none of {', '.join(OPS)}")
+        values = {id(t): i for i, t in enumerate([*inputs, *(call.makes[0] for call in calls)])}
+        kept = {id(t) for t in results}
+        constants: list[Tensor] = []
+        places: dict[int, int] = {}
+
+        def place(t: Tensor) -> int:
+            if (value := values.get(id(t))) is not None:
+                return 2 * value
+            if id(t) not in places:
+                places[id(t)] = len(constants)
+                constants.append(t)
+            return 2 * places[id(t)] + 1
+
+        last = {}  # step that reads a value last, or makes it
+        for step, call in enumerate(calls):
+            last[id(call.makes[0])] = step
+            last |= {id(t): step for t in call.reads if id(t) in values}
+        code = [len(calls)]
+        for step, call in enumerate(calls):
+            code.append(OPS.index(call.op._schema.name.removeprefix("lcs::")))
+            for kind, value in zip(_kinds(call.op), call.given.values(), strict=True):
+                _write(code, kind, value, place)
+            unread = [values[t] for t, at in last.items() if at == step and t not in kept]
+            code += [len(unread), *unread]
+        code += [len(results), *(place(t) for t in results)]
+        made = [n for t in results for n in (t.dim(), *t.shape, *t.stride())]
+        return cls(constants, torch.tensor(code, dtype=torch.int64), made)
+
+
+def reference(inputs: list[Tensor], constants: list[Tensor], code: Tensor, made: Sequence[int]) -> list[Tensor]:
+    """Step by step, through the dispatcher."""
+    numbers, values = iter(code.tolist()), list(inputs)
+
+    def tensor(place: int) -> Tensor:
+        return (constants if place % 2 else values)[place // 2]
+
+    for _ in range(next(numbers)):
+        op = getattr(torch.ops.lcs, OPS[next(numbers)]).default
+        result = op(*(_read(numbers, kind, tensor) for kind in _kinds(op)))
+        values.append(result if isinstance(result, Tensor) else result[0])
+        for _ in range(next(numbers)):
+            values[next(numbers)] = None
+    return [tensor(next(numbers)) for _ in range(next(numbers))]
+
+
+def fake(inputs: list[Tensor], constants: list[Tensor], code: Tensor, made: Sequence[int]) -> list[Tensor]:
+    results, rest = [], list(made)
+    while rest:
+        n, *rest = rest
+        results.append(inputs[0].new_empty_strided(rest[:n], rest[n : 2 * n]))
+        rest = rest[2 * n :]
+    return results
+
+
+_op = define(
+    "replay(Tensor[] inputs, Tensor[] constants, Tensor code, SymInt[] made) -> Tensor[]",
+    reference,
+    fake,
+)
+
+
+def replay(inputs: Sequence[Tensor], recording: Recording) -> list[Tensor]:
+    """What the recorded ops make of other inputs: the same kernels with the same other arguments, hence the same bits
+    as one by one.
+
+    Args:
+        inputs: of the shapes, dtypes, strides and device of those that were recorded. They have no gradient here.
+        recording: see `Recording.of`.
+
+    Raises:
+        ValueError: a wanted gradient.
+        RuntimeError: inputs that do not fit; the op that they do not fit says it.
+        LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
+    """
+    ensure_loaded()
+    if wants_grad(*inputs):
+        raise ValueError("replay: recorded ops have no gradient; call it under torch.no_grad()")
+    return _op(list(inputs), recording.constants, recording.code, recording.made)
+
+
+def _kinds(op: torch._ops.OpOverload) -> list[torch._C.JitType]:
+    return [a.type for a in op._schema.arguments]
+
+
+def _tensors(value) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for element in value:
+            yield from _tensors(element)
+
+
+def _write(code: list[int], kind: torch._C.JitType, value, place) -> None:
+    if isinstance(kind, torch._C.OptionalType):
+        code.append(int(value is not None))
+        if value is not None:
+            _write(code, kind.getElementType(), value, place)
+    elif isinstance(kind, torch._C.ListType):
+        code.append(len(value))
+        for element in value:
+            _write(code, kind.getElementType(), element, place)
+    elif isinstance(kind, torch._C.TensorType):
+        code.append(place(value))
+    elif isinstance(kind, torch._C.FloatType):
+        code.append(struct.unpack("<q", struct.pack("<d", value))[0])
+    else:
+        code.append(int(value))
+
+
+def _read(numbers: Iterator[int], kind: torch._C.JitType, tensor):
+    if isinstance(kind, torch._C.OptionalType):
+        return _read(numbers, kind.getElementType(), tensor) if next(numbers) else None
+    if isinstance(kind, torch._C.ListType):
+        return [_read(numbers, kind.getElementType(), tensor) for _ in range(next(numbers))]
+    if isinstance(kind, torch._C.TensorType):
+        return tensor(next(numbers))
+    if isinstance(kind, torch._C.FloatType):
+        return struct.unpack("<d", struct.pack("<q", next(numbers)))[0]
+    return bool(next(numbers)) if isinstance(kind, torch._C.BoolType) else next(numbers)

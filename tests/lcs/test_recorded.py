@@ -1,0 +1,216 @@
+"""A frozen network runs recorded ops where that is sure to make what its forward makes."""
+
+import copy
+import gc
+import threading
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
+
+import lcs
+from lcs.recorded import Recorded, Unrecorded, can_record, record
+from lcs_kernels.ops.replay import Recorder
+
+
+class Net(nn.Module):
+    """Layers of the engine in two runs, with an op of torch's between them that is not in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3)
+        self.norm_a, self.norm_b = nn.InstanceNorm2d(8, affine=True), nn.BatchNorm2d(8)
+        self.end = nn.Linear(8, 5)
+
+    def forward(self, x):
+        first = self.norm_a(self.a(x)).relu()
+        second = self.norm_b(self.b(first)).relu() + first
+        between = torch.cat([second[:, 4:], second[:, :4].sigmoid()], 1)
+        return {"logits": self.end(self.c(between).mean((2, 3))), "maps": [between, 3, None]}
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+def frozen(model=None, **options):
+    return lcs.convert((model or Net()).eval(), lcs.Unstructured(), norm="keep", **options).freeze()
+
+
+def level_of(fast, x, **level):
+    """What is stored of a level that has run on x."""
+    level = fast.at(**level).level
+    return fast._packed(level, fast._chosen(level, (((x.shape, x.dtype)),), (x,), {}))
+
+
+def leaves(output):
+    return [output["logits"], output["maps"][0]]
+
+
+@pytest.mark.filterwarnings("ignore:running statistics")
+@pytest.mark.parametrize("density", [1.0, 0.3])
+def test_every_call_gives_the_bits_of_the_fused_forward(density):
+    fast = frozen()
+    for n in (1, 3):
+        for x in torch.randn(4, n, 3, 9, 8):
+            output = fast(x, density=density)
+            packed = level_of(fast, x, density=density)
+            expected = fast._run_fused(packed, ((x,), {}))
+            assert all(map(torch.equal, leaves(output), leaves(expected)))
+            assert output["maps"][1:] == [3, None]
+        assert isinstance(packed.recorded[x.shape, x.stride(), x.dtype], Recorded)
+
+
+@pytest.mark.filterwarnings("ignore:running statistics")
+def test_another_layout_is_another_recording():
+    fast, x = frozen(), torch.randn(2, 3, 9, 8)
+    last = x.contiguous(memory_format=torch.channels_last)
+    for _ in range(3):
+        outputs = [fast(given, density=0.3) for given in (x, last)]
+        for a, b in zip(*map(leaves, outputs), strict=True):
+            torch.testing.assert_close(a, b)
+    assert len(level_of(fast, x, density=0.3).recorded) == 2
+
+
+@pytest.mark.filterwarnings("ignore:running statistics")
+def test_results_are_new_and_nothing_between_them_lives_on():
+    fast, x = frozen(), torch.randn(2, 3, 9, 8)
+    kept = [fast(x, density=0.3) for _ in range(4)]
+    assert len({leaf.data_ptr() for output in kept for leaf in leaves(output)}) == 8
+    recorded = next(iter(level_of(fast, x, density=0.3).recorded.values()))
+    seen = []
+    for step in recorded.steps[:2]:
+
+        def watched(values, step=step):
+            step(values)
+            seen.extend(weakref.ref(t) for t in values[1:] if t is not None)
+
+        object.__setattr__(recorded, "steps", tuple(watched if s is step else s for s in recorded.steps))
+    fast(x, density=0.3)
+    gc.collect()
+    assert seen and not any(ref() is not None for ref in seen)
+
+
+@pytest.mark.filterwarnings("ignore:running statistics")
+def test_gradients_and_watchers_see_the_forward_itself():
+    fast, x = frozen(), torch.randn(2, 3, 9, 8)
+    expected = leaves(fast(x, density=0.3))
+    for _ in range(3):
+        fast(x, density=0.3)
+    with torch.enable_grad():
+        given = x.clone().requires_grad_()
+        fast(given, density=0.3)["logits"].sum().backward()
+        assert given.grad.abs().sum() > 0
+    with FlopCounterMode(display=False) as flops:
+        fast(x, density=0.3)
+    assert flops.get_total_flops() > 0  # of the linear layer
+    with Recorder() as recorder:
+        fast(x, density=0.3)
+    assert not any(call.op._schema.name == "lcs::replay" for call in recorder.calls)
+    assert all(map(torch.equal, leaves(fast(x, density=0.3)), expected))
+
+
+@pytest.mark.filterwarnings("ignore:running statistics")
+def test_a_shared_weight_that_is_written_to_is_refused():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.Conv2d(8, 4, 3))
+    fast, x = lcs.convert(model, lcs.Structured(), dense=["2"]).freeze(), torch.randn(2, 3, 9, 8)
+    for _ in range(4):
+        fast(x, width=0.5)
+    fast.layers["0"].weight.zero_()
+    with pytest.raises(RuntimeError, match="changed"):
+        fast(x, width=0.5)
+
+
+@pytest.mark.filterwarnings("ignore:running statistics")
+def test_threads_record_and_run_at_once():
+    fast, xs = frozen(), torch.randn(8, 2, 3, 9, 8)
+    expected = [leaves(fast(x, density=0.3)) for x in xs]
+    other, failed = copy.deepcopy(fast), []
+
+    def serve(x, y):
+        with torch.no_grad():
+            for _ in range(20):
+                if not all(map(torch.equal, leaves(other(x, density=0.3)), y)):
+                    failed.append(x)
+
+    threads = [threading.Thread(target=serve, args=pair) for pair in zip(xs, expected, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+CANNOT = {
+    "draws at random": lambda x: F.dropout(x, 0.5, training=True),
+    "reads a result": lambda x: x * x.sum().item(),
+    "depends on values": lambda x: x[x > 0],
+    "writes to its input": lambda x: x.add_(1.0),
+    "writes to a view of its input": lambda x: x[0].mul_(2.0),
+    "writes to what outlives it": lambda x: COUNTER.add_(x.numel()) * x.sum(),
+}
+COUNTER = torch.zeros(())
+
+
+@pytest.mark.parametrize("forward", CANNOT.values(), ids=CANNOT)
+def test_what_would_not_be_the_same_again_is_not_recorded(forward):
+    x = torch.randn(4, 3)
+    before, counted = x.clone(), COUNTER.clone()
+    output, recorded = record(forward, x)
+    assert recorded is None and isinstance(output, torch.Tensor)
+    written = forward is CANNOT["writes to its input"] or forward is CANNOT["writes to a view of its input"]
+    assert torch.equal(x, before) != written
+    assert COUNTER - counted in (0, x.numel())  # not twice
+
+
+CAN = {
+    "in place of its own": lambda x: (x + 1).mul_(2).relu_(),
+    "into its own": lambda x: torch.maximum(a := x.clone(), x.flip(0), out=a[:]) + a,
+    "views": lambda x: [x.t()[1:].contiguous(), x.reshape(-1)],
+    "two results": lambda x: x.max(0)[::-1],
+    "its input itself": lambda x: (x, x.sum()),
+    "a constant": lambda x: (COUNTER, x @ WEIGHT.t()),
+    "nothing": lambda x: None,
+}
+WEIGHT = torch.randn(2, 3)
+
+
+@pytest.mark.parametrize("forward", CAN.values(), ids=CAN)
+def test_what_is_the_same_again_is(forward):
+    x, other = torch.randn(2, 4, 3)
+    _, recorded = record(forward, x)
+    before = other.clone()
+    found, expected = recorded(other), forward(other)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert torch.equal(other, before)
+
+
+def test_inputs_that_are_not_recorded():
+    x = torch.randn(2, 3)
+    assert can_record((x,), {})
+    assert not can_record((x, x), {}) and not can_record((x,), {"y": x}) and not can_record((3,), {})
+    assert not can_record((nn.Parameter(x),), {}) and not can_record((x.to("meta"),), {})
+    assert torch.vmap(lambda x: x + can_record((x,), {}))(torch.zeros(2)).tolist() == [0, 0]
+    with forward_ad.dual_level():
+        assert not can_record((forward_ad.make_dual(x, x),), {})
+    with torch.enable_grad():
+        assert not can_record((x.clone().requires_grad_(),), {})
+
+
+def test_a_call_that_cannot_be_repeated_runs_its_forward():
+    class Dropping(Net):
+        def forward(self, x):
+            return F.dropout(self.norm_a(self.a(x)), 0.5, True)
+
+    fast, x = frozen(Dropping(), dense=["a"]), torch.randn(1, 3, 9, 8)
+    outputs = [fast(x, density=0.3) for _ in range(4)]
+    assert not any(torch.equal(a, b) for a, b in zip(outputs, outputs[1:], strict=False))
+    recorded = level_of(fast, x, density=0.3).recorded
+    assert not recorded or set(recorded.values()) == {Unrecorded.NEVER}

@@ -1,0 +1,125 @@
+"""Recorded ops give the very bits that they give one by one, on inputs that they were not recorded with."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from lcs_kernels import line_norm, replay, sparse_conv2d, sparse_conv2d_norm, width_conv2d, width_conv2d_norm
+from lcs_kernels.formats import WidthWeight
+from lcs_kernels.ops.replay import OPS, Recorder, Recording, reference
+
+from .sparse_cases import DTYPES, float_weight
+from .test_sparse_conv2d import FORMATS
+
+OP = torch.ops.lcs.replay.default
+
+
+def network(dtype=torch.float32):
+    """A function of all ops: two inputs, the second a residual, and two results."""
+    sparse, wide = float_weight((8, 3, 3, 3), dtype=dtype), float_weight((16, 8, 1, 1), dtype=dtype)
+    full = WidthWeight(torch.randn(16, 8, 3, 3).to(dtype))
+    line = (*(torch.randn(16) for _ in range(4)), 0.3)
+    scale, bias = torch.rand(8), torch.randn(8)
+
+    def run(x, residual):
+        a = sparse_conv2d(x, sparse, bias, 1, 1, scale=scale, residual=residual, relu=True, cap=2.5)
+        b = sparse_conv2d_norm(a, wide, line, 4, relu=True)
+        c = width_conv2d(a, full, 12, padding=1, scale=torch.arange(16.0), relu=True)
+        d = width_conv2d_norm(a, full, 16, line, 4, padding=1, residual=b, max_pool=(3, 2, 1))
+        return line_norm(c, *(t[:12] for t in line[:4]), 0.7, 3), d
+
+    return run
+
+
+def recorded(run, *inputs):
+    """What it makes, and the recording."""
+    run(*inputs)  # makes weights ready
+    with Recorder() as recorder:
+        results = run(*inputs)
+    calls = [call for call in recorder.calls if call.can_replay]
+    return results, Recording.of(calls, inputs, results)
+
+
+def inputs(dtype=torch.float32, layout=torch.contiguous_format, n=2):
+    return [torch.randn(n, c, 9, 7).to(dtype).contiguous(memory_format=layout) for c in (3, 8)]
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_other_inputs_give_the_bits_of_the_ops_one_by_one(dtype, layout, isa):
+    run = network(dtype)
+    results, recording = recorded(run, *inputs(dtype, layout))
+    assert set(OPS) == {"sparse_conv2d", "sparse_conv2d_norm", "width_conv2d", "width_conv2d_norm", "line_norm"}
+    for _ in range(2):
+        given = inputs(dtype, layout)
+        for other, expected in zip(replay(given, recording), run(*given), strict=True):
+            assert torch.equal(other, expected) and other.stride() == expected.stride()
+        assert not torch.equal(other, results[1])
+    again = reference(given, recording.constants, recording.code, recording.made)
+    assert all(map(torch.equal, again, run(*given)))
+
+
+def test_nothing_that_is_recorded_is_written_to():
+    given = inputs()
+    _, recording = recorded(network(), *given)
+    kept = [t.clone() for t in (*given, *recording.constants)]
+    first = replay(given, recording)
+    second = replay(given, recording)
+    assert all(map(torch.equal, kept, (*given, *recording.constants)))
+    assert all(map(torch.equal, first, second)) and first[0].data_ptr() != second[0].data_ptr()
+
+
+def test_the_schema_holds():
+    given = inputs()
+    _, recording = recorded(network(), *given)
+    opcheck(OP, (given, recording.constants, recording.code, recording.made))
+
+
+def test_compiles_without_a_graph_break():
+    given = inputs()
+    _, recording = recorded(network(), *given)
+    compiled = torch.compile(lambda a, b: replay([a, b], recording), backend="aot_eager", fullgraph=True)
+    assert all(map(torch.equal, compiled(*given), replay(given, recording)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda code: code[:-1], "ends within a step"),
+        (lambda code: torch.cat([code, code[:1]]), "goes on behind its last step"),
+        (lambda code: code.int(), "contiguous vector of int64"),
+        (lambda code: code[None], "contiguous vector of int64"),
+        (lambda code: code.where(torch.arange(len(code)) != 1, len(OPS)), f"there is no op {len(OPS)}"),
+        (lambda code: code.where(torch.arange(len(code)) != 1, -1), "there is no op -1"),
+        (lambda code: code.where(torch.arange(len(code)) != 2, 2**40), "there is no value"),
+        (lambda code: code.where(torch.arange(len(code)) != 2, 2**40 + 1), "there is no constant"),
+        (lambda code: code.where(torch.arange(len(code)) != 2, -2), "there is no"),
+        (lambda code: code.where(torch.arange(len(code)) != len(code) - 1, 4), "value 2 was dropped"),
+    ],
+    ids=range(10),
+)
+def test_code_that_does_not_fit_is_named(change, words):
+    given = inputs()
+    _, recording = recorded(network(), *given)
+    with pytest.raises(RuntimeError, match=words):
+        OP(given, recording.constants, change(recording.code), recording.made)
+
+
+def test_what_does_not_fit_is_refused():
+    given = inputs()
+    _, recording = recorded(network(), *given)
+    with pytest.raises(RuntimeError, match="residual must be laid out as the result"):
+        replay([given[0], given[1][:1]], recording)
+    with torch.enable_grad(), pytest.raises(ValueError, match=r"call it under torch\.no_grad"):
+        replay([given[0].requires_grad_(), given[1]], recording)
+    with Recorder() as recorder:
+        y = given[0] + 1
+    with pytest.raises(ValueError, match=r"aten\.add\.Tensor is none of sparse_conv2d, "):
+        Recording.of(recorder.calls, given, [y])
