@@ -24,10 +24,10 @@ constexpr size_t kRemembered = 64;            // layouts of a thread, which call
 // convolutions of 64 to 512 channels.
 constexpr double kWide = 1.1, kNarrow = 1.25, kCrossing = 1.35;  // a multiplication; whose load crosses a cache line
 constexpr double kValue = 11, kCrossingValue = 25;               // of a value, for every tile
-constexpr double kSum = 3;                        // each time that a block of the weight comes back to it
-constexpr double kTransposed = 11, kCopied = 26;  // to a panel
-constexpr double kWritten = 5;                    // from sums, transposed
-constexpr double kBehind = 13, kMemory = 5.5;     // of panels that caches do not hold, of x and y
+constexpr double kSum = 3;                       // each time that a block of the weight comes back to it
+constexpr double kTransposed = 8, kCopied = 26;  // to a panel
+constexpr double kWritten = 3.5;                 // from sums, transposed
+constexpr double kBehind = 13, kMemory = 5.5;    // of panels that caches do not hold, of x and y
 
 // With AVX2 multiplications wait where a tile's input of a block, or a panel with its sums, outgrows its cache: shares
 // of one for as much again.

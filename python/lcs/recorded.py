@@ -165,12 +165,13 @@ class _Places:
     def _called(self, call: Call, drops: list[int]) -> Step:
         op, args = call.op, [self._given(arg) for arg in call.args]
         kwargs = {name: self._given(arg) for name, arg in call.kwargs.items()}
+        alone = isinstance(call.result, Tensor)
         writes = [self._at.get(id(leaf)) for leaf in pytree.tree_leaves(call.result)]
 
         def step(values: list) -> None:
             named = {name: _filled(arg, values) for name, arg in kwargs.items()}
-            leaves = pytree.tree_leaves(op(*[_filled(arg, values) for arg in args], **named))
-            for i, leaf in zip(writes, leaves, strict=True):
+            result = op(*[_filled(arg, values) for arg in args], **named)
+            for i, leaf in zip(writes, [result] if alone else pytree.tree_leaves(result), strict=True):
                 if i is not None:
                     values[i] = leaf
             for i in drops:

@@ -6,10 +6,12 @@ import importlib
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import lcs_kernels
 from lcs_kernels.formats import Convolution, MaxPool, NestedWeight, Network, SparseWeight, WidthWeight
+from lcs_kernels.ops.replay import Recorder, Recording
 
 Case = tuple[list[Tensor], list[Tensor]]
 
@@ -183,6 +185,23 @@ def _sparse_conv2d_norm() -> Case:
     return [lcs_kernels.sparse_conv2d_norm(x, same, (*ends, alpha), 5, 0.0, residual=x, relu=True)], [expected]
 
 
+def _replay() -> Case:
+    """Two convolutions, recorded and run again on other integers, whose sums are exact."""
+    x, other = _integers(0, 2, 3, 9, 8), _integers(1, 2, 3, 9, 8)
+    w = _integers(2, 3, 3, 3, 3).clamp(-4, 4)
+    weight = SparseWeight.pack(w)
+
+    def run(x: Tensor) -> Tensor:
+        return lcs_kernels.sparse_conv2d(lcs_kernels.sparse_conv2d(x, weight, padding=1), weight, relu=True)
+
+    run(x)  # makes the weight ready
+    with Recorder() as recorder:
+        y = run(x)
+    recording = Recording.of([call for call in recorder.calls if call.can_replay], [x], [y])
+    expected = F.conv2d(F.conv2d(other, w, padding=1), w).relu()
+    return lcs_kernels.replay([other], recording), [expected]
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "cosine_squared": _cosine_squared,
     "interpolate_prune": _interpolate_prune,
@@ -194,6 +213,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "packed_linear": _packed_linear,
     "packed_network": _packed_network,
     "quantize": _quantize,
+    "replay": _replay,
     "sparse_conv2d": _sparse_conv2d,
     "sparse_conv2d_norm": _sparse_conv2d_norm,
     "sparse_linear": _sparse_linear,
