@@ -20,7 +20,7 @@ namespace eight {
 }
 #include "lanes_avx512.inl"
 #include "transpose_avx2.inl"
-constexpr int kMaxVectors = 28;
+constexpr int kMaxVectors = 15;  // the sums of more gcc keeps in memory
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "masked_avx512.inl"
