@@ -107,7 +107,9 @@ class Frozen:
     sparse op where `lcs_kernels.costs` expects it to be faster for the shapes at hand, else a dense op on the whole
     weight, torch's or, where that is faster, `width_conv2d`; the first call with a new input shape runs two to four
     more forwards, on torch's ops, to learn the layers' shapes and to see that the fused forward (`lcs.fusing`) gives
-    the model's own result. Feature maps that the model returns may lie in memory with channels last.
+    the model's own result; from the third call with one tensor like it on, the ops of the second run again without
+    the modules around them (`lcs.recorded`), unless they draw at random or write to what outlives the call. Feature
+    maps that the model returns may lie in memory with channels last.
 
     A level of widths holds no convolution's weight: all of them read one packed copy, the first channels of it.
 
