@@ -84,12 +84,14 @@ class Recording:
     @classmethod
     def of(cls, calls: Sequence[Call], inputs: Sequence[Tensor], results: Sequence[Tensor]) -> Recording:
         """Of `calls`, which read `inputs` and make `results`: of each call the first that it makes is kept. Raises
-        ValueError for an op that is not in `OPS`."""
+        ValueError for an op that is not in `OPS`, and a result that no call makes."""
         for call in calls:
             if not call.can_replay:
                 raise ValueError(f"replay: {call.op} is none of {', '.join(OPS)}")
         values = {id(t): i for i, t in enumerate([*inputs, *(call.makes[0] for call in calls)])}
         kept = {id(t) for t in results}
+        if kept - {id(call.makes[0]) for call in calls}:
+            raise ValueError("replay: a result is not what one of the calls makes first")
         constants: list[Tensor] = []
         places: dict[int, int] = {}
 

@@ -51,6 +51,7 @@ PACKERS: dict[type[Recipe], type[Packer]] = {
 LEVELS = 128  # that are held at most
 NORM = "line_norm"
 _REMEMBERED = 1024  # inputs, and inputs at levels, whose choices are kept
+_RECORDED = 64  # kinds of inputs that a level keeps recordings for, some 20 KB each
 
 
 @dataclass(frozen=True)
@@ -341,10 +342,10 @@ class Frozen:
         key = x.shape, x.stride(), x.dtype
         found = packed.recorded.get(key)  # in one step, as other threads may clear them
         if found is None:
-            _remember(packed.recorded, key, Unrecorded.ONCE)
+            _remember(packed.recorded, key, Unrecorded.ONCE, _RECORDED)
         elif found is Unrecorded.ONCE:
             output, found = record(lambda x: self._run_fused(packed, ((x,), {})), x)
-            _remember(packed.recorded, key, found or Unrecorded.NEVER)
+            _remember(packed.recorded, key, found or Unrecorded.NEVER, _RECORDED)
             return output
         elif found is not Unrecorded.NEVER and found.is_current:
             return found(x)
@@ -465,8 +466,8 @@ def _size(layer: SubspaceLayer) -> int:
     return 0 if layer.weight is None else layer.weight.numel()
 
 
-def _remember(memory: dict, key, value) -> None:
-    if len(memory) >= _REMEMBERED:
+def _remember(memory: dict, key, value, most: int = _REMEMBERED) -> None:
+    if len(memory) >= most and key not in memory:
         memory.clear()
     memory[key] = value
 

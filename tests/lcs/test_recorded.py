@@ -148,6 +148,17 @@ def test_threads_record_and_run_at_once():
     assert not failed
 
 
+@pytest.mark.filterwarnings("ignore:running statistics")
+def test_a_level_keeps_a_bounded_number_of_recordings(monkeypatch):
+    monkeypatch.setattr(lcs.frozen, "_RECORDED", 3)
+    fast = frozen()
+    for width in range(7, 15):
+        x = torch.randn(1, 3, 9, width)
+        outputs = [fast(x, density=0.3)["logits"] for _ in range(3)]
+        assert torch.equal(outputs[0], outputs[2])
+        assert 1 <= len(level_of(fast, x, density=0.3).recorded) <= 3
+
+
 CANNOT = {
     "draws at random": lambda x: F.dropout(x, 0.5, training=True),
     "reads a result": lambda x: x * x.sum().item(),

@@ -123,3 +123,5 @@ def test_what_does_not_fit_is_refused():
         y = given[0] + 1
     with pytest.raises(ValueError, match=r"aten\.add\.Tensor is none of sparse_conv2d, "):
         Recording.of(recorder.calls, given, [y])
+    with pytest.raises(ValueError, match="a result is not what one of the calls makes first"):
+        Recording.of([], given, given)
