@@ -30,8 +30,9 @@ constexpr double kWritten = 3.5;                 // from sums, transposed
 constexpr double kBehind = 13, kMemory = 5.5;    // of panels that caches do not hold, of x and y
 
 // With AVX2 multiplications wait where a tile's input of a block, or a panel with its sums, outgrows its cache: shares
-// of one for as much again.
+// of one for as much again. There other costs differ, too.
 constexpr double kFirstLevel = 32 << 10, kCrowdedFirst = 0.08, kCrowdedSecond = 0.1, kNarrowValue = 18;
+constexpr double kNarrowTransposed = 11, kNarrowWritten = 5;
 
 // Bytes of a core's second-level cache.
 int64_t second_level() {
@@ -174,8 +175,9 @@ class Chooser {
     // Of one panel, two threads fill as many.
     return double(panels) *
            (double(values_) * (positions * multiplication + tiles * (stalls ? kNarrowValue : kValue)) +
-            written * (double(a_.weight.blocks()) * kSum + kWritten + memory) +
-            filled * (panels == 1 ? 2 : 1) * (kTransposed + (filled * 4 > 1.05 * second ? kBehind : 0) + memory));
+            written * (double(a_.weight.blocks()) * kSum + (stalls ? kNarrowWritten : kWritten) + memory) +
+            filled * (panels == 1 ? 2 : 1) *
+                ((stalls ? kNarrowTransposed : kTransposed) + (filled * 4 > 1.05 * second ? kBehind : 0) + memory));
   }
 
   // What a multiplication takes longer, of a panel of so many bytes.

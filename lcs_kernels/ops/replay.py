@@ -116,7 +116,7 @@ class Recording:
             code += [len(unread), *unread]
         code += [len(results), *(place(t) for t in results)]
         made = [n for t in results for n in (t.dim(), *t.shape, *t.stride())]
-        return cls(constants, torch.tensor(code, dtype=torch.int64), made)
+        return cls(constants, torch.tensor(code, dtype=torch.int64, device="cpu"), made)
 
 
 def reference(inputs: list[Tensor], constants: list[Tensor], code: Tensor, made: Sequence[int]) -> list[Tensor]:
