@@ -67,7 +67,8 @@ class Recorder(TorchDispatchMode):
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """Calls made ready to run again on other inputs.
+    """Calls made ready to run again on other inputs. Not to be saved or changed: the ops trust weights made ready for
+    them, which a changed code could exchange.
 
     constants: tensors that the calls read and none of them makes.
     code: int64, 1-d: the number of steps; for each its op's place in `OPS`, its arguments by the schema, and the number
