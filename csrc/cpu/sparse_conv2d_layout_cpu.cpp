@@ -13,7 +13,6 @@ namespace {
 constexpr int64_t kPanelBytes = 512 << 10;    // about half a core's second-level cache
 constexpr int64_t kOnlyPanelBytes = 1 << 20;  // the same where sums are written at once
 constexpr int64_t kTileFloats = 128;          // of a row, whose input of some channels fits the first-level cache
-constexpr int64_t kNeighbours = 15;           // vectors of a tile of neighbours, likewise
 constexpr int64_t kBlock = 16;                // positions along a side of a block at most
 constexpr int64_t kSumBytes = 256 << 10;      // of sums, written before they fall out of the second-level cache
 constexpr int64_t kPanels = 2;                // at least, where they are high enough: one for each of few threads
@@ -93,7 +92,7 @@ class Chooser {
     found.rows = ceil_div(height, strips);
     found.down = ceil_div(height, found.rows);
     const auto vectors = [&](int64_t rows) { return ceil_div((rows - 1) * pitch + a_.y.width, run.lanes); };
-    const int64_t most = std::min<int64_t>(run.max_vectors, kNeighbours);
+    const int64_t most = run.max_vectors;
     const auto tiles = [&](int64_t rows) { return ceil_div(found.rows, rows) * ceil_div(vectors(rows), most); };
     // Where y goes past the caches, few rows are summed before they are written, so that it does not wait until the
     // end, if they take about as few tiles.

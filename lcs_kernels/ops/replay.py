@@ -27,10 +27,14 @@ class Call:
     result: object
 
     @property
+    def name(self) -> str:
+        """As in `OPS`, of the engine's ops; of others with their namespace."""
+        return self.op._schema.name.removeprefix("lcs::")
+
+    @property
     def can_replay(self) -> bool:
         """Whether it is one of `OPS`."""
-        namespace, _, name = self.op._schema.name.partition("::")
-        return namespace == "lcs" and name in OPS
+        return self.name in OPS
 
     @property
     def given(self) -> dict[str, object]:
@@ -110,7 +114,7 @@ class Recording:
             last |= {id(t): step for t in call.reads if id(t) in values}
         code = [len(calls)]
         for step, call in enumerate(calls):
-            code.append(OPS.index(call.op._schema.name.removeprefix("lcs::")))
+            code.append(OPS.index(call.name))
             for kind, value in zip(_kinds(call.op), call.given.values(), strict=True):
                 _write(code, kind, value, place)
             unread = [values[t] for t, at in last.items() if at == step and t not in kept]

@@ -51,7 +51,7 @@ PACKERS: dict[type[Recipe], type[Packer]] = {
 LEVELS = 128  # that are held at most
 NORM = "line_norm"
 _REMEMBERED = 1024  # inputs, and inputs at levels, whose choices are kept
-_RECORDED = 64  # kinds of inputs that a level keeps recordings for, some 20 KB each
+_RECORDED = 64  # kinds of inputs that a level keeps recordings for
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ class _Places:
 def _shared_weights(calls: Sequence[Call]) -> Iterator[Tensor]:
     """Those that `WidthWeight.check_unchanged` looks after."""
     for call in calls:
-        if call.op._schema.name in ("lcs::width_conv2d", "lcs::width_conv2d_norm"):
+        if call.name in ("width_conv2d", "width_conv2d_norm"):
             weight = call.given["weight"]
             if not weight.is_inference():  # of which torch counts no writes
                 yield weight

@@ -76,17 +76,26 @@ def test_speeds_are_those_of_the_results(result, level, peer, words):
 
 
 def test_what_loses_is_said():
-    assert f"({' / '.join(ratios('network', '1 x 3 x 224 x 224, density 1', 'openvino'))})" in README
+    said = " ".join(README[README.index("What loses:") : README.index("```python")].split())
+    assert f"({' / '.join(ratios('network', '1 x 3 x 224 x 224, density 1', 'openvino'))})" in said
     for density, peer in ((0.1, "openvino-int8"), (0.2, "openvino-bfloat16"), (1, "deepsparse")):
         cpus = CPUS[1:] if peer == "deepsparse" else CPUS  # on Zen 4 it is with group norm
         ratio = " / ".join(ratios("network", f", 1 x 3 x 224 x 224, density {density}", peer, cpus))
-        assert re.search(rf"\({ratio}\s(for|on|at)|\({ratio}\)", README), (density, ratio)
+        assert re.search(rf"\({ratio}( for one image| on Zen 3 / Emerald Rapids)?\)", said), (density, ratio)
+    engines = ("openvino", "deepsparse", "torch.compile, batch norm")
     losing = [
         *(("network", f"density {density}", "deepsparse") for density in (1, 0.2, 0.1, 0.05, 0.02)),
         *(("bits-network", f"{bits} bits", "openvino-int8") for bits in (8, 4, 3)),
-        *(("width-network", f"width {width}", peer) for width in (1, 0.5, 0.25) for peer in ("openvino", "deepsparse")),
+        *(("width-network", f"width {width}", peer) for width in (1, 0.5, 0.25) for peer in engines),
     ]
-    said = README[README.index("What loses:") : README.index("```python")]
+    newest = ("emerald-rapids",)
+    found = [ratios("network", f" 16 x 3 x 224 x 224, density {d}", "deepsparse", newest)[0] for d in (1, 0.2, 0.1)]
+    assert f"with 16 images at densities 1, 0.2 and 0.1 ({', '.join(found)})" in said
+    bits = [
+        [ratios("bits-network", f" {n} x 3 x 224 x 224, {b} bits", "openvino-int8", newest)[0] for b in (8, 4, 3)]
+        for n in (1, 16)
+    ]
+    assert f"({', '.join(bits[0])} for one image, {', '.join(bits[1])} for 16)" in said
     for images, (result, level, peer), cpu in product((1, 16), losing, CPUS[1:]):
         (ratio,) = ratios(result, f" {images} x 3 x 224 x 224, {level}", peer, (cpu,))
         assert float(ratio.removesuffix("x")) >= 1 or ratio in said, (cpu, images, level, peer, ratio)
