@@ -254,7 +254,7 @@ class PackedConv2d {
          gemm_.planes(more ? units_[size_t(unit + 1)].block : block),
          layout_.plane_bytes(),
          more ? a_.bits : 0});
-    if (!out.codes && out.y == tile) result_.store(channels, start, n, tile);
+    if (out.y == tile) result_.store(channels, start, n, tile);
   }
 
   // Of output positions: where their windows begin, the sums of these less the zero point of x, the scale of x, and

@@ -69,10 +69,8 @@ inline void multiply_positions(const PackedDepthwise& a, const EightCodes& codes
     if (a.bias) y = _mm256_add_ps(y, _mm256_loadu_ps(a.bias + c));
     if (a.residual) y = _mm256_add_ps(y, load_first(a.residual + (m + i) * a.residual_stride + c, channels));
     y = _mm256_max_ps(floor, y);  // a NaN stays
-    if (a.codes)
-      codes.put(y, a.codes + (m + i) * a.stride + c, channels);
-    else
-      store_first(a.y + (m + i) * a.stride + c, y, channels);
+    if (a.codes) codes.put(y, a.codes + (m + i) * a.stride + c, channels);
+    if (a.y) store_first(a.y + (m + i) * a.stride + c, y, channels);
   }
 }
 

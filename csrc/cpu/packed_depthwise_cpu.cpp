@@ -123,7 +123,7 @@ class Depthwise {
                      g_.columns.stride * g_.column * g_.element, n, channels.n, a_.exact ? nullptr : w.pairs.data(),
                      w.floats.data(), w.start, w.scale, strip_.scale(image), out.bias, out.residual,
                      out.residual_stride, a_.relu, out.y, out.codes, out.stride, result_.codes()});
-      if (!out.codes && out.y == tile) result_.store(channels, start, n, tile);
+      if (out.y == tile) result_.store(channels, start, n, tile);
     }
   }
 

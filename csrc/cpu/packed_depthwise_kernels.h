@@ -25,8 +25,8 @@ struct PackedDepthwise {
   const float* residual;  // null: none
   int64_t residual_stride;
   bool relu;
-  float* y;
-  int8_t* codes;  // null: y is written, else what it rounds to
+  float* y;       // null: not written
+  int8_t* codes;  // what y rounds to; null: not written
   int64_t stride;
   PackedCodes grid;
 };

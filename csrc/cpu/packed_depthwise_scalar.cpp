@@ -36,10 +36,8 @@ void multiply(const PackedDepthwise& a) {
       if (a.bias) value = value + a.bias[c];
       if (a.residual) value = value + a.residual[m * a.residual_stride + c];
       value = raised_to(value, floor);
-      if (a.codes)
-        a.codes[m * a.stride + c] = code_of(value, a.grid);
-      else
-        a.y[m * a.stride + c] = value;
+      if (a.codes) a.codes[m * a.stride + c] = code_of(value, a.grid);
+      if (a.y) a.y[m * a.stride + c] = value;
     }
 }
 

@@ -9,6 +9,15 @@ inline __m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast
 inline void store_bytes(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
 constexpr int kLine = 64;  // bytes
 inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+
+// Of `rows` channels from `first` on: what is added to the outputs [begin, end), loaded before it is needed.
+inline void prefetch_residual(const PackedPairOutput& o, int64_t begin, int64_t end, int first, int rows) {
+  for (int64_t m = begin; m < end; ++m) {
+    if (o.place[m] < 0) continue;
+    const float* const from = o.residual + o.place[m] * o.residual_stride + first;
+    for (int i = 0; i < rows; i += 16) prefetch(reinterpret_cast<const uint8_t*>(from + i));
+  }
+}
 inline __m256i every(int bits) { return _mm256_set1_epi8(char(bits)); }
 
 template <class T>

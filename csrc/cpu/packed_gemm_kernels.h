@@ -120,8 +120,8 @@ struct PackedPairOutput {
   int64_t residual_stride;
   bool relu;
   int channels;  // at most 64, from 1
-  float* y;
-  int8_t* codes;  // null: y is written, else what it rounds to
+  float* y;       // null: not written
+  int8_t* codes;  // what y rounds to; null: not written
   int64_t stride;
   PackedCodes grid;
 };

@@ -142,7 +142,8 @@ __attribute__((always_inline)) inline void finish_pair(const PackedPairOutput& o
           _mm512_add_ps(value[v], _mm512_maskz_loadu_ps(masks.of[v], o.residual + place * o.residual_stride + 16 * v));
     value[v] = _mm512_max_ps(floor, value[v]);  // a NaN stays
   }
-  if (o.codes) return put_codes(value, o.grid, o.codes + place * o.stride, masks.all);
+  if (o.codes) put_codes(value, o.grid, o.codes + place * o.stride, masks.all);
+  if (!o.y) return;
   LCS_UNROLL
   for (int v = 0; v < kPairVectors; ++v) _mm512_mask_storeu_ps(o.y + place * o.stride + 16 * v, masks.of[v], value[v]);
 }

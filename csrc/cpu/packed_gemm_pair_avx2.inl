@@ -67,11 +67,10 @@ inline void finish_pair(const PackedPairOutput& o, const PairMasks& masks, int64
       y = _mm256_add_ps(y, channels == 8 ? _mm256_loadu_ps(residual) : load_first(residual, channels));
     }
     y = _mm256_max_ps(floor, y);  // a NaN stays
-    if (o.codes)
-      EightCodes(o.grid).put(y, o.codes + place * o.stride + row, channels);
-    else if (channels == 8)
+    if (o.codes) EightCodes(o.grid).put(y, o.codes + place * o.stride + row, channels);
+    if (o.y && channels == 8)
       _mm256_storeu_ps(o.y + place * o.stride + row, y);
-    else
+    else if (o.y)
       store_first(o.y + place * o.stride + row, y, channels);
   }
 }

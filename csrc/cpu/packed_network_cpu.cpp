@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <vector>
 
 #include "dispatch.h"
 #include "lcs/max_pool.h"
 #include "max_pool_kernels.h"
 #include "packed_network_kernels.h"
+#include "packed_strip.h"
 #include "scratch.h"
 #include "tasks.h"
 #include "walk.h"
@@ -15,13 +17,14 @@
 namespace lcs {
 namespace {
 
-constexpr int64_t kImages = 8;             // that a thread takes through all steps, so that they stay in its caches
+constexpr int64_t kImages = 4;             // that a thread takes through all steps, so that they stay in its caches
 constexpr int64_t kBandBytes = 512 << 10;  // of the results that are pooled as they are made
 constexpr int64_t kBands = 8;              // enough to keep the threads even
 constexpr int64_t kPiece = 1 << 14;        // elements that are looked through for NaN at once
 constexpr int64_t kLine = 64;              // bytes
 constexpr int64_t kMeans = 64;             // channels that are summed at once
 constexpr int64_t kDenseRows = 40;         // of a weight
+constexpr float kMaxScale = 0x1p50f, kMaxRangeScale = 0x1p30f, kMaxBias = 0x1p100f;  // whose results are finite
 
 Images channels_last(void* data, int64_t n, const Images& shape) {
   const int64_t c = shape.channels, h = shape.height, w = shape.width;
@@ -30,6 +33,19 @@ Images channels_last(void* data, int64_t n, const Images& shape) {
 
 using Kind = PackedNetworkKind;
 
+bool same(const ActivationRange& a, const ActivationRange& b) {
+  return a.low == b.low && a.high == b.high && a.bits == b.bits;
+}
+
+// Whether what a convolution makes of an image's codes is finite.
+bool makes_finite(const PackedConv2dArgs& a) {
+  const auto within = [](const float* x, int64_t n, float most) {
+    return std::all_of(x, x + n, [most](float each) { return std::abs(each) <= most; });
+  };
+  return within(a.weight.scales, a.weight.per_row ? a.y.channels : 1, kMaxScale) &&
+         scale_of(*a.range) <= kMaxRangeScale && (!a.bias || within(a.bias, a.y.channels, kMaxBias));
+}
+
 class PackedNetwork {
  public:
   PackedNetwork(const PackedNetworkArgs& args, const Parallel& parallel)
@@ -37,6 +53,7 @@ class PackedNetwork {
         parallel_(parallel),
         run_(best(scalar::max_pool_kernels, avx2::max_pool_kernels, avx512::max_pool_kernels)),
         floats_(best(scalar::packed_network_kernels, avx2::packed_network_kernels, avx2::packed_network_kernels)),
+        convs_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx2::packed_conv2d_kernels)),
         values_(size_t(args.count + 1)),
         banded_(size_t(args.count)) {}
 
@@ -60,11 +77,24 @@ class PackedNetwork {
   struct Value {
     int64_t readers = 0, made = -1, read = -1;  // by which step, and by which one last
     int64_t offset = 0, bytes = 0;              // in the scratch memory
+    bool known = false;                         // whether its images hold NaN just where what it is made of does
+    const ActivationRange* twin = nullptr;      // of codes that are made beside it, for the steps that read these
+    bool floats = true;                         // whether others read it
   };
 
   bool codes(int64_t value) const { return value > 0 && a_.steps[value - 1].conv.y_range; }
   int64_t element(int64_t value) const { return codes(value) ? 1 : 4; }
   const Images& shape(int64_t value) const { return value == 0 ? a_.x : a_.steps[value - 1].conv.y; }
+  int64_t size(int64_t value) const {
+    const Images& y = shape(value);
+    return images_ * y.channels * y.height * y.width;
+  }
+  bool takes_codes(int64_t i) const { return a_.steps[i].kind == Kind::convolution && !banded_[size_t(i)]; }
+  // Whether step i reads codes that were made beside its input.
+  bool reads_twin(int64_t i) const {
+    const ActivationRange* const twin = values_[size_t(a_.steps[i].input)].twin;
+    return twin && takes_codes(i) && same(*twin, *a_.steps[i].conv.range);
+  }
 
   // Which convolutions are pooled as they are made, and where each value lies while it is needed.
   void plan() {
@@ -77,59 +107,133 @@ class PackedNetwork {
                            next.kind == Kind::max_pool && next.input == i + 1 && values_[size_t(i + 1)].readers == 1 &&
                            !codes(step.input);
     }
-    for (int64_t v = 1; v < a_.count; ++v) {
-      Value& value = values_[size_t(v)];
-      if (banded_[size_t(v - 1)]) continue;
-      const Images& y = shape(v);
-      value.made = v - 1 - (v > 1 && banded_[size_t(v - 2)]);
-      value.bytes = ceil_div(images_ * y.channels * y.height * y.width * element(v), kLine) * kLine;
-      for (bool moved = true; moved;) {
-        moved = false;
-        for (int64_t u = 1; u < v; ++u) {
-          const Value& other = values_[size_t(u)];
-          if (other.bytes && other.read >= value.made && other.offset < value.offset + value.bytes &&
-              value.offset < other.offset + other.bytes)
-            value.offset = other.offset + other.bytes, moved = true;
-        }
-      }
-      bytes_ = std::max(bytes_, value.offset + value.bytes);
+    find_twins();
+    for (int64_t v = 1; v < a_.count; ++v)
+      if (!banded_[size_t(v - 1)]) place(v);
+  }
+
+  bool pooled_as_made(int64_t v) const { return v > 1 && banded_[size_t(v - 2)]; }
+
+  // As finite values make no NaN, and a convolution of an image that holds any, nothing else.
+  bool knows(int64_t v) const {
+    const PackedNetworkStep& step = a_.steps[v - 1];
+    if (codes(v)) return true;
+    if (!values_[size_t(step.input)].known) return false;
+    return pooled_as_made(v) || (step.kind == Kind::convolution && makes_finite(step.conv) &&
+                                 (step.residual < 0 || values_[size_t(step.residual)].known));
+  }
+
+  // Codes for all steps that would make the same ones of a convolution's float32 value, or of one that is pooled as it
+  // is made. It takes known values, as they do not tell of NaN.
+  void find_twins() {
+    values_[0].known = true;
+    for (int64_t v = 1; v <= a_.count; ++v) values_[size_t(v)].known = knows(v);
+    for (int64_t i = 0; i < a_.count; ++i) {
+      const int64_t v = a_.steps[i].input;
+      if (takes_codes(i) && v > 0 && !codes(v) && values_[size_t(v)].known && !values_[size_t(v)].twin)
+        values_[size_t(v)].twin = a_.steps[i].conv.range, twins_ = true;
     }
+    for (Value& value : values_) value.floats = !value.twin;
+    for (int64_t i = 0; i < a_.count; ++i) {
+      const PackedNetworkStep& step = a_.steps[i];
+      if (!reads_twin(i)) values_[size_t(step.input)].floats = true;
+      if (step.residual >= 0) values_[size_t(step.residual)].floats = true;
+    }
+  }
+
+  int64_t float_bytes(int64_t v) const {
+    return values_[size_t(v)].floats ? ceil_div(size(v) * element(v), kLine) * kLine : 0;
+  }
+
+  void place(int64_t v) {
+    Value& value = values_[size_t(v)];
+    value.made = v - 1 - pooled_as_made(v);
+    value.bytes = float_bytes(v) + (value.twin ? ceil_div(size(v), kLine) * kLine : 0);
+    for (bool moved = true; moved;) {
+      moved = false;
+      for (int64_t u = 1; u < v; ++u) {
+        const Value& other = values_[size_t(u)];
+        if (other.bytes && other.read >= value.made && other.offset < value.offset + value.bytes &&
+            value.offset < other.offset + other.bytes)
+          value.offset = other.offset + other.bytes, moved = true;
+      }
+    }
+    bytes_ = std::max(bytes_, value.offset + value.bytes);
+  }
+
+  // Images of a group on their way through the steps.
+  struct Group {
+    int64_t first, n;
+    char* memory;
+    bool* spoilt;  // of each value that is known, which images hold NaN; null: nobody asks
+    const Parallel& parallel;
+  };
+
+  Images floats_of(const Group& g, int64_t value) const {
+    if (value == 0) {
+      Images x = a_.x;
+      x.data = static_cast<float*>(x.data) + g.first * x.image_stride;
+      x.n = g.n;
+      return x;
+    }
+    if (value < a_.count) return channels_last(g.memory + values_[size_t(value)].offset, g.n, shape(value));
+    return channels_last(static_cast<float*>(a_.y.data) + g.first * a_.y.image_stride, g.n, a_.y);
+  }
+  int8_t* codes_of(const Group& g, int64_t value) const {
+    return reinterpret_cast<int8_t*>(g.memory + values_[size_t(value)].offset + float_bytes(value));
+  }
+  // Null: it is not known.
+  bool* spoilt_of(const Group& g, int64_t value) const {
+    return g.spoilt && values_[size_t(value)].known ? g.spoilt + value * images_ : nullptr;
   }
 
   void run_images(int64_t first, int64_t n, const Parallel& parallel) const {
     static thread_local Scratch<char> scratch;
-    char* const memory = scratch.reserve(bytes_);
-    const auto at = [&](int64_t value) -> Images {
-      if (value == 0) {
-        Images x = a_.x;
-        x.data = static_cast<float*>(x.data) + first * x.image_stride;
-        x.n = n;
-        return x;
-      }
-      if (value < a_.count) return channels_last(memory + values_[size_t(value)].offset, n, shape(value));
-      return channels_last(static_cast<float*>(a_.y.data) + first * a_.y.image_stride, n, a_.y);
-    };
+    char* const memory = scratch.reserve(bytes_ + (a_.count + 1) * images_);
+    const Group group{first, n, memory, twins_ ? reinterpret_cast<bool*>(memory + bytes_) : nullptr, parallel};
+    if (twins_) find_nan(floats_of(group, 0), group.spoilt, parallel);
     for (int64_t i = 0; i < a_.count; ++i) {
       const PackedNetworkStep& step = a_.steps[i];
-      const Images x = at(step.input);
+      spread_nan(group, i);
       if (banded_[size_t(i)]) {
-        convolve_and_pool(step, a_.steps[i + 1], x, at(i + 2), parallel);
+        spread_nan(group, i + 1);
+        convolve_and_pool(group, i);
         ++i;
+      } else if (step.kind == Kind::convolution) {
+        convolve(group, i);
       } else if (step.kind == Kind::max_pool) {
-        max_pool(pooling(step, x, at(i + 1)), parallel);
+        max_pool(pooling(step, floats_of(group, step.input), floats_of(group, i + 1)), parallel);
       } else if (step.kind == Kind::mean) {
-        mean(x, at(i + 1), parallel);
-      } else if (step.kind == Kind::dense) {
-        multiply(step, x, at(i + 1), parallel);
+        mean(floats_of(group, step.input), floats_of(group, i + 1), parallel);
       } else {
-        PackedConv2dArgs conv = step.conv;
-        conv.x = x;
-        conv.y = at(i + 1);
-        conv.x_codes = codes(step.input);
-        if (step.residual >= 0) conv.residual = at(step.residual).data;
-        packed_conv2d(conv, parallel);
+        multiply(step, floats_of(group, step.input), floats_of(group, i + 1), parallel);
       }
     }
+  }
+
+  // To what a step makes; codes are never NaN.
+  void spread_nan(const Group& g, int64_t i) const {
+    const PackedNetworkStep& step = a_.steps[i];
+    bool* const to = spoilt_of(g, i + 1);
+    for (int64_t image = 0; to && image < g.n; ++image)
+      to[image] = !codes(i + 1) &&
+                  (spoilt_of(g, step.input)[image] || (step.residual >= 0 && spoilt_of(g, step.residual)[image]));
+  }
+
+  void convolve(const Group& g, int64_t i) const {
+    const PackedNetworkStep& step = a_.steps[i];
+    PackedConv2dArgs conv = step.conv;
+    conv.x = floats_of(g, step.input);
+    conv.y = floats_of(g, i + 1);
+    conv.x_codes = codes(step.input) || reads_twin(i);
+    if (reads_twin(i)) conv.x.data = codes_of(g, step.input);
+    if (step.residual >= 0) conv.residual = floats_of(g, step.residual).data;
+    conv.spoilt = spoilt_of(g, step.input);
+    if (const Value& made = values_[size_t(i + 1)]; made.twin) {
+      conv.y_range = made.twin;
+      (made.floats ? conv.y_codes : reinterpret_cast<int8_t*&>(conv.y.data)) = codes_of(g, i + 1);
+    }
+    packed_conv2d(conv, g.parallel);
   }
 
   static MaxPoolArgs pooling(const PackedNetworkStep& step, const Images& x, const Images& y) {
@@ -160,46 +264,76 @@ class PackedNetwork {
   }
 
   // Rows of the convolution stay in the second-level cache until they have been pooled.
-  void convolve_and_pool(const PackedNetworkStep& step, const PackedNetworkStep& next, const Images& x, const Images& y,
-                         const Parallel& parallel) const {
-    const Images& made = step.conv.y;
-    const Axis &conv = step.conv.vertical, &pool = next.conv.vertical;
+  void convolve_and_pool(const Group& g, int64_t i) const {
+    const PackedNetworkStep &step = a_.steps[i], &next = a_.steps[i + 1];
+    const Images &made = step.conv.y, x = floats_of(g, step.input), y = floats_of(g, i + 2);
     const int64_t row_bytes = made.channels * made.width * 4, needed = ceil_div(made.height * row_bytes, kBandBytes);
     const int64_t bands = std::min(ceil_div(needed, kBands) * kBands, y.height);
-    std::vector<std::atomic<bool>> spoilt(static_cast<size_t>(x.n));
-    find_nan(x, spoilt, parallel);
+    bool* spoilt = spoilt_of(g, step.input);
+    std::vector<char> own(size_t(spoilt ? 0 : x.n));
+    if (!spoilt) find_nan(x, spoilt = reinterpret_cast<bool*>(own.data()), g.parallel);
     const MaxPoolArgs pooled = pooling(next, channels_last(nullptr, 1, made), y);
     struct None {};
-    share_tasks<None>(parallel, x.n * bands, [&](int64_t i, None) {
-      static thread_local Scratch<float> scratch;
-      const int64_t image = i / bands, from = y.height * (i % bands) / bands, to = y.height * (i % bands + 1) / bands;
-      const int64_t first = std::max<int64_t>(from * pool.stride - pool.padding, 0),
-                    last = std::min((to - 1) * pool.stride - pool.padding + pool.kernel, made.height);
-      const bool nan = spoilt[size_t(image)];
-      const int64_t line = first * conv.stride - conv.padding, row = std::max<int64_t>(line, 0);
-      float* const rows = scratch.reserve((last - first) * made.width * made.channels);
-      PackedConv2dArgs part = step.conv;
-      part.spoilt = &nan;
-      part.vertical.padding = row - line;
-      part.x = x;
-      part.x.n = 1;
-      part.x.height = std::max<int64_t>(x.height - row, 0);
-      part.x.data = static_cast<float*>(x.data) + image * x.image_stride + row * x.row_stride;
-      part.y.height = last - first;
-      part.y = channels_last(rows, 1, part.y);
-      packed_conv2d(part, serial);
-      for (int64_t r = from; r < to; ++r)
-        max_pool_row(pooled, r, rows, first, static_cast<float*>(y.data) + image * y.image_stride + r * y.row_stride);
+    share_tasks<None>(g.parallel, x.n * bands, [&](int64_t task, None) {
+      const int64_t image = task / bands, band = task % bands;
+      const Band part{image, y.height * band / bands, y.height * (band + 1) / bands};
+      pool_band(g, i, pooled, part, convolve_band(step, pooled, x, spoilt + image, part));
     });
   }
 
-  void find_nan(const Images& x, std::vector<std::atomic<bool>>& spoilt, const Parallel& parallel) const {
+  // Rows [begin, end) of a pooled image.
+  struct Band {
+    int64_t image, begin, end;
+  };
+
+  // Those of the convolution that a band reads, from the first one on.
+  const float* convolve_band(const PackedNetworkStep& step, const MaxPoolArgs& pooled, const Images& x,
+                             const bool* spoilt, const Band& band) const {
+    static thread_local Scratch<float> scratch;
+    const Axis &conv = step.conv.vertical, &pool = pooled.vertical;
+    const int64_t first = first_row(pool, band),
+                  last = std::min((band.end - 1) * pool.stride - pool.padding + pool.kernel, pooled.x.height);
+    const int64_t line = first * conv.stride - conv.padding, row = std::max<int64_t>(line, 0);
+    float* const rows = scratch.reserve((last - first) * pooled.x.row_stride);
+    PackedConv2dArgs part = step.conv;
+    part.spoilt = spoilt;
+    part.vertical.padding = row - line;
+    part.x = x;
+    part.x.n = 1;
+    part.x.height = std::max<int64_t>(x.height - row, 0);
+    part.x.data = static_cast<float*>(x.data) + band.image * x.image_stride + row * x.row_stride;
+    part.y.height = last - first;
+    part.y = channels_last(rows, 1, part.y);
+    packed_conv2d(part, serial);
+    return rows;
+  }
+  static int64_t first_row(const Axis& pool, const Band& band) {
+    return std::max<int64_t>(band.begin * pool.stride - pool.padding, 0);
+  }
+
+  void pool_band(const Group& g, int64_t i, const MaxPoolArgs& pooled, const Band& band, const float* rows) const {
+    static thread_local Scratch<float> scratch;
+    const Images& y = pooled.y;
+    const Value& made = values_[size_t(i + 2)];
+    for (int64_t r = band.begin; r < band.end; ++r) {
+      const int64_t at = band.image * y.image_stride + r * y.row_stride;
+      float* const to = made.floats ? static_cast<float*>(y.data) + at : scratch.reserve(y.row_stride);
+      max_pool_row(pooled, r, rows, first_row(pooled.vertical, band), to);
+      if (made.twin)
+        convs_.quantize({to, DType::float32, 1, y.row_stride, 1, y.row_stride, codes_of(g, i + 2) + at, y.row_stride,
+                         lcs::codes_of(*made.twin)});
+    }
+  }
+
+  void find_nan(const Images& x, bool* spoilt, const Parallel& parallel) const {
     const int64_t n = x.channels * x.height * x.width, pieces = ceil_div(n, kPiece);
+    std::fill_n(spoilt, x.n, false);
     parallel(x.n * pieces, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t image = i / pieces, from = i % pieces * kPiece;
         const float* const at = static_cast<const float*>(x.data) + image * x.image_stride + from;
-        if (run_.nan(at, std::min(kPiece, n - from))) spoilt[size_t(image)].store(true, std::memory_order_relaxed);
+        if (run_.nan(at, std::min(kPiece, n - from)))
+          std::atomic_ref(spoilt[image]).store(true, std::memory_order_relaxed);
       }
     });
   }
@@ -208,9 +342,11 @@ class PackedNetwork {
   const Parallel& parallel_;
   const MaxPoolKernels run_;
   const PackedNetworkKernels floats_;
+  const PackedConv2dKernels convs_;
   std::vector<Value> values_;
   std::vector<bool> banded_;
   int64_t images_ = 1, bytes_ = 0;
+  bool twins_ = false;  // whether there are codes beside values
 };
 
 }  // namespace

@@ -15,7 +15,7 @@ class PackedResult {
   // `pairs`: of kernels that take two blocks at once.
   PackedResult(const PackedConv2dArgs& args, bool pairs);
 
-  // Whether results of two blocks, and what is added to them, are float32 or codes right in their places.
+  // Whether results of two blocks, and what is added to them, are float32 and codes right in their places.
   bool direct() const { return pairs_ && a_.y.channel_stride == 1 && a_.dtype == DType::float32; }
   int64_t pixels() const { return pixels_; }  // positions of an image
   const PackedCodes& codes() const { return codes_; }
@@ -31,18 +31,22 @@ class PackedResult {
   struct Output {
     const float *bias, *residual;
     int64_t residual_stride;
-    float* y;
+    float* y;  // null: of these there are codes alone
     int8_t* codes;
     int64_t stride;
   };
 
-  // Of y itself where the kernel can write it, else of `tile`, as `residual` of n positions.
+  // Of y itself where the kernel can write all of it, else of `tile`, as `residual` of n positions.
   Output output(const Channels& channels, int64_t start, int64_t n, float* tile, float* residual, float* bias) const;
 
   // A tile's results to y; of codes at most kTile.
   void store(const Channels& channels, int64_t start, int64_t n, const float* tile) const;
 
  private:
+  bool floats() const { return !a_.y_range || a_.y_codes; }  // whether y holds them
+  int8_t* codes_of_y() const {
+    return !a_.y_range ? nullptr : a_.y_codes ? a_.y_codes : static_cast<int8_t*>(a_.y.data);
+  }
   void load_residual(const Channels& channels, int64_t start, int64_t n, float* to) const;
   template <class Run>
   void for_runs(int64_t channel, int64_t start, int64_t n, const Run& run) const;

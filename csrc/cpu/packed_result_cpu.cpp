@@ -21,25 +21,24 @@ PackedResult::Output PackedResult::output(const Channels& c, int64_t start, int6
                                           float* bias) const {
   const int64_t at = start * a_.y.channels + c.first;  // channels last
   const bool whole = a_.y.channel_stride == 1 && (c.part || c.n == c.wide);
-  const bool floats = whole && a_.dtype == DType::float32;
+  const bool direct = whole && a_.dtype == DType::float32;
   Output out{nullptr, nullptr, c.wide, tile, nullptr, c.wide};
   if (a_.bias) {
     std::fill(std::copy_n(a_.bias + c.first, c.n, bias), bias + c.wide, 0.0f);
     out.bias = bias;
   }
-  if (a_.residual && floats) {
+  if (a_.residual && direct) {
     out.residual = static_cast<const float*>(a_.residual) + at;
     out.residual_stride = a_.y.channels;
   } else if (a_.residual) {
     load_residual(c, start, n, residual);
     out.residual = residual;
   }
-  if (a_.y_range ? c.codes : floats) {
+  int8_t* const codes = codes_of_y();
+  if ((!codes || c.codes) && (!floats() || direct)) {
     out.stride = a_.y.channels;
-    if (a_.y_range)
-      out.codes = static_cast<int8_t*>(a_.y.data) + at;
-    else
-      out.y = static_cast<float*>(a_.y.data) + at;
+    out.codes = codes ? codes + at : nullptr;
+    out.y = floats() ? static_cast<float*>(a_.y.data) + at : nullptr;
   }
   return out;
 }
@@ -56,11 +55,11 @@ void PackedResult::load_residual(const Channels& c, int64_t start, int64_t n, fl
 void PackedResult::store(const Channels& c, int64_t start, int64_t n, const float* tile) const {
   const bool last = a_.y.channel_stride == 1;
   if (a_.y_range) {
-    int8_t codes[kTile * kBlockRows], *const to = static_cast<int8_t*>(a_.y.data) + start * a_.y.channels + c.first;
+    int8_t codes[kTile * kBlockRows], *const to = codes_of_y() + start * a_.y.channels + c.first;
     run_.quantize({tile, DType::float32, 1, c.wide, n, c.n, codes, kBlockRows, codes_});
     for (int64_t m = 0; m < n; ++m) std::memcpy(to + m * a_.y.channels, codes + m * kBlockRows, size_t(c.n));
-    return;
   }
+  if (!floats()) return;
   for_runs(c.first, start, n, [&](int64_t m, int64_t rows, int64_t element, int64_t row_step, int64_t step) {
     copies_.store({tile + m * c.wide, advance(a_.y.data, element, a_.dtype), c.wide, 1, last ? row_step : step, rows,
                    c.n, a_.dtype, !last});

@@ -11,6 +11,7 @@
 namespace lcs {
 
 PackedCodes codes_of(const ActivationRange& range);
+float scale_of(const ActivationRange& range);  // what a code counts for
 
 // Of a strip; distances are in elements of it.
 struct StripGeometry {

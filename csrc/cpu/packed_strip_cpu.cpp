@@ -29,6 +29,8 @@ PackedCodes codes_of(const ActivationRange& range) {
   return {grid.inverse, int(grid.zero), int(grid.lowest), int(grid.highest)};
 }
 
+float scale_of(const ActivationRange& range) { return grid_of(range).scale; }
+
 StripGeometry::StripGeometry(const PackedConv2dArgs& args, Panel panel)
     : rows(args.vertical),
       columns(args.horizontal),
@@ -96,7 +98,7 @@ bool PackedStrip::reads_all() const {
 // Of every image: how it is quantised, and what half of a unit is worth.
 void PackedStrip::find_scales() {
   inverse_.assign(size_t(a_.x.n), codes_.inverse);
-  scale_.assign(size_t(a_.x.n), a_.exact || !a_.range ? 0.5f : grid_of(*a_.range).scale * 0.5f);
+  scale_.assign(size_t(a_.x.n), a_.exact || !a_.range ? 0.5f : scale_of(*a_.range) * 0.5f);
   for (int64_t image = 0; a_.spoilt && image < a_.x.n; ++image)
     if (a_.spoilt[image]) scale_[size_t(image)] = std::numeric_limits<float>::quiet_NaN();
   if (a_.exact || a_.x_codes || a_.spoilt || (a_.range && reads_all())) return;

@@ -278,7 +278,7 @@ void PackedWinograd::multiply(int64_t first, const Tiles& tiles, int64_t begin, 
                    tiles.x + tile * tiles.bytes + channel * kStepColumns * run_.element, tiles.position, tiles.bytes,
                    tiles.at(last) - tile, output, panel.sums + (tile - first_tile) * tiles.outputs * kPairRows,
                    panel.part > 0, finished});
-    if (finished && !out.codes && out.y == panel.tile) result_.store(channels, start, n, panel.tile);
+    if (finished && out.y == panel.tile) result_.store(channels, start, n, panel.tile);
   }
 }
 
