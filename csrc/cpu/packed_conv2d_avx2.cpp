@@ -129,28 +129,37 @@ bool quantize(const PackedPixels& pixels) {
   return pixels.dtype == DType::bfloat16 ? quantize_of<BFloat16>(pixels) : quantize_of<float>(pixels);
 }
 
-// Of unsigned bytes, 128 more than x each.
-void sums(const int8_t* x, int64_t stride, int64_t n, int64_t count, int32_t* to) {
+// Of the bytes of x, each as if it were 128 more: sums of every eight. Masked ones are 0.
+inline __m256i sums_of_eight(const int8_t* x, int64_t n, __m256i last) {
   const __m256i turned = _mm256_set1_epi8(char(0x80)), zero = _mm256_setzero_si256();
-  const __m128i few = _mm256_castsi256_si128(turned), none = _mm256_castsi256_si128(zero);
-  for (int64_t i = 0; i < count; ++i, x += stride) {
-    __m256i wide = zero;
-    int64_t c = 0;
-    for (; c + 32 <= n; c += 32) {
-      const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + c));
-      wide = _mm256_add_epi64(wide, _mm256_sad_epu8(_mm256_xor_si256(bytes, turned), zero));
-    }
-    __m128i sum = _mm_add_epi64(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
-    for (; c + 16 <= n; c += 16) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + c));
-      sum = _mm_add_epi64(sum, _mm_sad_epu8(_mm_xor_si128(bytes, few), none));
-    }
-    sum = _mm_add_epi64(sum, _mm_unpackhi_epi64(sum, sum));
-    if (c < n) {
-      const __m128i bytes = _mm_xor_si128(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x + c)), few);
-      sum = _mm_add_epi64(sum, _mm_sad_epu8(bytes, none));
-    }
-    to[i] = _mm_cvtsi128_si32(sum) - int32_t(128 * n);
+  __m256i sum = zero;
+  int64_t c = 0;
+  for (; c + 32 < n; c += 32) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + c));
+    sum = _mm256_add_epi64(sum, _mm256_sad_epu8(_mm256_xor_si256(bytes, turned), zero));
+  }
+  const __m256i bytes = _mm256_maskload_epi32(reinterpret_cast<const int*>(x + c), last);
+  return _mm256_add_epi64(sum, _mm256_sad_epu8(_mm256_xor_si256(bytes, turned), zero));
+}
+
+// Of four positions at once.
+void sums(const int8_t* x, int64_t stride, int64_t n, int64_t count, int32_t* to) {
+  const int64_t whole = std::max<int64_t>((n + 31) / 32 * 32, 32);
+  const __m256i last =
+      _mm256_cmpgt_epi32(_mm256_set1_epi32(int((n - whole + 32) / 4)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  const __m128i turned = _mm_set1_epi32(int32_t(128 * whole));
+  for (int64_t i = 0; i < count; i += 4) {
+    __m256i sum[4];
+    for (int64_t j = 0; j < 4; ++j) sum[j] = sums_of_eight(x + std::min(i + j, count - 1) * stride, n, last);
+    const __m256i a = _mm256_add_epi64(_mm256_unpacklo_epi64(sum[0], sum[1]), _mm256_unpackhi_epi64(sum[0], sum[1])),
+                  b = _mm256_add_epi64(_mm256_unpacklo_epi64(sum[2], sum[3]), _mm256_unpackhi_epi64(sum[2], sum[3]));
+    const __m256i four = _mm256_add_epi64(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+    const __m256i order = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
+    const __m128i of = _mm_sub_epi32(_mm256_castsi256_si128(_mm256_permutevar8x32_epi32(four, order)), turned);
+    if (count - i >= 4)
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), of);
+    else
+      _mm_maskstore_epi32(to + i, _mm_cmpgt_epi32(_mm_set1_epi32(int(count - i)), _mm_setr_epi32(0, 1, 2, 3)), of);
   }
 }
 

@@ -46,7 +46,7 @@ class PackedGemm {
   };
   Factors factors(int64_t block, int64_t group) const;
 
-  // Likewise of two blocks, in the order of a pair's places.
+  // Likewise of the rows of two blocks, in order.
   struct PairFactors {
     alignas(64) float scale[kPairRows];
     alignas(64) int32_t center[kPairRows];

@@ -10,9 +10,11 @@ inline void store_bytes(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__
 constexpr int kLine = 64;  // bytes
 inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
-// Of `rows` channels from `first` on: what is added to the outputs [begin, end), loaded before it is needed.
-inline void prefetch_residual(const PackedPairOutput& o, int64_t begin, int64_t end, int first, int rows) {
-  for (int64_t m = begin; m < end; ++m) {
+// Loads what is added to `rows` channels of n outputs, of which this is one of some shares.
+inline void prefetch_residual(const PackedPairOutput& o, int64_t begin, int64_t n, int share, int shares, int first,
+                              int rows) {
+  if (!o.residual) return;
+  for (int64_t m = begin + n * share / shares; m < begin + n * (share + 1) / shares; ++m) {
     if (o.place[m] < 0) continue;
     const float* const from = o.residual + o.place[m] * o.residual_stride + first;
     for (int i = 0; i < rows; i += 16) prefetch(reinterpret_cast<const uint8_t*>(from + i));

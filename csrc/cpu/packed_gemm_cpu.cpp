@@ -68,11 +68,12 @@ void PackedGemm::expand(int64_t block, int64_t step, int64_t steps, const Factor
 
 PackedGemm::PairFactors PackedGemm::pair_factors(int64_t block) const {
   PairFactors f;
-  const Factors of[2] = {factors(block, 0), factors(block + 1, 0)};
-  for (int i = 0; i < kPairRows; ++i) {
-    const int place = i / 16 * 8 + i % 8;
-    f.scale[i] = of[i % 16 / 8].scale[place];
-    f.center[i] = of[i % 16 / 8].center[place];
+  for (int b = 0; b < 2; ++b) {
+    const Factors of = factors(block + b, 0);
+    for (int i = 0; i < kBlockRows; ++i) {
+      f.scale[b * kBlockRows + panel_row(i)] = of.scale[i];
+      f.center[b * kBlockRows + panel_row(i)] = of.center[i];
+    }
   }
   return f;
 }

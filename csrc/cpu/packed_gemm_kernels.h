@@ -92,8 +92,8 @@ struct PackedCodes {
   int zero, lowest, highest;
 };
 
-// Two blocks at once, where x is int8 and the columns share a scale. Of their 64 sums places 16v to 16v + 7 are places
-// 8v to 8v + 7 of the first block, and the next eight those of the second.
+// Two blocks at once, where x is int8 and the columns share a scale. Each instruction set has an order of its own of
+// their 64 sums, until they are finished.
 constexpr int kPairRows = 2 * kBlockRows;
 constexpr int64_t kPairStepBytes = kPairRows * kStepColumns;
 
@@ -103,19 +103,19 @@ struct PackedPair {
   int64_t steps;
   int bits;
   void* panel;    // kPairStepBytes each step, on a cache line's border
-  int32_t* sums;  // 64, in the order of places: of the codes; null: none
+  int32_t* sums;  // 64, of the codes; null: none
 };
 
-// y[row][channel] = ((sum * 2^shift + center[place] * sums[row]) * scale[place]) * row_scale[row] + bias + residual,
-// then ReLU on request.
+// y[row][channel] = ((sum * 2^shift + center * sums[row]) * scale) * row_scale[row] + bias + residual, then ReLU on
+// request.
 struct PackedPairOutput {
   const int64_t* place;  // in rows of y, and of the residual, of each row; null: one after the other
   const int32_t* sums;
   int shift;
-  const int32_t* center;  // 64
+  const int32_t* center;  // 64, in the order of channels, as all that follow
   const float* scale;
   const float* row_scale;
-  const float* bias;      // 64, in the order of rows; null: none
+  const float* bias;      // null: none
   const float* residual;  // null: none
   int64_t residual_stride;
   bool relu;

@@ -16,7 +16,12 @@ inline __m512i mixed(__m512i a, __m512i b) {
   return _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), kChoice));
 }
 
-// codes[half][v]: four columns of 16 rows, 4v to 4v + 3 and 16 + 4v to 19 + 4v of either block.
+// Of each 128 bits the first 32, of each the second 32, and so on; which undoes itself.
+inline __m512i fours_transposed(__m512i x) {
+  return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), x);
+}
+
+// codes[half][v]: four columns of rows 16v to 16v + 15 of the two blocks.
 template <int kBits>
 inline void pair_codes(const uint8_t* planes, int64_t plane_bytes, int64_t block_bytes,
                        __m512i (*codes)[kPairVectors]) {
@@ -25,7 +30,8 @@ inline void pair_codes(const uint8_t* planes, int64_t plane_bytes, int64_t block
   join_planes<kBits, kField>(
       [&](int i) {
         const uint8_t* const plane = planes + i * plane_bytes;
-        return _mm512_inserti64x4(_mm512_castsi256_si512(load_bytes(plane)), load_bytes(plane + block_bytes), 1);
+        return fours_transposed(
+            _mm512_inserti64x4(_mm512_castsi256_si512(load_bytes(plane)), load_bytes(plane + block_bytes), 1));
       },
       joined);
   LCS_UNROLL
@@ -80,21 +86,6 @@ void expand_pair_any(const PackedPair& e, std::integer_sequence<int, kBits...>) 
 
 void expand_pair(const PackedPair& e) { expand_pair_any(e, std::make_integer_sequence<int, kPlanes>()); }
 
-template <int kChoice>
-inline __m512 lanes_of(__m512 a, __m512 b) {
-  return _mm512_shuffle_f32x4(a, b, kChoice);
-}
-
-// From the order of places to that of rows.
-inline void in_rows(__m512* v) {
-  const __m512 a = lanes_of<0x44>(v[0], v[1]), b = lanes_of<0xee>(v[0], v[1]), c = lanes_of<0x44>(v[2], v[3]),
-               d = lanes_of<0xee>(v[2], v[3]);
-  v[0] = lanes_of<0x88>(a, c);
-  v[1] = lanes_of<0xdd>(a, c);
-  v[2] = lanes_of<0x88>(b, d);
-  v[3] = lanes_of<0xdd>(b, d);
-}
-
 struct PairMasks {
   __mmask16 of[kPairVectors];
   __mmask64 all;
@@ -105,34 +96,32 @@ struct PairMasks {
 };
 
 inline void put_codes(const __m512* value, const PackedCodes& code, int8_t* to, __mmask64 mask) {
-  const __m512 lowest = _mm512_set1_ps(float(code.lowest - code.zero)),
-               highest = _mm512_set1_ps(float(code.highest - code.zero)), inverse = _mm512_set1_ps(code.inverse);
-  __m128i bytes[kPairVectors];
+  const __m512 highest = _mm512_set1_ps(float(code.highest - code.zero)), inverse = _mm512_set1_ps(code.inverse);
+  const __m512i lowest = _mm512_set1_epi16(int16_t(code.lowest - code.zero)),
+                zero = _mm512_set1_epi16(int16_t(code.zero));
+  __m512i nearest[kPairVectors];
   LCS_UNROLL
-  for (int v = 0; v < kPairVectors; ++v) {
-    const __m512 scaled = _mm512_max_ps(_mm512_mul_ps(value[v], inverse), lowest);  // a NaN is taken for the lowest
-    const __m512i nearest = _mm512_cvtps_epi32(_mm512_min_ps(scaled, highest));
-    bytes[v] = _mm512_cvtepi32_epi8(_mm512_add_epi32(nearest, _mm512_set1_epi32(code.zero)));
-  }
-  const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(bytes[0]), bytes[1], 1),
-                high = _mm256_inserti128_si256(_mm256_castsi128_si256(bytes[2]), bytes[3], 1);
-  _mm512_mask_storeu_epi8(to, mask, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+  for (int v = 0; v < kPairVectors; ++v)  // a NaN becomes the least integer
+    nearest[v] = _mm512_cvtps_epi32(_mm512_min_ps(highest, _mm512_mul_ps(value[v], inverse)));
+  __m512i words[2];
+  LCS_UNROLL
+  for (int i = 0; i < 2; ++i)
+    words[i] = _mm512_add_epi16(_mm512_max_epi16(_mm512_packs_epi32(nearest[2 * i], nearest[2 * i + 1]), lowest), zero);
+  _mm512_mask_storeu_epi8(to, mask, fours_transposed(_mm512_packs_epi16(words[0], words[1])));
 }
 
 // Of row m of x. A call would have the sums in memory, all the time that they are added up.
 __attribute__((always_inline)) inline void finish_pair(const PackedPairOutput& o, const PairMasks& masks, int64_t m,
                                                        const __m512i* sum) {
   const __m512 floor = _mm512_set1_ps(o.relu ? 0.0f : -__builtin_inff()), row_scale = _mm512_set1_ps(o.row_scale[m]);
-  const __m512i sums = _mm512_set1_epi32(o.sums[m]);
-  const __m128i shift = _mm_cvtsi32_si128(o.shift);
+  const __m512i sums = _mm512_set1_epi32(o.sums[m]), shift = _mm512_set1_epi32(o.shift);
   __m512 value[kPairVectors];
   LCS_UNROLL
   for (int v = 0; v < kPairVectors; ++v) {
     const __m512i moved = _mm512_mullo_epi32(_mm512_loadu_si512(o.center + 16 * v), sums);
-    const __m512 whole = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_sll_epi32(sum[v], shift), moved));
+    const __m512 whole = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_sllv_epi32(sum[v], shift), moved));
     value[v] = _mm512_mul_ps(_mm512_mul_ps(whole, _mm512_loadu_ps(o.scale + 16 * v)), row_scale);
   }
-  in_rows(value);
   const int64_t place = o.place ? o.place[m] : m;
   LCS_UNROLL
   for (int v = 0; v < kPairVectors; ++v) {

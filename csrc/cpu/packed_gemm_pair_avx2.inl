@@ -46,22 +46,17 @@ inline void finish_pair(const PackedPairOutput& o, const PairMasks& masks, int64
   const __m256i sums = _mm256_set1_epi32(o.sums[m]);
   const __m128i shift = _mm_cvtsi32_si128(o.shift);
   const int block = piece / 2, first = piece % 2 * 2;
-  __m256 value[2];
-  LCS_UNROLL
-  for (int v = 0; v < 2; ++v) {
-    const int at = 16 * (first + v) + 8 * block;
-    const __m256i moved = _mm256_mullo_epi32(load_bytes(o.center + at), sums);
-    const __m256 whole = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_sll_epi32(sum[v], shift), moved));
-    value[v] = _mm256_mul_ps(_mm256_mul_ps(whole, _mm256_loadu_ps(o.scale + at)), row_scale);
-  }
-  const __m256 rows[2] = {_mm256_permute2f128_ps(value[0], value[1], 0x20),
-                          _mm256_permute2f128_ps(value[0], value[1], 0x31)};
+  const __m256i rows[2] = {_mm256_permute2x128_si256(sum[0], sum[1], 0x20),
+                           _mm256_permute2x128_si256(sum[0], sum[1], 0x31)};
   const int64_t place = o.place ? o.place[m] : m;
   LCS_UNROLL
   for (int half = 0; half < 2; ++half) {
     const int row = kBlockRows * block + 4 * first + 16 * half, channels = std::min(masks.channels - row, 8);
     if (channels <= 0) break;
-    __m256 y = o.bias ? _mm256_add_ps(rows[half], _mm256_loadu_ps(o.bias + row)) : rows[half];
+    const __m256i moved = _mm256_mullo_epi32(load_bytes(o.center + row), sums);
+    const __m256 whole = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_sll_epi32(rows[half], shift), moved));
+    __m256 y = _mm256_mul_ps(_mm256_mul_ps(whole, _mm256_loadu_ps(o.scale + row)), row_scale);
+    if (o.bias) y = _mm256_add_ps(y, _mm256_loadu_ps(o.bias + row));
     if (o.residual) {
       const float* const residual = o.residual + place * o.residual_stride + row;
       y = _mm256_add_ps(y, channels == 8 ? _mm256_loadu_ps(residual) : load_first(residual, channels));

@@ -253,11 +253,8 @@ inline void finish_tile(const WinogradMultiply& p, int64_t tile, const PairMasks
   }
 }
 
-constexpr int outputs_before(int outputs, int position) { return outputs * position / (kWindow * kWindow); }
-
 template <int kTiles>
 void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairMasks& masks, int piece) {
-  const bool adds = p.last && p.output.residual;
   const char* const first = p.x + tile * p.tile;
   const char* const panels =
       static_cast<const char*>(p.panel) + panel_offset(p.steps, 0, (piece - p.pieces.begin) * kAtOnce);
@@ -266,9 +263,8 @@ void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairMasks& ma
     Sums products[kWindow][kTiles][kAtOnce];
     for (int j = 0; j < kWindow; ++j) {
       const int position = i * kWindow + j;
-      if (adds)
-        prefetch_residual(p.output, tile * kOutputs + outputs_before(kTiles * kOutputs, position),
-                          tile * kOutputs + outputs_before(kTiles * kOutputs, position + 1), piece * kPieceRows,
+      if (p.last)
+        prefetch_residual(p.output, tile * kOutputs, kTiles * kOutputs, position, kWindow * kWindow, piece * kPieceRows,
                           kPieceRows);
       const char* panel = panels + position * p.panel_position;
       const char* x[kTiles];
