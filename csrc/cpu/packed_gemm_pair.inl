@@ -21,6 +21,12 @@ inline __m512i fours_transposed(__m512i x) {
   return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), x);
 }
 
+// Of 256 bits and other 256 behind them.
+inline __m512i fours_transposed(__m256i x, __m256i y) {
+  const __m512i order = _mm512_setr_epi32(0, 4, 16, 20, 1, 5, 17, 21, 2, 6, 18, 22, 3, 7, 19, 23);
+  return _mm512_permutex2var_epi32(_mm512_castsi256_si512(x), order, _mm512_castsi256_si512(y));
+}
+
 // codes[half][v]: four columns of rows 16v to 16v + 15 of the two blocks.
 template <int kBits>
 inline void pair_codes(const uint8_t* planes, int64_t plane_bytes, int64_t block_bytes,
@@ -30,8 +36,7 @@ inline void pair_codes(const uint8_t* planes, int64_t plane_bytes, int64_t block
   join_planes<kBits, kField>(
       [&](int i) {
         const uint8_t* const plane = planes + i * plane_bytes;
-        return fours_transposed(
-            _mm512_inserti64x4(_mm512_castsi256_si512(load_bytes(plane)), load_bytes(plane + block_bytes), 1));
+        return fours_transposed(load_bytes(plane), load_bytes(plane + block_bytes));
       },
       joined);
   LCS_UNROLL

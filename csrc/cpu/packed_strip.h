@@ -54,6 +54,7 @@ class PackedStrip {
  private:
   bool sums() const { return !a_.exact && !a_.depthwise; }
   bool reads_all() const;
+  void find_steps();
   void find_scales();
 
   // The columns of a row, with the convolution's padding, that lie inside the image; none where the row does not.

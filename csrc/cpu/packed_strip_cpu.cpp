@@ -65,14 +65,18 @@ PackedStrip::PackedStrip(const PackedConv2dArgs& args, const PackedGemm& gemm, P
   data_ = scratch.reserve(bytes + sums * 4);
   sums_ = reinterpret_cast<int32_t*>(data_ + bytes);
   if (a_.range) codes_ = codes_of(*a_.range);
-  const NestedLayout& layout = a_.weight.layout;
-  const int64_t steps = layout.segment_steps();
-  for (int64_t s = 0; s < layout.steps() && !a_.depthwise; ++s) {
-    const int64_t tap = s / steps;
-    steps_.push_back(g_.element * (tap / g_.row_taps * g_.rows.dilation * g_.row +
-                                   tap % g_.row_taps * g_.columns.dilation * g_.column + s % steps * kStepColumns));
-  }
+  if (!a_.depthwise) find_steps();
   find_scales();
+}
+
+void PackedStrip::find_steps() {
+  steps_.resize(size_t(a_.weight.layout.steps()));
+  auto step = steps_.begin();
+  for (int64_t row = 0; row < g_.rows.kernel; ++row)
+    for (int64_t tap = 0; tap < g_.row_taps; ++tap) {
+      const int64_t at = row * g_.rows.dilation * g_.row + tap * g_.columns.dilation * g_.column;
+      for (int64_t c = 0; c < g_.segment; c += kStepColumns) *step++ = g_.element * (at + c);
+    }
 }
 
 void PackedStrip::fill(int64_t first, int64_t n) {
