@@ -273,11 +273,10 @@ class PackedNetwork {
     std::vector<char> own(size_t(spoilt ? 0 : x.n));
     if (!spoilt) find_nan(x, spoilt = reinterpret_cast<bool*>(own.data()), g.parallel);
     const MaxPoolArgs pooled = pooling(next, channels_last(nullptr, 1, made), y);
-    struct None {};
-    share_tasks<None>(g.parallel, x.n * bands, [&](int64_t task, None) {
+    share_tasks<Rows>(g.parallel, x.n * bands, [&](int64_t task, Rows& rows) {
       const int64_t image = task / bands, band = task % bands;
       const Band part{image, y.height * band / bands, y.height * (band + 1) / bands};
-      pool_band(g, i, pooled, part, convolve_band(step, pooled, x, spoilt + image, part));
+      pool_band(g, i, pooled, part, convolve_band(step, pooled, x, spoilt + image, part, bands, rows));
     });
   }
 
@@ -285,16 +284,24 @@ class PackedNetwork {
   struct Band {
     int64_t image, begin, end;
   };
+  // Rows [begin, end) of a convolution's image, that a thread has made.
+  struct Rows {
+    int64_t image = -1, begin = 0, end = 0;
+  };
 
-  // Those of the convolution that a band reads, from the first one on.
+  // Those of the convolution that a band reads, of which the band before has left some; from the first one on.
   const float* convolve_band(const PackedNetworkStep& step, const MaxPoolArgs& pooled, const Images& x,
-                             const bool* spoilt, const Band& band) const {
+                             const bool* spoilt, const Band& band, int64_t bands, Rows& made) const {
     static thread_local Scratch<float> scratch;
     const Axis &conv = step.conv.vertical, &pool = pooled.vertical;
-    const int64_t first = first_row(pool, band),
+    const int64_t row_size = pooled.x.row_stride, first = first_row(pool, band),
                   last = std::min((band.end - 1) * pool.stride - pool.padding + pool.kernel, pooled.x.height);
-    const int64_t line = first * conv.stride - conv.padding, row = std::max<int64_t>(line, 0);
-    float* const rows = scratch.reserve((last - first) * pooled.x.row_stride);
+    float* const rows = scratch.reserve((ceil_div(pooled.y.height, bands) * pool.stride + pool.kernel) * row_size);
+    const bool follows = made.image == band.image && made.begin <= first && first < made.end && made.end <= last;
+    const int64_t from = follows ? made.end : first;
+    if (follows) std::copy(rows + (first - made.begin) * row_size, rows + (from - made.begin) * row_size, rows);
+    made = {band.image, first, last};
+    const int64_t line = from * conv.stride - conv.padding, row = std::max<int64_t>(line, 0);
     PackedConv2dArgs part = step.conv;
     part.spoilt = spoilt;
     part.vertical.padding = row - line;
@@ -302,8 +309,8 @@ class PackedNetwork {
     part.x.n = 1;
     part.x.height = std::max<int64_t>(x.height - row, 0);
     part.x.data = static_cast<float*>(x.data) + band.image * x.image_stride + row * x.row_stride;
-    part.y.height = last - first;
-    part.y = channels_last(rows, 1, part.y);
+    part.y.height = last - from;
+    part.y = channels_last(rows + (from - first) * row_size, 1, part.y);
     packed_conv2d(part, serial);
     return rows;
   }

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <limits>
 
 #include "dispatch.h"
@@ -161,20 +162,34 @@ void PackedStrip::join(const T* from, T* to) const {
   }
 }
 
+namespace {
+
+// Of each column of a row its words, of which the last one is masked. `kWords`: how many there are; 0: any number.
+template <int kWords>
+void copy_words(const char* from, int64_t from_step, char* to, int64_t to_step, int64_t columns, int64_t words,
+                uint64_t mask) {
+  const int64_t last = (kWords ? kWords : words) - 1;
+  for (int64_t column = 0; column < columns; ++column, from += from_step, to += to_step) {
+    for (int64_t i = 0; i < last; ++i) std::memcpy(to + i * kStepColumns, from + i * kStepColumns, kStepColumns);
+    uint64_t word;
+    std::memcpy(&word, from + last * kStepColumns, kStepColumns);
+    word &= mask;
+    std::memcpy(to + last * kStepColumns, &word, kStepColumns);
+  }
+}
+
+}  // namespace
+
 // By whole steps, as what comes behind a line may be read.
 void PackedStrip::join_words(const char* from, char* to) const {
   const int64_t words = g_.segment / kStepColumns, last = g_.columns.kernel * g_.inputs - (words - 1) * kStepColumns;
   if (words == 0) return;
   char kept[kStepColumns] = {};
   std::fill_n(kept, last, char(-1));
-  const uint64_t mask = std::bit_cast<uint64_t>(kept);
-  for (int64_t column = 0; column < g_.line; ++column, from += g_.columns.stride * g_.inputs, to += g_.column) {
-    for (int64_t i = 0; i + 1 < words; ++i) std::memcpy(to + i * kStepColumns, from + i * kStepColumns, kStepColumns);
-    uint64_t word;
-    std::memcpy(&word, from + (words - 1) * kStepColumns, kStepColumns);
-    word &= mask;
-    std::memcpy(to + (words - 1) * kStepColumns, &word, kStepColumns);
-  }
+  constexpr void (*kCopies[])(const char*, int64_t, char*, int64_t, int64_t, int64_t, uint64_t) = {
+      copy_words<0>, copy_words<1>, copy_words<2>, copy_words<3>, copy_words<4>};
+  kCopies[words < int64_t(std::size(kCopies)) ? words : 0](from, g_.columns.stride * g_.inputs, to, g_.column, g_.line,
+                                                           words, std::bit_cast<uint64_t>(kept));
 }
 
 // A row of the strip in float32.

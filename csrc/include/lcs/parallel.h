@@ -14,4 +14,10 @@ inline void serial(int64_t n, int64_t, const Range& range) {
   if (n > 0) range(0, n);
 }
 
+inline bool is_serial(const Parallel& parallel) {
+  using Function = void (*)(int64_t, int64_t, const Range&);
+  const Function* const function = parallel.target<Function>();
+  return function && *function == serial;
+}
+
 }  // namespace lcs
