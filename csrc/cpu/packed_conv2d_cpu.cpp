@@ -77,8 +77,9 @@ class PackedConv2d {
     const bool several = gemm_.pairs() && result_.direct() && layout_.part_blocks() % 2 == 0;
     const int64_t steps = layout_.segment_steps(), height = a_.y.height, width = a_.y.width;
     const std::vector<TapRun> all_rows{{0, height, 0, g_.rows.kernel}}, all_columns{{0, width, 0, g_.row_taps}};
-    for (const TapRun& r : several ? tap_runs(g_.rows, a_.x.height, height) : all_rows)
-      for (const TapRun& c : several && !g_.joined ? tap_runs(g_.columns, a_.x.width, width) : all_columns) {
+    for (const TapRun& r : several ? tap_runs(g_.rows, a_.x.height, height) : all_rows) {
+      const bool apart = several && !g_.joined && g_.images * (r.end - r.begin) > 1;  // corners of more than a position
+      for (const TapRun& c : apart ? tap_runs(g_.columns, a_.x.width, width) : all_columns) {
         Region region{r.begin, r.end - r.begin, c.begin, c.end - c.begin, {}, 0, {c.first, r.first}, {c.last, r.last}};
         for (int64_t tap = r.first; tap < r.last; ++tap) {
           const PackedRun run{(tap * g_.row_taps + c.first) * steps, (tap * g_.row_taps + c.last) * steps};
@@ -90,6 +91,7 @@ class PackedConv2d {
         }
         regions_.push_back(std::move(region));
       }
+    }
   }
 
   // The position up to which a share of all products lies.
