@@ -10,14 +10,18 @@ inline void store_bytes(void* p, __m256i x) { _mm256_storeu_si256(static_cast<__
 constexpr int kLine = 64;  // bytes
 inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
-// Loads what is added to `rows` channels of n outputs, of which this is one of some shares.
-inline void prefetch_residual(const PackedPairOutput& o, int64_t begin, int64_t n, int share, int shares, int first,
-                              int rows) {
-  if (!o.residual) return;
+// Loads the lines of `rows` channels of n outputs, of which this is one of some shares: what is added to them, and
+// where they go.
+inline void prefetch_outputs(const PackedPairOutput& o, int64_t begin, int64_t n, int share, int shares, int first,
+                             int rows) {
+  constexpr int kFloats = kLine / 4;
   for (int64_t m = begin + n * share / shares; m < begin + n * (share + 1) / shares; ++m) {
     if (o.place[m] < 0) continue;
-    const float* const from = o.residual + o.place[m] * o.residual_stride + first;
-    for (int i = 0; i < rows; i += 16) prefetch(reinterpret_cast<const uint8_t*>(from + i));
+    const float* const residual = o.residual + o.place[m] * o.residual_stride + first;
+    const float* const y = o.y + o.place[m] * o.stride + first;
+    for (int i = 0; o.residual && i < rows; i += kFloats) __builtin_prefetch(residual + i);
+    for (int i = 0; o.y && i < rows; i += kFloats) __builtin_prefetch(y + i, 1);
+    if (o.codes) __builtin_prefetch(o.codes + o.place[m] * o.stride + first, 1);
   }
 }
 inline __m256i every(int bits) { return _mm256_set1_epi8(char(bits)); }

@@ -153,7 +153,7 @@ void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairMasks& ma
   const char* const first = p.x + tile * p.tile;
   __m512i products[kPositions][kTiles][kPairVectors];
   for (int position = 0; position < kPositions; ++position) {
-    prefetch_residual(p.output, 4 * tile, 4 * kTiles, position, kPositions, 0, kPairRows);
+    prefetch_outputs(p.output, 4 * tile, 4 * kTiles, position, kPositions, 0, kPairRows);
     const char* panel = static_cast<const char*>(p.panel) + position * p.panel_position;
     const char* x[kTiles];
     LCS_UNROLL

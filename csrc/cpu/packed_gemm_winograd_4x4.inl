@@ -264,8 +264,8 @@ void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairMasks& ma
     for (int j = 0; j < kWindow; ++j) {
       const int position = i * kWindow + j;
       if (p.last)
-        prefetch_residual(p.output, tile * kOutputs, kTiles * kOutputs, position, kWindow * kWindow, piece * kPieceRows,
-                          kPieceRows);
+        prefetch_outputs(p.output, tile * kOutputs, kTiles * kOutputs, position, kWindow * kWindow, piece * kPieceRows,
+                         kPieceRows);
       const char* panel = panels + position * p.panel_position;
       const char* x[kTiles];
       LCS_UNROLL
