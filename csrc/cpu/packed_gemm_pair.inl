@@ -91,62 +91,69 @@ void expand_pair_any(const PackedPair& e, std::integer_sequence<int, kBits...>) 
 
 void expand_pair(const PackedPair& e) { expand_pair_any(e, std::make_integer_sequence<int, kPlanes>()); }
 
-struct PairMasks {
-  __mmask16 of[kPairVectors];
-  __mmask64 all;
+// What becomes of sums: see PackedPairOutput, of which it keeps what all rows share ready in vectors.
+class PairFinish {
+ public:
+  explicit PairFinish(const PackedPairOutput& output)
+      : o_(output),
+        all_(o_.channels == kPairRows ? ~__mmask64{0} : (__mmask64{1} << o_.channels) - 1),
+        floor_(_mm512_set1_ps(o_.relu ? 0.0f : -__builtin_inff())),
+        inverse_(_mm512_set1_ps(o_.grid.inverse)),
+        highest_(_mm512_set1_ps(float(o_.grid.highest - o_.grid.zero))),
+        shift_(_mm512_set1_epi32(o_.shift)),
+        lowest_(_mm512_set1_epi16(int16_t(o_.grid.lowest - o_.grid.zero))),
+        zero_(_mm512_set1_epi16(int16_t(o_.grid.zero))) {}
 
-  explicit PairMasks(int channels) : all(channels == 64 ? ~__mmask64{0} : (__mmask64{1} << channels) - 1) {
-    for (int v = 0; v < kPairVectors; ++v) of[v] = __mmask16(all >> (16 * v));
+  // Of row m of x. A call would have the sums in memory, all the time that they are added up.
+  [[gnu::always_inline]] inline void operator()(int64_t m, const __m512i* sum) const {
+    const __m512 row_scale = _mm512_set1_ps(o_.row_scale[m]);
+    const __m512i sums = _mm512_set1_epi32(o_.sums[m]);
+    const int64_t place = o_.place ? o_.place[m] : m;
+    __m512 value[kPairVectors];
+    LCS_UNROLL
+    for (int v = 0; v < kPairVectors; ++v) {
+      const __m512i moved = _mm512_mullo_epi32(_mm512_loadu_si512(o_.center + 16 * v), sums);
+      const __m512 whole = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_sllv_epi32(sum[v], shift_), moved));
+      value[v] = _mm512_mul_ps(_mm512_mul_ps(whole, _mm512_loadu_ps(o_.scale + 16 * v)), row_scale);
+    }
+    if (o_.bias) LCS_UNROLL
+    for (int v = 0; v < kPairVectors; ++v) value[v] = _mm512_add_ps(value[v], _mm512_loadu_ps(o_.bias + 16 * v));
+    if (o_.residual) LCS_UNROLL
+    for (int v = 0; v < kPairVectors; ++v) {
+      const float* const from = o_.residual + place * o_.residual_stride + 16 * v;
+      value[v] = _mm512_add_ps(value[v], _mm512_maskz_loadu_ps(mask(v), from));
+    }
+    LCS_UNROLL
+    for (int v = 0; v < kPairVectors; ++v) value[v] = _mm512_max_ps(floor_, value[v]);  // a NaN stays
+    if (o_.codes) put_codes(value, o_.codes + place * o_.stride);
+    if (o_.y) LCS_UNROLL
+    for (int v = 0; v < kPairVectors; ++v) _mm512_mask_storeu_ps(o_.y + place * o_.stride + 16 * v, mask(v), value[v]);
   }
+
+  // All rows are one piece.
+  [[gnu::always_inline]] inline void operator()(int64_t m, int, const __m512i* sum) const { (*this)(m, sum); }
+
+ private:
+  __mmask16 mask(int v) const { return __mmask16(all_ >> (16 * v)); }
+
+  [[gnu::always_inline]] inline void put_codes(const __m512* value, int8_t* to) const {
+    __m512i nearest[kPairVectors], words[2];
+    LCS_UNROLL
+    for (int v = 0; v < kPairVectors; ++v)  // a NaN becomes the least integer
+      nearest[v] = _mm512_cvtps_epi32(_mm512_min_ps(highest_, _mm512_mul_ps(value[v], inverse_)));
+    LCS_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const __m512i near = _mm512_packs_epi32(nearest[2 * i], nearest[2 * i + 1]);
+      words[i] = _mm512_add_epi16(_mm512_max_epi16(near, lowest_), zero_);
+    }
+    _mm512_mask_storeu_epi8(to, all_, fours_transposed(_mm512_packs_epi16(words[0], words[1])));
+  }
+
+  const PackedPairOutput o_;
+  const __mmask64 all_;
+  const __m512 floor_, inverse_, highest_;
+  const __m512i shift_, lowest_, zero_;
 };
-
-inline void put_codes(const __m512* value, const PackedCodes& code, int8_t* to, __mmask64 mask) {
-  const __m512 highest = _mm512_set1_ps(float(code.highest - code.zero)), inverse = _mm512_set1_ps(code.inverse);
-  const __m512i lowest = _mm512_set1_epi16(int16_t(code.lowest - code.zero)),
-                zero = _mm512_set1_epi16(int16_t(code.zero));
-  __m512i nearest[kPairVectors];
-  LCS_UNROLL
-  for (int v = 0; v < kPairVectors; ++v)  // a NaN becomes the least integer
-    nearest[v] = _mm512_cvtps_epi32(_mm512_min_ps(highest, _mm512_mul_ps(value[v], inverse)));
-  __m512i words[2];
-  LCS_UNROLL
-  for (int i = 0; i < 2; ++i)
-    words[i] = _mm512_add_epi16(_mm512_max_epi16(_mm512_packs_epi32(nearest[2 * i], nearest[2 * i + 1]), lowest), zero);
-  _mm512_mask_storeu_epi8(to, mask, fours_transposed(_mm512_packs_epi16(words[0], words[1])));
-}
-
-// Of row m of x. A call would have the sums in memory, all the time that they are added up.
-__attribute__((always_inline)) inline void finish_pair(const PackedPairOutput& o, const PairMasks& masks, int64_t m,
-                                                       const __m512i* sum) {
-  const __m512 floor = _mm512_set1_ps(o.relu ? 0.0f : -__builtin_inff()), row_scale = _mm512_set1_ps(o.row_scale[m]);
-  const __m512i sums = _mm512_set1_epi32(o.sums[m]), shift = _mm512_set1_epi32(o.shift);
-  __m512 value[kPairVectors];
-  LCS_UNROLL
-  for (int v = 0; v < kPairVectors; ++v) {
-    const __m512i moved = _mm512_mullo_epi32(_mm512_loadu_si512(o.center + 16 * v), sums);
-    const __m512 whole = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_sllv_epi32(sum[v], shift), moved));
-    value[v] = _mm512_mul_ps(_mm512_mul_ps(whole, _mm512_loadu_ps(o.scale + 16 * v)), row_scale);
-  }
-  const int64_t place = o.place ? o.place[m] : m;
-  LCS_UNROLL
-  for (int v = 0; v < kPairVectors; ++v) {
-    if (o.bias) value[v] = _mm512_add_ps(value[v], _mm512_loadu_ps(o.bias + 16 * v));
-    if (o.residual)
-      value[v] =
-          _mm512_add_ps(value[v], _mm512_maskz_loadu_ps(masks.of[v], o.residual + place * o.residual_stride + 16 * v));
-    value[v] = _mm512_max_ps(floor, value[v]);  // a NaN stays
-  }
-  if (o.codes) put_codes(value, o.grid, o.codes + place * o.stride, masks.all);
-  if (!o.y) return;
-  LCS_UNROLL
-  for (int v = 0; v < kPairVectors; ++v) _mm512_mask_storeu_ps(o.y + place * o.stride + 16 * v, masks.of[v], value[v]);
-}
-
-// All rows are one piece.
-__attribute__((always_inline)) inline void finish_pair(const PackedPairOutput& o, const PairMasks& masks, int64_t m,
-                                                       int, const __m512i* sum) {
-  finish_pair(o, masks, m, sum);
-}
 
 // Of the channels that a vector of words holds 32.
 class WordMask {
@@ -160,7 +167,7 @@ class WordMask {
 };
 
 template <int kRows>
-void multiply_pair_tile(const PackedPairMultiply& p, int64_t row, const PairMasks& masks, const uint8_t* next,
+void multiply_pair_tile(const PackedPairMultiply& p, int64_t row, const PairFinish& finish, const uint8_t* next,
                         int planes) {
   const char* x[kRows];
   LCS_UNROLL
@@ -189,25 +196,25 @@ void multiply_pair_tile(const PackedPairMultiply& p, int64_t row, const PairMask
     }
   }
   LCS_UNROLL
-  for (int m = 0; m < kRows; ++m) finish_pair(p.output, masks, row + m, sum[m]);
+  for (int m = 0; m < kRows; ++m) finish(row + m, sum[m]);
 }
 
 template <int... kRows>
-void multiply_pair_of(const PackedPairMultiply& p, int64_t row, int rows, const PairMasks& masks, const uint8_t* next,
+void multiply_pair_of(const PackedPairMultiply& p, int64_t row, int rows, const PairFinish& finish, const uint8_t* next,
                       int planes, std::integer_sequence<int, kRows...>) {
-  static constexpr void (*kTable[])(const PackedPairMultiply&, int64_t, const PairMasks&, const uint8_t*,
+  static constexpr void (*kTable[])(const PackedPairMultiply&, int64_t, const PairFinish&, const uint8_t*,
                                     int) = {multiply_pair_tile<kRows + 1>...};
-  kTable[rows - 1](p, row, masks, next, planes);
+  kTable[rows - 1](p, row, finish, next, planes);
 }
 
 // Loads the planes of the next two blocks meanwhile.
 void multiply_pair(const PackedPairMultiply& p) {
-  const PairMasks masks(p.output.channels);
+  const PairFinish finish(p.output);
   const int64_t tiles = (p.rows + kPairTile - 1) / kPairTile;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t row = p.rows * i / tiles, end = p.rows * (i + 1) / tiles;
     const int plane = int(p.planes * i / tiles), planes = int(p.planes * (i + 1) / tiles) - plane;
-    multiply_pair_of(p, row, int(end - row), masks, p.next + plane * p.plane_bytes, planes,
+    multiply_pair_of(p, row, int(end - row), finish, p.next + plane * p.plane_bytes, planes,
                      std::make_integer_sequence<int, kPairTile>());
   }
 }

@@ -34,38 +34,43 @@ class WordMask {
   bool all_;
 };
 
-struct PairMasks {
-  int channels;
+// What becomes of sums: see PackedPairOutput.
+class PairFinish {
+ public:
+  explicit PairFinish(const PackedPairOutput& output)
+      : o_(output), floor_(_mm256_set1_ps(o_.relu ? 0.0f : -__builtin_inff())), codes_(o_.grid) {}
 
-  explicit PairMasks(int channels) : channels(channels) {}
-};
-
-// A piece of row m of x: eight rows of the weight, and those 16 behind them.
-inline void finish_pair(const PackedPairOutput& o, const PairMasks& masks, int64_t m, int piece, const __m256i* sum) {
-  const __m256 floor = _mm256_set1_ps(o.relu ? 0.0f : -__builtin_inff()), row_scale = _mm256_set1_ps(o.row_scale[m]);
-  const __m256i sums = _mm256_set1_epi32(o.sums[m]);
-  const __m128i shift = _mm_cvtsi32_si128(o.shift);
-  const int block = piece / 2, first = piece % 2 * 2;
-  const __m256i rows[2] = {_mm256_permute2x128_si256(sum[0], sum[1], 0x20),
-                           _mm256_permute2x128_si256(sum[0], sum[1], 0x31)};
-  const int64_t place = o.place ? o.place[m] : m;
-  LCS_UNROLL
-  for (int half = 0; half < 2; ++half) {
-    const int row = kBlockRows * block + 4 * first + 16 * half, channels = std::min(masks.channels - row, 8);
-    if (channels <= 0) break;
-    const __m256i moved = _mm256_mullo_epi32(load_bytes(o.center + row), sums);
-    const __m256 whole = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_sll_epi32(rows[half], shift), moved));
-    __m256 y = _mm256_mul_ps(_mm256_mul_ps(whole, _mm256_loadu_ps(o.scale + row)), row_scale);
-    if (o.bias) y = _mm256_add_ps(y, _mm256_loadu_ps(o.bias + row));
-    if (o.residual) {
-      const float* const residual = o.residual + place * o.residual_stride + row;
-      y = _mm256_add_ps(y, channels == 8 ? _mm256_loadu_ps(residual) : load_first(residual, channels));
+  // Of a piece of row m of x: eight rows of the weight, and those 16 behind them.
+  void operator()(int64_t m, int piece, const __m256i* sum) const {
+    const __m256 row_scale = _mm256_set1_ps(o_.row_scale[m]);
+    const __m256i sums = _mm256_set1_epi32(o_.sums[m]);
+    const __m128i shift = _mm_cvtsi32_si128(o_.shift);
+    const __m256i rows[2] = {_mm256_permute2x128_si256(sum[0], sum[1], 0x20),
+                             _mm256_permute2x128_si256(sum[0], sum[1], 0x31)};
+    const int64_t place = o_.place ? o_.place[m] : m;
+    LCS_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int row = kBlockRows * (piece / 2) + piece % 2 * 8 + 16 * half, channels = std::min(o_.channels - row, 8);
+      if (channels <= 0) break;
+      const __m256i moved = _mm256_mullo_epi32(load_bytes(o_.center + row), sums);
+      const __m256 whole = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_sll_epi32(rows[half], shift), moved));
+      __m256 y = _mm256_mul_ps(_mm256_mul_ps(whole, _mm256_loadu_ps(o_.scale + row)), row_scale);
+      if (o_.bias) y = _mm256_add_ps(y, _mm256_loadu_ps(o_.bias + row));
+      if (o_.residual) {
+        const float* const residual = o_.residual + place * o_.residual_stride + row;
+        y = _mm256_add_ps(y, channels == 8 ? _mm256_loadu_ps(residual) : load_first(residual, channels));
+      }
+      y = _mm256_max_ps(floor_, y);  // a NaN stays
+      if (o_.codes) codes_.put(y, o_.codes + place * o_.stride + row, channels);
+      if (o_.y && channels == 8)
+        _mm256_storeu_ps(o_.y + place * o_.stride + row, y);
+      else if (o_.y)
+        store_first(o_.y + place * o_.stride + row, y, channels);
     }
-    y = _mm256_max_ps(floor, y);  // a NaN stays
-    if (o.codes) EightCodes(o.grid).put(y, o.codes + place * o.stride + row, channels);
-    if (o.y && channels == 8)
-      _mm256_storeu_ps(o.y + place * o.stride + row, y);
-    else if (o.y)
-      store_first(o.y + place * o.stride + row, y, channels);
   }
-}
+
+ private:
+  const PackedPairOutput o_;
+  const __m256 floor_;
+  const EightCodes codes_;
+};

@@ -149,7 +149,7 @@ inline void gather(__m512i a, __m512i b, __m512i c, __m512i d, __m512i* to) {
 }
 
 template <int kTiles>
-void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairMasks& masks) {
+void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairFinish& finish) {
   const char* const first = p.x + tile * p.tile;
   __m512i products[kPositions][kTiles][kPairVectors];
   for (int position = 0; position < kPositions; ++position) {
@@ -194,24 +194,24 @@ void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairMasks& ma
       }
     }
     for (int i = 0; i < 4; ++i)
-      if (const int64_t at = 4 * (tile + m) + i; p.output.place[at] >= 0) finish_pair(p.output, masks, at, sums[i]);
+      if (const int64_t at = 4 * (tile + m) + i; p.output.place[at] >= 0) finish(at, sums[i]);
   }
 }
 
 template <int... kTiles>
-void multiply_of(const WinogradMultiply& p, int64_t tile, int tiles, const PairMasks& masks,
+void multiply_of(const WinogradMultiply& p, int64_t tile, int tiles, const PairFinish& finish,
                  std::integer_sequence<int, kTiles...>) {
   static constexpr void (*kTable[])(const WinogradMultiply&, int64_t,
-                                    const PairMasks&) = {multiply_tiles<kTiles + 1>...};
-  kTable[tiles - 1](p, tile, masks);
+                                    const PairFinish&) = {multiply_tiles<kTiles + 1>...};
+  kTable[tiles - 1](p, tile, finish);
 }
 
 void multiply(const WinogradMultiply& p) {
-  const PairMasks masks(p.output.channels);
+  const PairFinish finish(p.output);
   const int64_t groups = (p.tiles + kPairTile - 1) / kPairTile;
   for (int64_t i = 0; i < groups; ++i) {
     const int64_t tile = p.tiles * i / groups, end = p.tiles * (i + 1) / groups;
-    multiply_of(p, tile, int(end - tile), masks, std::make_integer_sequence<int, kPairTile>());
+    multiply_of(p, tile, int(end - tile), finish, std::make_integer_sequence<int, kPairTile>());
   }
 }
 

@@ -1,7 +1,7 @@
 // Winograd's F(4 x 4, 3 x 3) for two blocks of the weight at once and codes of any width (see WinogradWeights for the
 // arithmetic), in vectors of any size, after packed_gemm.inl and what its file says of two blocks: kPairVectors vectors
 // hold a sum of each of their 64 rows, of which kAtOnce are multiplied at once, by kPairTile tiles; pair_codes,
-// WordMask, PairMasks and finish_pair. Words of two channels lie beside each other.
+// WordMask and PairFinish. Words of two channels lie beside each other.
 namespace words {
 
 constexpr int kTaps = 9, kSide = 4, kWindow = 6, kOutputs = kSide * kSide;
@@ -231,7 +231,7 @@ inline void gather_rows(const Sums (*rows)[kSide][kAtOnce], Sums (*to)[kAtOnce])
   }
 }
 
-inline void finish_tile(const WinogradMultiply& p, int64_t tile, const PairMasks& masks, int piece,
+inline void finish_tile(const WinogradMultiply& p, int64_t tile, const PairFinish& finish, int piece,
                         const Sums (*rows)[kSide][kAtOnce]) {
   Sums outputs[kOutputs][kAtOnce];
   gather_rows(rows, outputs);
@@ -249,12 +249,12 @@ inline void finish_tile(const WinogradMultiply& p, int64_t tile, const PairMasks
         wide_store(sums + kSums * v, (Wide)outputs[i][v]);
       whole[v] = (Wide)outputs[i][v];
     }
-    if (p.last) finish_pair(p.output, masks, at, piece, whole);
+    if (p.last) finish(at, piece, whole);
   }
 }
 
 template <int kTiles>
-void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairMasks& masks, int piece) {
+void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairFinish& finish, int piece) {
   const char* const first = p.x + tile * p.tile;
   const char* const panels =
       static_cast<const char*>(p.panel) + panel_offset(p.steps, 0, (piece - p.pieces.begin) * kAtOnce);
@@ -299,25 +299,25 @@ void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairMasks& ma
       for (int j = 0; j < kSide; ++j) rows[m][i][j][v] = result[j];
     }
   }
-  for (int m = 0; m < kTiles; ++m) finish_tile(p, tile + m, masks, piece, rows[m]);
+  for (int m = 0; m < kTiles; ++m) finish_tile(p, tile + m, finish, piece, rows[m]);
 }
 
 template <int... kTiles>
-void multiply_of(const WinogradMultiply& p, int64_t tile, int tiles, const PairMasks& masks, int piece,
+void multiply_of(const WinogradMultiply& p, int64_t tile, int tiles, const PairFinish& finish, int piece,
                  std::integer_sequence<int, kTiles...>) {
-  static constexpr void (*kTable[])(const WinogradMultiply&, int64_t, const PairMasks&,
+  static constexpr void (*kTable[])(const WinogradMultiply&, int64_t, const PairFinish&,
                                     int) = {multiply_tiles<kTiles + 1>...};
-  kTable[tiles - 1](p, tile, masks, piece);
+  kTable[tiles - 1](p, tile, finish, piece);
 }
 
 // A piece of the panel stays in the second-level cache over all tiles.
 void multiply(const WinogradMultiply& p) {
-  const PairMasks masks(p.output.channels);
+  const PairFinish finish(p.output);
   const int64_t groups = (p.tiles + kPairTile - 1) / kPairTile;
   for (int piece = p.pieces.begin; piece < p.pieces.end; ++piece)
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t tile = p.tiles * i / groups, end = p.tiles * (i + 1) / groups;
-      multiply_of(p, tile, int(end - tile), masks, piece, std::make_integer_sequence<int, kPairTile>());
+      multiply_of(p, tile, int(end - tile), finish, piece, std::make_integer_sequence<int, kPairTile>());
     }
 }
 
