@@ -41,8 +41,17 @@ Isa detect() {
 #undef LCS_HAS
   return amx_granted() ? Isa::amx : Isa::avx512_bf16;
 }
+
+bool is_zen_4() {
+  unsigned a, b, c, d;
+  __builtin_cpu_init();
+  if (!__builtin_cpu_is("amd") || !__get_cpuid(1, &a, &b, &c, &d)) return false;
+  constexpr unsigned kFamily = 0x19;  // and that of Zen 3, which has no 512 bits
+  return (a >> 8 & 0xf) + (a >> 20 & 0xff) == kFamily;
+}
 #else
 Isa detect() { return Isa::scalar; }
+bool is_zen_4() { return false; }
 #endif
 
 Isa capped(Isa isa) { return isa < machine_isa() ? isa : machine_isa(); }
@@ -60,6 +69,11 @@ std::atomic<Isa>& current() {
 Isa machine_isa() {
   static const Isa isa = detect();
   return isa;
+}
+
+bool starts_two_products() {
+  static const bool two = !is_zen_4();
+  return two;
 }
 
 Isa max_isa() { return current().load(std::memory_order_relaxed); }

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "keys.h"
+#include "lcs/isa.h"
 #include "packed_gemm_kernels.h"
 #include "target.h"
 
@@ -58,11 +59,12 @@ PackedGemmKernels packed_gemm_kernels() {
   kernels.settle = settle;
   kernels.expand_pair = expand_pair;
   kernels.multiply_pair = multiply_pair;
-  kernels.winograd_2x2 = {
-      2, 1, 0, 1, bytes::weights, bytes::input, bytes::multiply, [](int) { return WinogradCosts{16, 400, 90}; }};
+  kernels.winograd_2x2 = {2, 1, 0, 1, bytes::weights, bytes::input, bytes::multiply, [](int) {
+                            return starts_two_products() ? WinogradCosts{16, 600, 250} : WinogradCosts{16, 400, 90};
+                          }};
   kernels.winograd_4x4 = {
       4, 2, kWinogradChannels, words::kPieces, words::weights, words::input, words::multiply, [](int) {
-        return WinogradCosts{72, 1100, 450};
+        return starts_two_products() ? WinogradCosts{72, 2200, 900} : WinogradCosts{72, 1100, 450};
       }};
   return kernels;
 }

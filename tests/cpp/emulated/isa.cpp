@@ -16,6 +16,7 @@ Isa current = Isa::amx;
 
 Isa machine_isa() { return Isa::amx; }
 Isa max_isa() { return current; }
+bool starts_two_products() { return true; }
 void set_max_isa(Isa isa) { current = isa < Isa::amx ? isa : Isa::amx; }
 
 namespace bf16 {
