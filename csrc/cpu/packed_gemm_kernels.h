@@ -119,7 +119,7 @@ struct PackedPairOutput {
   const float* residual;  // null: none
   int64_t residual_stride;
   bool relu;
-  int channels;  // at most 64, from 1
+  int channels;   // at most 64, from 1
   float* y;       // null: not written
   int8_t* codes;  // what y rounds to; null: not written
   int64_t stride;
