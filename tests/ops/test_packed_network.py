@@ -5,7 +5,7 @@ import torch
 from torch.library import opcheck
 
 from lcs_kernels import packed_conv2d, packed_network
-from lcs_kernels.formats import Convolution, Dense, MaxPool, Mean, Network
+from lcs_kernels.formats import Convolution, Dense, MaxPool, Mean, NestedWeight, Network
 from lcs_kernels.ops.packed_network import reference
 
 from ..conftest import as_it_is
@@ -50,6 +50,12 @@ NETWORKS = {
         conv(0, 64, 3, (5, 3), bits, padding=(4, 3), dilation=(2, 1)),
         MaxPool(1, 3, 1, 1),
         conv(2, 64, 64, (3, 3), bits, padding=1, groups=2, residual=1),
+    ],
+    "read over two ranges": lambda bits: [
+        conv(0, 64, 3, (3, 3), bits, padding=1, relu=True),
+        conv(1, 64, 64, (3, 3), bits, padding=1),
+        conv(1, 64, 64, (3, 3), bits, x_range=HIDDEN, padding=1, residual=2),
+        conv(3, 64, 64, (1, 1), bits, residual=1),
     ],
     "pooled with a residual": lambda bits: [
         conv(0, 64, 3, (3, 3), bits, padding=1),
@@ -99,6 +105,45 @@ def test_an_image_that_holds_nan_is_nan_and_no_other(isa, images):
         x[-1, 1, row, column] = torch.nan
         y = check(x, [*stem()[:3], MaxPool(3, 2, 2)])
         assert y[-1].isnan().all() and not y[:-1].isnan().any()
+
+
+@pytest.mark.parametrize("images", [1, 4])
+def test_nan_goes_where_the_steps_take_it(isa, images):
+    """Through codes that are made beside values, residual sums, and windows that leave some of it out."""
+    torch.manual_seed(0)
+    later = [conv(2, 64, 64, (3, 3), padding=1), conv(3, 64, 64, (1, 1), residual=2), conv(4, 64, 64, (1, 1))]
+    networks = [
+        stem(),
+        [MaxPool(0, 1, 2), conv(1, 64, 3, (3, 3), padding=1), *later],
+        [
+            conv(0, 3, 3, (3, 3), padding=1),
+            MaxPool(0, 3, 1, 1),
+            conv(1, 3, 3, (1, 1), residual=2),
+            conv(3, 5, 3, (1, 1)),
+        ],
+    ]
+    for steps in networks:
+        for row, column in ((0, 0), (44, 49), (21, 31)):
+            x = torch.randn(images, 3, 45, 50)
+            x[-1, 1, row, column] = torch.nan
+            check(x, steps)
+
+
+def test_finite_values_that_make_nan(isa):
+    """Infinity less infinity, of weights that reach beyond float32."""
+    torch.manual_seed(0)
+    large, small = (NestedWeight.pack(torch.full((64, 3, 1, 1), value)) for value in (3e38, -3e38))
+    plain = nested_weight((64, 64, 1, 1))
+    steps = [
+        Convolution(0, large, 8, (-60.0, 60.0)),
+        Convolution(0, small, 8, (-60.0, 60.0), residual=1),
+        Convolution(2, plain, 8, RANGE),
+        Convolution(2, plain, 8, RANGE, residual=3),
+    ]
+    x = torch.full((3, 3, 5, 7), 50.0)
+    x[1] = 0
+    y = check(x, steps)
+    assert y[0].isnan().all() and not y[1].isnan().any()
 
 
 def test_pooling_keeps_nan_and_infinity(isa):
