@@ -124,7 +124,7 @@ class PackedNetwork {
   }
 
   // Codes for all steps that would make the same ones of a convolution's float32 value, or of one that is pooled as it
-  // is made. It takes known values, as they do not tell of NaN.
+  // is made. Of known values alone, as codes do not tell of NaN.
   void find_twins() {
     values_[0].known = true;
     for (int64_t v = 1; v <= a_.count; ++v) values_[size_t(v)].known = knows(v);
@@ -299,7 +299,8 @@ class PackedNetwork {
     float* const rows = scratch.reserve((ceil_div(pooled.y.height, bands) * pool.stride + pool.kernel) * row_size);
     const bool follows = made.image == band.image && made.begin <= first && first < made.end && made.end <= last;
     const int64_t from = follows ? made.end : first;
-    if (follows) std::copy(rows + (first - made.begin) * row_size, rows + (from - made.begin) * row_size, rows);
+    if (follows && first > made.begin)
+      std::copy(rows + (first - made.begin) * row_size, rows + (from - made.begin) * row_size, rows);
     made = {band.image, first, last};
     const int64_t line = from * conv.stride - conv.padding, row = std::max<int64_t>(line, 0);
     PackedConv2dArgs part = step.conv;

@@ -39,6 +39,13 @@ def stem(bits=8, out=64):
 NETWORKS = {
     "stem": stem,
     "odd channels": lambda bits: stem(bits, 37),
+    "few channels": lambda bits: stem(bits, 3),
+    "depthwise": lambda bits: [
+        conv(0, 40, 3, (3, 3), bits, padding=1),
+        conv(1, 40, 40, (3, 3), bits, padding=1, groups=40, residual=1),
+        conv(2, 40, 40, (3, 3), bits, padding=1, groups=40),
+        conv(3, 40, 40, (1, 1), bits, residual=2),
+    ],
     "one step": lambda bits: [conv(0, 5, 3, (3, 2), bits)],
     "pooling first and last": lambda bits: [
         MaxPool(0, (2, 3), (1, 2)),
