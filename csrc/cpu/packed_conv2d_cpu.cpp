@@ -113,7 +113,7 @@ class PackedConv2d {
     ranges_ = std::clamp<int64_t>(g_.images * g_.image * g_.element / kRangeBytes, 1, ceil_div(pixels, kLeastPixels));
     in_cache_ = ranges_ == 1;
     few_ = in_cache_ && blocks <= kFewUnits;
-    if (is_serial(parallel_)) return;
+    if (is_serial(parallel_)) return;  // no threads to keep even
     const int64_t tasks = few_ ? 2 * kTasks : kTasks, least = few_ ? kFewPixels : kLeastPixels;
     while (ranges_ * (few_ ? 1 : blocks) < tasks && ceil_div(pixels, 2 * ranges_) >= least) ranges_ *= 2;
   }

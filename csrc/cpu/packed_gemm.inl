@@ -17,11 +17,10 @@ inline void prefetch_outputs(const PackedPairOutput& o, int64_t begin, int64_t n
   constexpr int kFloats = kLine / 4;
   for (int64_t m = begin + n * share / shares; m < begin + n * (share + 1) / shares; ++m) {
     if (o.place[m] < 0) continue;
-    const float* const residual = o.residual + o.place[m] * o.residual_stride + first;
-    const float* const y = o.y + o.place[m] * o.stride + first;
-    for (int i = 0; o.residual && i < rows; i += kFloats) __builtin_prefetch(residual + i);
-    for (int i = 0; o.y && i < rows; i += kFloats) __builtin_prefetch(y + i, 1);
-    if (o.codes) __builtin_prefetch(o.codes + o.place[m] * o.stride + first, 1);
+    const int64_t residual = o.place[m] * o.residual_stride + first, y = o.place[m] * o.stride + first;
+    for (int i = 0; o.residual && i < rows; i += kFloats) __builtin_prefetch(o.residual + residual + i);
+    for (int i = 0; o.y && i < rows; i += kFloats) __builtin_prefetch(o.y + y + i, 1);
+    if (o.codes) __builtin_prefetch(o.codes + y, 1);
   }
 }
 inline __m256i every(int bits) { return _mm256_set1_epi8(char(bits)); }

@@ -225,8 +225,9 @@ class PackedNetwork {
     PackedConv2dArgs conv = step.conv;
     conv.x = floats_of(g, step.input);
     conv.y = floats_of(g, i + 1);
-    conv.x_codes = codes(step.input) || reads_twin(i);
-    if (reads_twin(i)) conv.x.data = codes_of(g, step.input);
+    const bool twin = reads_twin(i);
+    conv.x_codes = codes(step.input) || twin;
+    if (twin) conv.x.data = codes_of(g, step.input);
     if (step.residual >= 0) conv.residual = floats_of(g, step.residual).data;
     conv.spoilt = spoilt_of(g, step.input);
     if (const Value& made = values_[size_t(i + 1)]; made.twin) {
@@ -323,13 +324,14 @@ class PackedNetwork {
     static thread_local Scratch<float> scratch;
     const Images& y = pooled.y;
     const Value& made = values_[size_t(i + 2)];
+    const PackedCodes codes = made.twin ? lcs::codes_of(*made.twin) : PackedCodes{};
     for (int64_t r = band.begin; r < band.end; ++r) {
       const int64_t at = band.image * y.image_stride + r * y.row_stride;
       float* const to = made.floats ? static_cast<float*>(y.data) + at : scratch.reserve(y.row_stride);
       max_pool_row(pooled, r, rows, first_row(pooled.vertical, band), to);
       if (made.twin)
-        convs_.quantize({to, DType::float32, 1, y.row_stride, 1, y.row_stride, codes_of(g, i + 2) + at, y.row_stride,
-                         lcs::codes_of(*made.twin)});
+        convs_.quantize(
+            {to, DType::float32, 1, y.row_stride, 1, y.row_stride, codes_of(g, i + 2) + at, y.row_stride, codes});
     }
   }
 

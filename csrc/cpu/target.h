@@ -21,6 +21,7 @@
 #define LCS_TARGET_END _Pragma("GCC pop_options")
 #endif
 #define LCS_TARGET_AVX2 "avx2,fma,f16c,bmi,bmi2,popcnt,lzcnt"
+// Every machine with AVX-512 has PREFETCHW; where it is missing, it does nothing.
 #define LCS_TARGET_AVX512 LCS_TARGET_AVX2 ",avx512f,avx512bw,avx512dq,avx512vl,prfchw"
 #define LCS_TARGET_VNNI LCS_TARGET_AVX512 ",avx512vnni,avx512vbmi,avx512vbmi2,gfni"
 #define LCS_TARGET_BF16 LCS_TARGET_VNNI ",avx512bf16"

@@ -13,6 +13,6 @@ Isa max_isa();                         // what the kernels use: machine_isa(), c
 void set_max_isa(Isa isa);             // never raises above the machine
 Isa parse_isa(std::string_view name);  // throws std::invalid_argument
 const char* isa_name(Isa isa);
-bool starts_two_products();  // of 512 bits in a cycle, where VNNI is; Zen 4 starts one, by halves
+bool starts_two_products();  // of 512 bits with VNNI in a cycle, as servers do; all but Zen 4 are taken for such
 
 }  // namespace lcs
