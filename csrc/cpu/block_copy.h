@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <vector>
 
 #include "lcs/dtype.h"
 
@@ -15,6 +16,8 @@ struct BlockCopy {
   bool transposed;
   bool stream = false;  // past the caches; rows of whole squares' sides at such addresses, `step` 1, not transposed
 };
+
+constexpr int64_t kLaneSquare = 8;  // lanes and columns, or channels, of a LaneSquare
 
 // The next columns of the rows that eight lanes go along.
 struct LaneSquare {
@@ -37,5 +40,26 @@ struct LaneCopy {
   const void* residual = nullptr;
   float floor = 0, cap = 0;
 };
+
+// Channels last: copies all channels of one square after the other, kLaneSquare of them at a time.
+inline void each_channel_square(const std::vector<LaneSquare>& squares, LaneCopy copy, int64_t channels,
+                                void (*run)(const LaneCopy&)) {
+  const int64_t whole = channels / kLaneSquare, rest = channels % kLaneSquare;
+  LaneCopy tail = copy;
+  tail.rows = advance(copy.rows, whole * kLaneSquare, copy.dtype);
+  tail.residual = advance(copy.residual, whole * kLaneSquare, copy.dtype);
+  tail.panel += whole * copy.panel_stride, tail.repeats = 1;
+  copy.repeats = whole;
+  for (const LaneSquare& square : squares) {
+    copy.squares = &square;
+    run(copy);
+    if (rest == 0) continue;
+    LaneSquare last = square;
+    last.columns = rest;
+    for (uint8_t& bits : last.exist) bits &= uint8_t((1 << rest) - 1);
+    tail.squares = &last;
+    run(tail);
+  }
+}
 
 }  // namespace lcs

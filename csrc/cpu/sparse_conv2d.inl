@@ -2,7 +2,8 @@
 // transpose_*.inl, in an unnamed namespace inside its target region. kMaxVectors sums and one value fit its registers.
 
 // Few vectors leave the multipliers waiting for each other's sums: then the values are dealt out to several sums.
-constexpr int sums_of(int vectors) { return vectors >= 6 ? 1 : vectors >= 3 ? 2 : 4; }
+constexpr int kOrderedVectors = 6;
+constexpr int sums_of(int vectors) { return vectors >= kOrderedVectors ? 1 : vectors >= 3 ? 2 : 4; }
 
 // f(0), f(1), ... without a loop, in which compilers would leave many sums in memory.
 template <class F, int... i>
@@ -10,7 +11,7 @@ inline __attribute__((always_inline)) void each(F f, std::integer_sequence<int, 
   (f(i), ...);
 }
 
-template <int kVectors, bool kDirect>
+template <int kVectors, bool kDirect, int kStep>
 void accumulate_tile(const SparseTile& tile) {
   constexpr int kSums = sums_of(kVectors);
   constexpr auto kEach = std::make_integer_sequence<int, kVectors>();
@@ -18,9 +19,10 @@ void accumulate_tile(const SparseTile& tile) {
   const uint16_t* index = tile.index;
   const float* value = tile.values;
   float* acc = tile.acc;
-  const bool scales = tile.last && tile.scale, starts = tile.first && tile.bias && !tile.scale;
-  const Float floor = set1(tile.last && tile.relu ? 0.0f : -__builtin_inff()),
-              ceiling = set1(tile.last ? tile.cap : __builtin_inff());
+  const bool first = tile.block == 0, last = tile.block == tile.blocks - 1;
+  const bool scales = last && tile.scale, starts = first && tile.bias && !tile.scale;
+  const float* residual = tile.block >= tile.blocks - 2 ? tile.residual : nullptr;  // fetched a block ahead
+  const Float floor = set1(tile.relu ? 0.0f : -__builtin_inff()), ceiling = set1(tile.cap);
   const auto add_value = [&](Float* sum, int32_t i) {
     const float* x = tile.x;
     if constexpr (kDirect)
@@ -28,13 +30,14 @@ void accumulate_tile(const SparseTile& tile) {
     else
       x += tile.offset[index[i]];
     const Float w = set1(value[i]);
-    each([&](int v) { sum[v] = fmadd(w, load(x + v * kLanes), sum[v]); }, kEach);
+    each([&](int v) { sum[v] = fmadd(w, load(x + v * kLanes * kStep), sum[v]); }, kEach);
   };
   for (int64_t row = 0; row < tile.rows; ++row, acc += tile.acc_stride) {
     Float sum[kSums][kVectors];
     const Float start = set1(starts ? tile.bias[row] : 0.0f);
-    each([&](int v) { sum[0][v] = tile.first ? start : load(acc + v * kLanes); }, kEach);
+    each([&](int v) { sum[0][v] = first ? start : load(acc + v * kLanes); }, kEach);
     for (int s = 1; s < kSums; ++s) each([&](int v) { sum[s][v] = set1(0.0f); }, kEach);
+    if (residual && !last) each([&](int v) { __builtin_prefetch(residual + v * kLanes); }, kEach);
     const int32_t n = tile.count[row];
     int32_t i = 0;
     for (; i + kSums <= n; i += kSums)
@@ -42,29 +45,37 @@ void accumulate_tile(const SparseTile& tile) {
     for (; i < n; ++i) add_value(sum[0], i);
     kDirect ? void(distance += n) : void(index += n);
     value += n;
-    const Float scale = set1(scales ? tile.scale[row] : 1.0f),
-                shift = set1(scales && tile.bias ? tile.bias[row] : 0.0f);
-    each(
-        [&](int v) {
-          Float total = sum[0][v];
-          for (int s = 1; s < kSums; ++s) total = add(total, sum[s][v]);
-          if (scales) total = fmadd(total, scale, shift);
-          store(acc + v * kLanes, lowered_to(raised_to(total, floor), ceiling));
-        },
-        kEach);
+    if constexpr (kSums > 1)
+      each(
+          [&](int v) {
+            for (int s = 1; s < kSums; ++s) sum[0][v] = add(sum[0][v], sum[s][v]);
+          },
+          kEach);
+    if (last) {
+      const Float scale = set1(scales ? tile.scale[row] : 1.0f),
+                  shift = set1(scales && tile.bias ? tile.bias[row] : 0.0f);
+      if (scales) each([&](int v) { sum[0][v] = fmadd(sum[0][v], scale, shift); }, kEach);
+      if (residual) each([&](int v) { sum[0][v] = add(sum[0][v], load(residual + v * kLanes)); }, kEach);
+      each([&](int v) { sum[0][v] = lowered_to(raised_to(sum[0][v], floor), ceiling); }, kEach);
+    }
+    each([&](int v) { store(acc + v * kLanes, sum[0][v]); }, kEach);
+    if (residual) residual += tile.residual_stride;
   }
 }
 
-template <bool kDirect, int... kVectors>
+template <bool kDirect, int kStep, int... kVectors>
 void accumulate_any(const SparseTile& tile, std::integer_sequence<int, kVectors...>) {
-  static constexpr void (*kTable[])(const SparseTile&) = {accumulate_tile<kVectors + 1, kDirect>...};
+  static constexpr void (*kTable[])(const SparseTile&) = {accumulate_tile<kVectors + 1, kDirect, kStep>...};
   kTable[tile.vectors - 1](tile);
 }
 
-void accumulate(const SparseTile& tile) {
+template <bool kDirect>
+void accumulate_any(const SparseTile& tile) {
   constexpr auto kVectors = std::make_integer_sequence<int, kMaxVectors>();
-  tile.distance ? accumulate_any<true>(tile, kVectors) : accumulate_any<false>(tile, kVectors);
+  tile.step == 1 ? accumulate_any<kDirect, 1>(tile, kVectors) : accumulate_any<kDirect, 2>(tile, kVectors);
 }
+
+void accumulate(const SparseTile& tile) { tile.distance ? accumulate_any<true>(tile) : accumulate_any<false>(tile); }
 
 void add_residual(const float* residual, int64_t n, float floor, float cap, float* sums) {
   int64_t i = 0;
@@ -74,6 +85,6 @@ void add_residual(const float* residual, int64_t n, float floor, float cap, floa
 }
 
 SparseConv2dKernels table() {
-  return {kLanes,      kMaxVectors, kSquare,     accumulate,   load_block,
-          store_block, load_lanes,  store_lanes, add_residual, stream_end};
+  return {kLanes,      kMaxVectors, kOrderedVectors, kSquare,      accumulate, load_block,
+          store_block, load_lanes,  store_lanes,     add_residual, stream_end};
 }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <numeric>
 #include <vector>
 
 #include "dispatch.h"
@@ -10,14 +9,14 @@
 #include "sparse_conv2d_kernels.h"
 #include "sparse_conv2d_layout.h"
 #include "sparse_conv2d_panel.h"
+#include "sparse_conv2d_sums.h"
 #include "tasks.h"
 #include "walk.h"
 
 namespace lcs {
 namespace {
 
-constexpr int64_t kTasks = 8;           // enough to keep the threads even
-constexpr int64_t kTilesToPrepare = 4;  // tiles that pay for looking up all distances first
+constexpr int64_t kTasks = 8;  // enough to keep the threads even
 
 // A convolution on panels, in which every tap of every position is at a fixed distance.
 class SparseConv2d {
@@ -29,12 +28,10 @@ class SparseConv2d {
         run_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
         rows_(args.vertical),
         columns_(args.horizontal),
-        taps_(args.vertical.kernel * args.horizontal.kernel),
         layout_(sparse_layout(args, rows_, columns_, run_)),
         stream_(layout_.large && !behind),
-        panels_(args, rows_, columns_, layout_, run_, stream_) {
-    offsets();
-  }
+        panels_(args, rows_, columns_, layout_, run_, stream_),
+        sums_(args.weight, run_, args.groups, args.x.channels / args.groups, panels_.channel(), taps()) {}
 
   // Each thread fills panels of its own, even if others hold the same: lines that another core has had are slow to
   // write.
@@ -73,35 +70,15 @@ class SparseConv2d {
   }
   int64_t panel_floats() const { return a_.x.channels * panels_.channel() + run_.max_vectors * run_.lanes; }
 
-  void offsets() {
-    const int64_t block = a_.weight.block / taps_;
-    for (int64_t c = 0; c < block; ++c)
-      for (size_t i = 0; i < rows_.offset.size(); ++i)
-        for (size_t j = 0; j < columns_.offset.size(); ++j) {
-          const int64_t phase = rows_.phase[i] * int64_t(columns_.used.size()) + columns_.phase[j];
-          offset_.push_back(c * panels_.channel() + phase * panels_.plane() +
-                            (rows_.offset[i] * panels_.pitch() + columns_.offset[j]) * layout_.lanes);
-          reach_ = std::max(reach_, offset_.back());
-        }
-  }
-
-  // For the offsets of all values, where a thread's `tiles` would look them up again and again. Each thread has its
-  // own, as writing what another has just read is slow. Null: not worth it.
-  int32_t* room_for_distances(int64_t tiles) const {
-    if (tiles < kTilesToPrepare || reach_ > std::numeric_limits<int32_t>::max()) return nullptr;
-    static thread_local Scratch<int32_t> scratch;
-    return scratch.reserve(std::max<int64_t>(a_.weight.start[a_.weight.blocks()], 1));
-  }
-
-  // Of the values of rows [begin, end).
-  void look_up(int64_t begin, int64_t end, int32_t* distance) const {
-    const SparsePrepack& w = a_.weight;
-    for (int64_t b = 0; b < w.blocks(); ++b) {
-      const int32_t* const count = w.count + b * w.rows;
-      int64_t at = std::accumulate(count, count + begin, w.start[b]);
-      const int64_t last = std::accumulate(count + begin, count + end, at);
-      for (; at < last; ++at) distance[at] = int32_t(offset_[w.index[at]]);
-    }
+  std::vector<int64_t> taps() const {
+    std::vector<int64_t> taps;
+    for (size_t i = 0; i < rows_.offset.size(); ++i)
+      for (size_t j = 0; j < columns_.offset.size(); ++j) {
+        const int64_t phase = rows_.phase[i] * int64_t(columns_.used.size()) + columns_.phase[j];
+        taps.push_back(phase * panels_.plane() +
+                       (rows_.offset[i] * panels_.pitch() + columns_.offset[j]) * layout_.lanes);
+      }
+    return taps;
   }
 
   // Does what is behind the images that `shares` more of a panel complete.
@@ -119,11 +96,7 @@ class SparseConv2d {
    public:
     // Of shares of `rows` output channels, about `panels` of each.
     Worker(const SparseConv2d& conv, int64_t rows, int64_t panels)
-        : c_(conv),
-          rows_(rows),
-          fill_(conv.panels_),
-          distance_(conv.room_for_distances(panels * conv.tiles())),
-          known_(ceil_div(conv.a_.y.channels, rows)) {
+        : c_(conv), fill_(conv.panels_), distances_(conv.sums_, rows, panels * conv.tiles()) {
       static thread_local Scratch<float> panel;
       x_ = panel.reserve(c_.panel_floats());
       c_.panels_.clear(x_);
@@ -133,18 +106,11 @@ class SparseConv2d {
     void multiply(int64_t panel, int64_t begin, int64_t end) {
       const int64_t per_group = c_.a_.y.channels / c_.a_.groups, inputs = c_.a_.x.channels / c_.a_.groups;
       fill(panel, begin / per_group * inputs, ((end - 1) / per_group + 1) * inputs);
-      if (distance_) look_up(begin, end);
       static thread_local Scratch<float> sums;
-      c_.multiply(panel, begin, end, x_, distance_, sums);
+      c_.multiply(panel, begin, end, x_, distances_.of(begin, end), sums);
     }
 
    private:
-    void look_up(int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; row += rows_) {
-        if (!known_[row / rows_]) c_.look_up(row, std::min(end, row + rows_), distance_);
-        known_[row / rows_] = true;
-      }
-    }
     void fill(int64_t panel, int64_t begin, int64_t end) {
       const bool adjoins = panel == panel_ && begin >= first_ && begin <= last_;
       if (adjoins && end <= last_) return;
@@ -153,10 +119,8 @@ class SparseConv2d {
     }
 
     const SparseConv2d& c_;
-    const int64_t rows_;
     SparsePanels::Filler fill_;
-    int32_t* const distance_;  // null: looked up again and again
-    std::vector<bool> known_;  // the shares whose distances are
+    SparseSums::Distances distances_;
     float* x_;
     int64_t panel_ = -1, first_ = 0, last_ = 0;  // that x holds, with channels [first, last)
   };
@@ -169,10 +133,12 @@ class SparseConv2d {
         lanes == 1 ? std::min(layout_.rows, a_.y.height - panel % layout_.down * layout_.rows) : layout_.rows;
     const int64_t stride = odd_lines(vectors(layout_.tile_rows) * run_.lanes);
     float* const sums = scratch.reserve((end - begin) * stride);
+    const bool ends = !a_.residual;  // else ReLU follows where the sums are written
     const auto accumulate_all = [&](const float* from, int64_t floats, float* to) {
       for (int64_t i = 0; i < floats; i += tile * lanes)
-        accumulate(begin, end, from + i, distance, int(std::min(tile * lanes, floats - i) / run_.lanes), to + i,
-                   stride);
+        sums_(begin, end, distance,
+              {from + i, to + i, stride, int(std::min(tile * lanes, floats - i) / run_.lanes), 1, a_.scale, a_.bias,
+               a_.relu && ends, ends ? a_.cap : std::numeric_limits<float>::infinity(), nullptr, 0});
     };
     for (int64_t row = 0; row < height; row += layout_.tile_rows) {
       const int64_t rows = std::min(layout_.tile_rows, height - row);
@@ -186,37 +152,15 @@ class SparseConv2d {
     }
   }
 
-  void accumulate(int64_t begin, int64_t end, const float* x, const int32_t* distance, int vectors, float* sums,
-                  int64_t stride) const {
-    const SparsePrepack& w = a_.weight;
-    const int64_t per_group = a_.y.channels / a_.groups, inputs = a_.x.channels / a_.groups;
-    for (int64_t b = 0; b < w.blocks(); ++b) {
-      const int32_t* const count = w.count + b * w.rows;
-      int64_t at = std::accumulate(count, count + begin, w.start[b]);
-      for (int64_t row = begin; row < end;) {
-        const int64_t group = row / per_group, stop = std::min(end, (group + 1) * per_group);
-        run_.accumulate({x + (group * inputs + b * w.block / taps_) * panels_.channel(),
-                         distance ? distance + at : nullptr, offset_.data(), count + row, w.index + at, w.values + at,
-                         sums + (row - begin) * stride, stride, stop - row, a_.scale ? a_.scale + row : nullptr,
-                         a_.bias ? a_.bias + row : nullptr, vectors, b == 0, b == w.blocks() - 1,
-                         a_.relu && !a_.residual, a_.residual ? std::numeric_limits<float>::infinity() : a_.cap});
-        for (; row < stop && stop < end; ++row) at += count[row];  // of which the last group has no need
-        row = stop;
-      }
-    }
-  }
-
   const SparseConv2dArgs& a_;
   const Parallel& parallel_;
   const BehindImages& behind_;
   SparseConv2dKernels run_;
   const Phases rows_, columns_;
-  const int64_t taps_;
   const SparseLayout layout_;
   const bool stream_;
   const SparsePanels panels_;
-  std::vector<int64_t> offset_;
-  int64_t reach_ = 0;  // the largest offset
+  const SparseSums sums_;
 };
 
 }  // namespace

@@ -7,26 +7,32 @@
 namespace lcs {
 
 // Sums of `rows` rows of one block of the weight, over a tile of `vectors` vectors of positions:
-// acc[row * acc_stride + position] = start + sum over the row's values of value * x[distance + position].
+// acc[row * acc_stride + position] = start + sum over the row's values of value * x[distance + step * position].
 struct SparseTile {
   const float* x;
-  const int32_t* distance;  // of each value; null: offset[index]
-  const int64_t* offset;
-  const int32_t* count;
-  const uint16_t* index;
-  const float* values;
   float* acc;
-  int64_t acc_stride, rows;
-  const float *scale, *bias;  // of each row; null: 1 and 0
+  int64_t acc_stride;
   int vectors;
-  bool first, last;  // start is 0, or the bias of no scale, else what acc holds; `last`: scale, bias and ReLU follow
+  int step;                   // vectors of x from one of acc to the next: 1 or 2
+  const float *scale, *bias;  // of each row; null: 1 and 0
   bool relu;
-  float cap;  // that ReLU ends at
+  float cap;              // that ReLU ends at
+  const float* residual;  // added before ReLU; laid out as acc but for its stride; null: none
+  int64_t residual_stride;
+  const int32_t* distance = nullptr;  // of each value; null: offset[index]
+  const int64_t* offset = nullptr;
+  const int32_t* count = nullptr;
+  const uint16_t* index = nullptr;
+  const float* values = nullptr;
+  int64_t rows = 0;
+  int64_t block = 0, blocks = 1;  // the first one's start is 0, or the bias of no scale, and the others' is what acc
+                                  // holds; behind the last follow scale, bias, residual and ReLU
 };
 
 struct SparseConv2dKernels {
   int lanes, max_vectors;
-  int stream_lanes;  // that are stored past the caches at once
+  int ordered_vectors;  // tiles of at least so many add a row's values up in their order
+  int stream_lanes;     // that are stored past the caches at once
   void (*accumulate)(const SparseTile& tile);
   void (*load)(const BlockCopy& copy);        // to float32
   void (*store)(const BlockCopy& copy);       // from float32

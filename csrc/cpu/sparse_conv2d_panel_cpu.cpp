@@ -9,34 +9,11 @@
 namespace lcs {
 namespace {
 
-constexpr int64_t kSquare = 8;  // lanes and columns of a LaneSquare
-
 int64_t place(const Images& t, int64_t image, int64_t channel, int64_t row, int64_t column) {
   return image * t.image_stride + channel * t.channel_stride + row * t.row_stride + column * t.column_stride;
 }
 
 void* at(const Images& t, DType dtype, int64_t place) { return static_cast<char*>(t.data) + size_of(dtype) * place; }
-
-// Channels last: copies all channels of one square after the other, kSquare of them at a time.
-void each_channel_square(const std::vector<LaneSquare>& squares, LaneCopy copy, int64_t channels,
-                         void (*run)(const LaneCopy&)) {
-  const int64_t whole = channels / kSquare, rest = channels % kSquare;
-  LaneCopy tail = copy;
-  tail.rows = advance(copy.rows, whole * kSquare, copy.dtype);
-  tail.residual = advance(copy.residual, whole * kSquare, copy.dtype);
-  tail.panel += whole * copy.panel_stride, tail.repeats = 1;
-  copy.repeats = whole;
-  for (const LaneSquare& square : squares) {
-    copy.squares = &square;
-    run(copy);
-    if (rest == 0) continue;
-    LaneSquare last = square;
-    last.columns = rest;
-    for (uint8_t& bits : last.exist) bits &= uint8_t((1 << rest) - 1);
-    tail.squares = &last;
-    run(tail);
-  }
-}
 
 }  // namespace
 
@@ -100,7 +77,7 @@ void SparsePanels::fill_rows(int64_t panel, int64_t begin, int64_t end, float* t
 
 // What each channel of a panel is copied from; or, channels last, each 8 channels.
 void SparsePanels::squares_of_x(int64_t panel, std::vector<LaneSquare>& squares) const {
-  const int64_t vertical = a_.vertical.stride, horizontal = a_.horizontal.stride, width = x_last() ? 1 : kSquare;
+  const int64_t vertical = a_.vertical.stride, horizontal = a_.horizontal.stride, width = x_last() ? 1 : kLaneSquare;
   squares.clear();
   std::vector<Lane> lanes(layout_.lanes);
   for (int64_t l = 0; l < layout_.lanes; ++l) lanes[l] = lane(panel, l);
@@ -108,12 +85,12 @@ void SparsePanels::squares_of_x(int64_t panel, std::vector<LaneSquare>& squares)
     for (size_t j = 0; j < columns_.used.size(); ++j)
       for (int64_t row = 0; row < layout_.rows + rows_.reach; ++row)
         for (int64_t column = 0; column < pitch_; column += width)
-          for (int64_t first = 0; first < layout_.lanes; first += kSquare) {
+          for (int64_t first = 0; first < layout_.lanes; first += kLaneSquare) {
             const int64_t columns = std::min(width, pitch_ - column);
             LaneSquare& s = squares.emplace_back();
             s.panel = int64_t(i * columns_.used.size() + j) * plane_ + (row * pitch_ + column) * layout_.lanes + first;
-            s.columns = x_last() ? kSquare : columns;
-            for (int64_t l = 0; l < kSquare; ++l) {
+            s.columns = x_last() ? kLaneSquare : columns;
+            for (int64_t l = 0; l < kLaneSquare; ++l) {
               const Lane& lane = lanes[first + l];
               const int64_t at = (lane.row + row) * vertical + rows_.used[i] - a_.vertical.padding,
                             left = (lane.column + column) * horizontal + columns_.used[j] - a_.horizontal.padding;
@@ -139,7 +116,7 @@ void SparsePanels::fill_lanes(const std::vector<LaneSquare>& squares, int64_t be
                 a_.dtype};
   if (!x_last()) return run_.load_lanes(copy);
   copy.step = 1, copy.panel_step = channel_, copy.count = 1;
-  copy.stride = kSquare, copy.panel_stride = kSquare * channel_;
+  copy.stride = kLaneSquare, copy.panel_stride = kLaneSquare * channel_;
   each_channel_square(squares, copy, end - begin, run_.load_lanes);
 }
 
@@ -182,25 +159,25 @@ void SparsePanels::write_rows(int64_t panel, int64_t begin, int64_t end, int64_t
         {sums + i * pitch_, to(begin, row0 + i), stride, 1, a_.y.column_stride, end - begin, width, a_.dtype, true});
 }
 
-// What rows [row, row + rows) of all blocks are copied to, in channel 0; or, channels last, in the first kSquare.
+// What rows [row, row + rows) of all blocks are copied to, in channel 0; or, channels last, in the first kLaneSquare.
 std::vector<LaneSquare> SparsePanels::squares_of_y(int64_t panel, int64_t row, int64_t rows) const {
   std::vector<LaneSquare> squares;
-  for (int64_t first = 0; first < layout_.lanes; first += kSquare) {
-    Lane lanes[kSquare];
-    for (int64_t l = 0; l < kSquare; ++l) lanes[l] = lane(panel, first + l);
+  for (int64_t first = 0; first < layout_.lanes; first += kLaneSquare) {
+    Lane lanes[kLaneSquare];
+    for (int64_t l = 0; l < kLaneSquare; ++l) lanes[l] = lane(panel, first + l);
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t next = 0, columns; next < layout_.columns; next += columns) {
-        columns = y_last() ? 1 : std::min(kSquare, layout_.columns);
+        columns = y_last() ? 1 : std::min(kLaneSquare, layout_.columns);
         const int64_t column = std::min(next, layout_.columns - columns);  // whole squares, if the last two overlap
         LaneSquare& s = squares.emplace_back();
         s.panel = (i * layout_.columns + column) * layout_.lanes + first;
-        s.columns = y_last() ? kSquare : columns;
-        for (int64_t l = 0; l < kSquare; ++l) {
+        s.columns = y_last() ? kLaneSquare : columns;
+        for (int64_t l = 0; l < kLaneSquare; ++l) {
           const Lane& at = lanes[l];
           const bool inside = at.exists && at.row + row + i < a_.y.height;
           s.row[l] = place(a_.y, at.image, 0, at.row + row + i, at.column + column);
           const int64_t there = inside ? std::clamp<int64_t>(a_.y.width - at.column - column, 0, columns) : 0;
-          s.exist[l] = uint8_t((1 << (y_last() ? there * kSquare : there)) - 1);
+          s.exist[l] = uint8_t((1 << (y_last() ? there * kLaneSquare : there)) - 1);
         }
       }
   }
@@ -225,7 +202,7 @@ void SparsePanels::write_lanes(int64_t panel, int64_t begin, int64_t end, int64_
                 a_.cap};
   if (!y_last()) return run_.store_lanes(copy);
   copy.panel_step = stride, copy.count = 1;
-  copy.stride = kSquare, copy.panel_stride = kSquare * stride;
+  copy.stride = kLaneSquare, copy.panel_stride = kLaneSquare * stride;
   each_channel_square(squares, copy, end - begin, run_.store_lanes);
 }
 

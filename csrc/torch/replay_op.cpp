@@ -1,112 +1,143 @@
-#include <bit>
-#include <type_traits>
+#include <algorithm>
+#include <array>
+#include <utility>
 
-#include "replay_binding.h"
+#include "images_binding.h"
+#include "lcs/sparse_conv2d_lanes.h"
+#include "replay_code.h"
+#include "replay_values.h"
 
+namespace lcs::binding {
 namespace {
 
-using namespace lcs::binding;
-constexpr const char* kReplay = "replay";
+constexpr int64_t kMostBorder = 8;  // of images in lanes, which all of them have around them
 
-template <class T>
-constexpr bool kIsVector = false;
-template <class T>
-constexpr bool kIsVector<std::vector<T>> = true;
-template <class T>
-constexpr bool kIsOptional = false;
-template <class T>
-constexpr bool kIsOptional<std::optional<T>> = true;
+template <size_t... i>
+AnyCall read_call(Code& code, int64_t op, std::index_sequence<i...>) {
+  using Read = AnyCall (*)(Code&);
+  constexpr Read kReads[] = {[](Code& c) { return AnyCall(std::in_place_index<i>, c); }...};
+  STD_TORCH_CHECK(op >= 0 && op < int64_t(sizeof...(i)), kReplay, ": there is no op ", op);
+  return kReads[op](code);
+}
 
-// Reads the code from its beginning to its end. A tensor is 2 * i, the value i, or 2 * i + 1, the constant i; what may
-// be absent follows a 1, or is a 0; elements follow their number.
-class Reader {
+// Runs the steps. What sparse convolutions alone read stays in lanes from one to the next.
+class Replay {
  public:
-  Reader(const Tensor& code, std::vector<Tensor> inputs, const std::vector<Tensor>& constants)
-      : constants_(constants), values_(inputs.begin(), inputs.end()) {
-    STD_TORCH_CHECK(code.is_cpu() && code.is_contiguous() && code.dim() == 1 && code.scalar_type() == ScalarType::Long,
-                    kReplay, ": code must be a contiguous vector of int64 on the CPU, got shape ", shape_of(code));
-    next_ = static_cast<const int64_t*>(code.const_data_ptr());
-    end_ = next_ + code.numel();
+  Replay(std::vector<Tensor> inputs, const std::vector<Tensor>& constants, const Steps& steps)
+      : values_(std::move(inputs), constants), border_(values_.size() + steps.all.size(), kNoLanes) {
+    for (const Step& step : steps.all)
+      if (const auto* conv = std::get_if<SparseConv2dStep>(&step.call)) plan(*conv);
   }
 
-  template <class T>
-  T read() {
-    if constexpr (kIsOptional<T>) {
-      if (number() == 0) return std::nullopt;
-      return read<typename T::value_type>();
-    } else if constexpr (kIsVector<T>) {
-      T all;
-      for (int64_t left = number(); left > 0; --left) all.push_back(read<typename T::value_type>());
-      return all;
-    } else if constexpr (std::is_same_v<T, Tensor>) {
-      return tensor(number());
-    } else if constexpr (std::is_same_v<T, double>) {
-      return std::bit_cast<double>(number());
-    } else {
-      return T(number());
-    }
+  void run(const Step& step) {
+    std::visit([&](const auto& call) { run(call); }, step.call);
+    for (const int64_t value : step.drops) values_.drop(value);
   }
 
-  bool at_end() const { return next_ == end_; }
-  void add(Tensor value) { values_.push_back(std::move(value)); }
-  void drop(int64_t value) {
-    STD_TORCH_CHECK(value >= 0 && value < int64_t(values_.size()), kReplay, ": there is no value ", value);
-    values_[size_t(value)].reset();
-  }
+  Tensor result(Place place) { return values_.tensor(place); }
 
  private:
-  int64_t number() {
-    STD_TORCH_CHECK(next_ != end_, kReplay, ": the code ends within a step");
-    return *next_++;
+  static constexpr int64_t kNoLanes = -1;
+
+  // The arguments that say whether a step can take lanes.
+  struct Conv {
+    const Place& x;
+    const std::vector<int64_t>&stride, &padding;
+    const std::optional<Place>& residual;
+
+    explicit Conv(const SparseConv2dStep& step)
+        : x(std::get<0>(step.given)),
+          stride(std::get<5>(step.given)),
+          padding(std::get<6>(step.given)),
+          residual(std::get<14>(step.given)) {}
+
+    int64_t border() const { return padding.empty() ? 0 : *std::max_element(padding.begin(), padding.end()); }
+    bool could_take_lanes() const { return !x.is_constant() && border() <= kMostBorder; }
+  };
+
+  void plan(const SparseConv2dStep& step) {
+    const Conv conv(step);
+    const auto needs = [&](Place place, int64_t border) {
+      if (!place.is_constant() && place.index() < border_.size())
+        border_[place.index()] = std::max(border_[place.index()], border);
+    };
+    if (!conv.could_take_lanes()) return;
+    needs(conv.x, conv.border());
+    if (conv.residual) needs(*conv.residual, 0);
   }
 
-  const Tensor& tensor(int64_t place) const {
-    const auto i = size_t(place / 2);
-    const bool is_constant = place % 2 != 0;
-    STD_TORCH_CHECK(place >= 0 && i < (is_constant ? constants_.size() : values_.size()), kReplay, ": there is no ",
-                    is_constant ? "constant " : "value ", i);
-    if (is_constant) return constants_[i];
-    STD_TORCH_CHECK(values_[i], kReplay, ": value ", i, " was dropped");
-    return *values_[i];
+  template <class Call>
+  void run_alone(const Call& call) {
+    values_.add(first(call.run([&](Place place) { return values_.tensor(place); })));
+  }
+  template <class Call>
+  void run(const Call& call) {
+    run_alone(call);
   }
 
-  const std::vector<Tensor>& constants_;
-  std::vector<std::optional<Tensor>> values_;
-  const int64_t *next_, *end_;
+  void run(const SparseConv2dStep& step) {
+    const Conv conv(step);
+    const bool goes_on = border_[values_.size()] != kNoLanes,
+               comes = values_.has_lanes(conv.x) || (conv.residual && values_.has_lanes(*conv.residual));
+    if (!(conv.could_take_lanes() && (goes_on || comes) && ran_in_lanes(step, conv))) run_alone(step);
+  }
+
+  bool ran_in_lanes(const SparseConv2dStep& step, const Conv& conv) {
+    SparseConv2dCall call(kSparseConv2d, values_.kind(kSparseConv2d, conv.x),
+                          given(step, std::make_index_sequence<13>()));
+    if (!sparse_conv2d_takes_lanes(call.args)) return false;
+    std::optional<LaneImages> residual;
+    if (conv.residual) {
+      if (conv.residual->is_constant()) return false;
+      const ImagesKind kind = values_.kind(kSparseConv2d, *conv.residual);
+      if (kind.size != call.y.size || kind.type != call.y.type || kind.last != call.y.last) return false;
+      residual = values_.lanes(*conv.residual, border_[conv.residual->index()]);
+    }
+    const LaneImages x = values_.lanes(conv.x, border_[conv.x.index()]),
+                     y = values_.add_lanes(call.y, std::max<int64_t>(border_[values_.size()], 0));
+    const SparseConv2dArgs& a = call.args;
+    sparse_conv2d_lanes({x, y, a.vertical, a.horizontal, a.groups, a.weight, a.scale, a.bias, a.relu, a.cap,
+                         residual ? &*residual : nullptr},
+                        parallel);
+    return true;
+  }
+
+  template <size_t... i>
+  SparseConv2dGiven given(const SparseConv2dStep& step, std::index_sequence<i...>) {
+    const auto tensor = [&](Place place) { return values_.tensor(place); };
+    return {step.argument<i + 1>(tensor)...};  // all but x, the first, and the residual, the last
+  }
+
+  static Tensor first(Tensor made) { return made; }
+  static Tensor first(std::tuple<Tensor, Tensor> made) { return std::get<0>(std::move(made)); }
+
+  ReplayValues values_;
+  std::vector<int64_t> border_;  // that every value needs in lanes; kNoLanes: no step would take it so
 };
-
-Tensor first(Tensor made) { return made; }
-Tensor first(std::tuple<Tensor, Tensor> made) { return std::get<0>(std::move(made)); }
-
-template <class Result, class... Given>
-Tensor call(Result (*op)(Given...), Reader& reader) {
-  std::tuple<Given...> given{reader.read<Given>()...};  // in this order
-  return first(std::apply(op, std::move(given)));
-}
-
-template <auto kOp>
-Tensor step(Reader& reader) {
-  return call(kOp, reader);
-}
-
-// In the order of the ops' names in Python.
-constexpr Tensor (*kSteps[])(Reader&) = {step<sparse_conv2d_cpu>, step<sparse_conv2d_norm_cpu>, step<width_conv2d_cpu>,
-                                         step<width_conv2d_norm_cpu>, step<line_norm_cpu>};
 
 std::vector<Tensor> replay_cpu(std::vector<Tensor> inputs, std::vector<Tensor> constants, Tensor code,
                                std::vector<int64_t>) {
-  Reader reader(code, std::move(inputs), constants);
-  for (auto left = reader.read<int64_t>(); left > 0; --left) {
-    const auto op = reader.read<int64_t>();
-    STD_TORCH_CHECK(op >= 0 && op < int64_t(std::size(kSteps)), kReplay, ": there is no op ", op);
-    reader.add(kSteps[op](reader));
-    for (const int64_t value : reader.read<std::vector<int64_t>>()) reader.drop(value);
-  }
-  std::vector<Tensor> made = reader.read<std::vector<Tensor>>();
-  STD_TORCH_CHECK(reader.at_end(), kReplay, ": the code goes on behind its last step");
+  const Steps steps(code);
+  Replay replay(std::move(inputs), constants, steps);
+  for (const Step& step : steps.all) replay.run(step);
+  std::vector<Tensor> made;
+  for (const Place place : steps.results) made.push_back(replay.result(place));
   return made;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) { m.impl("replay", TORCH_BOX(&replay_cpu)); }
+Steps::Steps(const Tensor& given) {
+  Code code(given);
+  for (auto left = code.read<int64_t>(); left > 0; --left) {
+    const auto op = code.read<int64_t>();
+    AnyCall call = read_call(code, op, std::make_index_sequence<std::variant_size_v<AnyCall>>());
+    all.push_back({std::move(call), code.read<std::vector<int64_t>>()});
+  }
+  results = code.read<std::vector<Place>>();
+  STD_TORCH_CHECK(code.at_end(), kReplay, ": the code goes on behind its last step");
+}
+
+}  // namespace lcs::binding
+
+STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) { m.impl("replay", TORCH_BOX(&lcs::binding::replay_cpu)); }

@@ -4,18 +4,42 @@
 
 namespace lcs::binding {
 
-// A sparse convolution's arguments, checked, with its result, which is yet to be computed, and what they read.
-struct SparseConv2dCall {
-  bool last;  // x and y: channels last, else NCHW
-  Tensor x, y;
-  Prepacked weight;
-  SparseConv2dArgs args;
+constexpr const char* kSparseConv2d = "sparse_conv2d";
+
+// What a sparse convolution is given besides its images.
+struct SparseConv2dGiven {
+  Tensor mask_bits, values;
+  std::vector<int64_t> weight_shape;
+  std::optional<Tensor> bias;
+  std::vector<int64_t> stride, padding, dilation;
+  int64_t groups;
+  bool relu;
+  int64_t block;
+  std::vector<Tensor> prepack;
+  std::optional<Tensor> scale;
+  std::optional<double> cap;
 };
 
-SparseConv2dCall sparse_conv2d_call(const char* op, const Tensor& x, const Tensor& mask_bits, const Tensor& values,
-                                    const std::vector<int64_t>& weight_shape, const std::optional<Tensor>& bias,
-                                    const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                                    const std::vector<int64_t>& dilation, int64_t groups, bool relu, int64_t block,
-                                    const std::vector<Tensor>& prepack);
+// Of images: their sizes, dtype, and whether they are channels last, else NCHW.
+struct ImagesKind {
+  std::vector<int64_t> size;
+  ScalarType type;
+  bool last;
+};
+
+ImagesKind images_kind(const char* op, const Tensor& x);
+
+// A sparse convolution's arguments, checked, with what they read. Its images have sizes and strides, but no data.
+struct SparseConv2dCall {
+  ImagesKind x, y;
+  SparseConv2dGiven given;
+  Prepacked weight;
+  SparseConv2dArgs args;
+
+  SparseConv2dCall(const char* op, const ImagesKind& x, SparseConv2dGiven given);
+
+  // The result, which is yet to be computed, of `images`, which take their places in `args`.
+  Tensor result_of(Tensor& images);
+};
 
 }  // namespace lcs::binding

@@ -14,15 +14,17 @@ Tensor sparse_conv2d_norm_cpu(Tensor x, Tensor mask_bits, Tensor values, std::ve
                               std::optional<Tensor> weight0, std::optional<Tensor> weight1, std::optional<Tensor> bias0,
                               std::optional<Tensor> bias1, std::optional<Tensor> alpha, std::optional<Tensor> residual,
                               int64_t norm_groups, double eps, bool relu) {
-  for (auto* vector : {&bias, &weight0, &weight1, &bias0, &bias1}) make_contiguous(*vector);
+  for (auto* vector : {&weight0, &weight1, &bias0, &bias1}) make_contiguous(*vector);
   const std::optional<Tensor> none;
-  SparseConv2dCall conv = sparse_conv2d_call(kSparseConv2dNorm, x, mask_bits, values, weight_shape, bias, stride,
-                                             padding, dilation, groups, false, block, prepack);
-  NormBehind norm = norm_behind(kSparseConv2dNorm, sizes_of(conv.y), x.scalar_type(), conv.last,
+  SparseConv2dCall conv(kSparseConv2dNorm, images_kind(kSparseConv2dNorm, x),
+                        {mask_bits, values, weight_shape, bias, stride, padding, dilation, groups, false, block,
+                         prepack, none, std::nullopt});
+  Tensor y = conv.result_of(x);
+  NormBehind norm = norm_behind(kSparseConv2dNorm, conv.y.size, conv.y.type, conv.y.last,
                                 {weight0, weight1, bias0, bias1, alpha, none, none}, residual, norm_groups, eps, relu);
-  norm.args.x = norm.args.y = conv.y.mutable_data_ptr();
+  norm.args.x = norm.args.y = y.mutable_data_ptr();
   lcs::sparse_conv2d_norm({conv.args, norm.args}, parallel);
-  return conv.y;
+  return y;
 }
 
 }  // namespace lcs::binding

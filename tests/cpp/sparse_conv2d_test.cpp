@@ -1,11 +1,12 @@
 // Equal to a loop over dense integers, whose float32 sums are exact, on every instruction set and for every way to
-// split the work; a page that faults lies next to each array.
+// split the work, and with images in lanes; a page that faults lies next to each array.
 #include "lcs/sparse_conv2d.h"
 
 #include <algorithm>
 #include <limits>
 
 #include "conv_case.h"
+#include "lcs/sparse_conv2d_lanes.h"
 
 namespace {
 
@@ -38,6 +39,9 @@ constexpr Case kCases[] = {
     {9, 2, 7, 6, 3, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},        // many panels
     {2, 1, 120, 120, 150, 1, {1, 0, 1, 1}, {1, 0, 1, 1}},  // written past the caches
     {16, 2, 7, 7, 3, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},       // whole vectors of images
+    {16, 5, 3, 30, 4, 1, {1, 2, 2, 3}, {1, 3, 1, 7}},      // the same, tiles of a row, padding of two kinds
+    {32, 6, 9, 20, 9, 3, {2, 1, 1, 3}, {2, 0, 1, 3}},      // whole vectors of several groups of images, strided
+    {16, 3, 6, 8, 20, 1, {3, 0, 1, 1}, {1, 0, 1, 1}},      // the same, few rows
     {3, 2, 7, 7, 9, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},        // vectors of rows, of several images
     {1, 2, 15, 13, 9, 1, {2, 1, 1, 3}, {2, 1, 1, 3}},      // the same, strided
     {1, 12, 15, 30, 40, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},    // blocks of an image
@@ -59,6 +63,51 @@ std::vector<float> convolved(const Case& c, const SparseConv2dArgs& a, const std
              found[size_t(i)] = std::min(a.relu && y < 0.0f ? 0.0f : y, a.cap);
            });
   return found;
+}
+
+// Images in lanes, and the memory that they take.
+class Lanes {
+ public:
+  Lanes(const Images& t, int64_t border, Guard guard)
+      : images(lane_images(t.n, t.channels, t.height, t.width, border)), memory_(images.floats() * 4, guard) {
+    images.data = memory_.as<float>();
+    std::fill_n(images.data, images.floats(), std::numeric_limits<float>::quiet_NaN());
+  }
+
+  bool has_zeros_around() const {
+    bool zeros = true;
+    const int64_t b = images.border;
+    for (int64_t row = -b; row < images.height + b; ++row)
+      for (int64_t column = -b; column < images.width + b; ++column)
+        if (row < 0 || row >= images.height || column < 0 || column >= images.width)
+          for (int64_t at = 0; at < images.groups * images.channels * images.lanes; ++at)
+            zeros &= images.at(at / images.lanes / images.channels, at / images.lanes % images.channels, row,
+                               column)[at % images.lanes] == 0.0f;
+    return zeros;
+  }
+
+  LaneImages images;
+
+ private:
+  Guarded memory_;
+};
+
+int in_lanes = 0;  // how many cases were
+
+void convolve_in_lanes(const SparseConv2dArgs& a, const Parallel& parallel, Guard guard) {
+  const Lanes x(a.x, std::max(a.vertical.padding, a.horizontal.padding), guard), y(a.y, 2, guard),
+      residual(a.y, 1, guard);
+  Images added = a.y;
+  added.data = const_cast<void*>(a.residual);
+  to_lanes(a.x, a.dtype, x.images, parallel);
+  CHECK(x.has_zeros_around());
+  if (a.residual) to_lanes(added, a.dtype, residual.images, parallel);
+  sparse_conv2d_lanes({x.images, y.images, a.vertical, a.horizontal, a.groups, a.weight, a.scale, a.bias, a.relu, a.cap,
+                       a.residual ? &residual.images : nullptr},
+                      parallel);
+  CHECK(y.has_zeros_around());
+  from_lanes(y.images, a.y, a.dtype, parallel);
+  ++in_lanes;
 }
 
 // Sums stay below 256 where the dtype is bfloat16, which then holds them.
@@ -89,9 +138,13 @@ void check(const Case& c, DType dtype, int percent, int64_t channels, bool last,
   for (const Isa isa : isas())
     for (const Parallel& parallel : ways()) {
       set_max_isa(isa);
-      std::memset(y.as(), 0xff, size_t(outputs * size_of(dtype)));
-      sparse_conv2d(args, parallel);
-      for (int64_t i = 0; i < outputs; ++i) CHECK(get(y.as(), i, dtype) == wanted[i]);
+      const auto check_made = [&](const auto& make) {
+        std::memset(y.as(), 0xff, size_t(outputs * size_of(dtype)));
+        make();
+        for (int64_t i = 0; i < outputs; ++i) CHECK(get(y.as(), i, dtype) == wanted[i]);
+      };
+      check_made([&] { sparse_conv2d(args, parallel); });
+      if (sparse_conv2d_takes_lanes(args)) check_made([&] { convolve_in_lanes(args, parallel, guard); });
     }
 }
 
@@ -106,4 +159,5 @@ int main() {
         check(c, DType::float32, 61, 2, last, guard);
         check(c, DType::bfloat16, c.in > 20 ? 5 : 30, c.in + 1, last, guard);
       }
+  CHECK(in_lanes > 0 || isas().back() == Isa::scalar);
 }

@@ -66,6 +66,40 @@ def test_other_inputs_give_the_bits_of_the_ops_one_by_one(dtype, layout, isa):
     assert all(map(torch.equal, again, run(*given)))
 
 
+def batched(x, residual):
+    """Sparse convolutions after each other, whose results others read, too, or leave the call."""
+    a = sparse_conv2d(x, WEIGHTS[0], VECTORS[0], 1, 1, scale=VECTORS[1], relu=True)
+    b = sparse_conv2d(a, WEIGHTS[1], None, 1, 1, residual=residual, relu=True, cap=2.5)
+    c = sparse_conv2d(b, WEIGHTS[2], None, 2, 3, 2, 2)
+    d = sparse_conv2d(b, WEIGHTS[3], VECTORS[0], (3, 2), residual=sparse_conv2d(a, WEIGHTS[3], None, (3, 2)))
+    e = sparse_conv2d(width_conv2d(b, FULL, 8, padding=1), WEIGHTS[1], None, 1, 1, residual=a)
+    f = sparse_conv2d(e, WEIGHTS[1], None, (1, 3), 12, residual=None)
+    return b, c, d, sparse_conv2d(f, WEIGHTS[3], None, 1, 0), e
+
+
+WEIGHTS = [float_weight(shape) for shape in ((8, 3, 3, 3), (8, 8, 3, 3), (6, 4, 3, 3), (8, 8, 1, 1))]
+VECTORS = torch.randn(8), torch.rand(8)
+FULL = WidthWeight(torch.randn(8, 8, 3, 3))
+
+
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize(
+    ("n", "size"), [(16, (9, 13)), (32, (20, 29)), (48, (7, 6)), (8, (16, 7)), (16, (5, 4)), (0, (9, 13))]
+)
+def test_images_by_the_vector_give_the_same_bits(n, size, layout, isa):
+    def inputs():
+        return [torch.randn(n, c, *size).contiguous(memory_format=layout) for c in (3, 8)]
+
+    first = inputs()
+    batched(*first)
+    with Recorder() as recorder:
+        results = batched(*first)
+    recording = Recording.of([call for call in recorder.calls if call.can_replay], first, results)
+    for given in (first, inputs()):
+        for other, expected in zip(replay(given, recording), batched(*given), strict=True):
+            assert torch.equal(other, expected) and other.stride() == expected.stride()
+
+
 def test_nothing_that_is_recorded_is_written_to():
     given = inputs()
     _, recording = recorded(network(), *given)

@@ -1,0 +1,27 @@
+#pragma once
+#include <cstdint>
+
+#include "lcs/lane_images.h"
+#include "lcs/sparse_conv2d.h"
+
+namespace lcs {
+
+// sparse_conv2d of images in lanes: the same results, bit by bit.
+struct SparseConv2dLanesArgs {
+  LaneImages x, y;  // x is only read; its border is at least the padding
+  Axis vertical, horizontal;
+  int64_t groups;
+  SparsePrepack weight;
+  const float *scale, *bias;
+  bool relu;
+  float cap;
+  const LaneImages* residual;  // null: none
+};
+
+// Whether there is a way for these arguments, whose data is not looked at.
+bool sparse_conv2d_takes_lanes(const SparseConv2dArgs& args);
+
+// Writes y with its border.
+void sparse_conv2d_lanes(const SparseConv2dLanesArgs& args, const Parallel& parallel);
+
+}  // namespace lcs

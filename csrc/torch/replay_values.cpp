@@ -1,0 +1,67 @@
+#include "replay_values.h"
+
+#include "images_binding.h"
+
+namespace lcs::binding {
+
+ReplayValues::ReplayValues(std::vector<Tensor> inputs, const std::vector<Tensor>& constants) : constants_(constants) {
+  for (Tensor& input : inputs) add(std::move(input));
+}
+
+void ReplayValues::drop(int64_t value) {
+  STD_TORCH_CHECK(value >= 0 && value < int64_t(values_.size()), kReplay, ": there is no value ", value);
+  values_[size_t(value)] = {};
+}
+
+ReplayValues::Value& ReplayValues::value(Place place) {
+  STD_TORCH_CHECK(place.at >= 0 && place.index() < values_.size(), kReplay, ": there is no value ", place.at / 2);
+  Value& found = values_[place.index()];
+  STD_TORCH_CHECK(found.tensor || found.lanes, kReplay, ": value ", place.index(), " was dropped");
+  return found;
+}
+
+const Tensor& ReplayValues::tensor(Place place) {
+  if (place.at >= 0 && place.is_constant()) {
+    STD_TORCH_CHECK(place.index() < constants_.size(), kReplay, ": there is no constant ", place.index());
+    return constants_[place.index()];
+  }
+  Value& found = value(place);
+  if (!found.tensor) {
+    const ImagesKind& kind = found.lanes->kind;
+    Tensor made = empty_images(kind.size, kind.type, kind.last);
+    from_lanes(found.lanes->images, images(made, made.mutable_data_ptr(), kind.last), DType::float32, parallel);
+    found.tensor = std::move(made);
+  }
+  return *found.tensor;
+}
+
+ImagesKind ReplayValues::kind(const char* op, Place place) {
+  return has_lanes(place) ? value(place).lanes->kind : images_kind(op, tensor(place));
+}
+
+const LaneImages& ReplayValues::lanes(Place place, int64_t border) {
+  Value& found = value(place);
+  if (!found.lanes) {
+    Lanes made = empty_lanes(images_kind(kReplay, *found.tensor), border);
+    const Tensor from = made.kind.last ? *found.tensor : torch::stable::contiguous(*found.tensor);
+    to_lanes(images(from, const_cast<void*>(from.const_data_ptr()), made.kind.last), DType::float32, made.images,
+             parallel);
+    found.lanes = std::move(made);
+  }
+  return found.lanes->images;
+}
+
+LaneImages ReplayValues::add_lanes(const ImagesKind& kind, int64_t border) {
+  values_.push_back({std::nullopt, empty_lanes(kind, border)});
+  return values_.back().lanes->images;
+}
+
+ReplayValues::Lanes ReplayValues::empty_lanes(const ImagesKind& kind, int64_t border) {
+  LaneImages images = lane_images(kind.size[0], kind.size[1], kind.size[2], kind.size[3], border);
+  const int64_t floats = images.floats(), step = 1;
+  Tensor memory = empty_strided({&floats, 1}, {&step, 1}, int32_t(ScalarType::Float));
+  images.data = static_cast<float*>(memory.mutable_data_ptr());
+  return {images, std::move(memory), kind};
+}
+
+}  // namespace lcs::binding
