@@ -41,6 +41,15 @@ struct LaneCopy {
   float floor = 0, cap = 0;
 };
 
+// Copies `vectors` vectors of `channels` channels, `stride` floats apart, lane by lane from others: lane l is what
+// `lanes` says of it, or 0 where that is -1.
+struct LaneShare {
+  const float* from;
+  float* to;
+  const int32_t* lanes;
+  int64_t vectors, channels, stride;
+};
+
 // Channels last: copies all channels of one square after the other, kLaneSquare of them at a time.
 inline void each_channel_square(const std::vector<LaneSquare>& squares, LaneCopy copy, int64_t channels,
                                 void (*run)(const LaneCopy&)) {

@@ -1,32 +1,50 @@
 #include "lcs/lane_images.h"
 
 #include <algorithm>
+#include <array>
 #include <vector>
 
-#include "dispatch.h"
+#include "lcs/isa.h"
 #include "sparse_conv2d_kernels.h"
 #include "walk.h"
 
 namespace lcs {
 namespace {
 
-SparseConv2dKernels kernels() {
-  return best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels);
+constexpr double kLeastUse = 0.75;      // of the lanes
+constexpr double kNarrowVector = 0.75;  // time that one of half the lanes takes
+constexpr double kShared = 0.25;        // time that a position of the border takes, relative to one of a block
+
+std::vector<int64_t> divisors(int64_t n) {
+  std::vector<int64_t> found;
+  for (int64_t i = 1; i <= n; ++i)
+    if (n % i == 0) found.push_back(i);
+  return found;
+}
+
+// Time for each position of an image.
+double cost(const LaneGrid& grid) {
+  const double positions = double(grid.height * grid.width),
+               shared = grid.blocks() == 1 ? 0 : double((grid.height + 2) * (grid.width + 2)) - positions;
+  return (grid.lanes == 8 ? kNarrowVector : 1) * (1 + kShared * shared / positions) /
+         double(grid.images * grid.blocks());
 }
 
 // The squares of one channel of a row, from a group's first image on; or, channels last, of each column's first 8.
-std::vector<LaneSquare> squares_of(const LaneImages& lanes, const Images& images, bool last) {
+std::vector<LaneSquare> squares_of(const LaneGrid& grid, const Images& images, bool last) {
   std::vector<LaneSquare> squares;
-  const int64_t width = last ? 1 : std::min(kLaneSquare, lanes.width);
-  for (int64_t first = 0; first < lanes.lanes; first += kLaneSquare)
-    for (int64_t next = 0; next < lanes.width; next += width) {
-      const int64_t column = std::min(next, lanes.width - width);  // whole squares, if the last two overlap
+  const int64_t width = last ? 1 : std::min(kLaneSquare, grid.width), used = grid.images * grid.blocks();
+  for (int64_t first = 0; first < grid.lanes; first += kLaneSquare)
+    for (int64_t next = 0; next < grid.width; next += width) {
+      const int64_t column = std::min(next, grid.width - width);  // whole squares, if the last two overlap
       LaneSquare& s = squares.emplace_back();
-      s.panel = column * lanes.lanes + first;
+      s.panel = column * grid.lanes + first;
       s.columns = last ? kLaneSquare : width;
       for (int64_t l = 0; l < kLaneSquare; ++l) {
-        s.row[l] = (first + l) * images.image_stride + column * images.column_stride;
-        s.exist[l] = uint8_t((1 << s.columns) - 1);
+        const int64_t lane = first + l, block = lane % grid.blocks();
+        s.row[l] = lane / grid.blocks() * images.image_stride + block / grid.across * grid.height * images.row_stride +
+                   (block % grid.across * grid.width + column) * images.column_stride;
+        s.exist[l] = lane < used ? uint8_t((1 << s.columns) - 1) : 0;
       }
     }
   return squares;
@@ -41,7 +59,7 @@ void copy_row(const LaneImages& lanes, const Images& images, DType dtype, const 
                 squares.data(),
                 int64_t(squares.size()),
                 1,
-                last ? lanes.channel_stride : lanes.lanes,
+                last ? lanes.channel_stride : lanes.grid.lanes,
                 lanes.channels,
                 images.channel_stride,
                 lanes.channel_stride,
@@ -53,59 +71,89 @@ void copy_row(const LaneImages& lanes, const Images& images, DType dtype, const 
 
 template <class Copy>
 void each_row(const LaneImages& lanes, const Images& images, DType dtype, const Parallel& parallel, const Copy& copy) {
-  const std::vector<LaneSquare> squares = squares_of(lanes, images, images.channel_stride == 1);
-  parallel(lanes.groups * lanes.height, 1, [&](int64_t begin, int64_t end) {
+  const std::vector<LaneSquare> squares = squares_of(lanes.grid, images, images.channel_stride == 1);
+  parallel(lanes.groups * lanes.grid.height, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t group = i / lanes.height, row = i % lanes.height,
-                    place = group * lanes.lanes * images.image_stride + row * images.row_stride;
+      const int64_t group = i / lanes.grid.height, row = i % lanes.grid.height,
+                    place = group * lanes.grid.images * images.image_stride + row * images.row_stride;
       copy(group, row, squares, advance(images.data, place, dtype));
     }
   });
 }
 
-// `floats` of whole vectors of 8, inline.
-void clear(float* p, int64_t floats) {
-  for (int64_t i = 0; i < floats; i += kLaneSquare) std::fill_n(p + i, kLaneSquare, 0.0f);
-}
-
 }  // namespace
 
-int64_t image_lanes() { return kernels().lanes; }
+std::optional<LaneGrid> lane_grid(int64_t n, int64_t height, int64_t width) {
+  std::optional<LaneGrid> best;
+  const SparseConv2dKernels widest = sparse_conv2d_kernels();
+  if (widest.lanes == 1) return best;
+  for (int64_t lanes = widest.lanes; lanes >= 8; lanes /= 2)
+    for (const int64_t down : divisors(std::min(height, lanes)))
+      for (const int64_t across : divisors(std::min(width, lanes)))
+        for (int64_t images = lanes; images > 0; --images) {
+          if (height % down != 0 || width % across != 0 || n % images != 0) continue;
+          const LaneGrid grid{lanes, images, down, across, height / down, width / across};
+          const int64_t used = images * grid.blocks();
+          if (used > lanes || double(used) < kLeastUse * double(lanes) || grid.width < widest.ordered_vectors) continue;
+          if (!best || cost(grid) < cost(*best)) best = grid;
+        }
+  return best;
+}
 
-LaneImages lane_images(int64_t n, int64_t channels, int64_t height, int64_t width, int64_t border) {
-  LaneImages images{nullptr, image_lanes(), 0, channels, height, width, border};
-  images.groups = n / images.lanes;
-  images.channel_stride = odd_lines((width + 2 * border) * images.lanes);
+LaneImages lane_images(const LaneGrid& grid, int64_t n, int64_t channels, int64_t border) {
+  LaneImages images{nullptr, grid, n / grid.images, channels, border, 0, 0, 0};
+  images.channel_stride = odd_lines((grid.width + 2 * border) * grid.lanes);
   images.row_stride = odd_lines(channels * images.channel_stride);
-  images.group_stride = (height + 2 * border) * images.row_stride;
+  images.group_stride = (grid.height + 2 * border) * images.row_stride;
   return images;
 }
 
-void clear_border(const LaneImages& images, int64_t group, int64_t row, int64_t begin, int64_t end) {
-  const int64_t side = images.border * images.lanes, width = images.width * images.lanes;
-  for (int64_t c = begin; c < end; ++c) {
-    float* const inside = images.at(group, c, row, 0);
-    clear(inside - side, side);
-    clear(inside + width, side);
+LaneBorders::LaneBorders(const LaneImages& images) : images_(images) {
+  const LaneGrid& grid = images.grid;
+  for (int64_t i = 0; i < 9; ++i) {
+    const int64_t down = i / 3 - 1, across = i % 3 - 1;
+    neighbours_[size_t(i)].fill(-1);
+    for (int64_t l = 0; l < grid.images * grid.blocks(); ++l) {
+      const int64_t block = l % grid.blocks(), row = block / grid.across + down, column = block % grid.across + across;
+      if (row >= 0 && row < grid.down && column >= 0 && column < grid.across)
+        neighbours_[size_t(i)][size_t(l)] = int32_t(l + down * grid.across + across);
+    }
   }
-  const auto clear_rows = [&](int64_t first, int64_t last) {
-    for (int64_t outside = first; outside < last; ++outside)
-      for (int64_t c = begin; c < end; ++c) clear(images.at(group, c, outside, -images.border), width + 2 * side);
+}
+
+void LaneBorders::fill(int64_t group, int64_t row, int64_t begin, int64_t end) const {
+  const LaneGrid& grid = images_.grid;
+  const int64_t border = images_.border;
+  if (border == 0) return;
+  const auto share = sparse_conv2d_kernels(grid.lanes).share;
+  const auto fill_row = [&](int64_t to, int64_t down) {
+    const auto copy = [&](int64_t column, int64_t columns, int64_t across) {
+      share({images_.at(group, begin, row, column - across * grid.width), images_.at(group, begin, to, column),
+             neighbours(down, across).data(), columns, end - begin, images_.channel_stride});
+    };
+    copy(-border, border, -1);
+    if (down != 0) copy(0, grid.width, 0);
+    copy(grid.width, border, 1);
   };
-  if (row == 0) clear_rows(-images.border, 0);
-  if (row == images.height - 1) clear_rows(images.height, images.height + images.border);
+  fill_row(row, 0);
+  for (int64_t i = 1; i <= border; ++i) {
+    // What is i rows above a block repeats a row of the one above it; zeros, if there is none, go with the first row.
+    if (row == (grid.down == 1 ? 0 : grid.height - i)) fill_row(-i, -1);
+    if (row == (grid.down == 1 ? grid.height : i) - 1) fill_row(grid.height + i - 1, 1);
+  }
 }
 
 void to_lanes(const Images& from, DType dtype, const LaneImages& to, const Parallel& parallel) {
-  const SparseConv2dKernels run = kernels();
+  const SparseConv2dKernels run = sparse_conv2d_kernels(to.grid.lanes);
+  const LaneBorders borders(to);
   each_row(to, from, dtype, parallel, [&](int64_t group, int64_t row, const auto& squares, void* rows) {
     copy_row(to, from, dtype, squares, rows, to.at(group, 0, row, 0), run.load_lanes);
-    clear_border(to, group, row, 0, to.channels);
+    borders.fill(group, row, 0, to.channels);
   });
 }
 
 void from_lanes(const LaneImages& from, const Images& to, DType dtype, const Parallel& parallel) {
-  const SparseConv2dKernels run = kernels();
+  const SparseConv2dKernels run = sparse_conv2d_kernels(from.grid.lanes);
   each_row(from, to, dtype, parallel, [&](int64_t group, int64_t row, const auto& squares, void* rows) {
     copy_row(from, to, dtype, squares, rows, from.at(group, 0, row, 0), run.store_lanes);
   });

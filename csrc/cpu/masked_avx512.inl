@@ -11,3 +11,9 @@ inline void store_some(BFloat16* p, __m256 x, uint8_t bits) {
   eight::store(all, eight::rounded<BFloat16>(x));
   _mm_mask_storeu_epi16(p, bits, _mm_loadu_si128(reinterpret_cast<const __m128i*>(all)));
 }
+
+// Lane l is what `lanes` says of x, or 0 where that is -1.
+inline __m512i load_map(const int32_t* lanes) { return _mm512_loadu_si512(lanes); }
+inline __m512 moved(__m512 x, __m512i lanes) {
+  return _mm512_maskz_permutexvar_ps(_mm512_cmpge_epi32_mask(lanes, _mm512_setzero_si512()), lanes, x);
+}

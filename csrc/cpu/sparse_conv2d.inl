@@ -21,7 +21,9 @@ void accumulate_tile(const SparseTile& tile) {
   float* acc = tile.acc;
   const bool first = tile.block == 0, last = tile.block == tile.blocks - 1;
   const bool scales = last && tile.scale, starts = first && tile.bias && !tile.scale;
-  const float* residual = tile.block >= tile.blocks - 2 ? tile.residual : nullptr;  // fetched a block ahead
+  const float* residual = tile.residual;
+  float* y = tile.y;
+  const bool fetches = tile.block == tile.blocks - 2 && y != tile.acc;  // what the last block reads and writes
   const Float floor = set1(tile.relu ? 0.0f : -__builtin_inff()), ceiling = set1(tile.cap);
   const auto add_value = [&](Float* sum, int32_t i) {
     const float* x = tile.x;
@@ -37,7 +39,8 @@ void accumulate_tile(const SparseTile& tile) {
     const Float start = set1(starts ? tile.bias[row] : 0.0f);
     each([&](int v) { sum[0][v] = first ? start : load(acc + v * kLanes); }, kEach);
     for (int s = 1; s < kSums; ++s) each([&](int v) { sum[s][v] = set1(0.0f); }, kEach);
-    if (residual && !last) each([&](int v) { __builtin_prefetch(residual + v * kLanes); }, kEach);
+    if (fetches) each([&](int v) { __builtin_prefetch(y + v * kLanes, 1); }, kEach);
+    if (fetches && residual && residual != y) each([&](int v) { __builtin_prefetch(residual + v * kLanes); }, kEach);
     const int32_t n = tile.count[row];
     int32_t i = 0;
     for (; i + kSums <= n; i += kSums)
@@ -58,8 +61,10 @@ void accumulate_tile(const SparseTile& tile) {
       if (residual) each([&](int v) { sum[0][v] = add(sum[0][v], load(residual + v * kLanes)); }, kEach);
       each([&](int v) { sum[0][v] = lowered_to(raised_to(sum[0][v], floor), ceiling); }, kEach);
     }
-    each([&](int v) { store(acc + v * kLanes, sum[0][v]); }, kEach);
+    float* const to = last ? y : acc;
+    each([&](int v) { store(to + v * kLanes, sum[0][v]); }, kEach);
     if (residual) residual += tile.residual_stride;
+    y += tile.y_stride;
   }
 }
 
@@ -85,6 +90,6 @@ void add_residual(const float* residual, int64_t n, float floor, float cap, floa
 }
 
 SparseConv2dKernels table() {
-  return {kLanes,      kMaxVectors, kOrderedVectors, kSquare,      accumulate, load_block,
-          store_block, load_lanes,  store_lanes,     add_residual, stream_end};
+  return {kLanes,      kMaxVectors, kOrderedVectors, kSquare,     accumulate,   load_block,
+          store_block, load_lanes,  store_lanes,     share_lanes, add_residual, stream_end};
 }

@@ -4,7 +4,6 @@
 #include <limits>
 #include <vector>
 
-#include "dispatch.h"
 #include "scratch.h"
 #include "sparse_conv2d_kernels.h"
 #include "sparse_conv2d_layout.h"
@@ -25,7 +24,7 @@ class SparseConv2d {
       : a_(args),
         parallel_(parallel),
         behind_(behind),
-        run_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
+        run_(sparse_conv2d_kernels()),
         rows_(args.vertical),
         columns_(args.horizontal),
         layout_(sparse_layout(args, rows_, columns_, run_)),
@@ -138,7 +137,7 @@ class SparseConv2d {
       for (int64_t i = 0; i < floats; i += tile * lanes)
         sums_(begin, end, distance,
               {from + i, to + i, stride, int(std::min(tile * lanes, floats - i) / run_.lanes), 1, a_.scale, a_.bias,
-               a_.relu && ends, ends ? a_.cap : std::numeric_limits<float>::infinity(), nullptr, 0});
+               a_.relu && ends, ends ? a_.cap : std::numeric_limits<float>::infinity(), nullptr, 0, to + i, stride});
     };
     for (int64_t row = 0; row < height; row += layout_.tile_rows) {
       const int64_t rows = std::min(layout_.tile_rows, height - row);

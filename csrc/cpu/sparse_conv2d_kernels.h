@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "block_copy.h"
+#include "dispatch.h"
 
 // What each instruction set implements of the sparse convolution.
 namespace lcs {
@@ -19,6 +20,8 @@ struct SparseTile {
   float cap;              // that ReLU ends at
   const float* residual;  // added before ReLU; laid out as acc but for its stride; null: none
   int64_t residual_stride;
+  float* y;  // takes what becomes of acc, laid out likewise; may be acc or the residual
+  int64_t y_stride;
   const int32_t* distance = nullptr;  // of each value; null: offset[index]
   const int64_t* offset = nullptr;
   const int32_t* count = nullptr;
@@ -38,6 +41,7 @@ struct SparseConv2dKernels {
   void (*store)(const BlockCopy& copy);       // from float32
   void (*load_lanes)(const LaneCopy& copy);   // to a panel; null where there is a single lane
   void (*store_lanes)(const LaneCopy& copy);  // from a panel; likewise
+  void (*share)(const LaneShare& share);      // likewise
   void (*add)(const float* residual, int64_t n, float floor, float cap, float* sums);  // and clamp them
   void (*stream_end)();  // after stores past the caches, before another thread reads them
 };
@@ -50,6 +54,14 @@ SparseConv2dKernels sparse_conv2d_kernels();
 }
 namespace avx512 {
 SparseConv2dKernels sparse_conv2d_kernels();
+}
+
+// Of the best instruction set in use, and those of 8 or 16 lanes.
+inline SparseConv2dKernels sparse_conv2d_kernels() {
+  return best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels);
+}
+inline SparseConv2dKernels sparse_conv2d_kernels(int64_t lanes) {
+  return lanes == 8 ? avx2::sparse_conv2d_kernels() : avx512::sparse_conv2d_kernels();
 }
 
 }  // namespace lcs

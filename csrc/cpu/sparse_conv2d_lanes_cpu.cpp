@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "dispatch.h"
+#include "scratch.h"
 #include "sparse_conv2d_kernels.h"
 #include "sparse_conv2d_layout.h"
 #include "sparse_conv2d_sums.h"
@@ -16,10 +16,6 @@ namespace {
 constexpr int64_t kTasks = 8;         // enough to keep the threads even
 constexpr int64_t kTileFloats = 112;  // of a row, whose input of a block of the weight fits the first-level cache
 
-SparseConv2dKernels kernels() {
-  return best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels);
-}
-
 // Tiles of a row of vectors, none with too few to add up in order if the row has enough; they differ by one at most.
 int64_t tiles_of(int64_t width, const SparseConv2dKernels& run) {
   const int64_t wanted = (width * run.lanes + kTileFloats / 2) / kTileFloats;
@@ -31,12 +27,14 @@ class SparseConv2dLanes {
   SparseConv2dLanes(const SparseConv2dLanesArgs& args, const Parallel& parallel)
       : a_(args),
         parallel_(parallel),
-        tiles_(tiles_of(args.y.width, kernels())),
-        sums_(args.weight, kernels(), args.groups, args.x.channels / args.groups, args.x.channel_stride, taps()) {}
+        run_(sparse_conv2d_kernels(args.y.grid.lanes)),
+        tiles_(tiles_of(args.y.grid.width, run_)),
+        sums_(args.weight, run_, args.groups, args.x.channels / args.groups, args.x.channel_stride, taps()),
+        borders_(args.y) {}
 
   // A thread's rows follow each other, so that it has most of what they read from the row before.
   void run() const {
-    const int64_t rows = a_.y.groups * a_.y.height, channels = ceil_div(a_.y.channels, ceil_div(kTasks, rows)),
+    const int64_t rows = a_.y.groups * a_.y.grid.height, channels = ceil_div(a_.y.channels, ceil_div(kTasks, rows)),
                   shares = ceil_div(a_.y.channels, channels);
     Tasks tasks(shares * rows);
     parallel_(shares * rows, 1, [&](int64_t begin, int64_t end) {
@@ -44,7 +42,8 @@ class SparseConv2dLanes {
       SparseSums::Distances distances(sums_, channels, ceil_div(end - begin, shares) * tiles_);
       for (Tasks::Some some = taker.one(); some.begin < some.end; some = taker.one()) {
         const int64_t first = some.begin / rows * channels, row = some.begin % rows;
-        row_of(row / a_.y.height, row % a_.y.height, first, std::min(a_.y.channels, first + channels), distances);
+        row_of(row / a_.y.grid.height, row % a_.y.grid.height, first, std::min(a_.y.channels, first + channels),
+               distances);
       }
     });
   }
@@ -54,7 +53,7 @@ class SparseConv2dLanes {
     std::vector<int64_t> taps;
     for (int64_t i = 0; i < a_.vertical.kernel; ++i)
       for (int64_t j = 0; j < a_.horizontal.kernel; ++j)
-        taps.push_back(i * a_.vertical.dilation * a_.x.row_stride + j * a_.horizontal.dilation * a_.x.lanes);
+        taps.push_back(i * a_.vertical.dilation * a_.x.row_stride + j * a_.horizontal.dilation * a_.x.grid.lanes);
     return taps;
   }
 
@@ -64,45 +63,64 @@ class SparseConv2dLanes {
     const int32_t* const distance = distances.of(begin, end);
     const float* const from = x.at(group, 0, row * a_.vertical.stride - a_.vertical.padding, -a_.horizontal.padding);
     SparseTile tile{};
-    tile.acc_stride = y.channel_stride;
+    static thread_local Scratch<float> sums;
+    tile.acc_stride = odd_lines(ceil_div(y.grid.width, tiles_) * run_.lanes);
+    tile.acc = sums.reserve((end - begin) * tile.acc_stride);
+    tile.y_stride = y.channel_stride;
     tile.step = int(a_.horizontal.stride);
     tile.scale = a_.scale, tile.bias = a_.bias;
     tile.relu = a_.relu, tile.cap = a_.cap;
     for (int64_t i = 0; i < tiles_; ++i) {
-      const int64_t column = i * y.width / tiles_;
-      tile.vectors = int((i + 1) * y.width / tiles_ - column);
-      tile.x = from + column * tile.step * x.lanes;
-      tile.acc = y.at(group, begin, row, column);
+      const int64_t column = i * y.grid.width / tiles_;
+      tile.vectors = int((i + 1) * y.grid.width / tiles_ - column);
+      tile.x = from + column * tile.step * x.grid.lanes;
+      tile.y = y.at(group, begin, row, column);
       if (a_.residual) {
         tile.residual = a_.residual->at(group, begin, row, column);
         tile.residual_stride = a_.residual->channel_stride;
       }
       sums_(begin, end, distance, tile);
     }
-    clear_border(y, group, row, begin, end);
+    borders_.fill(group, row, begin, end);
   }
 
   const SparseConv2dLanesArgs& a_;
   const Parallel& parallel_;
+  const SparseConv2dKernels run_;
   const int64_t tiles_;
   const SparseSums sums_;
+  const LaneBorders borders_;
 };
 
-// Whether both ways of computing add each sum up in one order.
+// Whether sparse_conv2d adds each sum up in order, too.
 bool in_order(const SparseConv2dArgs& args) {
-  SparseConv2dKernels run = kernels();
-  const int64_t least = run.ordered_vectors;
+  SparseConv2dKernels run = sparse_conv2d_kernels();
   const Phases vertical(args.vertical), horizontal(args.horizontal);
   const SparseLayout layout = sparse_layout(args, vertical, horizontal, run);
-  return args.y.width >= least && layout.least_tile(run.lanes) >= least;
+  return layout.least_tile(run.lanes) >= run.ordered_vectors;
 }
 
 }  // namespace
 
 bool sparse_conv2d_takes_lanes(const SparseConv2dArgs& args) {
-  const int64_t lanes = image_lanes();
-  return lanes > 1 && args.dtype == DType::float32 && args.x.n > 0 && args.x.n % lanes == 0 &&
-         args.y.channels * args.y.height * args.y.width != 0 && args.horizontal.stride <= 2 && in_order(args);
+  return args.dtype == DType::float32 && args.y.n * args.y.channels * args.y.height * args.y.width != 0 &&
+         args.horizontal.stride <= 2 && in_order(args);
+}
+
+std::optional<LaneGrid> lane_grid_of_x(const SparseConv2dArgs& a, const LaneGrid& y) {
+  LaneGrid x = y;
+  x.height = y.down == 1 ? a.x.height : y.height * a.vertical.stride;
+  x.width = y.across == 1 ? a.x.width : y.width * a.horizontal.stride;
+  if (x.height * x.down != a.x.height || x.width * x.across != a.x.width) return std::nullopt;
+  return x;
+}
+
+std::optional<LaneGrid> lane_grid_of_y(const SparseConv2dArgs& a, const LaneGrid& x) {
+  LaneGrid y = x;
+  y.height = a.y.height / x.down, y.width = a.y.width / x.across;
+  const bool fits = y.height * y.down == a.y.height && y.width * y.across == a.y.width &&
+                    y.width >= sparse_conv2d_kernels().ordered_vectors && lane_grid_of_x(a, y) == x;
+  return fits ? std::optional(y) : std::nullopt;
 }
 
 void sparse_conv2d_lanes(const SparseConv2dLanesArgs& args, const Parallel& parallel) {

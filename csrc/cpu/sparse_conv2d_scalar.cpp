@@ -29,6 +29,7 @@ inline void stream_square(const From* from, To* to) {
 // One lane: no blocks share positions.
 constexpr void (*load_lanes)(const LaneCopy&) = nullptr;
 constexpr void (*store_lanes)(const LaneCopy&) = nullptr;
+constexpr void (*share_lanes)(const LaneShare&) = nullptr;
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "sparse_conv2d.inl"

@@ -67,7 +67,7 @@ void SparseSums::operator()(int64_t begin, int64_t end, const int32_t* distance,
       tile.x = given.x + group * group_ + b * block_;
       tile.distance = distance ? distance + at : nullptr;
       tile.count = count + row, tile.index = w.index + at, tile.values = w.values + at;
-      tile.acc = given.acc + from * tile.acc_stride;
+      tile.acc = given.acc + from * tile.acc_stride, tile.y = given.y + from * tile.y_stride;
       if (given.residual) tile.residual = given.residual + from * tile.residual_stride;
       if (given.scale) tile.scale = given.scale + row;
       if (given.bias) tile.bias = given.bias + row;

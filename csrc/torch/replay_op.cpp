@@ -25,12 +25,16 @@ class Replay {
  public:
   Replay(std::vector<Tensor> inputs, const std::vector<Tensor>& constants, const Steps& steps)
       : values_(std::move(inputs), constants), border_(values_.size() + steps.all.size(), kNoLanes) {
-    for (const Step& step : steps.all)
-      if (const auto* conv = std::get_if<SparseConv2dStep>(&step.call)) plan(*conv);
+    for (size_t left = steps.all.size(); left > 0; --left)  // what reads a value before what makes it
+      if (const auto* conv = std::get_if<SparseConv2dStep>(&steps.all[left - 1].call))
+        plan(*conv, border_[values_.size() + left - 1]);
   }
 
   void run(const Step& step) {
-    std::visit([&](const auto& call) { run(call); }, step.call);
+    const auto* const conv = std::get_if<SparseConv2dStep>(&step.call);
+    const auto tensor = [&](Place place) { return values_.tensor(place); };
+    if (!conv || !ran_in_lanes(*conv, step.drops))
+      std::visit([&](const auto& call) { values_.add(first(call.run(tensor))); }, step.call);
     for (const int64_t value : step.drops) values_.drop(value);
   }
 
@@ -55,7 +59,7 @@ class Replay {
     bool could_take_lanes() const { return !x.is_constant() && border() <= kMostBorder; }
   };
 
-  void plan(const SparseConv2dStep& step) {
+  void plan(const SparseConv2dStep& step, int64_t border_of_y) {
     const Conv conv(step);
     const auto needs = [&](Place place, int64_t border) {
       if (!place.is_constant() && place.index() < border_.size())
@@ -63,43 +67,48 @@ class Replay {
     };
     if (!conv.could_take_lanes()) return;
     needs(conv.x, conv.border());
-    if (conv.residual) needs(*conv.residual, 0);
+    if (conv.residual) needs(*conv.residual, std::max<int64_t>(border_of_y, 0));  // y may take its place
   }
 
-  template <class Call>
-  void run_alone(const Call& call) {
-    values_.add(first(call.run([&](Place place) { return values_.tensor(place); })));
-  }
-  template <class Call>
-  void run(const Call& call) {
-    run_alone(call);
-  }
-
-  void run(const SparseConv2dStep& step) {
+  // Whether it has; else nothing was done.
+  bool ran_in_lanes(const SparseConv2dStep& step, const std::vector<int64_t>& drops) {
     const Conv conv(step);
-    const bool goes_on = border_[values_.size()] != kNoLanes,
-               comes = values_.has_lanes(conv.x) || (conv.residual && values_.has_lanes(*conv.residual));
-    if (!(conv.could_take_lanes() && (goes_on || comes) && ran_in_lanes(step, conv))) run_alone(step);
-  }
-
-  bool ran_in_lanes(const SparseConv2dStep& step, const Conv& conv) {
+    const int64_t planned = border_[values_.size()], border = std::max<int64_t>(planned, 0);
+    if (!conv.could_take_lanes()) return false;
+    const LaneGrid* const known = values_.grid(conv.x);
+    if (planned == kNoLanes && !known && !(conv.residual && values_.grid(*conv.residual))) return false;
     SparseConv2dCall call(kSparseConv2d, values_.kind(kSparseConv2d, conv.x),
                           given(step, std::make_index_sequence<13>()));
-    if (!sparse_conv2d_takes_lanes(call.args)) return false;
-    std::optional<LaneImages> residual;
-    if (conv.residual) {
-      if (conv.residual->is_constant()) return false;
-      const ImagesKind kind = values_.kind(kSparseConv2d, *conv.residual);
-      if (kind.size != call.y.size || kind.type != call.y.type || kind.last != call.y.last) return false;
-      residual = values_.lanes(*conv.residual, border_[conv.residual->index()]);
-    }
-    const LaneImages x = values_.lanes(conv.x, border_[conv.x.index()]),
-                     y = values_.add_lanes(call.y, std::max<int64_t>(border_[values_.size()], 0));
     const SparseConv2dArgs& a = call.args;
+    if (!sparse_conv2d_takes_lanes(a)) return false;
+    const std::optional<LaneGrid> to = known ? lane_grid_of_y(a, *known) : lane_grid(a.y.n, a.y.height, a.y.width);
+    const std::optional<LaneGrid> from = known ? *known : to ? lane_grid_of_x(a, *to) : std::nullopt;
+    if (!to || !from || !holds(*to, border) || !holds(*from, border_[conv.x.index()])) return false;
+    if (conv.residual && !adds_up(*conv.residual, call.y, *to)) return false;
+    std::optional<LaneImages> residual;
+    if (conv.residual) residual = values_.lanes(*conv.residual, *to, border_[conv.residual->index()]);
+    const LaneImages x = values_.lanes(conv.x, *from, border_[conv.x.index()]);
+    const bool in_place = residual && residual->border >= border && residual->data != x.data &&
+                          std::find(drops.begin(), drops.end(), int64_t(conv.residual->index())) != drops.end();
+    const LaneImages y = in_place ? values_.add_lanes_of(*conv.residual) : values_.add_lanes(call.y, *to, border);
     sparse_conv2d_lanes({x, y, a.vertical, a.horizontal, a.groups, a.weight, a.scale, a.bias, a.relu, a.cap,
                          residual ? &*residual : nullptr},
                         parallel);
     return true;
+  }
+
+  // Whether neighbours' blocks have all that a border takes.
+  static bool holds(const LaneGrid& grid, int64_t border) {
+    return (grid.down == 1 || border <= grid.height) && (grid.across == 1 || border <= grid.width);
+  }
+
+  // Whether the residual can be had in y's lanes; what does not fit is left to the op to name.
+  bool adds_up(Place residual, const ImagesKind& y, const LaneGrid& grid) {
+    if (residual.is_constant()) return false;
+    const ImagesKind kind = values_.kind(kSparseConv2d, residual);
+    const LaneGrid* const known = values_.grid(residual);
+    return kind.size == y.size && kind.type == y.type && kind.last == y.last &&
+           (known ? *known == grid : holds(grid, border_[residual.index()]));
   }
 
   template <size_t... i>

@@ -1,5 +1,9 @@
 #include "replay_values.h"
 
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
 #include "images_binding.h"
 
 namespace lcs::binding {
@@ -10,7 +14,9 @@ ReplayValues::ReplayValues(std::vector<Tensor> inputs, const std::vector<Tensor>
 
 void ReplayValues::drop(int64_t value) {
   STD_TORCH_CHECK(value >= 0 && value < int64_t(values_.size()), kReplay, ": there is no value ", value);
-  values_[size_t(value)] = {};
+  Value& dropped = values_[size_t(value)];
+  if (dropped.lanes) free_.push_back(std::move(dropped.lanes->memory));
+  dropped = {};
 }
 
 ReplayValues::Value& ReplayValues::value(Place place) {
@@ -36,13 +42,13 @@ const Tensor& ReplayValues::tensor(Place place) {
 }
 
 ImagesKind ReplayValues::kind(const char* op, Place place) {
-  return has_lanes(place) ? value(place).lanes->kind : images_kind(op, tensor(place));
+  return grid(place) ? value(place).lanes->kind : images_kind(op, tensor(place));
 }
 
-const LaneImages& ReplayValues::lanes(Place place, int64_t border) {
+const LaneImages& ReplayValues::lanes(Place place, const LaneGrid& grid, int64_t border) {
   Value& found = value(place);
   if (!found.lanes) {
-    Lanes made = empty_lanes(images_kind(kReplay, *found.tensor), border);
+    Lanes made = empty_lanes(images_kind(kReplay, *found.tensor), grid, border);
     const Tensor from = made.kind.last ? *found.tensor : torch::stable::contiguous(*found.tensor);
     to_lanes(images(from, const_cast<void*>(from.const_data_ptr()), made.kind.last), DType::float32, made.images,
              parallel);
@@ -51,15 +57,28 @@ const LaneImages& ReplayValues::lanes(Place place, int64_t border) {
   return found.lanes->images;
 }
 
-LaneImages ReplayValues::add_lanes(const ImagesKind& kind, int64_t border) {
-  values_.push_back({std::nullopt, empty_lanes(kind, border)});
+LaneImages ReplayValues::add_lanes(const ImagesKind& kind, const LaneGrid& grid, int64_t border) {
+  values_.push_back({std::nullopt, empty_lanes(kind, grid, border)});
   return values_.back().lanes->images;
 }
 
-ReplayValues::Lanes ReplayValues::empty_lanes(const ImagesKind& kind, int64_t border) {
-  LaneImages images = lane_images(kind.size[0], kind.size[1], kind.size[2], kind.size[3], border);
+LaneImages ReplayValues::add_lanes_of(Place place) {
+  Lanes taken = *std::exchange(value(place).lanes, std::nullopt);
+  values_.push_back({std::nullopt, std::move(taken)});
+  return values_.back().lanes->images;
+}
+
+ReplayValues::Lanes ReplayValues::empty_lanes(const ImagesKind& kind, const LaneGrid& grid, int64_t border) {
+  LaneImages images = lane_images(grid, kind.size[0], kind.size[1], border);
   const int64_t floats = images.floats(), step = 1;
-  Tensor memory = empty_strided({&floats, 1}, {&step, 1}, int32_t(ScalarType::Float));
+  const auto found = std::find_if(free_.rbegin(), free_.rend(), [&](const Tensor& t) { return t.numel() >= floats; });
+  Tensor memory;
+  if (found != free_.rend()) {
+    memory = std::move(*found);
+    free_.erase(std::next(found).base());
+  } else {
+    memory = empty_strided({&floats, 1}, {&step, 1}, int32_t(ScalarType::Float));
+  }
   images.data = static_cast<float*>(memory.mutable_data_ptr());
   return {images, std::move(memory), kind};
 }

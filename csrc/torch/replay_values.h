@@ -17,11 +17,15 @@ class ReplayValues {
   const Tensor& tensor(Place place);
   ImagesKind kind(const char* op, Place place);  // of what is, or could be, a tensor of images
 
-  bool has_lanes(Place place) { return !place.is_constant() && value(place).lanes; }
-  // With at least such a border, unless they are in lanes already.
-  const LaneImages& lanes(Place place, int64_t border);
-  // The next value, which is yet to be computed.
-  LaneImages add_lanes(const ImagesKind& kind, int64_t border);
+  // The grid of images that are in lanes; else null.
+  const LaneGrid* grid(Place place) {
+    return place.is_constant() || !value(place).lanes ? nullptr : &value(place).lanes->images.grid;
+  }
+  // In lanes: of this grid and with at least such a border, unless they are already.
+  const LaneImages& lanes(Place place, const LaneGrid& grid, int64_t border);
+  // The next value, which is yet to be computed; or computed in place of another, which is dropped next.
+  LaneImages add_lanes(const ImagesKind& kind, const LaneGrid& grid, int64_t border);
+  LaneImages add_lanes_of(Place place);
 
  private:
   struct Lanes {
@@ -34,11 +38,12 @@ class ReplayValues {
     std::optional<Lanes> lanes;
   };
 
-  static Lanes empty_lanes(const ImagesKind& kind, int64_t border);
+  Lanes empty_lanes(const ImagesKind& kind, const LaneGrid& grid, int64_t border);
   Value& value(Place place);
 
   const std::vector<Tensor>& constants_;
   std::vector<Value> values_;
+  std::vector<Tensor> free_;  // memory of lanes that were dropped, the last first to be taken again: caches hold it
 };
 
 }  // namespace lcs::binding

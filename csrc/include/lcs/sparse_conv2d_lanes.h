@@ -15,11 +15,16 @@ struct SparseConv2dLanesArgs {
   const float *scale, *bias;
   bool relu;
   float cap;
-  const LaneImages* residual;  // null: none
+  const LaneImages* residual;  // of y's grid; null: none
 };
 
-// Whether there is a way for these arguments, whose data is not looked at.
+// Whether there is a way for these arguments, whose data is not looked at, in some grid.
 bool sparse_conv2d_takes_lanes(const SparseConv2dArgs& args);
+
+// The grid of y that goes with x's, and of x that goes with y's: where blocks have neighbours, those of x are those of
+// y times the stride; none: they do not.
+std::optional<LaneGrid> lane_grid_of_y(const SparseConv2dArgs& args, const LaneGrid& x);
+std::optional<LaneGrid> lane_grid_of_x(const SparseConv2dArgs& args, const LaneGrid& y);
 
 // Writes y with its border.
 void sparse_conv2d_lanes(const SparseConv2dLanesArgs& args, const Parallel& parallel);
