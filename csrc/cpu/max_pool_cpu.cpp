@@ -28,24 +28,31 @@ void max_pool_row(const MaxPoolArgs& a, int64_t row, const void* from, int64_t b
   pool_row(a, row, from, begin, to, a.dtype);
 }
 
+void max_pool_rows(const MaxPoolArgs& args, int64_t image, int64_t begin, int64_t end, const void* from,
+                   int64_t first) {
+  static thread_local Scratch<float> scratch;
+  const Images& y = args.y;
+  const WidthConv2dKernels copies =
+      best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels);
+  for (int64_t row = begin; row < end; ++row) {
+    void* const to = advance(y.data, image * y.image_stride + row * y.row_stride, args.dtype);
+    if (y.channel_stride == 1) {
+      pool_row(args, row, from, first, to, args.dtype);
+      continue;
+    }
+    float* const pixels = scratch.reserve(y.width * y.channels);
+    pool_row(args, row, from, first, pixels, DType::float32);
+    copies.store({pixels, to, y.channels, 1, y.channel_stride, y.width, y.channels, args.dtype, true});
+  }
+}
+
 void max_pool(const MaxPoolArgs& args, const Parallel& parallel) {
   const Images &x = args.x, &y = args.y;
   if (y.n * y.channels * y.height * y.width == 0) return;
-  const WidthConv2dKernels copies =
-      best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels);
   parallel(y.n * y.height, 1, [&](int64_t begin, int64_t end) {
-    static thread_local Scratch<float> scratch;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / y.height, row = i % y.height;
-      const void* const from = advance(x.data, image * x.image_stride, args.dtype);
-      void* const to = advance(y.data, image * y.image_stride + row * y.row_stride, args.dtype);
-      if (y.channel_stride == 1) {
-        pool_row(args, row, from, 0, to, args.dtype);
-        continue;
-      }
-      float* const pixels = scratch.reserve(y.width * y.channels);
-      pool_row(args, row, from, 0, pixels, DType::float32);
-      copies.store({pixels, to, y.channels, 1, y.channel_stride, y.width, y.channels, args.dtype, true});
+      max_pool_rows(args, image, row, row + 1, advance(x.data, image * x.image_stride, args.dtype), 0);
     }
   });
 }

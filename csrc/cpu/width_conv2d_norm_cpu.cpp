@@ -1,6 +1,7 @@
 #include "lcs/width_conv2d_norm.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "scratch.h"
 #include "walk.h"
@@ -14,6 +15,8 @@ namespace {
 constexpr int64_t kPixels = 400;          // of the images that go together, so that their convolution's tiles are whole
 constexpr int64_t kWinogradPixels = 900;  // likewise, so that transforming weights for each costs little
 constexpr int64_t kGroups = 8;            // enough for threads to share evenly
+constexpr int64_t kBandBytes = 640 << 10;  // of rows that wait for their pooling, in the second-level cache
+constexpr int64_t kParts = 4;              // of an image at most: what two need of the same rows is computed twice
 
 // Images [begin, end) of a call.
 void run(const WidthConv2dNormArgs& args, int64_t begin, int64_t end, const Parallel& parallel) {
@@ -38,6 +41,67 @@ void run(const WidthConv2dNormArgs& args, int64_t begin, int64_t end, const Para
   max_pool(pool, parallel);
 }
 
+// Pooled rows of one image, by bands of the convolution's rows that stay in the second-level cache until they are
+// pooled. For norms of given statistics, which do the same to each.
+class PooledBands {
+ public:
+  PooledBands(const WidthConv2dNormArgs& args, int64_t image)
+      : a_(args), pool_(*args.pool), image_(image), row_(args.conv.y.row_stride) {
+    const int64_t held = std::max<int64_t>(kBandBytes / size_of(a_.conv.dtype) / row_, 1);
+    pooled_ = std::max<int64_t>(held / pool_.vertical.stride, 1);
+    static thread_local Scratch<float> rows;
+    rows_ = rows.reserve((pooled_ * pool_.vertical.stride + pool_.vertical.kernel + 2 * kSide) * row_);
+  }
+
+  void run(int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; row += pooled_) band(row, std::min(end, row + pooled_));
+  }
+
+ private:
+  static constexpr int64_t kSide = kWidthStridedRows;
+
+  void* place(int64_t row) const { return advance(static_cast<void*>(rows_), (row - first_) * row_, a_.conv.dtype); }
+
+  void band(int64_t begin, int64_t end) {
+    const Axis& v = pool_.vertical;
+    const int64_t height = a_.conv.y.height, first = std::max<int64_t>(begin * v.stride - v.padding, 0),
+                  last = std::min((end - 1) * v.stride - v.padding + v.kernel, height), start = first / kSide * kSide,
+                  stop = std::min(ceil_div(last, kSide) * kSide, height);
+    if (made_ <= start) {
+      first_ = made_ = start;
+    } else {
+      std::memmove(rows_, place(first), size_t((made_ - first) * row_ * size_of(a_.conv.dtype)));
+      first_ = first;
+    }
+    if (made_ < stop) make(stop);
+    max_pool_rows(pool_, image_, begin, end, rows_, first_);
+  }
+
+  // All rows before `stop`.
+  void make(int64_t stop) {
+    WidthConv2dArgs conv = a_.conv;
+    conv.x.n = conv.y.n = 1;
+    conv.x.data = advance(conv.x.data, image_ * conv.x.image_stride, conv.dtype);
+    conv.y.data = place(made_);
+    conv.y.height = stop - made_;
+    conv.vertical.padding -= made_ * conv.vertical.stride;
+    width_strided(conv, serial);
+    LineNormArgs norm = a_.norm;
+    norm.x = norm.y = conv.y.data;
+    norm.n = 1;
+    norm.pixels = conv.y.height * conv.y.width;
+    line_norm(norm, serial);
+    made_ = stop;
+  }
+
+  const WidthConv2dNormArgs& a_;
+  const MaxPoolArgs& pool_;
+  const int64_t image_, row_;  // elements of a row of the convolution's
+  int64_t pooled_;             // rows of a band
+  float* rows_;                // those from first_ on
+  int64_t first_ = 0, made_ = 0;
+};
+
 }  // namespace
 
 void width_conv2d_norm(const WidthConv2dNormArgs& whole, const Parallel& parallel) {
@@ -48,6 +112,13 @@ void width_conv2d_norm(const WidthConv2dNormArgs& whole, const Parallel& paralle
   const WidthConv2dArgs& conv = whole.conv;
   const bool winograd = width_conv2d_by_winograd(conv) || width_conv2d_by_winograd6(conv) || width_conv2d_strided(conv);
   args.conv.products = winograd ? WidthProducts::winograd : WidthProducts::direct;
+  if (args.pool && args.norm.mean && !args.norm.residual && width_conv2d_strided(conv)) {
+    const int64_t rows = args.pool->y.height, parts = std::clamp<int64_t>(kGroups / y.n, 1, kParts);
+    return parallel(y.n * parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i)
+        PooledBands(args, i / parts).run(i % parts * rows / parts, (i % parts + 1) * rows / parts);
+    });
+  }
   const int64_t pixels = winograd ? kWinogradPixels : kPixels;
   const int64_t together = std::clamp<int64_t>(pixels / (y.height * y.width), 1, y.n);
   const int64_t groups = ceil_div(y.n, together);

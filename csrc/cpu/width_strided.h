@@ -8,6 +8,8 @@ namespace lcs {
 // image has enough tiles and the result enough channels.
 bool width_conv2d_strided(const WidthConv2dArgs& args);
 
+constexpr int64_t kWidthStridedRows = 3;  // of y that are computed together: from a multiple of it on
+
 void width_strided(const WidthConv2dArgs& args, const Parallel& parallel);
 
 }  // namespace lcs

@@ -14,7 +14,7 @@
 namespace lcs {
 namespace {
 
-constexpr int64_t kSide = 3, kWindow = kWinogradWindow, kPositions = kWinogradPositions;
+constexpr int64_t kSide = kWidthStridedRows, kWindow = kWinogradWindow, kPositions = kWinogradPositions;
 constexpr int64_t kPhases = 4;        // pairs of remainders
 constexpr int64_t kMostChannels = 8;  // of x
 constexpr int64_t kBlock = 24;        // tiles whose sums stay in the second-level cache
@@ -40,7 +40,7 @@ class WidthStrided {
         lines_(ceil_div(args.y.height, kSide)),
         tiles_(ceil_div(args.y.width, kSide)),
         row_(kSide * tiles_ + kWindow - kSide) {
-    band_ = std::clamp<int64_t>(args.y.n * lines_ / kTasks, 1, kMostLines);
+    band_ = std::clamp<int64_t>(args.y.n * lines_ / (is_serial(parallel) ? 1 : kTasks), 1, kMostLines);
     band_ = piece_of(lines_, band_);
     bands_ = ceil_div(lines_, band_);
     block_ = std::min(tiles_, kBlock);

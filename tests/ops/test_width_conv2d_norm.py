@@ -103,6 +103,20 @@ def test_a_residual_in_another_layout_is_copied(isa):
             assert y.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize(("n", "height"), [(8, 150), (1, 150), (3, 9), (9, 21)])
+def test_pools_bands_of_rows(isa, n, height, layout, dtype):
+    torch.manual_seed(0)
+    x = torch.randn(n, 3, height, 224).to(dtype).to(memory_format=layout)
+    weight, norm, bias = WidthWeight.pack(torch.randn(48, 3, 7, 7).to(dtype)), line_of(40), torch.randn(48)
+    given = {"mean": torch.randn(40), "var": torch.rand(40), "relu": True, "bias": bias, "stride": (2, 2)}
+    for pool in ((3, 2, 1), (2, (5, 2), 0), ((3, 2), (1, 2), (1, 0))):
+        expected = apart(x, weight, 40, norm, 8, max_pool=pool, padding=(3, 3), **given)
+        y = width_conv2d_norm(x, weight, 40, norm, 8, max_pool=pool, padding=(3, 3), **given)
+        assert torch.equal(y, expected) and y.stride() == expected.stride()
+
+
 @pytest.mark.parametrize("pool", [None, (3, 2, 1)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_gradients_are_those_of_both(dtype, pool):

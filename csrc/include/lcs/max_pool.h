@@ -14,6 +14,10 @@ struct MaxPoolArgs {
 
 void max_pool(const MaxPoolArgs& args, const Parallel& parallel);
 
+// Rows [begin, end) of an image of y, as of max_pool. `from` is row `first` of that image of x, which may lack others
+// that they have no need of.
+void max_pool_rows(const MaxPoolArgs& args, int64_t image, int64_t begin, int64_t end, const void* from, int64_t first);
+
 // Row `row` of y's first image, channels last, written to `to`. `from` is row `begin` of x, which may lack others that
 // it has no need of.
 void max_pool_row(const MaxPoolArgs& args, int64_t row, const void* from, int64_t begin, void* to);
