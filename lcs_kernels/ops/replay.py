@@ -157,8 +157,8 @@ _op = define(
 
 
 def replay(inputs: Sequence[Tensor], recording: Recording) -> list[Tensor]:
-    """What the recorded ops make of other inputs: the same kernels with the same other arguments, hence the same bits
-    as one by one.
+    """What the recorded ops make of other inputs, with the same other arguments: the same bits as one by one. On the
+    CPU, sparse convolutions hand each other float32 images in an order of their own, so that none transposes them.
 
     Args:
         inputs: of the shapes, dtypes, strides and device of those that were recorded. They have no gradient here.
