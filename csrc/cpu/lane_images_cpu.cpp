@@ -15,9 +15,10 @@ constexpr double kLeastUse = 0.75;      // of the lanes
 constexpr double kNarrowVector = 0.75;  // time that one of half the lanes takes
 constexpr double kShared = 0.25;        // time that a position of the border takes, relative to one of a block
 
-std::vector<int64_t> divisors(int64_t n) {
+// Those of n that are at most `most`.
+std::vector<int64_t> divisors(int64_t n, int64_t most) {
   std::vector<int64_t> found;
-  for (int64_t i = 1; i <= n; ++i)
+  for (int64_t i = 1; i <= std::min(n, most); ++i)
     if (n % i == 0) found.push_back(i);
   return found;
 }
@@ -88,14 +89,12 @@ std::optional<LaneGrid> lane_grid(int64_t n, int64_t height, int64_t width) {
   const SparseConv2dKernels widest = sparse_conv2d_kernels();
   if (widest.lanes == 1) return best;
   for (int64_t lanes = widest.lanes; lanes >= 8; lanes /= 2)
-    for (const int64_t down : divisors(std::min(height, lanes)))
-      for (const int64_t across : divisors(std::min(width, lanes)))
-        for (int64_t images = lanes; images > 0; --images) {
-          if (height % down != 0 || width % across != 0 || n % images != 0) continue;
+    for (const int64_t down : divisors(height, lanes))
+      for (const int64_t across : divisors(width, lanes / down))
+        for (const int64_t images : divisors(n, lanes / (down * across))) {
           const LaneGrid grid{lanes, images, down, across, height / down, width / across};
-          const int64_t used = images * grid.blocks();
-          if (used > lanes || double(used) < kLeastUse * double(lanes) || grid.width < widest.ordered_vectors) continue;
-          if (!best || cost(grid) < cost(*best)) best = grid;
+          const bool uses = double(images * grid.blocks()) >= kLeastUse * double(lanes);
+          if (uses && grid.width >= widest.ordered_vectors && (!best || cost(grid) < cost(*best))) best = grid;
         }
   return best;
 }

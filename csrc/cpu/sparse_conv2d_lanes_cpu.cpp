@@ -103,8 +103,9 @@ bool in_order(const SparseConv2dArgs& args) {
 }  // namespace
 
 bool sparse_conv2d_takes_lanes(const SparseConv2dArgs& args) {
-  return args.dtype == DType::float32 && args.y.n * args.y.channels * args.y.height * args.y.width != 0 &&
-         args.horizontal.stride <= 2 && in_order(args);
+  const Images &x = args.x, &y = args.y;
+  return args.dtype == DType::float32 && x.n * x.channels * x.height * x.width != 0 &&
+         y.channels * y.height * y.width != 0 && args.horizontal.stride <= 2 && in_order(args);
 }
 
 std::optional<LaneGrid> lane_grid_of_x(const SparseConv2dArgs& a, const LaneGrid& y) {

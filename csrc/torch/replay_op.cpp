@@ -46,14 +46,11 @@ class Replay {
   // The arguments that say whether a step can take lanes.
   struct Conv {
     const Place& x;
-    const std::vector<int64_t>&stride, &padding;
+    const std::vector<int64_t>& padding;
     const std::optional<Place>& residual;
 
     explicit Conv(const SparseConv2dStep& step)
-        : x(std::get<0>(step.given)),
-          stride(std::get<5>(step.given)),
-          padding(std::get<6>(step.given)),
-          residual(std::get<14>(step.given)) {}
+        : x(std::get<0>(step.given)), padding(std::get<6>(step.given)), residual(std::get<14>(step.given)) {}
 
     int64_t border() const { return padding.empty() ? 0 : *std::max_element(padding.begin(), padding.end()); }
     bool could_take_lanes() const { return !x.is_constant() && border() <= kMostBorder; }
@@ -90,7 +87,8 @@ class Replay {
     const LaneImages x = values_.lanes(conv.x, *from, border_[conv.x.index()]);
     const bool in_place = residual && residual->border >= border && residual->data != x.data &&
                           std::find(drops.begin(), drops.end(), int64_t(conv.residual->index())) != drops.end();
-    const LaneImages y = in_place ? values_.add_lanes_of(*conv.residual) : values_.add_lanes(call.y, *to, border);
+    const LaneImages y =
+        in_place ? values_.add_lanes_of(call.y, *conv.residual) : values_.add_lanes(call.y, *to, border);
     sparse_conv2d_lanes({x, y, a.vertical, a.horizontal, a.groups, a.weight, a.scale, a.bias, a.relu, a.cap,
                          residual ? &*residual : nullptr},
                         parallel);
@@ -105,10 +103,11 @@ class Replay {
   // Whether the residual can be had in y's lanes; what does not fit is left to the op to name.
   bool adds_up(Place residual, const ImagesKind& y, const LaneGrid& grid) {
     if (residual.is_constant()) return false;
-    const ImagesKind kind = values_.kind(kSparseConv2d, residual);
-    const LaneGrid* const known = values_.grid(residual);
-    return kind.size == y.size && kind.type == y.type && kind.last == y.last &&
-           (known ? *known == grid : holds(grid, border_[residual.index()]));
+    if (const LaneGrid* const known = values_.grid(residual))
+      return *known == grid && values_.kind(kSparseConv2d, residual).size == y.size;
+    const Tensor& t = values_.tensor(residual);
+    return has_shape(t, y.size) && t.is_cpu() && t.scalar_type() == y.type &&
+           (y.last ? is_channels_last(t) : t.is_contiguous()) && holds(grid, border_[residual.index()]);
   }
 
   template <size_t... i>

@@ -62,8 +62,9 @@ LaneImages ReplayValues::add_lanes(const ImagesKind& kind, const LaneGrid& grid,
   return values_.back().lanes->images;
 }
 
-LaneImages ReplayValues::add_lanes_of(Place place) {
+LaneImages ReplayValues::add_lanes_of(const ImagesKind& kind, Place place) {
   Lanes taken = *std::exchange(value(place).lanes, std::nullopt);
+  taken.kind = kind;
   values_.push_back({std::nullopt, std::move(taken)});
   return values_.back().lanes->images;
 }

@@ -25,7 +25,7 @@ class ReplayValues {
   const LaneImages& lanes(Place place, const LaneGrid& grid, int64_t border);
   // The next value, which is yet to be computed; or computed in place of another, which is dropped next.
   LaneImages add_lanes(const ImagesKind& kind, const LaneGrid& grid, int64_t border);
-  LaneImages add_lanes_of(Place place);
+  LaneImages add_lanes_of(const ImagesKind& kind, Place place);
 
  private:
   struct Lanes {

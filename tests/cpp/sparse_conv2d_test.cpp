@@ -45,7 +45,9 @@ constexpr Case kCases[] = {
     {32, 6, 9, 20, 9, 3, {2, 1, 1, 3}, {2, 0, 1, 3}},      // whole vectors of several groups of images, strided
     {16, 3, 6, 8, 20, 1, {3, 0, 1, 1}, {1, 0, 1, 1}},      // the same, few rows
     {1, 5, 28, 28, 9, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},      // vectors of blocks of an image
+    {1, 5, 20, 18, 9, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},      // the same, five or three of them below each other
     {3, 4, 14, 14, 9, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},      // the same, of which some are left
+    {16, 4, 0, 14, 9, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},      // nothing but padding
     {2, 4, 24, 28, 8, 2, {2, 1, 1, 3}, {2, 1, 1, 3}},      // the same, of two images, strided
     {4, 4, 14, 28, 9, 1, {1, 4, 2, 5}, {1, 2, 1, 5}},      // the same, wide borders
     {12, 3, 7, 7, 9, 1, {1, 1, 1, 3}, {1, 1, 1, 3}},       // the same, rows

@@ -84,7 +84,18 @@ FULL = WidthWeight(torch.randn(8, 8, 3, 3))
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
 @pytest.mark.parametrize(
-    ("n", "size"), [(16, (9, 13)), (32, (20, 29)), (48, (7, 6)), (8, (16, 7)), (16, (5, 4)), (0, (9, 13))]
+    ("n", "size"),
+    [
+        (16, (9, 13)),
+        (32, (20, 29)),
+        (48, (7, 6)),
+        (1, (28, 24)),
+        (3, (14, 14)),
+        (1, (7, 7)),
+        (8, (16, 7)),
+        (16, (5, 4)),
+        (0, (9, 13)),
+    ],
 )
 def test_images_by_the_vector_give_the_same_bits(n, size, layout, isa):
     def inputs():
