@@ -1,10 +1,8 @@
 #include "lcs/lane_images.h"
 
 #include <algorithm>
-#include <array>
 #include <vector>
 
-#include "lcs/isa.h"
 #include "sparse_conv2d_kernels.h"
 #include "walk.h"
 

@@ -20,7 +20,8 @@ struct SparseTile {
   float cap;              // that ReLU ends at
   const float* residual;  // added before ReLU; laid out as acc but for its stride; null: none
   int64_t residual_stride;
-  float* y;  // takes what becomes of acc, laid out likewise; may be acc or the residual
+  float* y;  // takes what becomes of acc, laid out likewise; may be acc, or the residual where each row is at its own
+             // place
   int64_t y_stride;
   const int32_t* distance = nullptr;  // of each value; null: offset[index]
   const int64_t* offset = nullptr;

@@ -50,7 +50,8 @@ class PooledBands {
     const int64_t held = std::max<int64_t>(kBandBytes / size_of(a_.conv.dtype) / row_, 1);
     pooled_ = std::max<int64_t>(held / pool_.vertical.stride, 1);
     static thread_local Scratch<float> rows;
-    rows_ = rows.reserve((pooled_ * pool_.vertical.stride + pool_.vertical.kernel + 2 * kSide) * row_);
+    const int64_t needed = pooled_ * pool_.vertical.stride + pool_.vertical.kernel + 2 * kSide;
+    rows_ = rows.reserve(std::min(needed, a_.conv.y.height) * row_);
   }
 
   void run(int64_t begin, int64_t end) {

@@ -10,7 +10,7 @@
 namespace lcs::binding {
 namespace {
 
-constexpr int64_t kMostBorder = 8;  // of images in lanes, which all of them have around them
+constexpr int64_t kMostBorder = 8;  // of images in lanes; a wider one would take more memory than most images
 
 template <size_t... i>
 AnyCall read_call(Code& code, int64_t op, std::index_sequence<i...>) {
@@ -43,7 +43,7 @@ class Replay {
  private:
   static constexpr int64_t kNoLanes = -1;
 
-  // The arguments that say whether a step can take lanes.
+  // The arguments that say whether a step can take lanes, by their places in the schema.
   struct Conv {
     const Place& x;
     const std::vector<int64_t>& padding;
@@ -67,15 +67,16 @@ class Replay {
     if (conv.residual) needs(*conv.residual, std::max<int64_t>(border_of_y, 0));  // y may take its place
   }
 
-  // Whether it has; else nothing was done.
+  // Whether it has; else its result is yet to be computed.
   bool ran_in_lanes(const SparseConv2dStep& step, const std::vector<int64_t>& drops) {
     const Conv conv(step);
     const int64_t planned = border_[values_.size()], border = std::max<int64_t>(planned, 0);
     if (!conv.could_take_lanes()) return false;
     const LaneGrid* const known = values_.grid(conv.x);
     if (planned == kNoLanes && !known && !(conv.residual && values_.grid(*conv.residual))) return false;
-    SparseConv2dCall call(kSparseConv2d, values_.kind(kSparseConv2d, conv.x),
-                          given(step, std::make_index_sequence<13>()));
+    const ImagesKind kind = values_.kind(kSparseConv2d, conv.x);
+    if (kind.type != ScalarType::Float) return false;
+    SparseConv2dCall call(kSparseConv2d, kind, given(step, std::make_index_sequence<13>()));
     const SparseConv2dArgs& a = call.args;
     if (!sparse_conv2d_takes_lanes(a)) return false;
     const std::optional<LaneGrid> to = known ? lane_grid_of_y(a, *known) : lane_grid(a.y.n, a.y.height, a.y.width);
@@ -104,7 +105,8 @@ class Replay {
   bool adds_up(Place residual, const ImagesKind& y, const LaneGrid& grid) {
     if (residual.is_constant()) return false;
     if (const LaneGrid* const known = values_.grid(residual))
-      return *known == grid && values_.kind(kSparseConv2d, residual).size == y.size;
+      return *known == grid && values_.kind(kSparseConv2d, residual).size == y.size &&
+             values_.kind(kSparseConv2d, residual).last == y.last;
     const Tensor& t = values_.tensor(residual);
     return has_shape(t, y.size) && t.is_cpu() && t.scalar_type() == y.type &&
            (y.last ? is_channels_last(t) : t.is_contiguous()) && holds(grid, border_[residual.index()]);

@@ -42,7 +42,10 @@ const Tensor& ReplayValues::tensor(Place place) {
 }
 
 ImagesKind ReplayValues::kind(const char* op, Place place) {
-  return grid(place) ? value(place).lanes->kind : images_kind(op, tensor(place));
+  if (!grid(place)) return images_kind(op, tensor(place));
+  ImagesKind kind = value(place).lanes->kind;
+  kind.last = kind.last && kind.size[1] != 1;  // which is contiguous, too
+  return kind;
 }
 
 const LaneImages& ReplayValues::lanes(Place place, const LaneGrid& grid, int64_t border) {

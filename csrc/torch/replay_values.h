@@ -21,7 +21,7 @@ class ReplayValues {
   const LaneGrid* grid(Place place) {
     return place.is_constant() || !value(place).lanes ? nullptr : &value(place).lanes->images.grid;
   }
-  // In lanes: of this grid and with at least such a border, unless they are already.
+  // In lanes: in those that they are in already, or of this grid and with such a border.
   const LaneImages& lanes(Place place, const LaneGrid& grid, int64_t border);
   // The next value, which is yet to be computed; or computed in place of another, which is dropped next.
   LaneImages add_lanes(const ImagesKind& kind, const LaneGrid& grid, int64_t border);

@@ -36,10 +36,10 @@ struct SparseConv2dCall {
   Prepacked weight;
   SparseConv2dArgs args;
 
-  SparseConv2dCall(const char* op, const ImagesKind& x, SparseConv2dGiven given);
+  SparseConv2dCall(const char* op, const ImagesKind& kind, SparseConv2dGiven all);
 
-  // The result, which is yet to be computed, of `images`, which take their places in `args`.
-  Tensor result_of(Tensor& images);
+  // The result of `input`, which is yet to be computed; both take their places in `args`.
+  Tensor result_of(Tensor& input);
 };
 
 }  // namespace lcs::binding

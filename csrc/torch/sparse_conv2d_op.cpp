@@ -35,8 +35,8 @@ ImagesKind images_kind(const char* op, const Tensor& x) {
   return {sizes_of(x), x.scalar_type(), x.dim() == 4 && wants_channels_last(x)};
 }
 
-SparseConv2dCall::SparseConv2dCall(const char* op, const ImagesKind& x, SparseConv2dGiven g)
-    : x(x), given(std::move(g)), args(checked_args(op, x, given)) {
+SparseConv2dCall::SparseConv2dCall(const char* op, const ImagesKind& kind, SparseConv2dGiven all)
+    : x(kind), given(std::move(all)), args(checked_args(op, kind, given)) {
   const std::vector<int64_t>& shape = given.weight_shape;
   make_contiguous(given.bias);
   make_contiguous(given.scale);
@@ -52,10 +52,10 @@ SparseConv2dCall::SparseConv2dCall(const char* op, const ImagesKind& x, SparseCo
   args.y = images(y.size, nullptr, y.last);
 }
 
-Tensor SparseConv2dCall::result_of(Tensor& images) {
-  if (!x.last) images = torch::stable::contiguous(images);
+Tensor SparseConv2dCall::result_of(Tensor& input) {
+  if (!x.last) input = torch::stable::contiguous(input);
   Tensor made = empty_images(y.size, y.type, y.last);
-  args.x.data = const_cast<void*>(images.const_data_ptr());
+  args.x.data = const_cast<void*>(input.const_data_ptr());
   args.y.data = made.mutable_data_ptr();
   return made;
 }

@@ -77,6 +77,43 @@ def batched(x, residual):
     return b, c, d, sparse_conv2d(f, WEIGHTS[3], None, 1, 0), e
 
 
+def chain(run, *given):
+    """A recording of what `run` makes of them, which is checked on other inputs, and what that is."""
+    run(*given)
+    with Recorder() as recorder:
+        results = run(*given)
+    recording = Recording.of([call for call in recorder.calls if call.can_replay], given, results)
+    others = [torch.randn_like(t) for t in given]
+    made = replay(others, recording)
+    for other, expected in zip(made, run(*others), strict=True):
+        assert torch.equal(other, expected) and other.stride() == expected.stride()
+    return recording, others
+
+
+def test_a_single_channel_on_its_way_is_laid_out_as_one_by_one(isa):
+    one, many = float_weight((1, 3, 3, 3)), float_weight((8, 1, 3, 3))
+    line = (*(torch.randn(8) for _ in range(4)), 0.3)
+
+    def run(x):
+        a = sparse_conv2d(sparse_conv2d(x, one, None, 1, 1), many, None, 1, 1)
+        return a, line_norm(a, *line, 2), sparse_conv2d(a, WEIGHTS[1], None, 1, 1, residual=a)
+
+    recording, given = chain(run, torch.randn(16, 3, 7, 7).contiguous(memory_format=torch.channels_last))
+    opcheck(OP, (given, recording.constants, recording.code, recording.made))
+
+
+def test_a_residual_is_not_taken_where_it_is_still_read(isa):
+    def run(x):
+        a = sparse_conv2d(x, WEIGHTS[1], None, 1, 1)
+        b = sparse_conv2d(a, WEIGHTS[1], None, 1, 1, residual=a)  # a is its x, too
+        c = sparse_conv2d(b, WEIGHTS[1], None, 1, 1, residual=a)
+        d = sparse_conv2d(c, WEIGHTS[3], None, residual=b)  # b gives its memory
+        return c, sparse_conv2d(d, WEIGHTS[1], None, 1, 1, residual=x)
+
+    chain(run, torch.randn(16, 8, 14, 14))
+    chain(run, torch.randn(1, 8, 28, 28))
+
+
 WEIGHTS = [float_weight(shape) for shape in ((8, 3, 3, 3), (8, 8, 3, 3), (6, 4, 3, 3), (8, 8, 1, 1))]
 VECTORS = torch.randn(8), torch.rand(8)
 FULL = WidthWeight(torch.randn(8, 8, 3, 3))

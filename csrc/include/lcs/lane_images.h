@@ -24,8 +24,8 @@ std::optional<LaneGrid> lane_grid(int64_t n, int64_t height, int64_t width);
 
 // float32 images in lanes: group after group, and in these row after row of the blocks, in a row channel after channel,
 // and at each position a float of every lane, with `border` positions all around, in which a block's neighbours go on,
-// or zeros; where they do, it is no wider than a block. Taps of all positions read whole vectors, and from one
-// convolution to the next only borders are copied.
+// or zeros; where they do, it is no wider than a block, nor higher. Taps of all positions read whole vectors, and from
+// one convolution to the next only borders are copied.
 struct LaneImages {
   float* data;
   LaneGrid grid;

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <optional>
 
 #include "lcs/lane_images.h"
 #include "lcs/sparse_conv2d.h"
