@@ -35,14 +35,18 @@ inline Images images(const Tensor& t, void* data, bool last) {
   return images({t.size(0), t.size(1), t.size(2), t.size(3)}, data, last);
 }
 
+// Whether t, on the CPU, is of such a size and type, and compact, channels last or NCHW.
+inline bool lies_as(const Tensor& t, const std::vector<int64_t>& size, ScalarType type, bool last) {
+  return has_shape(t, size) && t.is_cpu() && t.scalar_type() == type &&
+         (t.numel() == 0 || (last ? is_channels_last(t) : t.is_contiguous()));
+}
+
 // Of a residual of `type` that lies as y does, channels last or NCHW; null where there is none.
 inline const void* residual_data(const char* op, const std::optional<Tensor>& residual, const Tensor& y,
                                  ScalarType type, bool last) {
   if (!residual) return nullptr;
-  const bool fits = same_shape(*residual, y) && residual->is_cpu() && residual->scalar_type() == type &&
-                    (y.numel() == 0 || (last ? is_channels_last(*residual) : residual->is_contiguous()));
-  STD_TORCH_CHECK(fits, op, ": residual must be laid out as the result, of shape ", shape_of(y), ", got ",
-                  shape_of(*residual));
+  STD_TORCH_CHECK(lies_as(*residual, sizes_of(y), type, last), op,
+                  ": residual must be laid out as the result, of shape ", shape_of(y), ", got ", shape_of(*residual));
   return residual->const_data_ptr();
 }
 

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <array>
 #include <utility>
 
 #include "images_binding.h"
@@ -104,12 +103,12 @@ class Replay {
   // Whether the residual can be had in y's lanes; what does not fit is left to the op to name.
   bool adds_up(Place residual, const ImagesKind& y, const LaneGrid& grid) {
     if (residual.is_constant()) return false;
-    if (const LaneGrid* const known = values_.grid(residual))
-      return *known == grid && values_.kind(kSparseConv2d, residual).size == y.size &&
-             values_.kind(kSparseConv2d, residual).last == y.last;
+    if (const LaneGrid* const known = values_.grid(residual)) {
+      const ImagesKind kind = values_.kind(kSparseConv2d, residual);
+      return *known == grid && kind.size == y.size && kind.last == y.last;
+    }
     const Tensor& t = values_.tensor(residual);
-    return has_shape(t, y.size) && t.is_cpu() && t.scalar_type() == y.type &&
-           (y.last ? is_channels_last(t) : t.is_contiguous()) && holds(grid, border_[residual.index()]);
+    return lies_as(t, y.size, y.type, y.last) && holds(grid, border_[residual.index()]);
   }
 
   template <size_t... i>
