@@ -111,6 +111,16 @@ class Norm {
   }
 };
 
+class Lines : Norm {
+ public:
+  using Norm::Norm;
+
+  void write(float* scale, float* shift) const {
+    for (int64_t c = 0; c < args_.channels; ++c) scale[c] = given_[c] * weight_[c];
+    std::copy_n(bias_, args_.channels, shift);
+  }
+};
+
 class Forward : Norm {
  public:
   Forward(const LineNormArgs& args, const Parallel& parallel) : Norm(args), parallel_(parallel) {}
@@ -345,6 +355,8 @@ class Backward : Norm {
 };
 
 }  // namespace
+
+void line_norm_lines(const LineNormArgs& args, float* scale, float* shift) { Lines(args).write(scale, shift); }
 
 LineNormArgs samples_of(const LineNormArgs& args, int64_t begin, int64_t end) {
   LineNormArgs samples = args;

@@ -419,7 +419,7 @@ void width_conv2d(const WidthConv2dArgs& args, const Parallel& parallel) {
   else if (width_conv2d_by_winograd6(args))
     width_winograd6(args, parallel);
   else if (width_conv2d_strided(args))
-    width_strided(args, parallel);
+    WidthStrided(args, nullptr, parallel).run(parallel);
   else
     WidthConv2d(args, parallel).run();
   width_lower(args, parallel);

@@ -41,12 +41,47 @@ void run(const WidthConv2dNormArgs& args, int64_t begin, int64_t end, const Para
   max_pool(pool, parallel);
 }
 
+// The convolution and its norm, whose statistics are given: that of float32 ends the convolution.
+class PooledConv {
+ public:
+  PooledConv(const WidthConv2dNormArgs& args, const Parallel& parallel)
+      : norm_(args.norm),
+        together_(args.conv.dtype == DType::float32 && !args.conv.scale && !args.conv.bias),
+        conv_(together_ ? with_norm(args) : args.conv),
+        products_(conv_, together_ ? norm_.mean : nullptr, parallel) {}
+
+  void multiply(int64_t image, int64_t line, const Images& y) const {
+    products_.rows(image, line, y);
+    if (together_) return;
+    LineNormArgs norm = norm_;
+    norm.x = norm.y = y.data;
+    norm.n = 1;
+    norm.pixels = y.height * y.width;
+    line_norm(norm, serial);
+  }
+
+ private:
+  static WidthConv2dArgs with_norm(const WidthConv2dNormArgs& args) {
+    static thread_local Scratch<float> lines;
+    float* const scale = lines.reserve(2 * args.norm.channels);
+    line_norm_lines(args.norm, scale, scale + args.norm.channels);
+    WidthConv2dArgs conv = args.conv;
+    conv.scale = scale, conv.bias = scale + args.norm.channels, conv.relu = args.norm.relu;
+    return conv;
+  }
+
+  const LineNormArgs& norm_;
+  const bool together_;
+  const WidthConv2dArgs conv_;
+  const WidthStrided products_;
+};
+
 // Pooled rows of one image, by bands of the convolution's rows that stay in the second-level cache until they are
 // pooled. For norms of given statistics, which do the same to each.
 class PooledBands {
  public:
-  PooledBands(const WidthConv2dNormArgs& args, int64_t image)
-      : a_(args), pool_(*args.pool), image_(image), row_(args.conv.y.row_stride) {
+  PooledBands(const WidthConv2dNormArgs& args, const PooledConv& conv, int64_t image)
+      : a_(args), conv_(conv), pool_(*args.pool), image_(image), row_(args.conv.y.row_stride) {
     const int64_t held = std::max<int64_t>(kBandBytes / size_of(a_.conv.dtype) / row_, 1);
     pooled_ = std::max<int64_t>(held / pool_.vertical.stride, 1);
     static thread_local Scratch<float> rows;
@@ -59,7 +94,7 @@ class PooledBands {
   }
 
  private:
-  static constexpr int64_t kSide = kWidthStridedRows;
+  static constexpr int64_t kSide = WidthStrided::kRows;
 
   void* place(int64_t row) const { return advance(static_cast<void*>(rows_), (row - first_) * row_, a_.conv.dtype); }
 
@@ -80,22 +115,16 @@ class PooledBands {
 
   // All rows before `stop`.
   void make(int64_t stop) {
-    WidthConv2dArgs conv = a_.conv;
-    conv.x.n = conv.y.n = 1;
-    conv.x.data = advance(conv.x.data, image_ * conv.x.image_stride, conv.dtype);
-    conv.y.data = place(made_);
-    conv.y.height = stop - made_;
-    conv.vertical.padding -= made_ * conv.vertical.stride;
-    width_strided(conv, serial);
-    LineNormArgs norm = a_.norm;
-    norm.x = norm.y = conv.y.data;
-    norm.n = 1;
-    norm.pixels = conv.y.height * conv.y.width;
-    line_norm(norm, serial);
+    Images y = a_.conv.y;
+    y.n = 1;
+    y.data = place(made_);
+    y.height = stop - made_;
+    conv_.multiply(image_, made_ / kSide, y);
     made_ = stop;
   }
 
   const WidthConv2dNormArgs& a_;
+  const PooledConv& conv_;
   const MaxPoolArgs& pool_;
   const int64_t image_, row_;  // elements of a row of the convolution's
   int64_t pooled_;             // rows of a band
@@ -114,10 +143,11 @@ void width_conv2d_norm(const WidthConv2dNormArgs& whole, const Parallel& paralle
   const bool winograd = width_conv2d_by_winograd(conv) || width_conv2d_by_winograd6(conv) || width_conv2d_strided(conv);
   args.conv.products = winograd ? WidthProducts::winograd : WidthProducts::direct;
   if (args.pool && args.norm.mean && !args.norm.residual && width_conv2d_strided(conv)) {
+    const PooledConv products(args, parallel);
     const int64_t rows = args.pool->y.height, parts = std::clamp<int64_t>(kGroups / y.n, 1, kParts);
     return parallel(y.n * parts, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
-        PooledBands(args, i / parts).run(i % parts * rows / parts, (i % parts + 1) * rows / parts);
+        PooledBands(args, products, i / parts).run(i % parts * rows / parts, (i % parts + 1) * rows / parts);
     });
   }
   const int64_t pixels = winograd ? kWinogradPixels : kPixels;

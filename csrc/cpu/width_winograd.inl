@@ -172,7 +172,8 @@ template <int kResults>
 void results_of_all(const WinogradResults& r) {
   const Float floor = set1(r.relu ? 0.0f : -__builtin_inff());
   for (int v = 0; v < kVectors; ++v) {
-    const Float scale = load(r.scale + v * kLanes), bias = load(r.bias + v * kLanes);
+    const Float mean = r.mean ? load(r.mean + v * kLanes) : set1(0.0f), scale = load(r.scale + v * kLanes),
+                bias = load(r.bias + v * kLanes);
     const float* from = r.from + v * kLanes;
     float* to = r.to + v * kLanes;
     for (int64_t tile = 0; tile < r.tiles; ++tile, from += kSpan, to += kResults * r.column) {
@@ -192,7 +193,7 @@ void results_of_all(const WinogradResults& r) {
         results_of<kResults>(side[i], row);
         LCS_UNROLL
         for (int j = 0; j < kResults; ++j)
-          store(to + i * r.row + j * r.column, raised_to(fmadd(row[j], scale, bias), floor));
+          store(to + i * r.row + j * r.column, raised_to(fmadd(sub(row[j], mean), scale, bias), floor));
       }
     }
   }

@@ -169,7 +169,7 @@ class WidthWinograd {
       transform_weights(span, c, channels, weights);
       run_.products({x, weights, sums, last - first, chunk_, channels, x_, weights_, sums_, c == 0});
     }
-    const WidthWinogradResults results(a_, kSide, scale_, bias_);
+    const WidthWinogradResults results(a_, kSide, nullptr, scale_, bias_);
     for_parts(0, first, last,
               [&](const WinogradPart& part) { results.write(part, span, sums, sums_, sums + kPositions * sums_); });
   }

@@ -65,11 +65,11 @@ struct WinogradProducts {
   bool first;
 };
 
-// A^T m A of tiles next to each other, times a scale and plus a bias, to rows of columns of a span.
+// A^T m A of tiles next to each other, less a mean, times a scale and plus a bias, to rows of columns of a span.
 struct WinogradResults {
   const float* from;
   int64_t position, tiles, results;  // the last: 3 or 4 a side
-  const float *scale, *bias;
+  const float *mean, *scale, *bias;  // the first may be null: 0
   bool relu;
   float* to;
   int64_t row, column;  // floats from one to the next

@@ -13,8 +13,10 @@ struct WinogradPart {
 // What makes results of a span's sums, [position][tile][output channel], and writes them where they belong.
 class WidthWinogradResults {
  public:
-  // side: of a tile's results. scale, bias: of whole spans.
-  WidthWinogradResults(const WidthConv2dArgs& args, int64_t side, const float* scale, const float* bias);
+  // side: of a tile's results. Of whole spans: what is subtracted from them, null: 0, what they are multiplied by then,
+  // and what is added.
+  WidthWinogradResults(const WidthConv2dArgs& args, int64_t side, const float* mean, const float* scale,
+                       const float* bias);
 
   // position: floats of `sums` from one position to the next.
   void write(const WinogradPart& part, int64_t span, const float* sums, int64_t position, float* room) const;
@@ -24,7 +26,7 @@ class WidthWinogradResults {
   const WidthConv2dKernels copy_;
   const WidthWinogradKernels run_;
   const int64_t side_, span_;
-  const float *scale_, *bias_;
+  const float *mean_, *scale_, *bias_;
 };
 
 }  // namespace lcs

@@ -6,13 +6,14 @@
 
 namespace lcs {
 
-WidthWinogradResults::WidthWinogradResults(const WidthConv2dArgs& args, int64_t side, const float* scale,
-                                           const float* bias)
+WidthWinogradResults::WidthWinogradResults(const WidthConv2dArgs& args, int64_t side, const float* mean,
+                                           const float* scale, const float* bias)
     : a_(args),
       copy_(best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels)),
       run_(best(scalar::width_winograd_kernels, avx2::width_winograd_kernels, avx512::width_winograd_kernels)),
       side_(side),
       span_(kWinogradVectors * run_.lanes),
+      mean_(mean),
       scale_(scale),
       bias_(bias) {}
 
@@ -32,6 +33,7 @@ void WidthWinogradResults::write(const WinogradPart& part, int64_t span, const f
                     position,
                     part.end - part.begin,
                     side_,
+                    mean_ ? mean_ + start : nullptr,
                     scale_ + start,
                     bias_ + start,
                     a_.relu,

@@ -110,11 +110,12 @@ def test_pools_bands_of_rows(isa, n, height, layout, dtype):
     torch.manual_seed(0)
     x = torch.randn(n, 3, height, 224).to(dtype).to(memory_format=layout)
     weight, norm, bias = WidthWeight.pack(torch.randn(48, 3, 7, 7).to(dtype)), line_of(40), torch.randn(48)
-    given = {"mean": torch.randn(40), "var": torch.rand(40), "relu": True, "bias": bias, "stride": (2, 2)}
+    conv, given = {"stride": (2, 2), "padding": (3, 3)}, {"mean": torch.randn(40), "var": torch.rand(40)}
     for pool in ((3, 2, 1), (2, (5, 2), 0), ((3, 2), (1, 2), (1, 0)), ((3, 2), (10**6, 2), 1)):
-        expected = apart(x, weight, 40, norm, 8, max_pool=pool, padding=(3, 3), **given)
-        y = width_conv2d_norm(x, weight, 40, norm, 8, max_pool=pool, padding=(3, 3), **given)
-        assert torch.equal(y, expected) and y.stride() == expected.stride()
+        for after in ({"relu": True, "bias": bias}, {"relu": True}, {}):
+            expected = apart(x, weight, 40, norm, 8, max_pool=pool, **conv, **given, **after)
+            y = width_conv2d_norm(x, weight, 40, norm, 8, max_pool=pool, **conv, **given, **after)
+            assert torch.equal(y, expected) and y.stride() == expected.stride()
 
 
 @pytest.mark.parametrize("pool", [None, (3, 2, 1)], ids=str)

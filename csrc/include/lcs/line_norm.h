@@ -32,6 +32,9 @@ struct LineNormArgs {
 
 void line_norm(const LineNormArgs& args, const Parallel& parallel);
 
+// Of a norm of given statistics, (x - mean) * scale + shift: both, of each channel.
+void line_norm_lines(const LineNormArgs& args, float* scale, float* shift);
+
 // The norm of samples [begin, end) alone.
 LineNormArgs samples_of(const LineNormArgs& args, int64_t begin, int64_t end);
 
