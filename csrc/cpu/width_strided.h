@@ -17,8 +17,8 @@ class WidthStrided {
  public:
   static constexpr int64_t kRows = 3;  // of y, a line of tiles
 
-  // Transforms the weights, to memory that the next one of this thread takes. mean: of y.channels, subtracted before
-  // the scale and the bias; null: none.
+  // Transforms the weights, to memory that the next one of this thread takes. mean: null, or of y.channels, of a norm
+  // whose scale and bias are those of args.
   WidthStrided(const WidthConv2dArgs& args, const float* mean, const Parallel& parallel);
 
   void run(const Parallel& parallel) const;

@@ -60,7 +60,7 @@ WidthStrided::WidthStrided(const WidthConv2dArgs& args, const float* mean, const
   const int64_t whole = spans_ * span_, span = kPositions * channels_ * span_;
   float* const to = scratch.reserve(spans_ * span + 3 * whole);
   float* const affine = to + spans_ * span;
-  weights_ = to, mean_ = affine, scale_ = affine + whole, bias_ = scale_ + whole;
+  weights_ = to, mean_ = mean ? affine : nullptr, scale_ = affine + whole, bias_ = scale_ + whole;
   std::fill_n(affine, whole, 0.0f);
   if (mean) std::copy_n(mean, args.y.channels, affine);
   fill_affine(args, whole, affine + whole);

@@ -168,12 +168,15 @@ void products_of_any(const WinogradProducts& p, std::integer_sequence<int, kAtOn
 
 void products(const WinogradProducts& p) { products_of_any(p, std::make_integer_sequence<int, kTiles>()); }
 
-template <int kResults>
+template <int kResults, bool kNorm>
 void results_of_all(const WinogradResults& r) {
   const Float floor = set1(r.relu ? 0.0f : -__builtin_inff());
   for (int v = 0; v < kVectors; ++v) {
-    const Float mean = r.mean ? load(r.mean + v * kLanes) : set1(0.0f), scale = load(r.scale + v * kLanes),
+    const Float mean = kNorm ? load(r.mean + v * kLanes) : set1(0.0f), scale = load(r.scale + v * kLanes),
                 bias = load(r.bias + v * kLanes);
+    const auto ended = [&](Float y) {  // by a norm: rounded as often as it is by itself
+      return raised_to(kNorm ? add(mul(sub(y, mean), scale), bias) : fmadd(y, scale, bias), floor);
+    };
     const float* from = r.from + v * kLanes;
     float* to = r.to + v * kLanes;
     for (int64_t tile = 0; tile < r.tiles; ++tile, from += kSpan, to += kResults * r.column) {
@@ -192,11 +195,15 @@ void results_of_all(const WinogradResults& r) {
         Float row[kResults];
         results_of<kResults>(side[i], row);
         LCS_UNROLL
-        for (int j = 0; j < kResults; ++j)
-          store(to + i * r.row + j * r.column, raised_to(fmadd(sub(row[j], mean), scale, bias), floor));
+        for (int j = 0; j < kResults; ++j) store(to + i * r.row + j * r.column, ended(row[j]));
       }
     }
   }
+}
+
+template <int kResults>
+void results_of_all(const WinogradResults& r) {
+  r.mean ? results_of_all<kResults, true>(r) : results_of_all<kResults, false>(r);
 }
 
 void results(const WinogradResults& r) { r.results == 4 ? results_of_all<4>(r) : results_of_all<3>(r); }

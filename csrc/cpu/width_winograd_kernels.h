@@ -65,11 +65,12 @@ struct WinogradProducts {
   bool first;
 };
 
-// A^T m A of tiles next to each other, less a mean, times a scale and plus a bias, to rows of columns of a span.
+// A^T m A of tiles next to each other, times a scale and plus a bias, or normed: (A^T m A - mean) * scale + bias; to
+// rows of columns of a span.
 struct WinogradResults {
   const float* from;
   int64_t position, tiles, results;  // the last: 3 or 4 a side
-  const float *mean, *scale, *bias;  // the first may be null: 0
+  const float *mean, *scale, *bias;  // the first: null where there is no norm
   bool relu;
   float* to;
   int64_t row, column;  // floats from one to the next

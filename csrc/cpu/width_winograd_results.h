@@ -13,8 +13,7 @@ struct WinogradPart {
 // What makes results of a span's sums, [position][tile][output channel], and writes them where they belong.
 class WidthWinogradResults {
  public:
-  // side: of a tile's results. Of whole spans: what is subtracted from them, null: 0, what they are multiplied by then,
-  // and what is added.
+  // side: of a tile's results. Of whole spans: as of WinogradResults.
   WidthWinogradResults(const WidthConv2dArgs& args, int64_t side, const float* mean, const float* scale,
                        const float* bias);
 
