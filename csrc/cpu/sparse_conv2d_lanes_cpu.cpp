@@ -13,8 +13,9 @@
 namespace lcs {
 namespace {
 
-constexpr int64_t kTasks = 8;         // enough to keep the threads even
-constexpr int64_t kTileFloats = 112;  // of a row, whose input of a block of the weight fits the first-level cache
+constexpr int64_t kTasks = 8;            // enough to keep the threads even
+constexpr int64_t kKeptBytes = 1 << 19;  // of a weight that stays in the second-level cache from row to row
+constexpr int64_t kTileFloats = 112;     // of a row, whose input of a block of the weight fits the first-level cache
 
 // Tiles of a row of vectors, none with too few to add up in order if the row has enough; they differ by one at most.
 int64_t tiles_of(int64_t width, const SparseConv2dKernels& run) {
@@ -32,16 +33,22 @@ class SparseConv2dLanes {
         sums_(args.weight, run_, args.groups, args.x.channels / args.groups, args.x.channel_stride, taps()),
         borders_(args.y) {}
 
-  // A thread's rows follow each other, so that it has most of what they read from the row before.
+  // A thread's rows follow each other, so that it has most of what they read from the row before. Where they are few,
+  // a thread takes all channels of its rows, and reads little that another has just written; or, of a large weight, all
+  // rows of its channels.
   void run() const {
     const int64_t rows = a_.y.groups * a_.y.grid.height, channels = ceil_div(a_.y.channels, ceil_div(kTasks, rows)),
                   shares = ceil_div(a_.y.channels, channels);
+    const int64_t values = a_.weight.start[a_.weight.blocks()],
+                  bytes = values * int64_t{sizeof(float) + sizeof(int32_t)};
+    const bool by_row = bytes <= kKeptBytes;
     Tasks tasks(shares * rows);
     parallel_(shares * rows, 1, [&](int64_t begin, int64_t end) {
       Tasks::Taker taker(tasks, begin, end);
       SparseSums::Distances distances(sums_, channels, ceil_div(end - begin, shares) * tiles_);
       for (Tasks::Some some = taker.one(); some.begin < some.end; some = taker.one()) {
-        const int64_t first = some.begin / rows * channels, row = some.begin % rows;
+        const int64_t share = by_row ? some.begin % shares : some.begin / rows, first = share * channels,
+                      row = by_row ? some.begin / shares : some.begin % rows;
         row_of(row / a_.y.grid.height, row % a_.y.grid.height, first, std::min(a_.y.channels, first + channels),
                distances);
       }
