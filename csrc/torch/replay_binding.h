@@ -40,4 +40,10 @@ std::tuple<Tensor, Tensor> line_norm_cpu(Tensor x, std::optional<Tensor> weight0
                                          std::optional<Tensor> var, std::optional<Tensor> residual, int64_t groups,
                                          double eps, bool relu);
 
+// Torch's own, which networks end with.
+Tensor torch_mean(Tensor x, std::optional<std::vector<int64_t>> dim, bool keepdim, std::optional<ScalarType> dtype);
+Tensor torch_as_strided_(Tensor x, std::vector<int64_t> size, std::vector<int64_t> stride,
+                         std::optional<int64_t> offset);
+Tensor torch_view(Tensor x, std::vector<int64_t> size);
+
 }  // namespace lcs::binding

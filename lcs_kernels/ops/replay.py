@@ -14,7 +14,11 @@ from lcs_kernels._load import ensure_loaded
 
 from ._library import define, wants_grad
 
-OPS = ("sparse_conv2d", "sparse_conv2d_norm", "width_conv2d", "width_conv2d_norm", "line_norm")  # the kernels' order
+# In the kernels' order; torch's, which networks end with, without another dtype.
+OPS = (
+    *("sparse_conv2d", "sparse_conv2d_norm", "width_conv2d", "width_conv2d_norm", "line_norm"),
+    *("aten::mean.dim", "aten::as_strided_", "aten::view"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,13 +32,18 @@ class Call:
 
     @property
     def name(self) -> str:
-        """As in `OPS`, of the engine's ops; of others with their namespace."""
-        return self.op._schema.name.removeprefix("lcs::")
+        """As in `OPS`: of the engine's ops without their namespace, of others with their overload."""
+        return self.op.name().removeprefix("lcs::")
 
     @property
     def can_replay(self) -> bool:
         """Whether it is one of `OPS`."""
-        return self.name in OPS
+        return self.name in OPS and not any(isinstance(value, torch.dtype) for value in self.given.values())
+
+    @property
+    def shares(self) -> bool:
+        """Whether it returns memory that it is given."""
+        return any(r.alias_info is not None for r in self.op._schema.returns)
 
     @property
     def given(self) -> dict[str, object]:
@@ -89,20 +98,21 @@ class Recording:
     @classmethod
     def of(cls, calls: Sequence[Call], inputs: Sequence[Tensor], results: Sequence[Tensor]) -> Recording:
         """Of `calls`, which read `inputs` and make `results`: of each call the first that it makes is kept. Raises
-        ValueError for an op that is not in `OPS`, and a result that no call makes."""
+        ValueError for an op that is not in `OPS`, one that returns memory that no call before has made, and a result
+        that no call makes."""
         for call in calls:
             if not call.can_replay:
                 raise ValueError(f"replay: {call.op} is none of {', '.join(OPS)}")
-        values = {id(t): i for i, t in enumerate([*inputs, *(call.makes[0] for call in calls)])}
-        kept = {id(t) for t in results}
-        if kept - {id(call.makes[0]) for call in calls}:
+        values = {id(t): i for i, t in enumerate(inputs)}  # where it is last: ops in place return what they read
+        kept, made = {id(t) for t in results}, {id(call.makes[0]) for call in calls}
+        if kept - made:
             raise ValueError("replay: a result is not what one of the calls makes first")
         constants: list[Tensor] = []
         places: dict[int, int] = {}
 
         def place(t: Tensor) -> int:
-            if (value := values.get(id(t))) is not None:
-                return 2 * value
+            if id(t) in values:
+                return 2 * values[id(t)]
             if id(t) not in places:
                 places[id(t)] = len(constants)
                 constants.append(t)
@@ -111,17 +121,20 @@ class Recording:
         last = {}  # step that reads a value last, or makes it
         for step, call in enumerate(calls):
             last[id(call.makes[0])] = step
-            last |= {id(t): step for t in call.reads if id(t) in values}
+            last |= {id(t): step for t in call.reads if id(t) in values or id(t) in made}
         code = [len(calls)]
         for step, call in enumerate(calls):
             code.append(OPS.index(call.name))
-            for kind, value in zip(_kinds(call.op), call.given.values(), strict=True):
-                _write(code, kind, value, place)
+            if call.shares and values.get(id(call.reads[0]), -1) < len(inputs):
+                raise ValueError(f"replay: {call.op} returns memory that no call before has made")
+            for argument, value in zip(call.op._schema.arguments, call.given.values(), strict=True):
+                _write(code, argument.type, value, place)
+            values[id(call.makes[0])] = len(inputs) + step
             unread = [values[t] for t, at in last.items() if at == step and t not in kept]
             code += [len(unread), *unread]
         code += [len(results), *(place(t) for t in results)]
-        made = [n for t in results for n in (t.dim(), *t.shape, *t.stride())]
-        return cls(constants, torch.tensor(code, dtype=torch.int64, device="cpu"), made)
+        shapes = [n for t in results for n in (t.dim(), *t.shape, *t.stride())]
+        return cls(constants, torch.tensor(code, dtype=torch.int64, device="cpu"), shapes)
 
 
 def reference(inputs: list[Tensor], constants: list[Tensor], code: Tensor, made: Sequence[int]) -> list[Tensor]:
@@ -132,8 +145,8 @@ def reference(inputs: list[Tensor], constants: list[Tensor], code: Tensor, made:
         return (constants if place % 2 else values)[place // 2]
 
     for _ in range(next(numbers)):
-        op = getattr(torch.ops.lcs, OPS[next(numbers)]).default
-        result = op(*(_read(numbers, kind, tensor) for kind in _kinds(op)))
+        op = _overload(OPS[next(numbers)])
+        result = op(**{a.name: _read(numbers, a.type, tensor) for a in op._schema.arguments})
         values.append(result if isinstance(result, Tensor) else result[0])
         for _ in range(next(numbers)):
             values[next(numbers)] = None
@@ -175,8 +188,10 @@ def replay(inputs: Sequence[Tensor], recording: Recording) -> list[Tensor]:
     return _op(list(inputs), recording.constants, recording.code, recording.made)
 
 
-def _kinds(op: torch._ops.OpOverload) -> list[torch._C.JitType]:
-    return [a.type for a in op._schema.arguments]
+def _overload(name: str) -> torch._ops.OpOverload:
+    namespace, _, name = name.rpartition("::")
+    name, _, overload = name.partition(".")
+    return getattr(getattr(getattr(torch.ops, namespace or "lcs"), name), overload or "default")
 
 
 def _tensors(value) -> Iterator[Tensor]:

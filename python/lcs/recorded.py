@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -89,8 +88,7 @@ def _repeatable(calls: Sequence[Call]) -> bool:
         for leaf in pytree.tree_leaves([call.given[name] for name in written]):
             if isinstance(leaf, Tensor) and id(leaf) not in own:
                 return False
-        shares = any(r.alias_info is not None for r in schema.returns)
-        if not shares or all(id(t) in own for t in call.reads):
+        if not call.shares or all(id(t) in own for t in call.reads):
             own.update(id(t) for t in call.makes)
     return True
 
@@ -120,26 +118,43 @@ class _Places:
         outputs = [self._given(leaf) for leaf in leaves]
         needed = {place.index for place in outputs if type(place) is _Value}
         steps: list[Step] = []
-        for run in reversed(list(self._runs())):
+        for ours, run in reversed(self._runs()):
             reads = {self._at[id(t)] for t in self._computed(run)}
             writes = {self._at[id(t)] for call in run for t in call.makes}
             drops = sorted(reads - needed)  # that nothing reads later
-            if run[0].can_replay:
-                steps.append(self._replayed(run, sorted(reads - writes), sorted(writes & needed), drops))
+            if ours:
+                given = {self._at[id(t)] for t in self._given_to(run)}
+                steps.append(self._replayed(run, sorted(given), sorted(writes & needed), drops))
             else:
                 steps.append(self._called(run[0], drops))
             needed |= reads
         weights = tuple((weight, weight._version) for weight in _shared_weights(self._calls))
         return Recorded(tuple(reversed(steps)), len(self._at), outputs, structure, weights)
 
-    def _runs(self) -> Iterator[list[Call]]:
-        """Calls that one step makes."""
-        for ours, some in groupby(self._calls, lambda call: call.can_replay):
-            run = list(some)
-            yield from [run] if ours else [[call] for call in run]
+    def _runs(self) -> list[tuple[bool, list[Call]]]:
+        """Calls that one step makes, and whether `replay` can: of ours those that follow each other, but for what
+        shares memory with values from before."""
+        runs: list[tuple[bool, list[Call]]] = []
+        made: set[int] = set()  # in the last run
+        for call in self._calls:
+            ours = call.can_replay and (not call.shares or id(call.reads[0]) in made)
+            if not (ours and runs and runs[-1][0]):
+                ours = call.can_replay and not call.shares
+                runs.append((ours, []))
+                made = set()
+            runs[-1][1].append(call)
+            made.update(id(t) for t in call.makes)
+        return runs
 
     def _computed(self, run: list[Call]) -> list[Tensor]:
         return [t for call in run for t in call.reads if id(t) in self._at]
+
+    def _given_to(self, run: list[Call]) -> Iterator[Tensor]:
+        """What is computed before a run and read in it."""
+        made: set[int] = set()
+        for call in run:
+            yield from (t for t in self._computed([call]) if id(t) not in made)
+            made.update(id(t) for t in call.makes)
 
     def _given(self, argument):
         """An argument, in which a `_Value` stands for what is computed."""

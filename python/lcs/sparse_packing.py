@@ -18,6 +18,8 @@ from .layers.frozen_norm import WidthView
 from .levels import Level
 from .packing import Choice, Packer, Shape, Weight
 
+_LARGE = 1 << 15  # weights, whose products take longer than a call
+
 
 class SparsePacker(Packer):
     dense = True
@@ -30,7 +32,7 @@ class SparsePacker(Packer):
         device, dtype = layer.weight.device.type, str(layer.weight.dtype).removeprefix("torch.")
         if not layer.compressed:
             packed = "width_conv2d_norm" if self._does_the_norm(layer) else ""
-            packed = packed or ("width_conv2d" if _pays_packed(layer) else "torch")
+            packed = packed or ("width_conv2d" if _pays_packed(layer, x_shape) else "torch")
             return Choice(packed, "never compressed")
         if not isinstance(layer, (FrozenConv2d, FrozenLinear)):
             return Choice("torch", f"no sparse op for {layer.original.__name__}", fallback=True)
@@ -45,7 +47,8 @@ class SparsePacker(Packer):
             stride = getattr(layer, "stride", (1,))[0]
             shape = tuple(layer.weight.shape)
             if _is_depthwise(layer) or not costs.pays(layer.sparse_op, x_shape, shape, density, stride=stride):
-                return Choice("width_conv2d" if _pays_packed(layer) else "torch", "dense is faster here", dense=True)
+                packed = "width_conv2d" if _pays_packed(layer, x_shape) else "torch"
+                return Choice(packed, "dense is faster here", dense=True)
         return Choice(layer.sparse_op, "not reached by this input" if x_shape is None else "")
 
     def _does_the_norm(self, layer: SubspaceLayer) -> bool:
@@ -66,14 +69,15 @@ class SparsePacker(Packer):
                 yield w if kernel == "torch" else SparseWeight.pack(w, mask_bits)
 
 
-def _pays_packed(layer: SubspaceLayer) -> bool:
+def _pays_packed(layer: SubspaceLayer, x_shape: Shape | None) -> bool:
     """Whether the engine's dense convolution is faster than torch's. A pointwise one is where it takes in a batch norm,
-    which else would be a pass of its own."""
+    which else would be a pass of its own, and of single pixels, as a classifier that is not small."""
     if _is_depthwise(layer):
         return True
     if not isinstance(layer, FrozenConv2d) or layer.groups != 1 or not layer.weight.is_cpu:
         return False
-    if layer.kernel_size == (1, 1) and isinstance(vars(layer).get("behind"), nn.BatchNorm2d):
+    pixels = x_shape is not None and x_shape[2:] == (1, 1) and layer.weight.numel() >= _LARGE
+    if layer.kernel_size == (1, 1) and (pixels or isinstance(vars(layer).get("behind"), nn.BatchNorm2d)):
         return layer.weight.dtype == torch.float32
     return layer.stride == layer.dilation == (1, 1) and packing_pays(layer.weight)
 

@@ -68,6 +68,53 @@ def test_every_call_gives_the_bits_of_the_fused_forward(density):
         assert isinstance(packed.recorded[x.shape, x.stride(), x.dtype], Recorded)
 
 
+class Classifier(nn.Module):
+    """Layers of the engine, and what of torch's networks end with."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.end = nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64), nn.Conv2d(64, 512, 1)
+
+    def forward(self, x):
+        return self.end(F.adaptive_avg_pool2d(self.norm(self.a(x)).relu(), 1)).flatten(1)
+
+
+@pytest.mark.filterwarnings("ignore:running statistics")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("n", [1, 3, 16])
+def test_the_end_of_a_network_is_a_part_of_the_one_step(n, layout):
+    fast = frozen(Classifier(), dense=["end"])
+    for x in torch.randn(4, n, 3, 9, 8):
+        x = x.contiguous(memory_format=layout)
+        output = fast(x, density=0.1)
+        packed = level_of(fast, x, density=0.1)
+        assert torch.equal(output, fast._run_fused(packed, ((x,), {})))
+    (recorded,) = packed.recorded.values()
+    assert len(recorded.steps) == 1 and not fast.counters.unfused
+
+
+class Views(nn.Module):
+    """Views of what is given, and of what an op of torch's has made, before and behind layers of the engine."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        y = self.a(x.view(-1, 4, 6, 6))
+        z = self.b(F.adaptive_avg_pool2d(y.sigmoid().contiguous(memory_format=torch.channels_last), 1))
+        return z.flatten(1), x.view(-1)
+
+
+def test_views_of_what_comes_in_are_no_part_of_a_step():
+    fast = frozen(Views())
+    for x in torch.randn(4, 2, 4, 36):
+        output = fast(x, density=0.5)
+        packed = level_of(fast, x, density=0.5)
+        assert all(map(torch.equal, output, fast._run_fused(packed, ((x,), {}))))
+        assert output[1].data_ptr() == x.data_ptr()
+
+
 @pytest.mark.filterwarnings("ignore:running statistics")
 def test_another_layout_is_another_recording():
     fast, x = frozen(), torch.randn(2, 3, 9, 8)

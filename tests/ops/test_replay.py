@@ -15,7 +15,7 @@ OP = torch.ops.lcs.replay.default
 
 
 def network(dtype=torch.float32):
-    """A function of all ops: two inputs, the second a residual, and two results."""
+    """A function of all ops: two inputs, the second a residual, and three results."""
     sparse, wide = float_weight((8, 3, 3, 3), dtype=dtype), float_weight((16, 8, 1, 1), dtype=dtype)
     full = WidthWeight(torch.randn(16, 8, 3, 3).to(dtype))
     line = (*(torch.randn(16) for _ in range(4)), 0.3)
@@ -26,7 +26,9 @@ def network(dtype=torch.float32):
         b = sparse_conv2d_norm(a, wide, line, 4, relu=True)
         c = width_conv2d(a, full, 12, padding=1, scale=torch.arange(16.0), relu=True)
         d = width_conv2d_norm(a, full, 16, line, 4, padding=1, residual=b, max_pool=(3, 2, 1))
-        return line_norm(c, *(t[:12] for t in line[:4]), 0.7, 3), d
+        mean = d.mean((-1, -2), keepdim=True)
+        mean.as_strided_(mean.shape, (16, 1, 16, 16))  # as global average pooling does, channels last
+        return line_norm(c, *(t[:12] for t in line[:4]), 0.7, 3), d, mean.view(len(x), 16)
 
     return run
 
@@ -61,7 +63,7 @@ def test_other_inputs_give_the_bits_of_the_ops_one_by_one(dtype, layout, isa):
         given = inputs(dtype, layout)
         for other, expected in zip(replay(given, recording), run(*given), strict=True):
             assert torch.equal(other, expected) and other.stride() == expected.stride()
-        assert not torch.equal(other, results[1])
+        assert not torch.equal(other, results[2])
     again = reference(given, recording.constants, recording.code, recording.made)
     assert all(map(torch.equal, again, run(*given)))
 
@@ -204,6 +206,14 @@ def test_what_does_not_fit_is_refused():
     with Recorder() as recorder:
         y = given[0] + 1
     with pytest.raises(ValueError, match=r"aten\.add\.Tensor is none of sparse_conv2d, "):
+        Recording.of(recorder.calls, given, [y])
+    with Recorder() as recorder:
+        y = given[0].view(2, -1)
+    with pytest.raises(ValueError, match=r"aten\.view\.default returns memory that no call before has made"):
+        Recording.of(recorder.calls, given, [y])
+    with Recorder() as recorder:
+        y = given[0].mean((2, 3), dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"aten\.mean\.dim is none of"):
         Recording.of(recorder.calls, given, [y])
     with pytest.raises(ValueError, match="a result is not what one of the calls makes first"):
         Recording.of([], given, given)
