@@ -41,7 +41,8 @@ void run(const WidthConv2dNormArgs& args, int64_t begin, int64_t end, const Para
   max_pool(pool, parallel);
 }
 
-// The convolution and its norm, whose statistics are given: that of float32 ends the convolution.
+// The convolution and its norm, whose statistics are given: that of float32 ends the convolution, if it has no scale or
+// bias of its own.
 class PooledConv {
  public:
   PooledConv(const WidthConv2dNormArgs& args, const Parallel& parallel)

@@ -123,7 +123,7 @@ void WidthStrided::split_band(int64_t image, int64_t first, int64_t n, float* to
   std::fill_n(to, n * row_ * pixel_, 0.0f);
   for (int64_t i = 0; i < 2 * n; ++i) {
     const int64_t row = 2 * first + i - a_.vertical.padding;
-    if (row < 0 || row >= x.height) continue;
+    if (row < 0 || row >= x.height || x.width == 0) continue;
     const float* const values = floats(image, row, room);
     for (int64_t p = 0; p < pieces; ++p)
       split_row(values + p * (room ? x.width : x.channel_stride),

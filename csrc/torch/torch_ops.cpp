@@ -9,7 +9,8 @@ namespace {
 template <class... Given>
 Tensor call(const char* name, const char* overload, const Given&... given) {
   std::array<StableIValue, sizeof...(Given)> stack{torch::stable::detail::from(given)...};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  const AOTITorchError error = torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION);
+  STD_TORCH_CHECK(error == AOTI_TORCH_SUCCESS, "replay: ", name, " does not take what it is given");
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 

@@ -129,8 +129,10 @@ class Recording:
                 raise ValueError(f"replay: {call.op} returns memory that no call before has made")
             for argument, value in zip(call.op._schema.arguments, call.given.values(), strict=True):
                 _write(code, argument.type, value, place)
+            made_of = values.get(id(call.makes[0]))  # an op in place
             values[id(call.makes[0])] = len(inputs) + step
             unread = [values[t] for t, at in last.items() if at == step and t not in kept]
+            unread += [] if made_of is None else [made_of]
             code += [len(unread), *unread]
         code += [len(results), *(place(t) for t in results)]
         shapes = [n for t in results for n in (t.dim(), *t.shape, *t.stride())]
@@ -175,7 +177,7 @@ def replay(inputs: Sequence[Tensor], recording: Recording) -> list[Tensor]:
 
     Args:
         inputs: of the shapes, dtypes, strides and device of those that were recorded. They have no gradient here.
-        recording: see `Recording.of`.
+        recording: see `Recording.of`. A result may be a view of another, as it was of that.
 
     Raises:
         ValueError: a wanted gradient.

@@ -1,6 +1,7 @@
 """A call of a frozen network as it ran once: the ops that it dispatched, without the modules around them.
 
-Those of the engine that follow each other are one call of it, `lcs_kernels.replay`.
+Those of the engine that follow each other, and means and views of torch's among them, are one call of it,
+`lcs_kernels.replay`.
 """
 
 from __future__ import annotations
@@ -77,7 +78,10 @@ class Recorded:
 
 
 def _repeatable(calls: Sequence[Call]) -> bool:
-    """Whether calls depend on nothing but what they are given, and write to nothing that they have not allocated."""
+    """Whether calls depend on nothing but what they are given, want no gradient, and write to nothing that they have not
+    allocated."""
+    if torch.is_grad_enabled() and any(t.requires_grad for call in calls for t in call.reads):
+        return False
     own: set[int] = set()  # tensors in such memory
     for call in calls:
         schema = call.op._schema
@@ -143,7 +147,7 @@ class _Places:
                 runs.append((ours, []))
                 made = set()
             runs[-1][1].append(call)
-            made.update(id(t) for t in call.makes)
+            made.update(id(t) for t in call.makes[:1])  # what `replay` keeps
         return runs
 
     def _computed(self, run: list[Call]) -> list[Tensor]:

@@ -150,6 +150,40 @@ def test_images_by_the_vector_give_the_same_bits(n, size, layout, isa):
             assert torch.equal(other, expected) and other.stride() == expected.stride()
 
 
+def test_large_weights_are_shared_out_by_channels(isa):
+    """Of more bytes than a thread keeps from row to row."""
+    weight = float_weight((256, 256, 3, 3), density=0.15)
+
+    def run(x):
+        return sparse_conv2d(sparse_conv2d(x, weight, None, 1, 1, relu=True), weight, None, 1, 1, residual=x)
+
+    x = torch.randn(16, 256, 3, 7)
+    run(x)
+    with Recorder() as recorder:
+        y = run(x)
+    recording = Recording.of([call for call in recorder.calls if call.can_replay], [x], [y])
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(replay([x], recording)[0], y)
+    torch.set_num_threads(before)
+
+
+def test_an_op_in_place_drops_the_value_before_it():
+    def run(x):
+        mean = line_norm(x, *(None,) * 5, 1).mean((2, 3), keepdim=True)
+        return mean.as_strided_(mean.shape, (3, 1, 3, 3)) * 1, mean
+
+    x = torch.randn(2, 3, 4, 5)
+    with Recorder() as recorder:
+        _, mean = run(x)
+    recording = Recording.of([call for call in recorder.calls if call.can_replay], [x], [mean])
+    (found,) = replay([x + 1], recording)
+    assert torch.equal(found, run(x + 1)[1]) and found.stride() == (3, 1, 3, 3)
+    (again,) = reference([x + 1], recording.constants, recording.code, recording.made)
+    assert torch.equal(again, found) and again.stride() == found.stride()
+
+
 def test_nothing_that_is_recorded_is_written_to():
     given = inputs()
     _, recording = recorded(network(), *given)
@@ -201,6 +235,8 @@ def test_what_does_not_fit_is_refused():
     _, recording = recorded(network(), *given)
     with pytest.raises(RuntimeError, match="residual must be laid out as the result"):
         replay([given[0], given[1][:1]], recording)
+    with pytest.raises(RuntimeError, match="aten::as_strided_ does not take what it is given"):
+        replay([t[:1] for t in given], recording)
     with torch.enable_grad(), pytest.raises(ValueError, match=r"call it under torch\.no_grad"):
         replay([given[0].requires_grad_(), given[1]], recording)
     with Recorder() as recorder:

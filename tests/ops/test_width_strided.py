@@ -67,6 +67,14 @@ def test_rounds_as_often_as_it_must(isa, name, layout, dtype):
         assert (limit - 2.0**-23 * (bias / scale)[:out, None, None].abs() <= bound * 1.01).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+def test_of_no_columns_there_is_padding_alone(isa, layout, dtype):
+    x, weight, bias = torch.zeros(2, 3, 100, 0, dtype=dtype), WidthWeight.pack(torch.randn(33, 3, 7, 7)), torch.randn(33)
+    y = run(x.contiguous(memory_format=layout), weight, 33, (3, 5), bias=bias)
+    assert torch.equal(y, bias.to(dtype)[:, None, None].expand(2, 33, 50, 2))
+
+
 def test_every_size_of_an_image(isa):
     """Tiles of which an image uses all or a part, on either side, in lines of one block or more."""
     torch.manual_seed(2)
