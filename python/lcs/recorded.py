@@ -78,8 +78,8 @@ class Recorded:
 
 
 def _repeatable(calls: Sequence[Call]) -> bool:
-    """Whether calls depend on nothing but what they are given, want no gradient, and write to nothing that they have not
-    allocated."""
+    """Whether calls depend on nothing but what they are given, want no gradient, and write to nothing that they have
+    not allocated."""
     if torch.is_grad_enabled() and any(t.requires_grad for call in calls for t in call.reads):
         return False
     own: set[int] = set()  # tensors in such memory

@@ -70,8 +70,8 @@ def test_rounds_as_often_as_it_must(isa, name, layout, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
 def test_of_no_columns_there_is_padding_alone(isa, layout, dtype):
-    x, weight, bias = torch.zeros(2, 3, 100, 0, dtype=dtype), WidthWeight.pack(torch.randn(33, 3, 7, 7)), torch.randn(33)
-    y = run(x.contiguous(memory_format=layout), weight, 33, (3, 5), bias=bias)
+    x, bias = torch.zeros(2, 3, 100, 0, dtype=dtype).contiguous(memory_format=layout), torch.randn(33)
+    y = run(x, WidthWeight.pack(torch.randn(33, 3, 7, 7)), 33, (3, 5), bias=bias)
     assert torch.equal(y, bias.to(dtype)[:, None, None].expand(2, 33, 50, 2))
 
 
