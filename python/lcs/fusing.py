@@ -22,10 +22,11 @@ from torch import Tensor, fx, nn
 from .channels import Tracer, defaults_of, untouched
 from .in_place import add_into, add_relu_into, relu_into
 from .layers import SubspaceLayer
-from .layers.frozen import FrozenConv2d
+from .layers.frozen_batch_norm import BatchNormBehind
 from .layers.frozen_norm import NormBehind
 from .layers.frozen_quantized import FrozenQuantizedConv2d
 from .layers.norms import FusedNorm, SubspaceBatchNorm2d
+from .layers.structured import StructuredBatchNorm2d
 from .packed_steps import gather, module_of, watched
 from .pooling import max_pool2d
 
@@ -148,7 +149,7 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, tuple]:
             return "norm", node.args
         if _has_statistics(module) and _fresh(node.args[0], modules):
             before = node.args[0]
-            if isinstance(_called(before, modules), FrozenConv2d) and not before.kwargs:
+            if isinstance(_called(before, modules), BatchNormBehind) and not before.kwargs:
                 return "batch norm", node.args
         if type(module) is nn.MaxPool2d and not watched(module) and not module.return_indices:
             pool = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
@@ -172,7 +173,9 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, tuple]:
 
 def _has_statistics(module: nn.Module) -> bool:
     """Whether it is a batch norm that does the same to every input."""
-    known = type(module) in (nn.BatchNorm2d, SubspaceBatchNorm2d) and module.running_var is not None
+    known = (
+        type(module) in (nn.BatchNorm2d, SubspaceBatchNorm2d, StructuredBatchNorm2d) and module.running_var is not None
+    )
     return known and not watched(module)
 
 

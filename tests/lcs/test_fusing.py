@@ -467,3 +467,39 @@ def test_gradients_pass_a_batch_norm_in_a_convolution(monkeypatch):
         for fused in (True, False)
     ]
     assert torch.equal(*grads) and grads[0].abs().max() > 0
+
+
+_FIXED = lcs.Structured(fixed=(0.5, 1.0), per_width=True)
+
+
+@pytest.mark.filterwarnings("ignore:running statistics")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    "recipe", [lcs.Structured(), lcs.Structured(line=False), _FIXED], ids=["line", "point", "per width"]
+)
+def test_a_convolution_of_all_widths_does_the_batch_norm_behind_it(recipe, layout):
+    torch.manual_seed(0)
+    subspace = lcs.convert(integer_model(Kept().eval()), recipe, norm="keep", dense=["last.0"])
+    integer_model(subspace.model)
+    fast = subspace.eval().freeze()
+    for n in (2, 9):
+        x = torch.randint(-1, 2, (n, 3, 22, 26)).float().contiguous(memory_format=layout)
+        for width in (0.5, 0.8, 1.0):
+            level = fast.recipe.level(width, 1.0 if recipe.line else None)
+            found = fast(x, level=level)
+            assert fast.counters.unfused == "" and fast._forwards and found.abs().max() > 1
+            assert torch.equal(found, fast._call(level, (x,), {}, fused=False))
+    x.requires_grad_()
+    grads = [torch.autograd.grad(fast._call(level, (x,), {}, fused=fused).sum(), x)[0] for fused in (True, False)]
+    assert torch.equal(*grads) and grads[0].abs().max() > 0
+    nodes = {node.target: node for node in fast._fused.graph.nodes if node.op == "call_module"}
+    assert {name: set(node.kwargs) - {"normed"} for name, node in nodes.items() if "normed" in node.kwargs} == {
+        "first.0.0": {"relu", "pool"},
+        "expand.0.0": {"relu", "cap"},
+        "depthwise.0.0": {"relu", "cap"},
+        "project.0": {"residual", "relu"},
+        "short.0": set(),
+        "dense.0": {"relu", "cap"},
+        "same.0": {"residual", "relu"},
+        "last.0": set(),
+    }

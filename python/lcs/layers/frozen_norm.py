@@ -143,7 +143,8 @@ class NormBehind:
         return None if size == [1, 1] else size
 
     def packed(self, like: Tensor, weight: WidthView | SparseWeight, bias: Tensor | None, **after) -> Run:
-        """The convolution with a packed weight. after: what its op does with the sums."""
+        """The convolution with a packed weight. bias: of all its output channels. after: what its op does with the
+        sums."""
         check_dtype(like, weight)
         if like.dim() == 3:
             batched = self.packed(like.unsqueeze(0), weight, bias, **after)
@@ -152,7 +153,7 @@ class NormBehind:
         geometry = self.stride, padding, self.dilation, self.groups
         if isinstance(weight, WidthView):
             view = weight.whole, weight.outputs
-            return self.behind_padding(bound_width_conv2d(x, *view, self.whole_bias(bias), *geometry, **after))
+            return self.behind_padding(bound_width_conv2d(x, *view, bias, *geometry, **after))
         return self.behind_padding(bound_sparse_conv2d(x, weight, bias, *geometry, **after))
 
     @property

@@ -4,11 +4,12 @@ import functools
 
 from torch import Tensor
 
-from .frozen_norm import NormBehind, Run, WidthView
+from .frozen_batch_norm import BatchNormBehind
+from .frozen_norm import Run, WidthView
 from .structured import StructuredConv2d
 
 
-class FrozenWidthConv2d(NormBehind, StructuredConv2d):
+class FrozenWidthConv2d(BatchNormBehind, StructuredConv2d):
     def whole_bias(self, bias: Tensor | None) -> Tensor | None:
         return self.bias
 
@@ -16,4 +17,4 @@ class FrozenWidthConv2d(NormBehind, StructuredConv2d):
         weight, bias = self.slot.tensors(self, like.shape if like.dim() == 4 else (1, *like.shape))
         if not isinstance(weight, WidthView):
             return functools.partial(self._run, weight=weight, bias=bias)
-        return self.packed(like, weight, bias)
+        return self.packed(like, weight, self.whole_bias(bias))
