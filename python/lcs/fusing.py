@@ -173,10 +173,8 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, tuple]:
 
 def _has_statistics(module: nn.Module) -> bool:
     """Whether it is a batch norm that does the same to every input."""
-    known = (
-        type(module) in (nn.BatchNorm2d, SubspaceBatchNorm2d, StructuredBatchNorm2d) and module.running_var is not None
-    )
-    return known and not watched(module)
+    known = type(module) in (nn.BatchNorm2d, SubspaceBatchNorm2d, StructuredBatchNorm2d)
+    return known and module.running_var is not None and not watched(module)
 
 
 def _fresh(node: object, modules: dict[str, nn.Module]) -> bool:
