@@ -17,9 +17,14 @@ extern "C" AOTITorchError torch_from_blob(void*, int64_t, const int64_t*, const 
 namespace lcs::binding {
 namespace {
 
-constexpr int64_t kPage = int64_t{2} << 20;
+constexpr int64_t kLargePage = int64_t{2} << 20, kPiece = int64_t{64} << 10;
 
-int64_t whole_pages(int64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+// What blocks of so many bytes are whole numbers of, and begin at.
+int64_t piece_of(int64_t bytes) { return bytes < 2 * kLargePage ? kPiece : kLargePage; }
+int64_t whole_pieces(int64_t bytes) {
+  const int64_t piece = piece_of(bytes);
+  return (bytes + piece - 1) / piece * piece;
+}
 
 // Blocks of which no tensor holds any, the last freed last.
 struct Kept {
@@ -85,17 +90,17 @@ std::unique_lock<std::mutex> lock() {
 }  // namespace
 
 void* take_memory(int64_t bytes) {
-  const int64_t size = whole_pages(bytes);
+  const int64_t size = whole_pieces(bytes);
   if (const auto held = lock())
     if (void* const data = kept().take(size)) return data;
-  void* const data = std::aligned_alloc(size_t(kPage), size_t(size));
+  void* const data = std::aligned_alloc(size_t(piece_of(bytes)), size_t(size));
   if (data) prefer_large_pages(data, size);
   return data;
 }
 
 void give_memory(void* data, int64_t bytes) {
   if (const auto held = lock())
-    kept().give({data, whole_pages(bytes)});
+    kept().give({data, whole_pieces(bytes)});
   else
     std::free(data);
 }
