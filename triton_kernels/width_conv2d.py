@@ -29,13 +29,14 @@ _NUMBERS = [
 
 @triton.jit(do_not_specialize=_NUMBERS)
 def convolve_kernel(
-    x, weight, scale, bias, y, cap,
+    x, weight, scale, bias, residual, y, cap,
     positions, outputs, inputs, pixels, width, x_height, x_width, kernel_width, taps, weight_row: tl.int64,
     stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w,
     x_n: tl.int64, x_c: tl.int64, x_h: tl.int64, x_w: tl.int64,
     y_n: tl.int64, y_c: tl.int64, y_h: tl.int64, y_w: tl.int64,
     OUT: tl.constexpr, PRECISION: tl.constexpr, DEPTHWISE: tl.constexpr, SCALED: tl.constexpr, BIASED: tl.constexpr,
-    RELU: tl.constexpr, CAPPED: tl.constexpr, POSITIONS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
+    ADDED: tl.constexpr, RELU: tl.constexpr, CAPPED: tl.constexpr,
+    POSITIONS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr,
 ):  # fmt: skip
     """`positions`: images * pixels of the result; `outputs`, `inputs`: channels of a group, `pixels` of an image."""
     group = tl.program_id(2)
@@ -67,13 +68,15 @@ def convolve_kernel(
         total *= tl.load(scale + channel, mask=output < outputs, other=0.0)[None, :]
     if BIASED:
         total += tl.load(bias + channel, mask=output < outputs, other=0.0)[None, :]
+    at = (image.to(tl.int64) * y_n + row * y_h + column * y_w)[:, None] + channel[None, :] * y_c
+    stored = (position < positions)[:, None] & (output < outputs)[None, :]
+    if ADDED:
+        total = widened(rounded(total, OUT)) + widened(tl.load(residual + at, mask=stored, other=0.0))
     if RELU:
         total = tl.where(total < 0, 0.0, total)  # a NaN stays
     if CAPPED:
         total = tl.where(total > cap, cap, total)  # likewise
-    to = y + image.to(tl.int64) * y_n + row * y_h + column * y_w
-    stored = (position < positions)[:, None] & (output < outputs)[None, :]
-    tl.store(to[:, None] + channel[None, :] * y_c, rounded(total, OUT), mask=stored)
+    tl.store(y + at, rounded(total, OUT), mask=stored)
 
 
 def width_conv2d(
@@ -90,6 +93,7 @@ def width_conv2d(
     packed: Tensor | None = None,
     winograd: bool | None = None,
     cap: float | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """As the op's schema, on the GPU of `x`; `packed` and `winograd` are for CPUs."""
     _check(x, weight, scale, bias)
@@ -100,17 +104,21 @@ def width_conv2d(
     depthwise = groups > 1 and groups == x.shape[1] == out_channels
     outputs, programs = (out_channels, 1) if depthwise else (out_channels // groups, groups)
     positions, taps = x.shape[0] * size[0] * size[1], weight.shape[2] * weight.shape[3]
+    if residual is not None:
+        check("width_conv2d", "residual", residual, x, x.dtype, y.shape)
+        residual = residual.contiguous(memory_format=layout)
     if y.numel() == 0:
         return y
     grid = triton.cdiv(positions, TILE["POSITIONS"]), triton.cdiv(outputs, TILE["OUTPUTS"]), programs
     exact_in_tf32 = x.dtype == weight.dtype == torch.bfloat16
     with torch.cuda.device_of(x):
         convolve_kernel[grid](
-            x, weight, scale, bias, y, 0.0 if cap is None else cap,
+            x, weight, scale, bias, residual, y, 0.0 if cap is None else cap,
             positions, outputs, x.shape[1] // groups, size[0] * size[1], size[1], x.shape[2], x.shape[3],
             weight.shape[3], taps, weight.shape[1] * taps, *stride, *padding, *dilation, *x.stride(), *y.stride(),
             OUT=TYPES[x.dtype], PRECISION="tf32" if exact_in_tf32 else "ieee", DEPTHWISE=depthwise,
-            SCALED=scale is not None, BIASED=bias is not None, RELU=relu, CAPPED=cap is not None, **TILE, num_warps=4,
+            SCALED=scale is not None, BIASED=bias is not None, ADDED=residual is not None, RELU=relu,
+            CAPPED=cap is not None, **TILE, num_warps=4,
         )  # fmt: skip
     return y
 

@@ -10,6 +10,7 @@
 #include "width_affine.h"
 #include "width_conv2d_kernels.h"
 #include "width_depthwise.h"
+#include "width_images.h"
 #include "width_pack.h"
 #include "width_strided.h"
 #include "width_winograd.h"
@@ -408,11 +409,7 @@ class WidthConv2d {
   const float *weight_, *scale_, *bias_;
 };
 
-}  // namespace
-
-void width_conv2d(const WidthConv2dArgs& args, const Parallel& parallel) {
-  const Images& y = args.y;
-  if (y.n * y.channels * y.height * y.width == 0) return;
+void convolve(const WidthConv2dArgs& args, const Parallel& parallel) {
   if (width_conv2d_depthwise(args)) return width_depthwise(args, parallel);
   if (width_conv2d_by_winograd(args))
     width_winograd(args, parallel);
@@ -423,6 +420,31 @@ void width_conv2d(const WidthConv2dArgs& args, const Parallel& parallel) {
   else
     WidthConv2d(args, parallel).run();
   width_lower(args, parallel);
+}
+
+// With the residual.
+void add_up(const WidthConv2dArgs& whole, const Parallel& parallel) {
+  WidthConv2dArgs args = whole;
+  args.products = width_products(whole);
+  for_images(args, parallel, [&](int64_t begin, int64_t end, const Parallel& threads) {
+    WidthConv2dArgs part = args;
+    part.x.n = part.y.n = end - begin;
+    part.x.data = advance(args.x.data, begin * args.x.image_stride, args.dtype);
+    part.y.data = advance(args.y.data, begin * args.y.image_stride, args.dtype);
+    part.residual = advance(args.residual, begin * args.y.image_stride, args.dtype);
+    WidthConv2dArgs sums = part;
+    sums.relu = false, sums.cap = std::numeric_limits<float>::infinity();
+    convolve(sums, threads);
+    width_add(part, threads);
+  });
+}
+
+}  // namespace
+
+void width_conv2d(const WidthConv2dArgs& args, const Parallel& parallel) {
+  const Images& y = args.y;
+  if (y.n * y.channels * y.height * y.width == 0) return;
+  args.residual ? add_up(args, parallel) : convolve(args, parallel);
 }
 
 }  // namespace lcs

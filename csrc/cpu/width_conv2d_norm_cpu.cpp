@@ -5,16 +5,13 @@
 
 #include "scratch.h"
 #include "walk.h"
+#include "width_images.h"
 #include "width_strided.h"
-#include "width_winograd.h"
-#include "width_winograd6.h"
 
 namespace lcs {
 namespace {
 
-constexpr int64_t kPixels = 400;          // of the images that go together, so that their convolution's tiles are whole
-constexpr int64_t kWinogradPixels = 900;  // likewise, so that transforming weights for each costs little
-constexpr int64_t kGroups = 8;            // enough for threads to share evenly
+constexpr int64_t kTasks = 8;              // enough for threads to share evenly
 constexpr int64_t kBandBytes = 640 << 10;  // of rows that wait for their pooling, in the second-level cache
 constexpr int64_t kParts = 4;              // of an image at most: what two need of the same rows is computed twice
 
@@ -139,25 +136,18 @@ void width_conv2d_norm(const WidthConv2dNormArgs& whole, const Parallel& paralle
   const Images& y = whole.conv.y;
   if (y.n * y.image_stride == 0) return;
   WidthConv2dNormArgs args = whole;
-  // As all images together are multiplied.
   const WidthConv2dArgs& conv = whole.conv;
-  const bool winograd = width_conv2d_by_winograd(conv) || width_conv2d_by_winograd6(conv) || width_conv2d_strided(conv);
-  args.conv.products = winograd ? WidthProducts::winograd : WidthProducts::direct;
+  args.conv.products = width_products(conv);
   if (args.pool && args.norm.mean && !args.norm.residual && width_conv2d_strided(conv)) {
     const PooledConv products(args, parallel);
-    const int64_t rows = args.pool->y.height, parts = std::clamp<int64_t>(kGroups / y.n, 1, kParts);
+    const int64_t rows = args.pool->y.height, parts = std::clamp<int64_t>(kTasks / y.n, 1, kParts);
     return parallel(y.n * parts, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
         PooledBands(args, products, i / parts).run(i % parts * rows / parts, (i % parts + 1) * rows / parts);
     });
   }
-  const int64_t pixels = winograd ? kWinogradPixels : kPixels;
-  const int64_t together = std::clamp<int64_t>(pixels / (y.height * y.width), 1, y.n);
-  const int64_t groups = ceil_div(y.n, together);
-  if (groups < kGroups) return run(args, 0, y.n, parallel);
-  parallel(groups, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) run(args, i * together, std::min((i + 1) * together, y.n), serial);
-  });
+  for_images(args.conv, parallel,
+             [&](int64_t begin, int64_t end, const Parallel& threads) { run(args, begin, end, threads); });
 }
 
 }  // namespace lcs

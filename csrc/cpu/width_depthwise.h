@@ -19,4 +19,7 @@ float width_depthwise_weight(const WidthWeight& weight, int64_t i);
 // No element of y is then larger than the cap.
 void width_lower(const WidthConv2dArgs& args, const Parallel& parallel);
 
+// Adds the residual to y, and does ReLU and the cap.
+void width_add(const WidthConv2dArgs& args, const Parallel& parallel);
+
 }  // namespace lcs

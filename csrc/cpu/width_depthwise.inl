@@ -193,6 +193,25 @@ void lower(void* x, int64_t n, DType dtype, float cap) {
   dtype == DType::bfloat16 ? lower_of(static_cast<BFloat16*>(x), n, cap) : lower_of(static_cast<float*>(x), n, cap);
 }
 
+template <class T>
+void add_of(T* y, const T* residual, int64_t n, float floor, float cap) {
+  const Float least = set1(floor), most = set1(cap);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    store(y + i, rounded<T>(lowered_to(raised_to(add(load(y + i), load(residual + i)), least), most)));
+  for (; i < n; ++i) {
+    const float sum = single::load(y + i) + single::load(residual + i);
+    single::store(y + i, single::rounded<T>(single::lowered_to(single::raised_to(sum, floor), cap)));
+  }
+}
+
+void add_all(void* y, const void* residual, int64_t n, DType dtype, float floor, float cap) {
+  if (dtype == DType::bfloat16)
+    add_of(static_cast<BFloat16*>(y), static_cast<const BFloat16*>(residual), n, floor, cap);
+  else
+    add_of(static_cast<float*>(y), static_cast<const float*>(residual), n, floor, cap);
+}
+
 WidthDepthwiseKernels table() {
-  return {kSums * kLanes, fill, rows, lower, channels::kLanes, load_lanes, store_lanes, lanes};
+  return {kSums * kLanes, fill, rows, lower, add_all, channels::kLanes, load_lanes, store_lanes, lanes};
 }

@@ -140,4 +140,11 @@ void width_lower(const WidthConv2dArgs& a, const Parallel& parallel) {
   });
 }
 
+void width_add(const WidthConv2dArgs& a, const Parallel& parallel) {
+  const float floor = a.relu ? 0.0f : -std::numeric_limits<float>::infinity();
+  parallel(a.y.n * a.y.image_stride, kLowered, [&, run = kernels()](int64_t begin, int64_t end) {
+    run.add(advance(a.y.data, begin, a.dtype), advance(a.residual, begin, a.dtype), end - begin, a.dtype, floor, a.cap);
+  });
+}
+
 }  // namespace lcs

@@ -56,8 +56,10 @@ struct WidthDepthwiseKernels {
   void (*fill)(const DepthwiseFill& fill);
   void (*rows)(const DepthwiseRows& rows);
   void (*lower)(void* x, int64_t n, DType dtype, float cap);  // each x that is larger becomes `cap`
-  int64_t lanes;                                              // 8 or 1
-  void (*load_lanes)(const LaneCopy& copy);                   // null of a single lane, as the next one
+  // Adds a residual to each y, and clamps it.
+  void (*add)(void* y, const void* residual, int64_t n, DType dtype, float floor, float cap);
+  int64_t lanes;                             // 8 or 1
+  void (*load_lanes)(const LaneCopy& copy);  // null of a single lane, as the next one
   void (*store_lanes)(const LaneCopy& copy);
   void (*multiply_lanes)(const DepthwiseLanes& lanes);
 };

@@ -24,7 +24,7 @@ Tensor sparse_conv2d_norm_cpu(Tensor x, Tensor mask_bits, Tensor values, std::ve
 Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::optional<Tensor> scale,
                         std::optional<Tensor> bias, std::vector<int64_t> stride, std::vector<int64_t> padding,
                         std::vector<int64_t> dilation, int64_t groups, bool relu, std::optional<Tensor> packed,
-                        std::optional<bool> winograd, std::optional<double> cap);
+                        std::optional<bool> winograd, std::optional<double> cap, std::optional<Tensor> residual);
 
 Tensor width_conv2d_norm_cpu(Tensor x, Tensor weight, int64_t out_channels, std::optional<Tensor> bias,
                              std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,

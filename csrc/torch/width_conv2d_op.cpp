@@ -88,7 +88,7 @@ Tensor width_conv2d_pack_cpu(Tensor weight, bool pairs) {
 Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::optional<Tensor> scale,
                         std::optional<Tensor> bias, std::vector<int64_t> stride, std::vector<int64_t> padding,
                         std::vector<int64_t> dilation, int64_t groups, bool relu, std::optional<Tensor> packed,
-                        std::optional<bool> winograd, std::optional<double> cap) {
+                        std::optional<bool> winograd, std::optional<double> cap, std::optional<Tensor> residual) {
   for (auto* vector : {&scale, &bias}) make_contiguous(*vector);
   STD_TORCH_CHECK(!cap || (relu && *cap > 0), kWidthConv2d, ": cap must be above 0, and needs relu");
   const DType dtype = activation_dtype(kWidthConv2d, x);
@@ -106,7 +106,8 @@ Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::opti
                 !winograd   ? WidthProducts::cheapest
                 : *winograd ? WidthProducts::winograd
                             : WidthProducts::direct,
-                cap ? float(*cap) : std::numeric_limits<float>::infinity()},
+                cap ? float(*cap) : std::numeric_limits<float>::infinity(),
+                residual_data(kWidthConv2d, residual, y, x.scalar_type(), last)},
                parallel);
   return y;
 }

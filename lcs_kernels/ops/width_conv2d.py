@@ -11,7 +11,15 @@ from torch.nn import functional as F
 
 from lcs_kernels._load import ensure_loaded
 
-from ._convolution import check_cap, check_fits, finished, geometry, memory_format, output_size
+from ._convolution import (
+    check_cap,
+    check_fits,
+    finished,
+    geometry,
+    laid_out_residual,
+    memory_format,
+    output_size,
+)
 from ._library import define, is_wide, wants_grad, widened, without_autocast
 
 if TYPE_CHECKING:
@@ -25,14 +33,30 @@ BLOCK = 16  # channels that the packed form keeps together
 
 @without_autocast
 def reference(
-    x, weight, out_channels, scale, bias, stride, padding, dilation, groups, relu, packed, winograd=None, cap=None
+    x,
+    weight,
+    out_channels,
+    scale,
+    bias,
+    stride,
+    padding,
+    dilation,
+    groups,
+    relu,
+    packed,
+    winograd=None,
+    cap=None,
+    residual=None,
 ) -> Tensor:
-    """The convolution with the sliced weight in float32 (float64 for float64), rounded once."""
+    """The convolution with the sliced weight in float32 (float64 for float64), rounded once; then the residual."""
     wide = torch.promote_types(x.dtype, torch.float32)
     w = weight[:out_channels, : x.shape[1] // groups].to(wide)
     y = F.conv2d(x.to(wide), w, None, stride, padding, dilation, groups)
-    y = finished(y, scale, bias, relu, cap)
-    return y.to(x.dtype).contiguous(memory_format=memory_format(x))
+    if residual is None:
+        y = finished(y, scale, bias, relu, cap).to(x.dtype)
+    else:
+        y = finished(finished(y, scale, bias, False, None).to(x.dtype), None, None, relu, cap, residual)
+    return y.contiguous(memory_format=memory_format(x))
 
 
 def reference_backward(
@@ -104,7 +128,20 @@ def reference_pack(weight: Tensor, pairs: bool) -> Tensor:
 
 
 def fake(
-    x, weight, out_channels, scale, bias, stride, padding, dilation, groups, relu, packed, winograd=None, cap=None
+    x,
+    weight,
+    out_channels,
+    scale,
+    bias,
+    stride,
+    padding,
+    dilation,
+    groups,
+    relu,
+    packed,
+    winograd=None,
+    cap=None,
+    residual=None,
 ):
     size = output_size(x.shape, weight.shape, stride, padding, dilation)
     return x.new_empty((x.shape[0], out_channels, *size)).contiguous(memory_format=memory_format(x))
@@ -129,7 +166,7 @@ def fake_pack(weight, pairs):
 _op = define(
     "width_conv2d(Tensor x, Tensor weight, SymInt out_channels, Tensor? scale, Tensor? bias, SymInt[] stride,"
     " SymInt[] padding, SymInt[] dilation, SymInt groups, bool relu, Tensor? packed, bool? winograd=None,"
-    " float? cap=None) -> Tensor",
+    " float? cap=None, Tensor? residual=None) -> Tensor",
     reference,
     fake,
 )
@@ -190,10 +227,12 @@ def width_conv2d(
     scale: Tensor | None = None,
     relu: bool = False,
     cap: float | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """`torch.nn.functional.conv2d` with weight[:out_channels, : x.shape[1] / groups], which is not sliced.
 
-    The result is scale * convolution + bias, then ReLU on request, up to `cap`: sums in float32, rounded once. Where
+    The result is scale * convolution + bias, sums in float32, rounded once; then plus `residual`, which bfloat16 rounds
+    once more, and ReLU on request, up to `cap`. Where
     the machine multiplies pairs of bfloat16 (AVX512_BF16, AMX), a `WidthWeight` of bfloat16, of one group and 16 input
     channels or more, is multiplied so by x of bfloat16: each product is rounded into its sum, to nearest, in the order
     of that instruction, and denormals count as 0.
@@ -215,8 +254,8 @@ def width_conv2d(
     infinity may all become NaN, as they may where c * max |w| * max |x| is beyond 2^110.
 
     With a `WidthWeight` a change of width repacks and allocates nothing; a tensor's block is packed in each call, in
-    memory that is kept. Differentiable once, to x, a weight that is a tensor, scale and bias: gradients of the full
-    shapes, 0 outside of what was used. So all widths of a network share one weight (arXiv 2110.04252).
+    memory that is kept. Differentiable once, to x, a weight that is a tensor, scale, bias and residual: gradients of the
+    full shapes, 0 outside of what was used. So all widths of a network share one weight (arXiv 2110.04252).
 
     A depthwise convolution multiplies its padding, too: there a weight that is not finite makes NaN.
 
@@ -235,6 +274,7 @@ def width_conv2d(
         scale: as bias; a norm layer with fixed statistics folds into both.
         relu: whether to clamp the result at 0.
         cap: what ReLU ends at, as 6 of ReLU6; needs `relu`.
+        residual: of the result's shape, dtype and, to be read in place, strides.
 
     Returns:
         (n, out_channels, h', w') of x's dtype and memory format.
@@ -246,7 +286,8 @@ def width_conv2d(
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
     geometry = (stride, padding, dilation, groups)
-    return bound_width_conv2d(x, weight, out_channels, bias, *geometry, scale=scale, relu=relu, cap=cap)(x)
+    run = bound_width_conv2d(x, weight, out_channels, bias, *geometry, scale=scale, relu=relu, cap=cap)
+    return run(x, residual)
 
 
 def bound_width_conv2d(
@@ -262,8 +303,9 @@ def bound_width_conv2d(
     scale: Tensor | None = None,
     relu: bool = False,
     cap: float | None = None,
-) -> Callable[[Tensor], Tensor]:
-    """`width_conv2d`, all checked, for any x of the shape, dtype and device of this one. Raises as it does."""
+) -> Callable[..., Tensor]:
+    """`width_conv2d`, all checked, for any x of the shape, dtype and device of this one, and any residual, which comes
+    second. Raises as it does."""
     ensure_loaded()
     stride, padding, dilation = geometry("width_conv2d", stride, padding, dilation)
     whole = None if isinstance(weight, Tensor) else weight
@@ -282,14 +324,20 @@ def bound_width_conv2d(
         return weight.contiguous(), out_channels, scale, bias, *sliding, relu, packed, None, cap
 
     ready = settings(scale, bias) if whole is not None and is_wide(scale, bias) else None
+    size = (x.shape[0], out_channels, *output_size(x.shape, weight.shape, stride, padding, dilation))
 
-    def run(x: Tensor) -> Tensor:
+    def run(x: Tensor, residual: Tensor | None = None) -> Tensor:
         if version is not None and weight._version != version:
             whole.check_unchanged()  # raises
-        if not slow and not wants_grad(x, weight, scale, bias):
-            return _op(x, *(ready or settings(widened(scale, x), widened(bias, x))))
-        vectors = widened(scale, x), widened(bias, x)
-        return WidthConv2d.apply(x, weight, *vectors, out_channels, sliding, relu, packed, cap)
+        if residual is not None:
+            residual = laid_out_residual("width_conv2d", residual, size, x.dtype, x, memory_format(x))
+        if not slow and not wants_grad(x, weight, scale, bias, residual):
+            return _op(x, *(ready or settings(widened(scale, x), widened(bias, x))), residual)
+        arguments = x, weight, widened(scale, x), widened(bias, x), out_channels, sliding
+        if residual is None:
+            return WidthConv2d.apply(*arguments, relu, packed, cap)
+        y = WidthConv2d.apply(*arguments, False, packed, None)
+        return finished(y, None, None, relu, cap, residual)
 
     return run
 

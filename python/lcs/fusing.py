@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from .batch_norm import LoneBatchNorm
 from .channels import Tracer, defaults_of, untouched
 from .in_place import add_into, add_relu_into, relu_into
 from .layers import SubspaceLayer
@@ -100,14 +101,16 @@ def _rewrite(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> N
     step, args = _step(node, modules)
     if step == "norm" and _waits(args[0], node, modules):
         _extend(graph, args[0], node, norm=True)
-    elif step == "relu" and _norm(args[0], modules) and _waits(args[0], node, modules):
+    elif step == "relu" and _takes_more(args[0], modules) and _waits(args[0], node, modules):
         _extend(graph, args[0], node, relu=True)
     elif step == "batch norm" and _waits(args[0], node, modules):
         layer, norm = _called(args[0], modules), _called(node, modules)
         if _once(graph, layer, modules) and _once(graph, norm, modules):
             layer.__dict__["behind"] = norm  # not as a module of it
             _extend(graph, args[0], node, normed=True)
-    elif step == "relu to a cap" and _norm(args[0], modules) and _waits(args[0], node, modules):
+    elif step == "lone batch norm":
+        modules[node.target] = LoneBatchNorm(modules[node.target])
+    elif step == "relu to a cap" and _takes_more(args[0], modules) and _waits(args[0], node, modules):
         if not isinstance(_called(args[0], modules), FusedNorm):
             _extend(graph, args[0], node, relu=True, cap=args[1])
     elif step == "relu" and _fresh(args[0], modules):
@@ -144,13 +147,15 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, tuple]:
         if type(module) in (nn.ReLU6, nn.Hardtanh) and module.min_val == 0 < module.max_val and not watched(module):
             return "relu to a cap", (*node.args, float(module.max_val))
         if not watched(module) and any(
-            _norm(arg, modules) and getattr(_called(arg, modules), "folded", None) is module for arg in node.args
+            _takes_more(arg, modules) and getattr(_called(arg, modules), "folded", None) is module for arg in node.args
         ):
             return "norm", node.args
-        if _has_statistics(module) and _fresh(node.args[0], modules):
+        if _has_statistics(module):
             before = node.args[0]
-            if isinstance(_called(before, modules), BatchNormBehind) and not before.kwargs:
+            if _fresh(before, modules) and isinstance(_called(before, modules), BatchNormBehind) and not before.kwargs:
                 return "batch norm", node.args
+            if not any(isinstance(m, FrozenQuantizedConv2d) for m in modules.values()):  # whose codes are the model's
+                return "lone batch norm", ()
         if type(module) is nn.MaxPool2d and not watched(module) and not module.return_indices:
             pool = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
             return "max_pool2d", (*node.args, *pool)
@@ -182,7 +187,8 @@ def _fresh(node: object, modules: dict[str, nn.Module]) -> bool:
     if not isinstance(node, fx.Node) or len(node.users) != 1:
         return False
     if node.op == "call_module":
-        return isinstance(modules[node.target], SubspaceLayer) and not watched(modules[node.target])
+        module = modules[node.target]
+        return isinstance(module, (SubspaceLayer, LoneBatchNorm)) and not watched(module)
     return node.target is add_into
 
 
@@ -190,17 +196,17 @@ def _called(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
     return modules[node.target] if node.op == "call_module" else None
 
 
-def _norm(node: object, modules: dict[str, nn.Module]) -> bool:
-    """Whether a node is a norm, a quantised convolution, or one with a batch norm, that can take in what comes next: no
-    ReLU yet, and nothing else reads it."""
-    if not _fresh(node, modules) or "relu" in node.kwargs:
-        return False
-    return isinstance(_called(node, modules), (FusedNorm, FrozenQuantizedConv2d)) or "normed" in node.kwargs
+def _takes_more(node: object, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node is a norm, or a convolution, that can take in what comes next: no ReLU yet, and nothing else reads
+    it."""
+    known = FusedNorm, LoneBatchNorm, FrozenQuantizedConv2d, BatchNormBehind
+    free = _fresh(node, modules) and "relu" not in node.kwargs
+    return free and isinstance(_called(node, modules), known)
 
 
 def _adds(taking: fx.Node, other: fx.Node, node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a sum, `node`, can be a part of `taking`."""
-    free = taking is not other and _norm(taking, modules) and "residual" not in taking.kwargs
+    free = taking is not other and _takes_more(taking, modules) and "residual" not in taking.kwargs
     return free and _waits(taking, node, modules)
 
 

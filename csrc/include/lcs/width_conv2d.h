@@ -47,6 +47,7 @@ struct WidthConv2dArgs {
   bool relu;
   WidthProducts products = WidthProducts::cheapest;
   float cap = std::numeric_limits<float>::infinity();  // what ReLU ends at, as 6 of ReLU6; infinity: nothing
+  const void* residual = nullptr;  // added to what has been rounded, before ReLU; laid out as y; null: none
 };
 
 // The order of each sum depends on shapes and instruction set alone.

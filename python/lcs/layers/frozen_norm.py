@@ -63,8 +63,8 @@ class NormBehind:
         pool: tuple | None = None,
         cap: float | None = None,
     ) -> Tensor:
-        """`normed`: and the norm behind, with the sum and the ReLU, which behind a batch norm may end at a `cap`. pool:
-        kernel size, stride and padding."""
+        """`normed`: and the norm behind. Then the sum, and ReLU, which but behind a norm of the input's statistics may
+        end at a `cap`. pool, behind norms alone: kernel size, stride and padding."""
         plans = self.slot.plans()
         if plans is None:
             run = self.bound(input, normed, residual, relu, pool, cap)
@@ -85,7 +85,7 @@ class NormBehind:
         """What `forward` does with inputs and residuals of these shapes, dtypes and devices, at the level that runs:
         all checks and choices are made here, once."""
         if not normed:
-            return self.convolution(like)
+            return self.unnormed(like, residual, relu, cap)
         if isinstance(self.behind, FusedNorm):
             return self._normed(like, residual, relu, pool)
         return self.scaled(like, residual, relu, pool, cap)
@@ -93,6 +93,13 @@ class NormBehind:
     def convolution(self, like: Tensor) -> Run:
         """The convolution alone."""
         raise NotImplementedError
+
+    def unnormed(self, like: Tensor, residual: Tensor | None, relu: bool, cap: float | None) -> Run:
+        """The convolution, the sum and the ReLU, one after the other."""
+        convolution = self.convolution(like)
+        if residual is None and not relu:
+            return convolution
+        return lambda x, residual=None: self.after(convolution(x), residual, relu, None, cap)
 
     def scaled(self, like: Tensor, residual: Tensor | None, relu: bool, pool: tuple | None, cap: float | None) -> Run:
         """The convolution, the batch norm behind it, the sum, the ReLU and the pooling, one after the other."""
