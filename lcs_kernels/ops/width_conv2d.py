@@ -254,8 +254,9 @@ def width_conv2d(
     infinity may all become NaN, as they may where c * max |w| * max |x| is beyond 2^110.
 
     With a `WidthWeight` a change of width repacks and allocates nothing; a tensor's block is packed in each call, in
-    memory that is kept. Differentiable once, to x, a weight that is a tensor, scale, bias and residual: gradients of the
-    full shapes, 0 outside of what was used. So all widths of a network share one weight (arXiv 2110.04252).
+    memory that is kept. Differentiable once, to x, a weight that is a tensor, scale, bias and residual:
+    gradients of the full shapes, 0 outside of what was used. So all widths of a network share one weight (arXiv
+    2110.04252).
 
     A depthwise convolution multiplies its padding, too: there a weight that is not finite makes NaN.
 
