@@ -145,6 +145,40 @@ def test_a_cap(isa, name, layout):
             assert torch.equal(y.nan_to_num(-1), expected.nan_to_num(-1)) and y.isnan().any() and y.max() != 0
 
 
+# Of several groups of images that go together, and by each of Winograd's products.
+MANY = {
+    "images in groups": ((33, 6, 9, 8), (18, 6, 3, 3), 17, 1, 1, 1, 1),
+    "winograd": ((9, 64, 32, 30), (48, 64, 3, 3), 40, 1, 1, 1, 1),
+    "first layer": ((2, 3, 64, 60), (64, 3, 7, 7), 64, 2, 3, 1, 1),
+}
+
+
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("name", GEOMETRIES | MANY)
+def test_a_residual(isa, name, layout):
+    torch.manual_seed(11)
+    geometry = (GEOMETRIES | MANY)[name]
+    for dtype in DTYPES:
+        x, w = torch.randn(geometry[0]).to(dtype, memory_format=layout), torch.randn(geometry[1]).to(dtype)
+        weight, scale, bias = WidthWeight.pack(w), torch.randn(geometry[1][0]), torch.randn(geometry[1][0])
+        y = width_conv2d(x, weight, geometry[2], bias, *geometry[3:], scale=scale)
+        residual = torch.randn(y.shape).to(dtype, memory_format=layout)
+        other = residual.to(memory_format=FORMATS[layout == FORMATS[0]])
+        for added, after in ((residual, {}), (other, {"relu": True}), (residual, {"relu": True, "cap": 0.7})):
+            found = width_conv2d(x, weight, geometry[2], bias, *geometry[3:], scale=scale, residual=added, **after)
+            total = (y + residual).clamp(0 if after else None, after.get("cap")) if after else y + residual
+            assert torch.equal(found, total) and found.stride() == y.stride()
+
+
+def test_nan_and_infinity_pass_a_residual(isa):
+    x, w = torch.ones(1, 1, 1, 18), torch.ones(1, 1, 1, 1)
+    x[..., 1], x[..., 2], x[..., 17] = torch.nan, torch.inf, -torch.inf
+    residual = torch.zeros_like(x)
+    residual[..., 2], residual[..., 3] = -torch.inf, torch.nan
+    y = width_conv2d(x, w, relu=True, cap=6.0, residual=residual)
+    assert y.isnan().nonzero()[:, 3].tolist() == [1, 2, 3] and y[..., 17] == 0 and y[..., 0] == 1
+
+
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_width(isa, dtype, layout):
@@ -291,13 +325,15 @@ def test_gradients_below_a_cap_equal_relu6s(dtype):
 @pytest.mark.parametrize("relu", [False, True])
 def test_gradcheck(relu, groups):
     torch.manual_seed(6)
-    shapes = (2, 2, 3, 2), (6, 2, 3, 2), (6,), (6,)
-    x, w, scale, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)
+    shapes = (2, 2, 3, 2), (6, 2, 3, 2), (6,), (6,), (2, 4, 5, 2)
+    x, w, scale, bias, residual = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)
 
-    def run(x, w, scale, bias):
-        return width_conv2d(x, w, 4, bias, (1, 2), (2, 1), 1, groups, scale=scale, relu=relu)
+    def run(x, w, scale, bias, residual=None):
+        geometry = (1, 2), (2, 1), 1, groups
+        return width_conv2d(x, w, 4, bias, *geometry, scale=scale, relu=relu, residual=residual)
 
     assert torch.autograd.gradcheck(run, (x, w, scale, bias))
+    assert torch.autograd.gradcheck(run, (x, w, scale, bias, residual))
 
 
 @pytest.mark.parametrize(("dtype", "layout"), list(zip(DTYPES, FORMATS, strict=True)), ids=str)
@@ -307,6 +343,8 @@ def test_opcheck(dtype, layout):
     opcheck(OP, (x, integers(6, 5, 3, 2), 5, integers(6), None, [1, 1], [0, 0], [1, 1], 1, True, None))
     opcheck(OP, (x, w, 4, None, None, [1, 1], [0, 0], [1, 1], 2, True, PACK(w, False)))
     opcheck(OP, (x, w, 4, None, None, [1, 1], [0, 0], [1, 1], 2, True, None, None, 6.0))
+    residual = integers(2, 4, 4, 4, dtype=dtype).to(memory_format=layout)
+    opcheck(OP, (x, w, 4, None, None, [1, 1], [0, 0], [1, 1], 2, True, None, None, None, residual))
     opcheck(PACK, (w, dtype == torch.bfloat16))
     grad, geometry = integers(2, 4, 6, 6, dtype=dtype), ([1, 1], [1, 1], [1, 1], 2)
     opcheck(BACKWARD, (grad, x, w, integers(6), grad.clone(), *geometry, [True] * 4))
@@ -377,6 +415,16 @@ def test_meta_tensors_give_shapes():
         ({"cap": 6}, ValueError, "cap must be above 0 and needs relu=True, got 6 and relu=False"),
         ({"cap": 0.0, "relu": True}, ValueError, "cap must be above 0"),
         ({"cap": float("nan"), "relu": True}, ValueError, "cap must be above 0"),
+        (
+            {"residual": torch.ones(2, 5, 6, 6)},
+            ValueError,
+            r"residual must be \(2, 5, 4, 4\) torch.float32 on cpu, got",
+        ),
+        (
+            {"residual": torch.ones(2, 5, 4, 4).bfloat16()},
+            ValueError,
+            "residual must be .*, got .* torch.bfloat16 on cpu",
+        ),
         ({"padding": 0.5}, ValueError, "padding must be one number or two, 0 or more, got 0.5"),
         ({"stride": 0}, ValueError, "stride must be one number or two, 1 or more, got 0"),
         ({"dilation": (1, 3)}, ValueError, "a kernel of 3, dilated by 3, does not fit an input of 6, padded by 0"),
@@ -404,6 +452,8 @@ def test_bad_arguments(change, error, words):
         ({"scale": torch.ones(4)}, r"scale must be a contiguous float32 vector of 5, got shape \(4\)"),
         ({"bias": torch.ones(5).double()}, "bias must be a contiguous float32 vector of 5"),
         ({"packed": None, "winograd": None, "cap": 6.0}, "cap must be above 0, and needs relu"),
+        ({"residual": torch.ones(1, 5, 4, 4)}, r"residual must be laid out as the result, of shape \(1, 4, 4, 4\)"),
+        ({"residual": torch.ones(1, 4, 4, 4).transpose(2, 3)}, "residual must be laid out as the result"),
         ({"packed": torch.ones(1, 36, 15)}, "packed is not what width_conv2d_pack makes of this weight"),
         ({"packed": torch.ones(1 + 4 * 9 * 16)[1:].view(1, 36, 16)}, "packed must begin at a cache line"),
     ],
@@ -412,5 +462,6 @@ def test_bad_arguments(change, error, words):
 def test_the_op_refuses(change, words):
     fields = {"x": torch.ones(1, 4, 6, 6), "weight": torch.ones(5, 4, 3, 3), "out_channels": 4, "scale": None}
     fields |= {"bias": None, "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "relu": False}
+    fields |= {"packed": None, "winograd": None, "cap": None, "residual": None}
     with pytest.raises(RuntimeError, match=f"width_conv2d: .*{words}"):
-        OP(*(fields | {"packed": None} | change).values())
+        OP(*(fields | change).values())

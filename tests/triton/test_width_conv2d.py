@@ -42,6 +42,14 @@ def test_a_cap():
     assert torch.equal(y.nan_to_num(-1), expected.nan_to_num(-1)) and y.isnan().any() and (y == 6).any()
 
 
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+def test_a_residual(layout):
+    x, w, one = integers(2, 5, 6, 7).bfloat16().to(memory_format=layout), integers(9, 5, 3, 3).bfloat16(), [1, 1]
+    residual = integers(2, 9, 6, 7).bfloat16() + 0.25
+    y, expected = (f(x, w, 9, None, None, one, one, one, 1, True, None, None, 6.0, residual) for f in (run, reference))
+    assert torch.equal(y, expected) and (y == 6).any() and (y == 0).any()
+
+
 def test_views_of_x_in_the_tiles_of_a_gpu():
     x, w, one = integers(2, 9, 6, 7)[:, 2:7, 1:], integers(40, 8, 3, 3), [1, 1]
     assert torch.equal(*(f(x, w, 33, None, None, one, one, one, 1, False, None) for f in (run, reference)))
@@ -54,6 +62,7 @@ def test_views_of_x_in_the_tiles_of_a_gpu():
         ({"weight": torch.ones(5, 4, 3, 3).half()}, TypeError, "weight must be float32 or bfloat16"),
         ({"bias": torch.ones(4)}, ValueError, r"bias must have shape \(5,\)"),
         ({"scale": torch.ones(5).double()}, TypeError, "scale must be torch.float32"),
+        ({"residual": torch.ones(1, 4, 4, 3)}, ValueError, r"residual must have shape \(1, 4, 4, 4\)"),
     ],
     ids=str,
 )
