@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "conv_case.h"
 
@@ -86,17 +87,37 @@ bool near(float found, float wanted, DType dtype) {
   return std::abs(found - wanted) <= 0.25f + (dtype == DType::bfloat16 ? std::abs(wanted) / 128 : 0.0f);
 }
 
+// The same with a residual, next to that of the sums alone.
+void check_residual(WidthConv2dArgs args, const void* residual, const Parallel& parallel) {
+  const int64_t outputs = count(args.y);
+  const bool relu = args.relu;
+  const float cap = args.cap;
+  args.relu = false, args.cap = std::numeric_limits<float>::infinity();
+  width_conv2d(args, parallel);
+  std::vector<float> wanted;
+  for (int64_t i = 0; i < outputs; ++i) {
+    const float sum = held(get(args.y.data, i, args.dtype) + get(residual, i, args.dtype), args.dtype);
+    wanted.push_back(relu && sum < 0.0f ? 0.0f : std::min(sum, cap));
+  }
+  std::memset(args.y.data, 0xff, size_t(outputs * size_of(args.dtype)));
+  args.relu = relu, args.cap = cap, args.residual = residual;
+  width_conv2d(args, parallel);
+  for (int64_t i = 0; i < outputs; ++i) CHECK(get(args.y.data, i, args.dtype) == wanted[size_t(i)]);
+}
+
 void check(const Case& c, DType dtype, DType weight_dtype, bool last, Guard guard) {
   const int64_t taps = c.vertical.kernel * c.horizontal.kernel, weights = c.full_out * c.full_in * taps;
   const int64_t height = output_size(c.vertical, c.height), width = output_size(c.horizontal, c.width);
   const int64_t inputs = c.n * c.in * c.height * c.width, outputs = c.n * c.out * height * width;
   const int64_t floats = width_blocks(c.full_out) * c.full_in * taps * kWidthBlock;
   const Guarded x(inputs * size_of(dtype), guard), y(outputs * size_of(dtype), guard), bias(c.out * 4, guard),
-      weight(weights * size_of(weight_dtype), guard), packed(floats * 4, guard),
+      residual(outputs * size_of(dtype), guard), weight(weights * size_of(weight_dtype), guard),
+      packed(floats * 4, guard),
       pairs(width_blocks(c.full_out) * ((c.full_in + 1) / 2) * taps * kWidthBlock * 4, guard);
   fill(x, inputs, dtype, uint32_t(inputs));
   fill(weight, weights, weight_dtype, uint32_t(weights));
   fill(bias, c.out, DType::float32, 3);
+  fill(residual, outputs, dtype, 5);
   WidthConv2dArgs args{images(x.as(), c.n, c.in, c.height, c.width, last),
                        images(y.as(), c.n, c.out, height, width, last),
                        dtype,
@@ -124,6 +145,7 @@ void check(const Case& c, DType dtype, DType weight_dtype, bool last, Guard guar
         CHECK(exact ? found == held(wanted[i], dtype) : near(found, wanted[i], dtype));
       }
     }
+    check_residual(args, residual.as(), parallel);
   };
   for (const Isa isa : isas(kPairs))
     for (const Parallel& parallel : ways())
