@@ -18,7 +18,7 @@ from .layers.frozen_norm import WidthView
 from .levels import Level
 from .packing import Choice, Packer, Shape, Weight
 
-_LARGE = 1 << 15  # weights, whose products take longer than a call
+_SMALL = 1 << 16  # weights, of which torch's convolution takes longer to call, or to lay out, than ours
 
 
 class SparsePacker(Packer):
@@ -70,14 +70,15 @@ class SparsePacker(Packer):
 
 
 def _pays_packed(layer: SubspaceLayer, x_shape: Shape | None) -> bool:
-    """Whether the engine's dense convolution is faster than torch's. A pointwise one is where it takes in a batch norm,
-    which else would be a pass of its own, and of single pixels, as a classifier that is not small."""
+    """Whether the engine's dense convolution is faster than torch's. A small one is, and a pointwise one where it takes
+    in a batch norm, which else would be a pass of its own, and of single pixels, as a classifier."""
     if _is_depthwise(layer):
         return True
     if not isinstance(layer, FrozenConv2d) or layer.groups != 1 or not layer.weight.is_cpu:
         return False
-    pixels = x_shape is not None and x_shape[2:] == (1, 1) and layer.weight.numel() >= _LARGE
-    if layer.kernel_size == (1, 1) and (pixels or isinstance(vars(layer).get("behind"), nn.BatchNorm2d)):
+    pixels = x_shape is not None and x_shape[2:] == (1, 1)
+    normed = isinstance(vars(layer).get("behind"), nn.BatchNorm2d)
+    if layer.weight.numel() <= _SMALL or (layer.kernel_size == (1, 1) and (pixels or normed)):
         return layer.weight.dtype == torch.float32
     return layer.stride == layer.dilation == (1, 1) and packing_pays(layer.weight)
 

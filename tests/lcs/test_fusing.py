@@ -463,7 +463,9 @@ def test_a_convolution_does_the_batch_norm_behind_it(recipe, pays, monkeypatch):
         "last.0": set(),
     }
     kernels = {row.layer: row.kernel for row in fast.report(x, level=level).rows}
-    assert kernels["depthwise.0.0"] == "width_conv2d" and kernels["dense.0"] == ("sparse_conv2d" if pays else "torch")
+    assert kernels["depthwise.0.0"] == "width_conv2d" and kernels["dense.0"] == (
+        "sparse_conv2d" if pays else "width_conv2d"
+    )
 
 
 @pytest.mark.filterwarnings("ignore:running statistics")
