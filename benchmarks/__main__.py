@@ -21,7 +21,8 @@ from .markdown import table_of
 from .output import ResultError, check_writable, write_json
 from .peers import Peer, PeerError
 
-LAYER = ("training_step", "network", "network_bits", "network_width")  # rows of the layer, beside those of the ops
+# Rows of the layer, beside those of the ops.
+LAYER = ("training_step", "network", "network_bits", "network_cifar", "network_width")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

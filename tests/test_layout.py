@@ -14,7 +14,10 @@ from lcs_kernels import ops
 
 ROOT = Path(__file__).parents[1]
 # Benchmarks that measure the layer.
-LAYER_ROWS = ("accuracy.py", "training_step.py", "network.py", "network_bits.py", "network_width.py")
+LAYER_ROWS = (
+    *("accuracy.py", "training_step.py", "network.py"),
+    *("network_bits.py", "network_cifar.py", "network_width.py"),
+)
 # Ops that fuse others, by their files, and which.
 FUSED = {"sparse_conv2d_norm": {"sparse_conv2d", "line_norm"}, "width_conv2d_norm": {"width_conv2d", "line_norm"}}
 # What the layer takes of the engine that is not public: a convolution's size and error, how the library was loaded.

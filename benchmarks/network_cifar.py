@@ -1,0 +1,91 @@
+"""Rows of a small network: frozen cPreResNet20 of 32 x 32 images, which the paper trains (arXiv 2110.04252), at one
+level of each kind, next to engines.
+
+All networks have batch norms, which engines fold into convolutions where they come behind them: those of the one at bit
+widths do, the others' come before. Its peers have float32 weights but for OpenVINO int8; those at a width are built for
+it.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+import lcs
+from lcs.measure import check_layers
+from lcs.models import build
+from lcs.recipe import Recipe
+
+from .harness import Row
+from .network import compiled
+from .peers import Model
+
+SIZE, CLASSES = 32, 10
+IMAGES = (1, 16, 128)
+
+
+def model_of(**order: bool) -> nn.Module:
+    model = build("cpreresnet20", CLASSES, in_channels=3, seed=0, norm="batch", **order)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as after training: not the identity
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    return model
+
+
+def subspace_of(recipe: Recipe, model: nn.Module) -> lcs.Subspace:
+    dense = [model.classifier_name] if recipe.unit == "width" else [model.stem_name, model.classifier_name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the statistics, which all levels share
+        return lcs.convert(model, recipe, norm="keep", dense=dense)
+
+
+def quantized() -> lcs.Subspace:
+    """With the ranges of its activations, as training leaves them."""
+    subspace = subspace_of(lcs.Quantized(line=False, nested=True), model_of(norm_after=True))
+    for norm in subspace.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 0.0
+    subspace.train()
+    with subspace.at(bits=8), torch.no_grad():
+        subspace(torch.randn(16, 3, SIZE, SIZE))
+    return subspace.eval()
+
+
+def row(level: Callable[[Tensor], Tensor], words: str, plain: nn.Module, x: Tensor) -> Row:
+    torch._dynamo.reset()  # it compiles the forward of one class a limited number of times
+    candidates = {
+        "lcs": functools.partial(level, x),
+        "torch eager": functools.partial(plain, x),
+        "torch.compile": compiled(plain, x),
+    }
+    return Row(
+        op="network_cifar",
+        case=f"cPreResNet20, {len(x)} x 3 x {SIZE} x {SIZE}, {words}",
+        candidates={name: torch.no_grad()(call) for name, call in candidates.items()},
+        limit=None,
+        bytes=0,
+        check=lambda: check_layers(level.frozen, x, level.level),
+        model=Model(plain, x),
+    )
+
+
+def rows() -> Iterator[Row]:
+    torch.manual_seed(0)
+    dense = model_of()
+    networks = (
+        ("density 0.1", subspace_of(lcs.Unstructured(line=False), copy.deepcopy(dense)), {"density": 0.1}),
+        ("width 0.5", subspace_of(lcs.Structured(line=False), copy.deepcopy(dense)), {"width": 0.5}),
+        ("4 bits", quantized(), {"bits": 4}),
+    )
+    for images in IMAGES:
+        x = torch.randn(images, 3, SIZE, SIZE)
+        for words, subspace, level in networks:
+            at = subspace.recipe.full() if "bits" in level else subspace.recipe.level(**level)
+            plain = lcs.unconvert(copy.deepcopy(subspace), at).requires_grad_(False).eval()
+            yield row(subspace.freeze().at(**level), words, plain, x)
