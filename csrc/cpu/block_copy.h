@@ -50,6 +50,16 @@ struct LaneShare {
   int64_t vectors, channels, stride;
 };
 
+// Normalises `vectors` vectors of `channels` channels, of which x and y are some floats apart:
+// y = (x - mean) * scale + shift, and no less than `floor`.
+struct LaneNorm {
+  const float* x;
+  float* y;
+  int64_t vectors, channels, x_stride, y_stride;
+  const float *mean, *scale, *shift;  // of each channel
+  float floor;
+};
+
 // Channels last: copies all channels of one square after the other, kLaneSquare of them at a time.
 inline void each_channel_square(const std::vector<LaneSquare>& squares, LaneCopy copy, int64_t channels,
                                 void (*run)(const LaneCopy&)) {

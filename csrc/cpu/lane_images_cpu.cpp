@@ -1,6 +1,7 @@
 #include "lcs/lane_images.h"
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "sparse_conv2d_kernels.h"
@@ -92,7 +93,9 @@ std::optional<LaneGrid> lane_grid(int64_t n, int64_t height, int64_t width) {
         for (const int64_t images : divisors(n, lanes / (down * across))) {
           const LaneGrid grid{lanes, images, down, across, height / down, width / across};
           const bool uses = double(images * grid.blocks()) >= kLeastUse * double(lanes);
-          if (uses && grid.width >= widest.ordered_vectors && (!best || cost(grid) < cost(*best))) best = grid;
+          if (!uses || grid.width < widest.ordered_vectors) continue;
+          const auto order = [](const LaneGrid& g) { return std::pair(cost(g), -g.width); };  // wide: strides come
+          if (!best || order(grid) < order(*best)) best = grid;
         }
   return best;
 }

@@ -90,6 +90,6 @@ void add_residual(const float* residual, int64_t n, float floor, float cap, floa
 }
 
 SparseConv2dKernels table() {
-  return {kLanes,      kMaxVectors, kOrderedVectors, kSquare,     accumulate,   load_block,
-          store_block, load_lanes,  store_lanes,     share_lanes, add_residual, stream_end};
+  return {kLanes,     kMaxVectors, kOrderedVectors, kSquare,         accumulate,   load_block, store_block,
+          load_lanes, store_lanes, share_lanes,     normalise_lanes, add_residual, stream_end};
 }

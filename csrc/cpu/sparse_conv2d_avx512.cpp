@@ -26,6 +26,7 @@ constexpr int kMaxVectors = 15;  // the sums of more gcc keeps in memory
 #include "masked_avx512.inl"
 // After what it loads and stores with.
 #include "lane_copy.inl"
+#include "lane_norm.inl"
 #include "lane_share.inl"
 #include "sparse_conv2d.inl"
 }  // namespace

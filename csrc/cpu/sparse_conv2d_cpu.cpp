@@ -133,20 +133,24 @@ class SparseConv2d {
     const int64_t stride = odd_lines(vectors(layout_.tile_rows) * run_.lanes);
     float* const sums = scratch.reserve((end - begin) * stride);
     const bool ends = !a_.residual;  // else ReLU follows where the sums are written
-    const auto accumulate_all = [&](const float* from, int64_t floats, float* to) {
-      for (int64_t i = 0; i < floats; i += tile * lanes)
+    const auto accumulate_all = [&](const float* from, int64_t all, float* to) {  // vectors, in tiles alike
+      for (int64_t i = 0, n = ceil_div(all * run_.lanes, tile * lanes), v = 0, next; i < n; ++i, v = next) {
+        next = (i + 1) * all / n;
+        float* const tile_to = to + v * run_.lanes;
         sums_(begin, end, distance,
-              {from + i, to + i, stride, int(std::min(tile * lanes, floats - i) / run_.lanes), 1, a_.scale, a_.bias,
-               a_.relu && ends, ends ? a_.cap : std::numeric_limits<float>::infinity(), nullptr, 0, to + i, stride});
+              {from + v * run_.lanes, tile_to, stride, int(next - v), 1, a_.scale, a_.bias, a_.relu && ends,
+               ends ? a_.cap : std::numeric_limits<float>::infinity(), nullptr, 0, tile_to, stride});
+      }
     };
     for (int64_t row = 0; row < height; row += layout_.tile_rows) {
       const int64_t rows = std::min(layout_.tile_rows, height - row);
       const float* const from = x + row * pitch * lanes;
       if (lanes == 1)
-        accumulate_all(from, vectors(rows) * run_.lanes, sums);
+        accumulate_all(from, vectors(rows), sums);
       else
         for (int64_t i = 0; i < rows; ++i)
-          accumulate_all(from + i * pitch * lanes, layout_.columns * lanes, sums + i * layout_.columns * lanes);
+          accumulate_all(from + i * pitch * lanes, layout_.columns * lanes / run_.lanes,
+                         sums + i * layout_.columns * lanes);
       panels_.write(panel, begin, end, row, rows, sums, stride);
     }
   }

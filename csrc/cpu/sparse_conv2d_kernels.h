@@ -43,6 +43,7 @@ struct SparseConv2dKernels {
   void (*load_lanes)(const LaneCopy& copy);   // to a panel; null where there is a single lane
   void (*store_lanes)(const LaneCopy& copy);  // from a panel; likewise
   void (*share)(const LaneShare& share);      // likewise
+  void (*normalise)(const LaneNorm& norm);    // likewise
   void (*add)(const float* residual, int64_t n, float floor, float cap, float* sums);  // and clamp them
   void (*stream_end)();  // after stores past the caches, before another thread reads them
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "line_norm_rows.h"
 #include "scratch.h"
 #include "sparse_conv2d_kernels.h"
 #include "sparse_conv2d_layout.h"
@@ -31,7 +32,8 @@ class SparseConv2dLanes {
         run_(sparse_conv2d_kernels(args.y.grid.lanes)),
         tiles_(tiles_of(args.y.grid.width, run_)),
         sums_(args.weight, run_, args.groups, args.x.channels / args.groups, args.x.channel_stride, taps()),
-        borders_(args.y) {}
+        borders_(args.y),
+        behind_(args.behind ? std::optional<LineNormRows>(*args.behind) : std::nullopt) {}
 
   // A thread's rows follow each other, so that it has most of what they read from the row before. Where they are few,
   // a thread takes all channels of its rows, and reads little that another has just written; or, of a large weight, all
@@ -89,6 +91,7 @@ class SparseConv2dLanes {
       sums_(begin, end, distance, tile);
     }
     borders_.fill(group, row, begin, end);
+    if (behind_) (*behind_)(group, row, begin, end);  // from the caches
   }
 
   const SparseConv2dLanesArgs& a_;
@@ -97,14 +100,14 @@ class SparseConv2dLanes {
   const int64_t tiles_;
   const SparseSums sums_;
   const LaneBorders borders_;
+  const std::optional<LineNormRows> behind_;
 };
 
 // Whether sparse_conv2d adds each sum up in order, too.
 bool in_order(const SparseConv2dArgs& args) {
   SparseConv2dKernels run = sparse_conv2d_kernels();
   const Phases vertical(args.vertical), horizontal(args.horizontal);
-  const SparseLayout layout = sparse_layout(args, vertical, horizontal, run);
-  return layout.least_tile(run.lanes) >= run.ordered_vectors;
+  return sparse_layout(args, vertical, horizontal, run).least_tile >= run.ordered_vectors;
 }
 
 }  // namespace

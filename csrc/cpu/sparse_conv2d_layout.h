@@ -16,16 +16,11 @@ namespace lcs {
 struct SparseLayout {
   int64_t lanes = 1, rows, columns, down, across = 1;  // of the last blocks, some rows and columns may not exist
   int64_t tile_rows, tile_columns;                     // whose sums are written at once; that are summed at once
+  int64_t least_tile = 0;                              // vectors that are summed at once, at least
   bool large = false;                                  // y goes past the caches
 
   int64_t blocks() const { return down * across; }
   int64_t panels(int64_t images) const { return (images * blocks() + lanes - 1) / lanes; }
-
-  // Vectors of `width` floats that are summed at once, at least; 0 where it depends on more.
-  int64_t least_tile(int64_t width) const {
-    const int64_t rest = columns % tile_columns;
-    return lanes == 1 ? 0 : (rest ? rest : tile_columns) * lanes / width;
-  }
 };
 
 // Depends on the shapes, how many weights are stored and the kernels, which it may exchange for narrower ones.

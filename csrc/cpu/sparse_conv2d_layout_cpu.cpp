@@ -28,6 +28,9 @@ constexpr double kTransposed = 8, kCopied = 26;  // to a panel
 constexpr double kWritten = 3.5;                 // from sums, transposed
 constexpr double kBehind = 13, kMemory = 5.5;    // of panels that caches do not hold, of x and y
 
+// Sums that are not added up in order; then convolutions after each other cannot hand each other images in lanes.
+constexpr double kUnordered = 1.5;
+
 // With AVX2 multiplications wait where a tile's input of a block, or a panel with its sums, outgrows its cache: shares
 // of one for as much again. There other costs differ, too.
 constexpr double kFirstLevel = 32 << 10, kCrowdedFirst = 0.08, kCrowdedSecond = 0.1, kNarrowValue = 18;
@@ -64,13 +67,13 @@ class Chooser {
 
   SparseLayout best(SparseConv2dKernels& kernels) const {
     SparseLayout found = neighbours(kernels);
-    double least = neighbours_cost(found, kernels);
+    double least = neighbours_cost(found, kernels) * disorder(found, kernels);
     if (kernels.lanes == 1) return found;
     const SparseConv2dKernels own = kernels, narrow = avx2::sparse_conv2d_kernels();
     const bool stalls = own.lanes == narrow.lanes;
     const auto consider = [&](const SparseConv2dKernels& with) {
       for_blocks(with, stalls, [&](const SparseLayout& layout) {
-        const double cost = lanes_cost(layout, with, stalls);
+        const double cost = lanes_cost(layout, with, stalls) * disorder(layout, with);
         if (cost < least) least = cost, found = layout, kernels = with;
       });
     };
@@ -80,6 +83,10 @@ class Chooser {
   }
 
  private:
+  static double disorder(const SparseLayout& layout, const SparseConv2dKernels& run) {
+    return layout.least_tile < run.ordered_vectors ? kUnordered : 1;
+  }
+
   SparseLayout neighbours(const SparseConv2dKernels& run) const {
     const int64_t height = a_.y.height, reach = rows_.reach, pitch = sparse_pitch(a_, columns_);
     SparseLayout found;
@@ -88,10 +95,12 @@ class Chooser {
     const int64_t least = std::min(height, 2 * reach + 2), bytes = found.large ? kOnlyPanelBytes : kPanelBytes,
                   row_bytes = std::max<int64_t>(phases_ * pitch * a_.x.channels * 4, 1);
     int64_t strips = ceil_div(height, std::clamp(bytes / row_bytes - reach, least, height));
-    if (a_.y.n * strips < kPanels) strips = std::min(height, kPanels / a_.y.n);
+    const auto vectors = [&](int64_t rows) { return ceil_div((rows - 1) * pitch + a_.y.width, run.lanes); };
+    if (const int64_t wanted = std::min(height, kPanels / a_.y.n);
+        strips < wanted && vectors(height / wanted) >= run.ordered_vectors)
+      strips = wanted;
     found.rows = ceil_div(height, strips);
     found.down = ceil_div(height, found.rows);
-    const auto vectors = [&](int64_t rows) { return ceil_div((rows - 1) * pitch + a_.y.width, run.lanes); };
     const int64_t most = run.max_vectors;
     const auto tiles = [&](int64_t rows) { return ceil_div(found.rows, rows) * ceil_div(vectors(rows), most); };
     // Where y goes past the caches, few rows are summed before they are written, so that it does not wait until the
@@ -101,6 +110,10 @@ class Chooser {
       for (found.tile_rows = 1; 8 * tiles(found.tile_rows) > 9 * tiles(found.rows);) ++found.tile_rows;
     const int64_t all = vectors(found.tile_rows);
     found.tile_columns = ceil_div(all, ceil_div(all, most)) * run.lanes;
+    // Of the last rows of a block, or of the last block.
+    const auto last_rows = [&](int64_t rows) { return (rows - 1) % found.tile_rows + 1; };
+    const int64_t last = vectors(std::min(last_rows(found.rows), last_rows(height - (found.down - 1) * found.rows)));
+    found.least_tile = last / ceil_div(last * run.lanes, found.tile_columns);
     return found;
   }
 
@@ -157,6 +170,7 @@ class Chooser {
     l.lanes = lanes, l.rows = rows, l.columns = columns;
     l.down = ceil_div(a_.y.height, rows), l.across = ceil_div(a_.y.width, columns);
     l.tile_columns = ceil_div(columns, ceil_div(columns * lanes / run.lanes, tile));
+    l.least_tile = columns * lanes / run.lanes / ceil_div(columns, l.tile_columns);
     const int64_t row_bytes = a_.y.channels * columns * lanes * 4;
     l.tile_rows = std::clamp<int64_t>(kSumBytes / row_bytes, 1, rows);
     return l;

@@ -30,6 +30,7 @@ inline void stream_square(const From* from, To* to) {
 constexpr void (*load_lanes)(const LaneCopy&) = nullptr;
 constexpr void (*store_lanes)(const LaneCopy&) = nullptr;
 constexpr void (*share_lanes)(const LaneShare&) = nullptr;
+constexpr void (*normalise_lanes)(const LaneNorm&) = nullptr;
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "sparse_conv2d.inl"

@@ -127,10 +127,11 @@ struct Call<kOp> {
 };
 
 using SparseConv2dStep = Call<sparse_conv2d_cpu>;
+using LineNormStep = Call<line_norm_cpu>;
 // In the order of the ops' names in Python.
 using AnyCall =
     std::variant<SparseConv2dStep, Call<sparse_conv2d_norm_cpu>, Call<width_conv2d_cpu>, Call<width_conv2d_norm_cpu>,
-                 Call<line_norm_cpu>, Call<torch_mean>, Call<torch_as_strided_>, Call<torch_view>>;
+                 LineNormStep, Call<torch_mean>, Call<torch_as_strided_>, Call<torch_view>>;
 
 struct Step {
   AnyCall call;

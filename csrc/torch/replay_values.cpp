@@ -8,19 +8,20 @@
 
 namespace lcs::binding {
 
-ReplayValues::ReplayValues(std::vector<Tensor> inputs, const std::vector<Tensor>& constants) : constants_(constants) {
+ReplayValues::ReplayValues(std::vector<Tensor> inputs, const std::vector<Tensor>& constants, size_t steps)
+    : constants_(constants), values_(inputs.size() + steps) {
   for (Tensor& input : inputs) add(std::move(input));
 }
 
 void ReplayValues::drop(int64_t value) {
-  STD_TORCH_CHECK(value >= 0 && value < int64_t(values_.size()), kReplay, ": there is no value ", value);
+  STD_TORCH_CHECK(value >= 0 && value < int64_t(next_), kReplay, ": there is no value ", value);
   Value& dropped = values_[size_t(value)];
   if (dropped.lanes) free_.push_back(std::move(dropped.lanes->memory));
   dropped = {};
 }
 
 ReplayValues::Value& ReplayValues::value(Place place) {
-  STD_TORCH_CHECK(place.at >= 0 && place.index() < values_.size(), kReplay, ": there is no value ", place.at / 2);
+  STD_TORCH_CHECK(place.at >= 0 && place.index() < next_, kReplay, ": there is no value ", place.at / 2);
   Value& found = values_[place.index()];
   STD_TORCH_CHECK(found.tensor || found.lanes, kReplay, ": value ", place.index(), " was dropped");
   return found;
@@ -48,9 +49,17 @@ ImagesKind ReplayValues::kind(const char* op, Place place) {
   return kind;
 }
 
+bool ReplayValues::lies_as_lanes(Place place) {
+  const Value& found = value(place);
+  if (!found.lanes || !found.tensor) return found.lanes.has_value();
+  const ImagesKind& kind = found.lanes->kind;
+  return lies_as(*found.tensor, kind.size, kind.type, kind.last);
+}
+
 const LaneImages& ReplayValues::lanes(Place place, const LaneGrid& grid, int64_t border) {
   Value& found = value(place);
-  if (!found.lanes) {
+  if (!found.lanes || found.lanes->images.grid != grid) {
+    tensor(place);
     Lanes made = empty_lanes(images_kind(kReplay, *found.tensor), grid, border);
     const Tensor from = made.kind.last ? *found.tensor : torch::stable::contiguous(*found.tensor);
     to_lanes(images(from, const_cast<void*>(from.const_data_ptr()), made.kind.last), DType::float32, made.images,
@@ -60,16 +69,16 @@ const LaneImages& ReplayValues::lanes(Place place, const LaneGrid& grid, int64_t
   return found.lanes->images;
 }
 
-LaneImages ReplayValues::add_lanes(const ImagesKind& kind, const LaneGrid& grid, int64_t border) {
-  values_.push_back({std::nullopt, empty_lanes(kind, grid, border)});
-  return values_.back().lanes->images;
+LaneImages ReplayValues::add_lanes(const ImagesKind& kind, const LaneGrid& grid, int64_t border, size_t value) {
+  values_[value] = {std::nullopt, empty_lanes(kind, grid, border)};
+  return values_[value].lanes->images;
 }
 
-LaneImages ReplayValues::add_lanes_of(const ImagesKind& kind, Place place) {
-  Lanes taken = *std::exchange(value(place).lanes, std::nullopt);
+LaneImages ReplayValues::add_lanes_of(const ImagesKind& kind, Place place, size_t value) {
+  Lanes taken = *std::exchange(this->value(place).lanes, std::nullopt);
   taken.kind = kind;
-  values_.push_back({std::nullopt, std::move(taken)});
-  return values_.back().lanes->images;
+  values_[value] = {std::nullopt, std::move(taken)};
+  return values_[value].lanes->images;
 }
 
 ReplayValues::Lanes ReplayValues::empty_lanes(const ImagesKind& kind, const LaneGrid& grid, int64_t border) {

@@ -22,6 +22,7 @@ from .arguments import channels_last, copied, same, signature
 from .compiled import CompiledForward
 from .fusing import NotTraceable, fused
 from .layers import SubspaceLayer
+from .layers.support import replace_modules
 from .layers.weights import WEIGHT_LAYERS
 from .level_cache import LevelCache
 from .levels import UNITS, Level, Setting
@@ -132,9 +133,10 @@ class Frozen:
         if cache_bytes < 0:
             raise ValueError(f"cache_bytes must be at least 0, got {cache_bytes}")
         self.model, self.recipe, self.strict = model, recipe, strict
+        slot, self._packer = FrozenSlot(), PACKERS[type(recipe)](recipe)
+        replace_modules(model, self._packer.left(model))
         self._named = {name: m for name, m in model.named_modules() if isinstance(m, SubspaceLayer)}
         self._layers = list(self._named.values())
-        slot, self._packer = FrozenSlot(), PACKERS[type(recipe)](recipe)
         for index, layer in enumerate(self._layers):
             layer.slot, layer.index = slot, index
             layer.__class__ = self._packer.layers.get(type(layer), type(layer))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lcs_kernels.formats import NestedWeight, SparseWeight, WidthWeight
 
@@ -55,6 +55,10 @@ class Packer:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+
+    def left(self, model: nn.Module) -> dict[nn.Module, SubspaceLayer]:
+        """Modules that the subspace left as they were, each as a layer that is never compressed and runs packed."""
+        return {}
 
     def stored(self, layer: SubspaceLayer, level: Level) -> int:
         """How many of a compressed layer's weights are stored at `level`."""

@@ -15,7 +15,10 @@ from lcs_kernels.formats.width_weight import packing_pays
 from .layers import SubspaceLayer
 from .layers.frozen import FROZEN_LAYERS, FrozenConv2d, FrozenLinear
 from .layers.frozen_norm import WidthView
+from .layers.support import refusal
+from .layers.weights import SubspaceConv2d
 from .levels import Level
+from .packed_steps import watched
 from .packing import Choice, Packer, Shape, Weight
 
 _SMALL = 1 << 16  # weights, of which torch's convolution takes longer to call, or to lay out, than ours
@@ -24,6 +27,11 @@ _SMALL = 1 << 16  # weights, of which torch's convolution takes longer to call, 
 class SparsePacker(Packer):
     dense = True
     layers = FROZEN_LAYERS
+
+    def left(self, model: nn.Module) -> dict[nn.Module, SubspaceLayer]:
+        """On a point a layer that is never compressed stays what it was."""
+        plain = [m for m in model.modules() if type(m) is nn.Conv2d and refusal(m) is None and not watched(m)]
+        return {} if self.recipe.line else {module: SubspaceConv2d.of(module) for module in plain}
 
     def stored(self, layer: SubspaceLayer, level: Level) -> int:
         return self.recipe.keep(level.density, layer.weight.numel())

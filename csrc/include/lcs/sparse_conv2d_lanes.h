@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "lcs/lane_images.h"
+#include "lcs/line_norm_lanes.h"
 #include "lcs/sparse_conv2d.h"
 
 namespace lcs {
@@ -16,7 +17,8 @@ struct SparseConv2dLanesArgs {
   const float *scale, *bias;
   bool relu;
   float cap;
-  const LaneImages* residual;  // of y's grid; null: none
+  const LaneImages* residual;       // of y's grid; null: none
+  const LineNormLanesArgs* behind;  // a norm of y whose result is made, too; null: none
 };
 
 // Whether there is a way for these arguments, whose data is not looked at, in some grid.
@@ -27,7 +29,7 @@ bool sparse_conv2d_takes_lanes(const SparseConv2dArgs& args);
 std::optional<LaneGrid> lane_grid_of_y(const SparseConv2dArgs& args, const LaneGrid& x);
 std::optional<LaneGrid> lane_grid_of_x(const SparseConv2dArgs& args, const LaneGrid& y);
 
-// Writes y with its border.
+// Writes y with its border, and what comes behind.
 void sparse_conv2d_lanes(const SparseConv2dLanesArgs& args, const Parallel& parallel);
 
 }  // namespace lcs
