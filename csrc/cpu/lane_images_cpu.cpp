@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "lane_rows.h"
 #include "sparse_conv2d_kernels.h"
 #include "walk.h"
 
@@ -50,54 +51,29 @@ std::vector<LaneSquare> squares_of(const LaneGrid& grid, const Images& images, b
   return squares;
 }
 
-// `run` of every square of a row; between `rows`, of the group's first image, and `panel`, both of channel 0.
-void copy_row(const LaneImages& lanes, const Images& images, DType dtype, const std::vector<LaneSquare>& squares,
-              void* rows, float* panel, void (*run)(const LaneCopy&)) {
-  const bool last = images.channel_stride == 1;
-  LaneCopy copy{rows,
-                panel,
-                squares.data(),
-                int64_t(squares.size()),
-                1,
-                last ? lanes.channel_stride : lanes.grid.lanes,
-                lanes.channels,
-                images.channel_stride,
-                lanes.channel_stride,
-                dtype};
-  if (!last) return run(copy);
-  copy.count = 1, copy.stride = kLaneSquare, copy.panel_stride = kLaneSquare * lanes.channel_stride;
-  each_channel_square(squares, copy, lanes.channels, run);
-}
-
-template <class Copy>
-void each_row(const LaneImages& lanes, const Images& images, DType dtype, const Parallel& parallel, const Copy& copy) {
-  const std::vector<LaneSquare> squares = squares_of(lanes.grid, images, images.channel_stride == 1);
-  parallel(lanes.groups * lanes.grid.height, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t group = i / lanes.grid.height, row = i % lanes.grid.height,
-                    place = group * lanes.grid.images * images.image_stride + row * images.row_stride;
-      copy(group, row, squares, advance(images.data, place, dtype));
-    }
-  });
-}
-
 }  // namespace
 
-std::optional<LaneGrid> lane_grid(int64_t n, int64_t height, int64_t width) {
-  std::optional<LaneGrid> best;
+std::vector<LaneGrid> lane_grids(int64_t n, int64_t height, int64_t width) {
+  std::vector<LaneGrid> found;
   const SparseConv2dKernels widest = sparse_conv2d_kernels();
-  if (widest.lanes == 1) return best;
+  if (widest.lanes == 1) return found;
   for (int64_t lanes = widest.lanes; lanes >= 8; lanes /= 2)
     for (const int64_t down : divisors(height, lanes))
       for (const int64_t across : divisors(width, lanes / down))
         for (const int64_t images : divisors(n, lanes / (down * across))) {
           const LaneGrid grid{lanes, images, down, across, height / down, width / across};
           const bool uses = double(images * grid.blocks()) >= kLeastUse * double(lanes);
-          if (!uses || grid.width < widest.ordered_vectors) continue;
-          const auto order = [](const LaneGrid& g) { return std::pair(cost(g), -g.width); };  // wide: strides come
-          if (!best || order(grid) < order(*best)) best = grid;
+          if (uses && grid.width >= widest.ordered_vectors) found.push_back(grid);
         }
-  return best;
+  const auto order = [](const LaneGrid& g) { return std::pair(cost(g), -g.width); };  // wide ones suit strides
+  std::stable_sort(found.begin(), found.end(),
+                   [&](const LaneGrid& a, const LaneGrid& b) { return order(a) < order(b); });
+  return found;
+}
+
+std::optional<LaneGrid> lane_grid(int64_t n, int64_t height, int64_t width) {
+  const std::vector<LaneGrid> grids = lane_grids(n, height, width);
+  return grids.empty() ? std::nullopt : std::optional(grids.front());
 }
 
 LaneImages lane_images(const LaneGrid& grid, int64_t n, int64_t channels, int64_t border) {
@@ -143,20 +119,34 @@ void LaneBorders::fill(int64_t group, int64_t row, int64_t begin, int64_t end) c
   }
 }
 
-void to_lanes(const Images& from, DType dtype, const LaneImages& to, const Parallel& parallel) {
-  const SparseConv2dKernels run = sparse_conv2d_kernels(to.grid.lanes);
-  const LaneBorders borders(to);
-  each_row(to, from, dtype, parallel, [&](int64_t group, int64_t row, const auto& squares, void* rows) {
-    copy_row(to, from, dtype, squares, rows, to.at(group, 0, row, 0), run.load_lanes);
-    borders.fill(group, row, 0, to.channels);
-  });
+LaneRows::LaneRows(const Images& images, const LaneImages& lanes)
+    : lanes_(lanes), squares_(squares_of(lanes.grid, images, images.channel_stride == 1)), borders_(lanes) {}
+
+void LaneRows::load(const Images& images, int64_t group, int64_t row) const {
+  copy(images, group, row, sparse_conv2d_kernels(lanes_.grid.lanes).load_lanes);
+  borders_.fill(group, row, 0, lanes_.channels);
 }
 
-void from_lanes(const LaneImages& from, const Images& to, DType dtype, const Parallel& parallel) {
-  const SparseConv2dKernels run = sparse_conv2d_kernels(from.grid.lanes);
-  each_row(from, to, dtype, parallel, [&](int64_t group, int64_t row, const auto& squares, void* rows) {
-    copy_row(from, to, dtype, squares, rows, from.at(group, 0, row, 0), run.store_lanes);
-  });
+void LaneRows::store(const Images& images, int64_t group, int64_t row) const {
+  copy(images, group, row, sparse_conv2d_kernels(lanes_.grid.lanes).store_lanes);
+}
+
+void LaneRows::copy(const Images& images, int64_t group, int64_t row, void (*run)(const LaneCopy&)) const {
+  const bool last = images.channel_stride == 1;
+  LaneCopy copy{
+      static_cast<float*>(images.data) + group * lanes_.grid.images * images.image_stride + row * images.row_stride,
+      lanes_.at(group, 0, row, 0),
+      squares_.data(),
+      int64_t(squares_.size()),
+      1,
+      last ? lanes_.channel_stride : lanes_.grid.lanes,
+      lanes_.channels,
+      images.channel_stride,
+      lanes_.channel_stride,
+      DType::float32};
+  if (!last) return run(copy);
+  copy.count = 1, copy.stride = kLaneSquare, copy.panel_stride = kLaneSquare * lanes_.channel_stride;
+  each_channel_square(squares_, copy, lanes_.channels, run);
 }
 
 }  // namespace lcs

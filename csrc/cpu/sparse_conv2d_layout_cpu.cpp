@@ -1,9 +1,8 @@
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 
 #include "dispatch.h"
+#include "second_level.h"
 #include "sparse_conv2d_layout.h"
 #include "walk.h"
 
@@ -35,15 +34,6 @@ constexpr double kUnordered = 1.5;
 // of one for as much again. There other costs differ, too.
 constexpr double kFirstLevel = 32 << 10, kCrowdedFirst = 0.08, kCrowdedSecond = 0.1, kNarrowValue = 18;
 constexpr double kNarrowTransposed = 11, kNarrowWritten = 5;
-
-// Bytes of a core's second-level cache.
-int64_t second_level() {
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-  static const int64_t kFound = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  if (kFound > 0) return kFound;
-#endif
-  return 1 << 20;
-}
 
 class Chooser {
  public:

@@ -24,19 +24,23 @@ class SparseSums {
     const int32_t* of(int64_t begin, int64_t end);  // at least of these output channels; null: not worth it
 
    private:
-    void look_up(int64_t begin, int64_t end) const;
-
     const SparseSums& s_;
     const int64_t rows_;
     int32_t* all_ = nullptr;
     std::vector<bool> known_;
   };
 
+  // The offsets of all values, to be shared by threads that are yet to begin; false: they are too large.
+  bool look_up(int32_t* to) const;
+
   // Of output channels [begin, end). `tile` tells all but the weight: `acc` and `residual` from channel `begin` on,
   // `scale` and `bias` of all.
   void operator()(int64_t begin, int64_t end, const int32_t* distance, SparseTile tile) const;
 
  private:
+  bool fits() const;
+  void look_up(int64_t begin, int64_t end, int32_t* to) const;
+
   const SparsePrepack& weight_;
   void (*const accumulate_)(const SparseTile&);
   const int64_t per_group_, group_, block_;  // output channels; floats of x from group to group and block to block

@@ -30,26 +30,34 @@ SparseSums::SparseSums(const SparsePrepack& weight, const SparseConv2dKernels& k
 
 SparseSums::Distances::Distances(const SparseSums& sums, int64_t rows, int64_t tiles)
     : s_(sums), rows_(rows), known_(ceil_div(sums.weight_.rows, rows)) {
-  if (tiles < kTilesToPrepare || sums.reach_ > std::numeric_limits<int32_t>::max()) return;
+  if (tiles < kTilesToPrepare || !sums.fits()) return;
   static thread_local Scratch<int32_t> scratch;
   all_ = scratch.reserve(std::max<int64_t>(sums.weight_.start[sums.weight_.blocks()], 1));
 }
 
 const int32_t* SparseSums::Distances::of(int64_t begin, int64_t end) {
   for (int64_t part = begin / rows_; all_ && part * rows_ < end; ++part) {
-    if (!known_[part]) look_up(part * rows_, std::min(s_.weight_.rows, (part + 1) * rows_));
+    if (!known_[part]) s_.look_up(part * rows_, std::min(s_.weight_.rows, (part + 1) * rows_), all_);
     known_[part] = true;
   }
   return all_;
 }
 
-void SparseSums::Distances::look_up(int64_t begin, int64_t end) const {
-  const SparsePrepack& w = s_.weight_;
+bool SparseSums::fits() const { return reach_ <= std::numeric_limits<int32_t>::max(); }
+
+bool SparseSums::look_up(int32_t* to) const {
+  if (!fits()) return false;
+  look_up(0, weight_.rows, to);
+  return true;
+}
+
+void SparseSums::look_up(int64_t begin, int64_t end, int32_t* to) const {
+  const SparsePrepack& w = weight_;
   for (int64_t b = 0; b < w.blocks(); ++b) {
     const int32_t* const count = w.count + b * w.rows;
     int64_t at = std::accumulate(count, count + begin, w.start[b]);
     const int64_t last = std::accumulate(count + begin, count + end, at);
-    for (; at < last; ++at) all_[at] = int32_t(s_.offset_[w.index[at]]);
+    for (; at < last; ++at) to[at] = int32_t(offset_[w.index[at]]);
   }
 }
 

@@ -1,7 +1,8 @@
 #include <utility>
 
+#include "replay_chain.h"
 #include "replay_code.h"
-#include "replay_lanes.h"
+#include "replay_needs.h"
 #include "replay_values.h"
 
 namespace lcs::binding {
@@ -22,11 +23,13 @@ std::vector<Tensor> replay_cpu(std::vector<Tensor> inputs, std::vector<Tensor> c
                                std::vector<int64_t>) {
   const Steps steps(code);
   ReplayValues values(std::move(inputs), constants, steps.all.size());
-  ReplayLanes lanes(steps, values);
+  const ReplayNeeds needs(steps, values.size());
   const auto tensor = [&](Place place) { return values.tensor(place); };
+  size_t chained = 0;  // steps that have run
   for (size_t i = 0; i < steps.all.size(); ++i) {
-    if (lanes.ran(i))
-      values.next();
+    if (i >= chained) chained = i + ran_in_chain(steps, i, values, needs);
+    if (i < chained || values.has_next())
+      values.pass_next();
     else
       std::visit([&](const auto& call) { values.add(first(call.run(tensor))); }, steps.all[i].call);
     for (const int64_t value : steps.all[i].drops) values.drop(value);

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
 import lcs_kernels
-from lcs_kernels import costs, interpolate_prune_foreach_masks
+from lcs_kernels import costs, interpolate_prune_foreach_masks, isa
 from lcs_kernels.formats import SparseWeight, WidthWeight
 from lcs_kernels.formats.width_weight import packing_pays
 
@@ -22,6 +23,9 @@ from .packed_steps import watched
 from .packing import Choice, Packer, Shape, Weight
 
 _SMALL = 1 << 16  # weights, of which torch's convolution takes longer to call, or to lay out, than ours
+# Products of an image and a density, at most, of convolutions that networks run sparse whatever they cost alone: in
+# lanes after each other (`lcs_kernels.replay`) they take less time than laying images out for dense ones.
+_FEW, _FEW_DENSITY = 1 << 22, 0.5
 
 
 class SparsePacker(Packer):
@@ -54,7 +58,9 @@ class SparsePacker(Packer):
             density = self.stored(layer, level) / max(layer.weight.numel(), 1)
             stride = getattr(layer, "stride", (1,))[0]
             shape = tuple(layer.weight.shape)
-            if _is_depthwise(layer) or not costs.pays(layer.sparse_op, x_shape, shape, density, stride=stride):
+            few = density <= _FEW_DENSITY and _does_few(layer, x_shape)
+            pays = few or costs.pays(layer.sparse_op, x_shape, shape, density, stride=stride)
+            if _is_depthwise(layer) or not pays:
                 packed = "width_conv2d" if _pays_packed(layer, x_shape) else "torch"
                 return Choice(packed, "dense is faster here", dense=True)
         return Choice(layer.sparse_op, "not reached by this input" if x_shape is None else "")
@@ -89,6 +95,14 @@ def _pays_packed(layer: SubspaceLayer, x_shape: Shape | None) -> bool:
     if layer.weight.numel() <= _SMALL or (layer.kernel_size == (1, 1) and (pixels or normed)):
         return layer.weight.dtype == torch.float32
     return layer.stride == layer.dilation == (1, 1) and packing_pays(layer.weight)
+
+
+def _does_few(layer: SubspaceLayer, x_shape: Shape) -> bool:
+    """Whether it is a convolution of few products, and replay has vectors for it."""
+    if not isinstance(layer, FrozenConv2d) or len(x_shape) != 4 or isa.max_name() == "scalar":
+        return False
+    positions = math.prod(x_shape[2:]) // math.prod(layer.stride)
+    return layer.weight.dtype == torch.float32 and layer.weight.numel() * positions <= _FEW
 
 
 def _is_depthwise(layer: SubspaceLayer) -> bool:

@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <set>
+#include <vector>
 
 #include "conv_case.h"
+#include "lcs/lane_chain.h"
 #include "lcs/sparse_conv2d_lanes.h"
 
 namespace {
@@ -74,62 +77,103 @@ std::vector<float> convolved(const Case& c, const SparseConv2dArgs& a, const std
   return found;
 }
 
-// Images in lanes, and the memory that they take.
-class Lanes {
- public:
-  Lanes(const Images& t, const LaneGrid& grid, int64_t border, Guard guard)
-      : images(lane_images(grid, t.n, t.channels, border)), memory_(images.floats() * 4, guard) {
-    images.data = memory_.as<float>();
-    std::fill_n(images.data, images.floats(), std::numeric_limits<float>::quiet_NaN());
+// Whether images in lanes and their borders hold what `whole` has there, and zeros around it.
+bool hold(const LaneImages& images, const Images& whole) {
+  const LaneGrid& grid = images.grid;
+  bool same = true;
+  for (int64_t i = 0; i < whole.n * grid.blocks(); ++i) {
+    const int64_t n = i / grid.blocks(), block = i % grid.blocks(), lane = n % grid.images * grid.blocks() + block;
+    for (int64_t c = 0; c < whole.channels; ++c)
+      for (int64_t row = -images.border; row < grid.height + images.border; ++row)
+        for (int64_t column = -images.border; column < grid.width + images.border; ++column) {
+          const int64_t h = block / grid.across * grid.height + row, w = block % grid.across * grid.width + column;
+          const bool inside = h >= 0 && h < whole.height && w >= 0 && w < whole.width;
+          same &= images.at(n / grid.images, c, row, column)[lane] ==
+                  (inside ? get(whole.data, at(whole, n, c, h, w), DType::float32) : 0.0f);
+        }
   }
-
-  // Whether blocks and their borders hold what `whole` has there, and zeros around it.
-  bool hold(const Images& whole) const {
-    const LaneGrid& grid = images.grid;
-    bool same = true;
-    for (int64_t i = 0; i < whole.n * grid.blocks(); ++i) {
-      const int64_t n = i / grid.blocks(), block = i % grid.blocks(), lane = n % grid.images * grid.blocks() + block;
-      for (int64_t c = 0; c < whole.channels; ++c)
-        for (int64_t row = -images.border; row < grid.height + images.border; ++row)
-          for (int64_t column = -images.border; column < grid.width + images.border; ++column) {
-            const int64_t h = block / grid.across * grid.height + row, w = block % grid.across * grid.width + column;
-            const bool inside = h >= 0 && h < whole.height && w >= 0 && w < whole.width;
-            same &= images.at(n / grid.images, c, row, column)[lane] ==
-                    (inside ? get(whole.data, at(whole, n, c, h, w), DType::float32) : 0.0f);
-          }
-    }
-    return same;
-  }
-
-  LaneImages images;
-
- private:
-  Guarded memory_;
-};
+  return same;
+}
 
 std::set<int64_t> blocks_in_lanes;  // of all cases
 
-bool convolved_in_lanes(const SparseConv2dArgs& a, const Parallel& parallel, Guard guard) {
-  const int64_t border = std::max(a.vertical.padding, a.horizontal.padding);
-  if (!sparse_conv2d_takes_lanes(a)) return false;
-  const auto grid = lane_grid(a.y.n, a.y.height, a.y.width);
-  const auto from = grid ? lane_grid_of_x(a, *grid) : grid;
-  if (!from || (grid->blocks() > 1 && border > std::min(from->height, from->width))) return false;
-  CHECK(lane_grid_of_y(a, *from) == grid);
-  const Lanes x(a.x, *from, border, guard), y(a.y, *grid, 1, guard), residual(a.y, *grid, 1, guard);
-  Images added = a.y;
-  added.data = const_cast<void*>(a.residual);
-  to_lanes(a.x, a.dtype, x.images, parallel);
-  CHECK(x.hold(a.x));
-  if (a.residual) to_lanes(added, a.dtype, residual.images, parallel);
-  sparse_conv2d_lanes({x.images, y.images, a.vertical, a.horizontal, a.groups, a.weight, a.scale, a.bias, a.relu, a.cap,
-                       a.residual ? &residual.images : nullptr},
-                      parallel);
-  from_lanes(y.images, a.y, a.dtype, parallel);
-  CHECK(y.hold(a.y));
-  blocks_in_lanes.insert(grid->blocks());
-  return true;
-}
+// The convolution in lanes, between others: twice the result less 3, and what that is behind a ReLU.
+class InLanes {
+ public:
+  static bool takes(const SparseConv2dArgs& a) {
+    const std::optional<LaneGrid> grid = lane_grid(a.y.n, a.y.height, a.y.width),
+                                  from = grid ? lane_grid_of_x(a, *grid) : grid;
+    return sparse_conv2d_takes_lanes(a) && from &&
+           (grid->blocks() == 1 || border_of_x(a) <= std::min(from->height, from->width));
+  }
+
+  InLanes(const SparseConv2dArgs& a, bool in_passes, Guard guard)
+      : a_(a), doubled_(count(a.y) * 4, guard), positive_(count(a.y) * 4, guard) {
+    const LaneGrid grid = *lane_grid(a.y.n, a.y.height, a.y.width), from = *lane_grid_of_x(a, grid);
+    CHECK(lane_grid_of_y(a, from) == grid);
+    blocks_in_lanes.insert(grid.blocks());
+    chain_.passes = in_passes ? a.y.n / grid.images : 1;
+    const size_t x = add(a.x, from, border_of_x(a)), residual = add(a.y, grid, 1), y = add(a.y, grid, 1),
+                 doubled = add(a.y, grid, 2), positive = add(a.y, grid, 0);
+    chain_.steps.push_back(LaneChainArgs::Load{of_a_pass(a.x, a.x.data), x});
+    if (a.residual)
+      chain_.steps.push_back(LaneChainArgs::Load{of_a_pass(a.y, const_cast<void*>(a.residual)), residual});
+    for (auto* const vector : {&zeros_, &twos_, &shifts_, &ones_}) vector->resize(size_t(a.y.channels));
+    std::fill(twos_.begin(), twos_.end(), 2.0f), std::fill(ones_.begin(), ones_.end(), 1.0f);
+    std::fill(shifts_.begin(), shifts_.end(), -3.0f);
+    const LaneChainArgs::Norm behind{y, doubled, zeros_.data(), twos_.data(), shifts_.data(), false};
+    chain_.steps.push_back(LaneChainArgs::Conv{x, y, a.residual ? std::optional(residual) : std::nullopt, a.vertical,
+                                               a.horizontal, a.groups, a.weight, a.scale, a.bias, a.relu, a.cap,
+                                               behind});
+    chain_.steps.push_back(LaneChainArgs::Norm{doubled, positive, zeros_.data(), ones_.data(), zeros_.data(), true});
+    chain_.steps.push_back(LaneChainArgs::Store{y, of_a_pass(a.y, a.y.data)});
+    chain_.steps.push_back(LaneChainArgs::Store{doubled, of_a_pass(a.y, doubled_.as())});
+    chain_.steps.push_back(LaneChainArgs::Store{positive, of_a_pass(a.y, positive_.as())});
+    if (in_passes) return;
+    memory_.emplace(chain_.floats * 4, guard);
+    chain_.memory = memory_->as<float>();
+    std::fill_n(chain_.memory, chain_.floats, std::numeric_limits<float>::quiet_NaN());
+  }
+
+  void run(const Parallel& parallel) const {
+    lane_chain(chain_, parallel);
+    for (int64_t i = 0; i < count(a_.y); ++i) {
+      const float wanted = 2 * static_cast<const float*>(a_.y.data)[i] - 3;
+      CHECK(doubled_.as<float>()[i] == wanted && positive_.as<float>()[i] == std::max(wanted, 0.0f));
+    }
+    if (!chain_.memory) return;
+    const void* const of[] = {a_.x.data, nullptr, a_.y.data, doubled_.as(), positive_.as()};
+    for (size_t i = 0; i < chain_.values.size(); ++i) {
+      Images whole = i == 0 ? a_.x : a_.y;
+      whole.data = const_cast<void*>(of[i]);
+      LaneImages images = chain_.values[i].images;
+      images.data = chain_.memory + chain_.values[i].at;
+      CHECK(!of[i] || hold(images, whole));
+    }
+  }
+
+ private:
+  static int64_t border_of_x(const SparseConv2dArgs& a) { return std::max(a.vertical.padding, a.horizontal.padding); }
+
+  size_t add(const Images& t, const LaneGrid& grid, int64_t border) {
+    border = grid.blocks() == 1 ? border : std::min({border, grid.height, grid.width});
+    chain_.values.push_back({lane_images(grid, t.n / chain_.passes, t.channels, border), chain_.floats});
+    chain_.floats += chain_.values.back().images.floats();
+    return chain_.values.size() - 1;
+  }
+
+  Images of_a_pass(Images all, void* data) const {
+    all.data = data;
+    all.n /= chain_.passes;
+    return all;
+  }
+
+  const SparseConv2dArgs& a_;
+  const Guarded doubled_, positive_;
+  std::vector<float> zeros_, twos_, shifts_, ones_;
+  LaneChainArgs chain_{};
+  std::optional<Guarded> memory_;
+};
 
 // Sums stay below 256 where the dtype is bfloat16, which then holds them.
 void check(const Case& c, DType dtype, int percent, int64_t channels, bool last, Guard guard) {
@@ -166,7 +210,11 @@ void check(const Case& c, DType dtype, int percent, int64_t channels, bool last,
       std::memset(y.as(), 0xff, size_t(outputs * size_of(dtype)));
       sparse_conv2d(args, parallel);
       check_made();
-      if (convolved_in_lanes(args, parallel, guard)) check_made();
+      if (!InLanes::takes(args)) continue;
+      for (const bool in_passes : {false, true}) {
+        InLanes(args, in_passes, guard).run(parallel);
+        check_made();
+      }
     }
 }
 

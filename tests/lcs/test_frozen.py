@@ -26,6 +26,7 @@ def pays(monkeypatch):
 
     def decide(answer):
         monkeypatch.setattr(costs, "pays", lambda op, x_shape, weight_shape, density, stride: answer(density))
+        monkeypatch.setattr("lcs.sparse_packing._FEW", 0)  # else convolutions of few products are sparse anyway
 
     return decide
 
@@ -202,6 +203,7 @@ def test_a_pickled_one_computes_the_same(pays):
 
 
 def test_the_shapes_at_hand_decide(monkeypatch):
+    monkeypatch.setattr("lcs.sparse_packing._FEW", 0)  # else convolutions of few products are sparse anyway
     monkeypatch.setattr(
         costs, "pays", lambda op, x_shape, weight_shape, density, stride: x_shape[0] > 1 and density < 1
     )

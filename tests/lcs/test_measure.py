@@ -20,6 +20,7 @@ X = torch.randn(2, 3, 8, 8)
 
 @pytest.fixture
 def subspace(monkeypatch):
+    monkeypatch.setattr("lcs.sparse_packing._FEW", 0)  # else convolutions of few products are sparse anyway
     monkeypatch.setattr(costs, "pays", lambda op, x_shape, weight_shape, density, stride: density < 0.3)
     monkeypatch.setattr(measure, "ROUNDS", (3, 3))
     torch.manual_seed(0)

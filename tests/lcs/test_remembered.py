@@ -19,6 +19,7 @@ LAYOUTS = torch.contiguous_format, torch.channels_last
 @pytest.fixture(params=[True, False], ids=["sparse", "dense"])
 def pays(request, monkeypatch):
     monkeypatch.setattr(costs, "pays", lambda *_, **__: request.param)
+    monkeypatch.setattr("lcs.sparse_packing._FEW", 0)  # else convolutions of few products are sparse anyway
 
 
 def frozen(norm="keep", recipe=None, dtype=torch.float32, name="resnet18"):

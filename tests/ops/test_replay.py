@@ -150,6 +150,47 @@ def test_images_by_the_vector_give_the_same_bits(n, size, layout, isa):
             assert torch.equal(other, expected) and other.stride() == expected.stride()
 
 
+STATISTICS = {"mean": torch.randn(8), "var": torch.rand(8) + 0.5}
+AFFINE = (*(torch.randn(8) for _ in range(4)), torch.tensor(0.3))
+
+
+def preactivated(x):
+    """Norms of given statistics of what others read, too, one of them later; and of a single step, of what is no
+    convolution's, and of a sum that leaves the call."""
+    a = sparse_conv2d(x, WEIGHTS[0], VECTORS[0], 1, 1)
+    b = line_norm(a, *AFFINE, 1, relu=True, **STATISTICS)
+    c = sparse_conv2d(sparse_conv2d(b, WEIGHTS[1], None, 1, 1, relu=True), WEIGHTS[3], None, residual=a)
+    short = sparse_conv2d(c, WEIGHTS[3], None, 2)
+    d = line_norm(c, VECTORS[1], None, None, None, None, 1, 1e-3, **STATISTICS)
+    e = sparse_conv2d(d, WEIGHTS[1], VECTORS[1], 2, 1, residual=short)
+    f = line_norm(e, *AFFINE, 4, relu=True)  # statistics of its own
+    g = line_norm(e, *AFFINE, 1, relu=True, **STATISTICS)
+    return c, line_norm(sparse_conv2d(f, WEIGHTS[3], None, residual=g), *AFFINE, 1, residual=f, **STATISTICS), e
+
+
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("size", [(16, 16), (32, 20), (24, 56), (7, 12)], ids=str)
+@pytest.mark.parametrize("n", [1, 3, 9, 16, 40])
+def test_norms_between_convolutions_give_the_same_bits(n, size, layout, isa):
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        chain(preactivated, torch.randn(n, 3, *size).contiguous(memory_format=layout))
+    torch.set_num_threads(before)
+
+
+def test_a_norm_that_has_been_written_to_counts(isa):
+    def run(x):
+        norm = line_norm(sparse_conv2d(x, WEIGHTS[0], None, 1, 1), *affine, 1, **statistics)
+        return sparse_conv2d(norm, WEIGHTS[1], None, 1, 1)
+
+    affine, statistics = tuple(t.clone() for t in AFFINE), {k: v.clone() for k, v in STATISTICS.items()}
+    recording, given = chain(lambda x: [run(x)], torch.randn(1, 3, 16, 16))
+    for tensor in (*affine, *statistics.values()):
+        tensor.mul_(0.5)
+        assert torch.equal(replay(given, recording)[0], run(*given))
+
+
 def test_large_weights_are_shared_out_by_channels(isa):
     """Of more bytes than a thread keeps from row to row."""
     weight = float_weight((256, 256, 3, 3), density=0.15)

@@ -1,11 +1,7 @@
 #pragma once
-#include <array>
 #include <cstdint>
 #include <optional>
-
-#include "lcs/dtype.h"
-#include "lcs/images.h"
-#include "lcs/parallel.h"
+#include <vector>
 
 namespace lcs {
 
@@ -18,8 +14,9 @@ struct LaneGrid {
   bool operator==(const LaneGrid&) const = default;
 };
 
-// The grid that wastes the least, whose blocks are no narrower than the kernels want; none where too much is wasted, or
-// there are no vectors.
+// Grids whose blocks are no narrower than the kernels want, what wastes less first; none where all waste too much, or
+// there are no vectors. And the first of them.
+std::vector<LaneGrid> lane_grids(int64_t n, int64_t height, int64_t width);
 std::optional<LaneGrid> lane_grid(int64_t n, int64_t height, int64_t width);
 
 // float32 images in lanes: group after group, and in these row after row of the blocks, in a row channel after channel,
@@ -41,26 +38,5 @@ struct LaneImages {
 
 // Of n images; without data.
 LaneImages lane_images(const LaneGrid& grid, int64_t n, int64_t channels, int64_t border);
-
-// To lanes, with the border, and back, without.
-void to_lanes(const Images& from, DType dtype, const LaneImages& to, const Parallel& parallel);
-void from_lanes(const LaneImages& from, const Images& to, DType dtype, const Parallel& parallel);
-
-// Fills borders from what they repeat of other blocks, and with zeros where an image ends.
-class LaneBorders {
- public:
-  explicit LaneBorders(const LaneImages& images);
-
-  // All that repeats channels [begin, end) of a row, which is whole, or goes on beside it.
-  void fill(int64_t group, int64_t row, int64_t begin, int64_t end) const;
-
- private:
-  using Lanes = std::array<int32_t, 16>;  // where each lane's block has its neighbour; none: -1
-
-  const Lanes& neighbours(int64_t down, int64_t across) const { return neighbours_[(down + 1) * 3 + across + 1]; }
-
-  const LaneImages images_;
-  std::array<Lanes, 9> neighbours_;
-};
 
 }  // namespace lcs

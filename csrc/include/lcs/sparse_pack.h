@@ -38,6 +38,7 @@ struct SparsePrepack {
   const float* values;
 
   int64_t blocks() const { return sparse_blocks(columns, block); }
+  int64_t stored() const { return start[blocks()]; }
 };
 
 // Step one fills `count` and `start`, whose last element says how many values there are.

@@ -1,0 +1,194 @@
+#include "lcs/lane_chain.h"
+
+#include <algorithm>
+#include <deque>
+#include <functional>
+#include <thread>
+#include <utility>
+
+#include "lane_rows.h"
+#include "line_norm_rows.h"
+#include "scratch.h"
+#include "second_level.h"
+#include "sparse_conv2d_rows.h"
+#include "tasks.h"
+#include "walk.h"
+
+namespace lcs {
+namespace {
+
+constexpr int64_t kTasks = 8;            // of a step that threads share: enough to keep them even
+constexpr int64_t kKeptBytes = 1 << 19;  // of a weight that stays in the second-level cache from row to row
+constexpr int64_t kMembers = 256;        // threads that share steps, at most
+constexpr int kSpins = 1 << 12;          // until a thread that waits lets others run
+
+// The offsets of each convolution's values, which threads share; null: they are too large, or yet to be looked up.
+using Distances = std::vector<const int32_t*>;
+
+// A step's tasks, in the order in which one thread has most of what they read from those before.
+struct ChainStep {
+  int64_t tasks;
+  std::function<void(int64_t task, int64_t pass)> run;
+};
+
+// The steps on some memory.
+class Chain {
+ public:
+  // `distances` may be looked up later.
+  Chain(const LaneChainArgs& args, float* memory, const Distances& distances) : distances_(distances) {
+    for (const LaneChainArgs::Value& value : args.values) {
+      images_.push_back(value.images);
+      images_.back().data = memory + value.at;
+    }
+    const bool shared = args.memory != nullptr;
+    for (const auto& step : args.steps)
+      if (const auto* conv = std::get_if<LaneChainArgs::Conv>(&step))
+        convolve(*conv, shared);
+      else if (const auto* norm = std::get_if<LaneChainArgs::Norm>(&step))
+        normalise(*norm);
+      else
+        copy(step);
+  }
+
+  const std::vector<ChainStep>& steps() const { return steps_; }
+
+  // Looks the distances of all convolutions up, a task each.
+  ChainStep look_up(Distances& distances) const {
+    int64_t stored = 0;
+    for (const SparseConv2dRows& conv : convolutions_) stored += conv.weight().stored();
+    static thread_local Scratch<int32_t> scratch;
+    int32_t* next = scratch.reserve(stored);
+    std::vector<int32_t*> to;
+    for (const SparseConv2dRows& conv : convolutions_) to.push_back(std::exchange(next, next + conv.weight().stored()));
+    return {int64_t(to.size()), [this, to = std::move(to), &distances](int64_t task, int64_t) {
+              int32_t* const these = to[size_t(task)];
+              distances[size_t(task)] = convolutions_[size_t(task)].sums().look_up(these) ? these : nullptr;
+            }};
+  }
+
+ private:
+  static int64_t rows_of(const LaneImages& images) { return images.groups * images.grid.height; }
+
+  void copy(const LaneChainArgs::Step& step) {
+    const auto* const load = std::get_if<LaneChainArgs::Load>(&step);
+    const auto* const store = std::get_if<LaneChainArgs::Store>(&step);
+    const Images& images = load ? load->from : store->to;
+    const LaneImages& lanes = images_[load ? load->to : store->from];
+    const LaneRows* const rows = &copies_.emplace_back(images, lanes);
+    const int64_t height = lanes.grid.height;
+    steps_.push_back({rows_of(lanes), [rows, images, height, loads = load != nullptr](int64_t task, int64_t pass) {
+                        Images these = images;
+                        these.data = static_cast<float*>(images.data) + pass * images.n * images.image_stride;
+                        loads ? rows->load(these, task / height, task % height)
+                              : rows->store(these, task / height, task % height);
+                      }});
+  }
+
+  void normalise(const LaneChainArgs::Norm& norm) {
+    const LaneImages& y = images_[norm.y];
+    const LineNormRows* const rows = &norms_.emplace_back(norm, images_[norm.x], y);
+    const int64_t height = y.grid.height, channels = y.channels;
+    steps_.push_back({rows_of(y), [rows, height, channels](int64_t task, int64_t) {
+                        (*rows)(task / height, task % height, 0, channels);
+                      }});
+  }
+
+  // Where rows are few, a task is a part of one: of a small weight a thread takes all channels of its rows, and reads
+  // little that another has just written; of a large one all rows of its channels.
+  void convolve(const LaneChainArgs::Conv& conv, bool shared) {
+    const int32_t* const* const distance = &distances_[convolutions_.size()];
+    const SparseConv2dRows* const run = &convolutions_.emplace_back(conv, images_);
+    const LaneImages& y = images_[conv.y];
+    const int64_t rows = rows_of(y), height = y.grid.height, channels = y.channels,
+                  part = shared ? ceil_div(channels, ceil_div(kTasks, rows)) : channels,
+                  shares = ceil_div(channels, part);
+    const bool by_row = conv.weight.stored() * int64_t{sizeof(float) + sizeof(int32_t)} <= kKeptBytes;
+    steps_.push_back({rows * shares, [=](int64_t task, int64_t) {
+                        const int64_t share = by_row ? task % shares : task / rows,
+                                      row = by_row ? task / shares : task % rows, first = share * part;
+                        (*run)(row / height, row % height, first, std::min(channels, first + part), *distance);
+                      }});
+  }
+
+  const Distances& distances_;
+  std::vector<LaneImages> images_;
+  std::deque<LaneRows> copies_;
+  std::deque<LineNormRows> norms_;
+  std::deque<SparseConv2dRows> convolutions_;
+  std::vector<ChainStep> steps_;
+};
+
+float* memory_of_thread(int64_t floats) {
+  static thread_local Scratch<float> memory;
+  return memory.reserve(floats);
+}
+
+// Steps that threads share: each begins when all tasks of the one before are done. A thread waits only for tasks that
+// another is at, so that fewer threads than there could be do all of them, too.
+class Team {
+ public:
+  explicit Team(const std::vector<ChainStep>& steps) : steps_(steps), left_(steps.size()) {
+    for (size_t i = 0; i < steps.size(); ++i) tasks_.emplace_back(steps[i].tasks), left_[i].tasks = steps[i].tasks;
+  }
+
+  // What a thread does that has members [begin, end).
+  void work(int64_t begin, int64_t end) {
+    for (size_t i = 0; i < steps_.size(); ++i) {
+      const int64_t n = steps_[i].tasks;
+      Tasks::Taker taker(tasks_[i], n * begin / kMembers, n * end / kMembers);
+      for (Tasks::Some some = taker.one(); some.begin < some.end; some = taker.one()) run(i, some.begin);
+      for (int spins = 0; left_[i].tasks.load(std::memory_order_acquire) > 0; ++spins) {
+        if (spins % kSpins == kSpins - 1) std::this_thread::yield();
+      }
+      if (failed_) return;
+    }
+  }
+
+ private:
+  void run(size_t step, int64_t task) {
+    try {
+      steps_[step].run(task, 0);
+    } catch (...) {
+      failed_ = true;  // the others go no further
+      left_[step].tasks.fetch_sub(1, std::memory_order_release);
+      throw;
+    }
+    left_[step].tasks.fetch_sub(1, std::memory_order_acq_rel);
+  }
+
+  struct alignas(64) Left {
+    std::atomic<int64_t> tasks;
+  };
+  const std::vector<ChainStep>& steps_;
+  std::deque<Tasks> tasks_;
+  std::vector<Left> left_;
+  std::atomic<bool> failed_{false};
+};
+
+}  // namespace
+
+void lane_chain(const LaneChainArgs& args, const Parallel& parallel) {
+  const auto convolves = [](const auto& step) { return std::holds_alternative<LaneChainArgs::Conv>(step); };
+  Distances distances(size_t(std::count_if(args.steps.begin(), args.steps.end(), convolves)));
+  const Chain chain(args, args.memory ? args.memory : memory_of_thread(args.floats), distances);
+  const ChainStep first = chain.look_up(distances);
+  if (args.memory) {
+    std::vector<ChainStep> steps{first};
+    steps.insert(steps.end(), chain.steps().begin(), chain.steps().end());
+    Team team(steps);
+    return parallel(kMembers, 1, [&](int64_t begin, int64_t end) { team.work(begin, end); });
+  }
+  for (int64_t task = 0; task < first.tasks; ++task) first.run(task, 0);
+  Tasks tasks(args.passes);
+  parallel(args.passes, 1, [&](int64_t begin, int64_t end) {
+    const Chain own(args, memory_of_thread(args.floats), distances);
+    Tasks::Taker taker(tasks, begin, end);
+    for (Tasks::Some some = taker.one(); some.begin < some.end; some = taker.one())
+      for (const ChainStep& step : own.steps())
+        for (int64_t task = 0; task < step.tasks; ++task) step.run(task, some.begin);
+  });
+}
+
+int64_t lane_chain_floats() { return second_level() * 2 / int64_t{sizeof(float)}; }
+
+}  // namespace lcs

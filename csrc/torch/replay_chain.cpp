@@ -1,0 +1,313 @@
+#include "replay_chain.h"
+
+#include <algorithm>
+#include <deque>
+#include <map>
+#include <utility>
+#include <variant>
+
+#include "images_binding.h"
+#include "lcs/lane_chain.h"
+#include "lcs/sparse_conv2d_lanes.h"
+#include "replay_norm.h"
+#include "replay_places.h"
+
+namespace lcs::binding {
+namespace {
+
+constexpr int64_t kLeastPasses = 8;  // enough to keep the threads even
+constexpr size_t kLeastSteps = 2;    // that share what is in lanes
+
+// Memory that values have one after the other.
+class Arena {
+ public:
+  int64_t take(int64_t floats) {
+    auto best = free_.end();
+    for (auto at = free_.begin(); at != free_.end(); ++at)
+      if (at->floats >= floats && (best == free_.end() || at->floats < best->floats)) best = at;
+    if (best == free_.end()) {
+      taken_.push_back({std::exchange(floats_, floats_ + floats), floats});
+    } else {
+      taken_.push_back(*best);
+      free_.erase(best);
+    }
+    return taken_.back().begin;
+  }
+
+  void give_back(int64_t begin) {
+    const auto part = std::find_if(taken_.begin(), taken_.end(), [&](const Part& p) { return p.begin == begin; });
+    free_.push_back(*part);
+    taken_.erase(part);
+  }
+
+  int64_t floats() const { return floats_; }
+
+ private:
+  struct Part {
+    int64_t begin, floats;
+  };
+  std::vector<Part> taken_, free_;
+  int64_t floats_ = 0;
+};
+
+// Convolutions and norms from a step on, which read what one value and they themselves make, with their arguments.
+class ChainSteps {
+ public:
+  struct Conv {
+    ConvPlaces places;
+    SparseConv2dCall call;
+  };
+  struct Norm {
+    size_t x;
+    ReplayNorm norm;
+  };
+  using Step = std::variant<Conv, Norm>;
+
+  ChainSteps(const Steps& steps, size_t first, ReplayValues& values, const ReplayNeeds& needs)
+      : steps_(steps), values_(values), needs_(needs) {
+    while (first + all_.size() < steps.all.size() && takes(first + all_.size())) continue;
+  }
+
+  const std::deque<Step>& all() const { return all_; }
+  int64_t images() const { return all_.empty() ? 0 : std::get<Conv>(all_.front()).call.x.size[0]; }
+
+ private:
+  bool takes(size_t step) {
+    const auto& call = steps_.all[step].call;
+    const size_t value = needs_.value_of(step);
+    if (const auto* conv = std::get_if<SparseConv2dStep>(&call)) return takes(*conv, value);
+    if (const auto* norm = std::get_if<LineNormStep>(&call)) return takes(*norm, value);
+    return false;
+  }
+
+  bool takes(const SparseConv2dStep& step, size_t value) {
+    const ConvPlaces places(step);
+    if (!places.could_take_lanes()) return false;
+    const auto known = kinds_.find(places.x.index());
+    if (known == kinds_.end() && !all_.empty()) return false;
+    const ImagesKind kind =
+        known == kinds_.end() ? images_kind(kSparseConv2d, values_.tensor(places.x)) : as_read(known->second);
+    if (kind.type != ScalarType::Float || kind.size.size() != 4 || kind.size[0] == 0) return false;
+    SparseConv2dCall call(kSparseConv2d, kind, given_to(step, values_));
+    if (!sparse_conv2d_takes_lanes(call.args) || (places.residual && !adds(*places.residual, call.y))) return false;
+    kinds_.insert_or_assign(places.x.index(), kind);
+    kinds_.insert_or_assign(value, call.y);
+    all_.emplace_back(Conv{places, std::move(call)});
+    return true;
+  }
+
+  bool takes(const LineNormStep& step, size_t value) {
+    const NormPlaces places(step);
+    const auto x = kinds_.find(places.x.index());
+    if (!places.could_take_lanes() || x == kinds_.end()) return false;
+    Norm norm{places.x.index(), {step, values_, x->second}};
+    kinds_.insert_or_assign(value, norm.norm.y);
+    all_.emplace_back(std::move(norm));
+    return true;
+  }
+
+  // Of a single channel, images with channels last are contiguous, too.
+  static ImagesKind as_read(ImagesKind kind) {
+    kind.last &= kind.size[1] != 1;
+    return kind;
+  }
+
+  bool adds(Place residual, const ImagesKind& y) {
+    if (residual.is_constant()) return false;
+    const auto known = kinds_.find(residual.index());
+    if (known != kinds_.end()) return known->second.size == y.size && as_read(known->second).last == as_read(y).last;
+    return lies_as(values_.tensor(residual), y.size, y.type, y.last);
+  }
+
+  const Steps& steps_;
+  ReplayValues& values_;
+  const ReplayNeeds& needs_;
+  std::map<size_t, ImagesKind> kinds_;  // of values
+  std::deque<Step> all_;
+};
+
+// How those steps run on groups of images in lanes, whose first result lies in such a grid: as far as they go.
+class Plan {
+ public:
+  Plan(const ChainSteps& chain, const Steps& steps, size_t first, ReplayValues& values, const ReplayNeeds& needs,
+       const LaneGrid& grid, bool in_passes)
+      : chain_(chain), steps_(steps), first_(first), values_(values), needs_(needs), grid_(grid) {
+    args_.passes = in_passes ? chain.images() / grid.images : 1;
+    while (size_ < chain.all().size() &&
+           std::visit([this](const auto& step) { return takes(step); }, chain.all()[size_])) {
+      for (const int64_t value : steps.all[first + size_].drops) drop(size_t(value));
+      ++size_;
+    }
+    args_.floats = arena_.floats();
+  }
+
+  size_t size() const { return size_; }  // in steps
+  int64_t floats() const { return args_.floats; }
+
+  void run() {
+    std::vector<std::pair<size_t, Tensor>> made;
+    for (const auto& [value, known] : known_)
+      if (known.is_made && !known.is_dropped) {
+        Tensor y = empty_images(known.kind->size, known.kind->type, known.kind->last);
+        args_.steps.push_back(LaneChainArgs::Store{known.at, of_a_pass(*known.kind, y.mutable_data_ptr())});
+        made.emplace_back(value, std::move(y));
+      }
+    Tensor memory;
+    if (args_.passes == 1) {
+      const int64_t step = 1;
+      memory = empty_strided({&args_.floats, 1}, {&step, 1}, int32_t(ScalarType::Float));
+      args_.memory = static_cast<float*>(memory.mutable_data_ptr());
+    }
+    lane_chain(args_, parallel);
+    for (auto& [value, y] : made) values_.set(value, std::move(y));
+  }
+
+ private:
+  struct Known {
+    size_t at;  // among the chain's values
+    const ImagesKind* kind;
+    bool is_made, is_dropped = false;
+  };
+
+  Known* known(size_t value) {
+    const auto found = known_.find(value);
+    return found == known_.end() ? nullptr : &found->second;
+  }
+  bool was_dropped(Place place) {
+    const Known* const found = known(place.index());
+    return found && found->is_dropped;
+  }
+  const LaneGrid& grid_of(const Known& known) const { return args_.values[known.at].images.grid; }
+  bool holds(const LaneGrid& grid, size_t value) const { return binding::holds(grid, needs_.border(value)); }
+
+  bool takes(const ChainSteps::Conv& step) {
+    const ConvPlaces& conv = step.places;
+    const SparseConv2dArgs& a = step.call.args;
+    const size_t value = needs_.value_of(first_ + size_);
+    const Known* const x = known(conv.x.index());
+    if (was_dropped(conv.x) || (conv.residual && was_dropped(*conv.residual))) return false;  // the op says it
+    const std::optional<LaneGrid> to = x ? lane_grid_of_y(a, grid_of(*x)) : grid_,
+                                  from = x ? grid_of(*x) : lane_grid_of_x(a, grid_);
+    if (!to || !from || !holds(*to, value) || !holds(*from, conv.x.index())) return false;
+    if (conv.residual) {
+      const Known* const residual = known(conv.residual->index());
+      if (residual ? grid_of(*residual) != *to : !holds(*to, conv.residual->index())) return false;
+    }
+    LaneChainArgs::Conv made{};
+    made.vertical = a.vertical, made.horizontal = a.horizontal, made.groups = a.groups, made.weight = a.weight;
+    made.scale = a.scale, made.bias = a.bias, made.relu = a.relu, made.cap = a.cap;
+    made.x = x ? x->at : load(conv.x, step.call.x, *from);
+    if (conv.residual) made.residual = load(*conv.residual, step.call.y, *to);
+    made.y = takes_place_of_residual(conv) ? take_place(value, step.call.y, conv.residual->index())
+                                           : add(value, step.call.y, *to);
+    if (const std::optional<size_t> behind = needs_.behind(value))
+      if (*behind - first_ < chain_.all().size() && holds(*to, needs_.value_of(*behind)))
+        made.behind = norm_of(*behind, value);
+    args_.steps.push_back(made);
+    return true;
+  }
+
+  bool takes(const ChainSteps::Norm& step) {
+    const size_t value = needs_.value_of(first_ + size_);
+    if (known(value)) return true;  // with what it reads
+    if (known(step.x)->is_dropped || !holds(grid_of(*known(step.x)), value)) return false;
+    args_.steps.push_back(norm_of(first_ + size_, step.x));
+    return true;
+  }
+
+  LaneChainArgs::Norm norm_of(size_t step, size_t x) {
+    const Known from = *known(x);
+    const LaneGrid grid = grid_of(from);
+    const ReplayNorm& norm = std::get<ChainSteps::Norm>(chain_.all()[step - first_]).norm;
+    return {from.at, add(needs_.value_of(step), norm.y, grid), norm.mean, norm.scale, norm.shift, norm.relu};
+  }
+
+  // Whether nobody reads the residual later.
+  bool takes_place_of_residual(const ConvPlaces& conv) {
+    if (!conv.residual || conv.residual->index() == conv.x.index()) return false;
+    const std::vector<int64_t>& drops = steps_.all[first_ + size_].drops;
+    const LaneImages& images = args_.values[known(conv.residual->index())->at].images;
+    return images.border >= needs_.border(needs_.value_of(first_ + size_)) &&
+           std::find(drops.begin(), drops.end(), int64_t(conv.residual->index())) != drops.end();
+  }
+
+  // Where among the chain's values a value is, which the chain loads if it is not there yet.
+  size_t load(Place place, const ImagesKind& kind, const LaneGrid& grid) {
+    if (const Known* const found = known(place.index())) return found->at;
+    const Tensor& tensor = values_.tensor(place);
+    inputs_.push_back(kind.last ? tensor : torch::stable::contiguous(tensor));
+    const size_t at = add(place.index(), kind, grid);
+    known(place.index())->is_made = false;
+    args_.steps.push_back(LaneChainArgs::Load{of_a_pass(kind, const_cast<void*>(inputs_.back().const_data_ptr())), at});
+    return at;
+  }
+
+  size_t add(size_t value, const ImagesKind& kind, const LaneGrid& grid) {
+    const LaneImages images = lane_images(grid, chain_.images() / args_.passes, kind.size[1], needs_.border(value));
+    args_.values.push_back({images, arena_.take(images.floats())});
+    known_.insert_or_assign(value, Known{args_.values.size() - 1, &kind, true});
+    return args_.values.size() - 1;
+  }
+
+  size_t take_place(size_t value, const ImagesKind& kind, size_t of) {
+    Known& residual = *known(of);
+    residual.is_dropped = true;
+    const size_t at = residual.at;
+    known_.insert_or_assign(value, Known{at, &kind, true});
+    return at;
+  }
+
+  void drop(size_t value) {
+    Known* const dropped = known(value);
+    if (!dropped || dropped->is_dropped) return;
+    dropped->is_dropped = true;
+    arena_.give_back(args_.values[dropped->at].at);
+  }
+
+  Images of_a_pass(const ImagesKind& kind, void* data) const {
+    Images all = images(kind.size, data, kind.last);
+    all.n /= args_.passes;
+    return all;
+  }
+
+  const ChainSteps& chain_;
+  const Steps& steps_;
+  const size_t first_;
+  ReplayValues& values_;
+  const ReplayNeeds& needs_;
+  const LaneGrid grid_;
+  size_t size_ = 0;
+  LaneChainArgs args_{};
+  Arena arena_;
+  std::map<size_t, Known> known_;  // by value
+  std::vector<Tensor> inputs_;
+};
+
+}  // namespace
+
+size_t ran_in_chain(const Steps& steps, size_t first, ReplayValues& values, const ReplayNeeds& needs) {
+  const auto* const step = std::get_if<SparseConv2dStep>(&steps.all[first].call);
+  if (!step || !needs.wants_lanes(needs.value_of(first)) || !ConvPlaces(*step).could_take_lanes()) return 0;
+  const ChainSteps chain(steps, first, values, needs);
+  if (chain.all().size() < kLeastSteps) return 0;
+  const Images& y = std::get<ChainSteps::Conv>(chain.all().front()).call.args.y;
+  const std::vector<LaneGrid> grids = lane_grids(y.n, y.height, y.width);
+  const int64_t most = lane_chain_floats();
+  std::optional<Plan> best;
+  const auto try_all = [&](bool in_passes) {
+    for (const LaneGrid& grid : grids) {
+      if (best && best->size() == chain.all().size()) return;
+      if (in_passes && (y.n / grid.images < kLeastPasses || grid.images * y.channels * y.height * y.width > most))
+        continue;
+      Plan plan(chain, steps, first, values, needs, grid, in_passes);
+      if ((!in_passes || plan.floats() <= most) && (!best || plan.size() > best->size())) best.emplace(std::move(plan));
+    }
+  };
+  try_all(true);
+  if (!best || best->size() < chain.all().size()) best.reset(), try_all(false);
+  if (!best || best->size() < kLeastSteps) return 0;
+  best->run();
+  return best->size();
+}
+
+}  // namespace lcs::binding
