@@ -16,6 +16,7 @@ from lcs_kernels.formats.width_weight import packing_pays
 from .layers import SubspaceLayer
 from .layers.frozen import FROZEN_LAYERS, FrozenConv2d, FrozenLinear
 from .layers.frozen_norm import WidthView
+from .layers.norms import SubspaceGroupNorm, SubspaceInstanceNorm2d
 from .layers.support import refusal
 from .layers.weights import SubspaceConv2d
 from .levels import Level
@@ -23,6 +24,7 @@ from .packed_steps import watched
 from .packing import Choice, Packer, Shape, Weight
 
 _SMALL = 1 << 16  # weights, of which torch's convolution takes longer to call, or to lay out, than ours
+_LEFT = {nn.Conv2d: SubspaceConv2d, nn.GroupNorm: SubspaceGroupNorm, nn.InstanceNorm2d: SubspaceInstanceNorm2d}
 # Products of an image and a density, at most, of convolutions that networks run sparse whatever they cost alone: in
 # lanes after each other (`lcs_kernels.replay`) they take less time than laying images out for dense ones.
 _FEW, _FEW_DENSITY = 1 << 22, 0.5
@@ -34,8 +36,9 @@ class SparsePacker(Packer):
 
     def left(self, model: nn.Module) -> dict[nn.Module, SubspaceLayer]:
         """On a point a layer that is never compressed stays what it was."""
-        plain = [m for m in model.modules() if type(m) is nn.Conv2d and refusal(m) is None and not watched(m)]
-        return {} if self.recipe.line else {module: SubspaceConv2d.of(module) for module in plain}
+        plain = [] if self.recipe.line else [m for m in model.modules() if type(m) in _LEFT]
+        free = [m for m in plain if refusal(m) is None and not watched(m)]
+        return {m: _LEFT[type(m)].of(m) for m in free if not getattr(m, "track_running_stats", False)}
 
     def stored(self, layer: SubspaceLayer, level: Level) -> int:
         return self.recipe.keep(level.density, layer.weight.numel())

@@ -45,6 +45,7 @@ def dense(pays):
 def direct(monkeypatch):
     """Dense layers run torch's ops, in whose order the subspace sums."""
     monkeypatch.setattr("lcs.sparse_packing._pays_packed", lambda layer, x_shape: False)
+    monkeypatch.setattr("lcs.sparse_packing._LEFT", {})
 
 
 def resnet(recipe=None, dtype=torch.float32, **options):
@@ -459,3 +460,19 @@ def test_a_first_layer_without_weights():
     model = nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.Conv2d(3, 4, 3), nn.Flatten())
     fast = lcs.convert(model, lcs.Unstructured()).freeze()
     assert fast(torch.randn(2, 3, 8, 8), density=0.5).shape == (2, 144)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["group", "instance", "keep"])
+@pytest.mark.filterwarnings("ignore:running statistics")
+def test_what_a_point_leaves_as_it_was_runs_as_layers(norm):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    subspace = small(
+        model, nn.GroupNorm(2, 8), nn.ReLU(), recipe=lcs.Unstructured(line=False), dense=["0.0"], norm=norm
+    )
+    fast = subspace.freeze()
+    x = torch.randn(2, 3, 12, 12)
+    assert check_layers(fast, x, fast.recipe.level(0.3)) == 2
+    kernels = {row.layer: row.kernel for row in fast.report(x, density=0.3).rows}
+    assert (kernels["0.0"], kernels["1"]) == ("width_conv2d_norm", "line_norm")
+    assert type(subspace.model[0][0]) is nn.Conv2d and type(subspace.model[1]) is nn.GroupNorm  # the copy alone has not
