@@ -50,12 +50,12 @@ struct LaneShare {
   int64_t vectors, channels, stride;
 };
 
-// Normalises `vectors` vectors of `channels` channels, of which x and y are some floats apart:
-// y = (x - mean) * scale + shift, and no less than `floor`.
+// Normalises `vectors` vectors of `channels` channels, some floats apart:
+// y = (x - mean) * scale + shift, + residual where there is one, and no less than `floor`.
 struct LaneNorm {
-  const float* x;
+  const float *x, *residual;
   float* y;
-  int64_t vectors, channels, x_stride, y_stride;
+  int64_t vectors, channels, x_stride, residual_stride, y_stride;
   const float *mean, *scale, *shift;  // of each channel
   float floor;
 };

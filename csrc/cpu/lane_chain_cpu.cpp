@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "lane_rows.h"
+#include "lcs/line_norm.h"
 #include "line_norm_rows.h"
 #include "scratch.h"
 #include "second_level.h"
@@ -35,7 +36,7 @@ struct ChainStep {
 class Chain {
  public:
   // `distances` may be looked up later.
-  Chain(const LaneChainArgs& args, float* memory, const Distances& distances) : distances_(distances) {
+  Chain(const LaneChainArgs& args, float* memory, const Distances& distances) : memory_(memory), distances_(distances) {
     for (const LaneChainArgs::Value& value : args.values) {
       images_.push_back(value.images);
       images_.back().data = memory + value.at;
@@ -46,6 +47,8 @@ class Chain {
         convolve(*conv, shared);
       else if (const auto* norm = std::get_if<LaneChainArgs::Norm>(&step))
         normalise(*norm);
+      else if (const auto* statistics = std::get_if<LaneChainArgs::Statistics>(&step))
+        measure(*statistics);
       else
         copy(step);
   }
@@ -84,9 +87,39 @@ class Chain {
                       }});
   }
 
+  void measure(const LaneChainArgs::Statistics& of) {
+    const LaneImages& x = images_[of.x];
+    const int64_t height = x.grid.height, channels = x.channels, inside = channels / of.groups,
+                  pixels = height * x.grid.down * x.grid.width * x.grid.across;
+    const Images copy{memory_ + of.copy,
+                      x.groups,
+                      channels,
+                      height * x.grid.down,
+                      x.grid.width * x.grid.across,
+                      channels * pixels,
+                      pixels,
+                      x.grid.width * x.grid.across,
+                      1};
+    const LaneRows* const rows = &copies_.emplace_back(copy, x);
+    steps_.push_back(
+        {rows_of(x), [rows, copy, height](int64_t task, int64_t) { rows->store(copy, task / height, task % height); }});
+    float* const vectors = memory_ + of.vectors;
+    const float* const from = static_cast<const float*>(copy.data);
+    steps_.push_back({x.groups * of.groups, [=, of = &of](int64_t task, int64_t) {
+                        const int64_t image = task / of->groups, first = task % of->groups * inside;
+                        const GroupStatistics found =
+                            line_norm_statistics(from + (image * channels + first) * pixels, inside * pixels, of->eps);
+                        float* const mean = vectors + image * 3 * channels;
+                        for (int64_t c = first; c < first + inside; ++c) {
+                          mean[c] = found.mean, mean[channels + c] = found.rstd * of->weight[c];
+                          mean[2 * channels + c] = of->bias[c];
+                        }
+                      }});
+  }
+
   void normalise(const LaneChainArgs::Norm& norm) {
     const LaneImages& y = images_[norm.y];
-    const LineNormRows* const rows = &norms_.emplace_back(norm, images_[norm.x], y);
+    const LineNormRows* const rows = &norms_.emplace_back(norm, images_, memory_);
     const int64_t height = y.grid.height, channels = y.channels;
     steps_.push_back({rows_of(y), [rows, height, channels](int64_t task, int64_t) {
                         (*rows)(task / height, task % height, 0, channels);
@@ -97,7 +130,7 @@ class Chain {
   // little that another has just written; of a large one all rows of its channels.
   void convolve(const LaneChainArgs::Conv& conv, bool shared) {
     const int32_t* const* const distance = &distances_[convolutions_.size()];
-    const SparseConv2dRows* const run = &convolutions_.emplace_back(conv, images_);
+    const SparseConv2dRows* const run = &convolutions_.emplace_back(conv, images_, memory_);
     const LaneImages& y = images_[conv.y];
     const int64_t rows = rows_of(y), height = y.grid.height, channels = y.channels,
                   part = shared ? ceil_div(channels, ceil_div(kTasks, rows)) : channels,
@@ -110,6 +143,7 @@ class Chain {
                       }});
   }
 
+  float* const memory_;
   const Distances& distances_;
   std::vector<LaneImages> images_;
   std::deque<LaneRows> copies_;
@@ -121,6 +155,13 @@ class Chain {
 float* memory_of_thread(int64_t floats) {
   static thread_local Scratch<float> memory;
   return memory.reserve(floats);
+}
+
+// What a thread that waits does not take from another on the same core.
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
 }
 
 // Steps that threads share: each begins when all tasks of the one before are done. A thread waits only for tasks that
@@ -137,9 +178,8 @@ class Team {
       const int64_t n = steps_[i].tasks;
       Tasks::Taker taker(tasks_[i], n * begin / kMembers, n * end / kMembers);
       for (Tasks::Some some = taker.one(); some.begin < some.end; some = taker.one()) run(i, some.begin);
-      for (int spins = 0; left_[i].tasks.load(std::memory_order_acquire) > 0; ++spins) {
-        if (spins % kSpins == kSpins - 1) std::this_thread::yield();
-      }
+      for (int spins = 0; left_[i].tasks.load(std::memory_order_acquire) > 0; ++spins)
+        spins % kSpins == kSpins - 1 ? std::this_thread::yield() : relax();
       if (failed_) return;
     }
   }

@@ -26,6 +26,11 @@ int64_t pieces_of(int64_t pixels, int64_t most) {
 
 int64_t tasks_of(int64_t elements) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(elements, 1)); }
 
+// Of n elements.
+GroupStatistics statistics_of(const NormMoments& moments, int64_t n, double eps) {
+  return {float(moments.mean), float(1 / std::sqrt(moments.squares / double(n) + eps))};
+}
+
 // What forward and backward share: the affine part at alpha, and the lines that it makes of means and deviations.
 class Norm {
  public:
@@ -119,6 +124,10 @@ class Lines : Norm {
     for (int64_t c = 0; c < args_.channels; ++c) scale[c] = given_[c] * weight_[c];
     std::copy_n(bias_, args_.channels, shift);
   }
+  void write_affine(float* weight, float* bias) const {
+    std::copy_n(weight_, args_.channels, weight);
+    std::copy_n(bias_, args_.channels, bias);
+  }
 };
 
 class Forward : Norm {
@@ -137,9 +146,9 @@ class Forward : Norm {
   }
 
  private:
-  void keep(int64_t group, double mean, double squares) const {
-    args_.means[group] = float(mean);
-    args_.rstds[group] = float(1 / std::sqrt(squares / double(size_) + args_.eps));
+  void keep(int64_t group, const NormMoments& moments) const {
+    const GroupStatistics found = statistics_of(moments, size_, args_.eps);
+    args_.means[group] = found.mean, args_.rstds[group] = found.rstd;
   }
 
   // Read, cached, and read again.
@@ -147,7 +156,7 @@ class Forward : Norm {
     if (!args_.mean) {
       NormMoments moments[kTogether];
       run_.moments(at(args_.x, begin * size_), size_, end - begin, args_.dtype, moments);
-      for (int64_t i = begin; i < end; ++i) keep(i, moments[i - begin].mean, moments[i - begin].squares);
+      for (int64_t i = begin; i < end; ++i) keep(i, moments[i - begin]);
     }
     run_.planes({at(args_.x, begin * size_), at(args_.residual, begin * size_), at(args_.y, begin * size_),
                  (end - begin) * in_group_, args_.pixels, args_.relu, args_.dtype},
@@ -182,7 +191,7 @@ class Forward : Norm {
       const double off = near - mean;  // about the mean: the sum of (d + off)^2
       squares += square + (2 * deviation + rows * off) * off;
     });
-    keep(n * args_.groups + group, mean, squares);
+    keep(n * args_.groups + group, {mean, squares});
   }
 
   template <class Body>
@@ -357,6 +366,15 @@ class Backward : Norm {
 }  // namespace
 
 void line_norm_lines(const LineNormArgs& args, float* scale, float* shift) { Lines(args).write(scale, shift); }
+
+void line_norm_affine(const LineNormArgs& args, float* weight, float* bias) { Lines(args).write_affine(weight, bias); }
+
+GroupStatistics line_norm_statistics(const float* x, int64_t n, double eps) {
+  NormMoments moments;
+  best(scalar::line_norm_kernels, avx2::line_norm_kernels, avx512::line_norm_kernels)
+      .moments(x, n, 1, DType::float32, &moments);
+  return statistics_of(moments, n, eps);
+}
 
 LineNormArgs samples_of(const LineNormArgs& args, int64_t begin, int64_t end) {
   LineNormArgs samples = args;

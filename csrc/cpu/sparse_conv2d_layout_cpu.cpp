@@ -16,7 +16,7 @@ constexpr int64_t kBlock = 16;                // positions along a side of a blo
 constexpr int64_t kSumBytes = 256 << 10;      // of sums, written before they fall out of the second-level cache
 constexpr int64_t kPanels = 2;                // at least, where they are high enough: one for each of few threads
 constexpr int64_t kStreamed = 8 << 20;        // bytes of a result that the caches would not hold
-constexpr size_t kRemembered = 64;            // layouts of a thread, which calls of small layers would wait for
+constexpr size_t kRemembered = 256;           // layouts of a thread, which calls of small layers would wait for
 
 // What a float of each costs on one core, relative to a multiplication at the peak of AVX-512; fitted to times of 3 x 3
 // convolutions of 64 to 512 channels.
@@ -223,9 +223,9 @@ SparseLayout sparse_layout(const SparseConv2dArgs& args, const Phases& vertical,
   static thread_local std::array<Known, kRemembered> known{};  // at first of no images, which nobody asks for
   const Chooser chooser(args, vertical, horizontal);
   const Chooser::Question question = chooser.question(kernels);
-  size_t place = 0;
-  for (const int64_t part : question) place = place * 31 + size_t(part);
-  Known& found = known[(place ^ place >> 16) % kRemembered];
+  uint64_t hash = 0;
+  for (const int64_t part : question) hash = (hash ^ uint64_t(part)) * 0x9e3779b97f4a7c15, hash ^= hash >> 32;
+  Known& found = known[hash % kRemembered];
   if (found.question != question) {
     found.layout = chooser.best(kernels);
     found.kernels = kernels;

@@ -15,7 +15,7 @@ namespace lcs {
 class SparseConv2dRows {
  public:
   // x is only read; its border is at least the padding. The residual is of y's grid, and may be y.
-  SparseConv2dRows(const LaneChainArgs::Conv& conv, const std::vector<LaneImages>& images);
+  SparseConv2dRows(const LaneChainArgs::Conv& conv, const std::vector<LaneImages>& images, const float* memory);
   SparseConv2dRows(const SparseConv2dRows&) = delete;
 
   const SparsePrepack& weight() const { return c_.weight; }

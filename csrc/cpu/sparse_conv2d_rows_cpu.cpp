@@ -26,7 +26,8 @@ std::vector<int64_t> taps(const LaneChainArgs::Conv& conv, const LaneImages& x) 
 
 }  // namespace
 
-SparseConv2dRows::SparseConv2dRows(const LaneChainArgs::Conv& conv, const std::vector<LaneImages>& images)
+SparseConv2dRows::SparseConv2dRows(const LaneChainArgs::Conv& conv, const std::vector<LaneImages>& images,
+                                   const float* memory)
     : c_(conv),
       x_(images[conv.x]),
       y_(images[conv.y]),
@@ -35,7 +36,7 @@ SparseConv2dRows::SparseConv2dRows(const LaneChainArgs::Conv& conv, const std::v
       tiles_(tiles_of(y_.grid.width, run_)),
       sums_(c_.weight, run_, conv.groups, x_.channels / conv.groups, x_.channel_stride, taps(conv, x_)),
       borders_(y_) {
-  if (conv.behind) behind_.emplace(*conv.behind, y_, images[conv.behind->y]);
+  if (conv.behind) behind_.emplace(*conv.behind, images, memory);
 }
 
 void SparseConv2dRows::operator()(int64_t group, int64_t row, int64_t begin, int64_t end,

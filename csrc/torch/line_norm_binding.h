@@ -5,6 +5,8 @@
 // A norm's vectors, its scale and shift on a line, and a norm behind a convolution, checked.
 namespace lcs::binding {
 
+constexpr const char* kLineNorm = "line_norm";
+
 struct LineVectors {
   const std::optional<Tensor>&weight0, &weight1, &bias0, &bias1, &alpha;
   const std::optional<Tensor>&mean, &var;  // of each channel, where they are given

@@ -101,8 +101,6 @@ NormBehind norm_behind(const char* op, const std::vector<int64_t>& shape, Scalar
 
 namespace {
 
-constexpr const char* kLineNorm = "line_norm";
-
 Tensor checked_input(const Tensor& x, bool& last) {
   STD_TORCH_CHECK(x.is_cpu() && x.dim() >= 2, kLineNorm, ": x must be (n, channels, ...) on the CPU, got shape ",
                   shape_of(x));

@@ -9,6 +9,7 @@
 #include "images_binding.h"
 #include "lcs/lane_chain.h"
 #include "lcs/sparse_conv2d_lanes.h"
+#include "line_norm_binding.h"
 #include "replay_norm.h"
 #include "replay_places.h"
 
@@ -18,10 +19,11 @@ namespace {
 constexpr int64_t kLeastPasses = 8;  // enough to keep the threads even
 constexpr size_t kLeastSteps = 2;    // that share what is in lanes
 
-// Memory that values have one after the other.
+// Memory that values have one after the other, on cache lines' borders.
 class Arena {
  public:
   int64_t take(int64_t floats) {
+    floats = (floats + kLine - 1) / kLine * kLine;
     auto best = free_.end();
     for (auto at = free_.begin(); at != free_.end(); ++at)
       if (at->floats >= floats && (best == free_.end() || at->floats < best->floats)) best = at;
@@ -43,6 +45,7 @@ class Arena {
   int64_t floats() const { return floats_; }
 
  private:
+  static constexpr int64_t kLine = 16;
   struct Part {
     int64_t begin, floats;
   };
@@ -56,14 +59,11 @@ class ChainSteps {
   struct Conv {
     ConvPlaces places;
     SparseConv2dCall call;
+    std::optional<ReplayNorm> norm;  // a part of it
   };
-  struct Norm {
-    size_t x;
-    ReplayNorm norm;
-  };
-  using Step = std::variant<Conv, Norm>;
+  using Step = std::variant<Conv, ReplayNorm>;
 
-  ChainSteps(const Steps& steps, size_t first, ReplayValues& values, const ReplayNeeds& needs)
+  ChainSteps(const Steps& steps, size_t first, const ReplayValues& values, const ReplayNeeds& needs)
       : steps_(steps), values_(values), needs_(needs) {
     while (first + all_.size() < steps.all.size() && takes(first + all_.size())) continue;
   }
@@ -73,37 +73,49 @@ class ChainSteps {
 
  private:
   bool takes(size_t step) {
-    const auto& call = steps_.all[step].call;
+    const AnyCall& call = steps_.all[step].call;
     const size_t value = needs_.value_of(step);
-    if (const auto* conv = std::get_if<SparseConv2dStep>(&call)) return takes(*conv, value);
-    if (const auto* norm = std::get_if<LineNormStep>(&call)) return takes(*norm, value);
+    if (const auto* conv = std::get_if<SparseConv2dStep>(&call)) return takes(*conv, kSparseConv2d, value);
+    if (const auto* conv = std::get_if<SparseConv2dNormStep>(&call)) return takes(*conv, kSparseConv2dNorm, value);
+    if (const auto* norm = std::get_if<LineNormStep>(&call)) return takes(NormPlaces(*norm), value);
     return false;
   }
 
-  bool takes(const SparseConv2dStep& step, size_t value) {
+  template <class Step>
+  bool takes(const Step& step, const char* op, size_t value) {
     const ConvPlaces places(step);
-    if (!places.could_take_lanes()) return false;
+    if (!places.could_take_lanes) return false;
     const auto known = kinds_.find(places.x.index());
     if (known == kinds_.end() && !all_.empty()) return false;
-    const ImagesKind kind =
-        known == kinds_.end() ? images_kind(kSparseConv2d, values_.tensor(places.x)) : as_read(known->second);
+    const ImagesKind kind = known == kinds_.end() ? images_kind(op, values_.tensor(places.x)) : as_read(known->second);
     if (kind.type != ScalarType::Float || kind.size.size() != 4 || kind.size[0] == 0) return false;
-    SparseConv2dCall call(kSparseConv2d, kind, given_to(step, values_));
+    SparseConv2dCall call(op, kind, given_to(step, values_));
     if (!sparse_conv2d_takes_lanes(call.args) || (places.residual && !adds(*places.residual, call.y))) return false;
+    std::optional<ReplayNorm> norm;
+    if (places.norm) {
+      norm.emplace(op, *places.norm, values_, call.y);
+      if (!takes(*norm)) return false;
+    }
     kinds_.insert_or_assign(places.x.index(), kind);
     kinds_.insert_or_assign(value, call.y);
-    all_.emplace_back(Conv{places, std::move(call)});
+    all_.emplace_back(Conv{places, std::move(call), std::move(norm)});
     return true;
   }
 
-  bool takes(const LineNormStep& step, size_t value) {
-    const NormPlaces places(step);
+  bool takes(const NormPlaces& places, size_t value) {
     const auto x = kinds_.find(places.x.index());
     if (!places.could_take_lanes() || x == kinds_.end()) return false;
-    Norm norm{places.x.index(), {step, values_, x->second}};
-    kinds_.insert_or_assign(value, norm.norm.y);
+    ReplayNorm norm(kLineNorm, places, values_, x->second);
+    if (!takes(norm)) return false;
+    kinds_.insert_or_assign(value, norm.y);
     all_.emplace_back(std::move(norm));
     return true;
+  }
+
+  // Of channels last, statistics are summed in another order.
+  bool takes(const ReplayNorm& norm) {
+    const bool adds_up = !norm.places.residual || adds(*norm.places.residual, norm.y);
+    return adds_up && (norm.mean || !norm.y.last);
   }
 
   // Of a single channel, images with channels last are contiguous, too.
@@ -120,7 +132,7 @@ class ChainSteps {
   }
 
   const Steps& steps_;
-  ReplayValues& values_;
+  const ReplayValues& values_;
   const ReplayNeeds& needs_;
   std::map<size_t, ImagesKind> kinds_;  // of values
   std::deque<Step> all_;
@@ -185,14 +197,11 @@ class Plan {
     const SparseConv2dArgs& a = step.call.args;
     const size_t value = needs_.value_of(first_ + size_);
     const Known* const x = known(conv.x.index());
-    if (was_dropped(conv.x) || (conv.residual && was_dropped(*conv.residual))) return false;  // the op says it
+    if (was_dropped(conv.x)) return false;  // the op says it
     const std::optional<LaneGrid> to = x ? lane_grid_of_y(a, grid_of(*x)) : grid_,
                                   from = x ? grid_of(*x) : lane_grid_of_x(a, grid_);
-    if (!to || !from || !holds(*to, value) || !holds(*from, conv.x.index())) return false;
-    if (conv.residual) {
-      const Known* const residual = known(conv.residual->index());
-      if (residual ? grid_of(*residual) != *to : !holds(*to, conv.residual->index())) return false;
-    }
+    if (!to || !from || !holds(*to, value) || !holds(*from, conv.x.index()) || !adds(conv.residual, *to)) return false;
+    if (step.norm && !measures(*step.norm, *to)) return false;
     LaneChainArgs::Conv made{};
     made.vertical = a.vertical, made.horizontal = a.horizontal, made.groups = a.groups, made.weight = a.weight;
     made.scale = a.scale, made.bias = a.bias, made.relu = a.relu, made.cap = a.cap;
@@ -200,26 +209,57 @@ class Plan {
     if (conv.residual) made.residual = load(*conv.residual, step.call.y, *to);
     made.y = takes_place_of_residual(conv) ? take_place(value, step.call.y, conv.residual->index())
                                            : add(value, step.call.y, *to);
-    if (const std::optional<size_t> behind = needs_.behind(value))
+    if (const std::optional<size_t> behind = step.norm ? std::nullopt : needs_.behind(value))
       if (*behind - first_ < chain_.all().size() && holds(*to, needs_.value_of(*behind)))
-        made.behind = norm_of(*behind, value);
+        made.behind = norm_of(norm_at(*behind), made.y, add(needs_.value_of(*behind), norm_at(*behind).y, *to), *to);
     args_.steps.push_back(made);
+    if (step.norm) normalise(*step.norm, made.y, made.y, *to);
     return true;
   }
 
-  bool takes(const ChainSteps::Norm& step) {
+  bool takes(const ReplayNorm& norm) {
     const size_t value = needs_.value_of(first_ + size_);
     if (known(value)) return true;  // with what it reads
-    if (known(step.x)->is_dropped || !holds(grid_of(*known(step.x)), value)) return false;
-    args_.steps.push_back(norm_of(first_ + size_, step.x));
+    if (was_dropped(norm.places.x)) return false;
+    const Known x = *known(norm.places.x.index());
+    const LaneGrid grid = grid_of(x);
+    if (!holds(grid, value) || !adds(norm.places.residual, grid) || !measures(norm, grid)) return false;
+    normalise(norm, x.at, add(value, norm.y, grid), grid);
     return true;
   }
 
-  LaneChainArgs::Norm norm_of(size_t step, size_t x) {
-    const Known from = *known(x);
-    const LaneGrid grid = grid_of(from);
-    const ReplayNorm& norm = std::get<ChainSteps::Norm>(chain_.all()[step - first_]).norm;
-    return {from.at, add(needs_.value_of(step), norm.y, grid), norm.mean, norm.scale, norm.shift, norm.relu};
+  const ReplayNorm& norm_at(size_t step) const { return std::get<ReplayNorm>(chain_.all()[step - first_]); }
+
+  // Whether a residual can be had in y's grid.
+  bool adds(const std::optional<Place>& residual, const LaneGrid& grid) {
+    if (!residual) return true;
+    const Known* const found = known(residual->index());
+    return found ? !found->is_dropped && grid_of(*found) == grid : holds(grid, residual->index());
+  }
+
+  static bool measures(const ReplayNorm& norm, const LaneGrid& grid) { return norm.mean || grid.images == 1; }
+
+  void normalise(const ReplayNorm& norm, size_t x, size_t y, const LaneGrid& grid) {
+    LaneChainArgs::Norm made = norm_of(norm, x, y, grid);
+    if (!norm.mean) {
+      const int64_t groups = args_.values[x].images.groups, copied = count_of_a_pass(norm.y),
+                    copy = arena_.take(copied);
+      made.vectors = arena_.take(3 * norm.y.size[1] * groups);
+      args_.steps.push_back(LaneChainArgs::Statistics{x, copy, made.vectors, norm.places.groups, norm.places.eps,
+                                                      norm.scale, norm.shift});
+      arena_.give_back(copy), arena_.give_back(made.vectors);
+    }
+    args_.steps.push_back(made);
+  }
+
+  LaneChainArgs::Norm norm_of(const ReplayNorm& norm, size_t x, size_t y, const LaneGrid& grid) {
+    std::optional<size_t> residual;
+    if (norm.places.residual) residual = load(*norm.places.residual, norm.y, grid);
+    return {x, y, residual, norm.mean, norm.scale, norm.shift, 0, norm.places.relu};
+  }
+
+  int64_t count_of_a_pass(const ImagesKind& kind) const {
+    return kind.size[0] / args_.passes * kind.size[1] * kind.size[2] * kind.size[3];
   }
 
   // Whether nobody reads the residual later.
@@ -286,8 +326,7 @@ class Plan {
 }  // namespace
 
 size_t ran_in_chain(const Steps& steps, size_t first, ReplayValues& values, const ReplayNeeds& needs) {
-  const auto* const step = std::get_if<SparseConv2dStep>(&steps.all[first].call);
-  if (!step || !needs.wants_lanes(needs.value_of(first)) || !ConvPlaces(*step).could_take_lanes()) return 0;
+  if (!needs.wants_lanes(needs.value_of(first))) return 0;
   const ChainSteps chain(steps, first, values, needs);
   if (chain.all().size() < kLeastSteps) return 0;
   const Images& y = std::get<ChainSteps::Conv>(chain.all().front()).call.args.y;

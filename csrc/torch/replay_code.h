@@ -97,6 +97,11 @@ struct Call<kOp> {
 
   explicit Call(Code& code) : given{code.read<Placed<Given>>()...} {}  // in this order
 
+  template <size_t i>
+  const auto& get() const {
+    return std::get<i>(given);
+  }
+
   // What the op makes of the tensors that tensor(place) gives.
   template <class F>
   Result run(const F& tensor) const {
@@ -127,10 +132,11 @@ struct Call<kOp> {
 };
 
 using SparseConv2dStep = Call<sparse_conv2d_cpu>;
+using SparseConv2dNormStep = Call<sparse_conv2d_norm_cpu>;
 using LineNormStep = Call<line_norm_cpu>;
 // In the order of the ops' names in Python.
 using AnyCall =
-    std::variant<SparseConv2dStep, Call<sparse_conv2d_norm_cpu>, Call<width_conv2d_cpu>, Call<width_conv2d_norm_cpu>,
+    std::variant<SparseConv2dStep, SparseConv2dNormStep, Call<width_conv2d_cpu>, Call<width_conv2d_norm_cpu>,
                  LineNormStep, Call<torch_mean>, Call<torch_as_strided_>, Call<torch_view>>;
 
 struct Step {

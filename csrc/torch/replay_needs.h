@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "replay_code.h"
+#include "replay_places.h"
 
 namespace lcs::binding {
 
@@ -21,8 +22,8 @@ class ReplayNeeds {
   static constexpr int64_t kNoLanes = -1;
 
   void need(Place place, int64_t border);
-  void plan(const SparseConv2dStep& conv, size_t value);
-  void plan(const LineNormStep& norm, size_t step);
+  void plan(const ConvPlaces& conv, size_t value);
+  void plan(const NormPlaces& norm, size_t step);
 
   const size_t inputs_;
   std::vector<int64_t> border_;  // that every value needs in lanes; kNoLanes: no step would take it so

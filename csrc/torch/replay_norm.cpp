@@ -6,28 +6,30 @@
 
 namespace lcs::binding {
 
-ReplayNorm::ReplayNorm(const LineNormStep& step, ReplayValues& values, const ImagesKind& x) : y(x) {
-  const auto vector = [&](const std::optional<Place>& place) {
-    std::optional<Tensor> found = place ? std::optional(values.tensor(*place)) : std::nullopt;
-    make_contiguous(found);
-    return found;
-  };
-  const auto& g = step.given;
-  const std::optional<Tensor> weight0 = vector(std::get<1>(g)), weight1 = vector(std::get<2>(g)),
-                              bias0 = vector(std::get<3>(g)), bias1 = vector(std::get<4>(g)),
-                              alpha = vector(std::get<5>(g)), mean_of = vector(std::get<6>(g)),
-                              var = vector(std::get<7>(g));
+ReplayNorm::ReplayNorm(const char* op, const NormPlaces& at, const ReplayValues& values, const ImagesKind& x)
+    : places(at), y(x) {
+  std::array<std::optional<Tensor>, 7> given;
+  for (size_t i = 0; i < given.size(); ++i) {
+    if (at.vectors[i]) given[i] = values.tensor(*at.vectors[i]);
+    make_contiguous(given[i]);
+  }
+  const auto& [weight0, weight1, bias0, bias1, alpha, means, variances] = given;
   y.last &= y.size[1] != 1;  // of one channel it is contiguous, too
   const LineNormArgs args =
-      norm_behind("line_norm", y.size, y.type, y.last, {weight0, weight1, bias0, bias1, alpha, mean_of, var},
-                  std::nullopt, std::get<9>(g), std::get<10>(g), std::get<11>(g))
+      norm_behind(op, y.size, y.type, y.last, {weight0, weight1, bias0, bias1, alpha, means, variances}, std::nullopt,
+                  at.groups, at.eps, at.relu)
           .args;
   const auto channels = size_t(args.channels);
   vectors.resize(3 * channels);
-  float *const means = vectors.data(), *const scales = means + channels, *const shifts = scales + channels;
-  std::copy_n(args.mean, channels, means);
-  line_norm_lines(args, scales, shifts);
-  mean = means, scale = scales, shift = shifts, relu = args.relu;
+  float *const first = vectors.data(), *const second = first + channels, *const third = second + channels;
+  scale = second, shift = third;
+  if (args.mean) {
+    std::copy_n(args.mean, channels, first);
+    line_norm_lines(args, second, third);
+    mean = first;
+  } else {
+    line_norm_affine(args, second, third);
+  }
 }
 
 }  // namespace lcs::binding

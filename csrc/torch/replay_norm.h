@@ -1,21 +1,19 @@
 #pragma once
 #include <vector>
 
-#include "replay_code.h"
-#include "replay_values.h"
-#include "sparse_conv2d_binding.h"
+#include "replay_places.h"
 
 namespace lcs::binding {
 
-// A norm of given statistics, checked: (x - mean) * scale + shift of each channel.
+// A norm's vectors of each channel, checked: (x - mean) * scale + shift of given statistics, else weight and bias.
 struct ReplayNorm {
   std::vector<float> vectors;
-  const float *mean, *scale, *shift;
-  bool relu;
+  const float *mean = nullptr, *scale, *shift;
+  NormPlaces places;
   ImagesKind y;
 
   // For x of such a kind.
-  ReplayNorm(const LineNormStep& step, ReplayValues& values, const ImagesKind& x);
+  ReplayNorm(const char* op, const NormPlaces& places, const ReplayValues& values, const ImagesKind& x);
 };
 
 }  // namespace lcs::binding

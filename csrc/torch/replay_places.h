@@ -1,53 +1,75 @@
 #pragma once
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "lcs/lane_images.h"
 #include "replay_code.h"
 #include "replay_values.h"
+#include "sparse_conv2d_binding.h"
 
-// What tells of a step of `replay` whether it can take lanes.
+// What tells of a step of `replay` whether it can take lanes, by the places of arguments in the schema.
 namespace lcs::binding {
 
 constexpr int64_t kMostBorder = 8;  // of images in lanes; a wider one would take more memory than most images
 
 inline bool is_constant(const std::optional<Place>& place) { return !place || place->is_constant(); }
 
-// The arguments that say whether a step can take lanes, by their places in the schema.
-struct ConvPlaces {
-  const Place& x;
-  const std::vector<int64_t>& padding;
-  const std::optional<Place>& residual;
-  bool takes = false;  // constants alone, besides images
-
-  explicit ConvPlaces(const SparseConv2dStep& step)
-      : x(std::get<0>(step.given)), padding(std::get<6>(step.given)), residual(std::get<14>(step.given)) {
-    const auto& g = step.given;
-    const std::vector<Place>& prepack = std::get<11>(g);
-    takes = std::get<1>(g).is_constant() && std::get<2>(g).is_constant() && is_constant(std::get<4>(g)) &&
-            is_constant(std::get<12>(g)) && std::all_of(prepack.begin(), prepack.end(), is_constant);
-  }
-
-  int64_t border() const { return padding.empty() ? 0 : *std::max_element(padding.begin(), padding.end()); }
-  bool could_take_lanes() const { return takes && !x.is_constant() && border() <= kMostBorder; }
-};
-
 struct NormPlaces {
-  const Place& x;
-  const std::optional<Place>&mean, &var, &residual;
-  bool takes = false;  // constants alone, besides images
+  Place x;                                      // of one behind a convolution not used
+  std::array<std::optional<Place>, 7> vectors;  // weight0, weight1, bias0, bias1, alpha, mean and var
+  std::optional<Place> residual;
+  int64_t groups;
+  double eps;
+  bool relu;
 
   explicit NormPlaces(const LineNormStep& step)
-      : x(std::get<0>(step.given)),
-        mean(std::get<6>(step.given)),
-        var(std::get<7>(step.given)),
-        residual(std::get<8>(step.given)) {
-    const auto& g = step.given;
-    takes = is_constant(std::get<1>(g)) && is_constant(std::get<2>(g)) && is_constant(std::get<3>(g)) &&
-            is_constant(std::get<4>(g)) && is_constant(std::get<5>(g)) && is_constant(mean) && is_constant(var);
+      : x(step.get<0>()),
+        vectors{step.get<1>(), step.get<2>(), step.get<3>(), step.get<4>(),
+                step.get<5>(), step.get<6>(), step.get<7>()},
+        residual(step.get<8>()),
+        groups(step.get<9>()),
+        eps(step.get<10>()),
+        relu(step.get<11>()) {}
+  explicit NormPlaces(const SparseConv2dNormStep& step)
+      : x{},
+        vectors{step.get<11>(), step.get<12>(), step.get<13>(), step.get<14>(), step.get<15>(), {}, {}},
+        residual(step.get<16>()),
+        groups(step.get<17>()),
+        eps(step.get<18>()),
+        relu(step.get<19>()) {}
+
+  bool is_given() const { return vectors[5].has_value(); }  // whether mean and variance are
+  bool could_take_lanes() const {
+    return !x.is_constant() && std::all_of(vectors.begin(), vectors.end(), is_constant) &&
+           vectors[5].has_value() == vectors[6].has_value();
+  }
+};
+
+// Of a convolution, and the norm that is a part of it.
+struct ConvPlaces {
+  Place x;
+  int64_t border;
+  std::optional<Place> residual;  // of the convolution
+  std::optional<NormPlaces> norm;
+  bool could_take_lanes;
+
+  explicit ConvPlaces(const SparseConv2dStep& step) : x(step.get<0>()), residual(step.get<14>()) {
+    look(step.get<1>(), step.get<2>(), step.get<4>(), step.get<6>(), step.get<11>());
+    could_take_lanes = could_take_lanes && is_constant(step.get<12>());
+  }
+  explicit ConvPlaces(const SparseConv2dNormStep& step) : x(step.get<0>()), norm(step) {
+    look(step.get<1>(), step.get<2>(), step.get<4>(), step.get<6>(), step.get<10>());
+    could_take_lanes = could_take_lanes && norm->could_take_lanes();
   }
 
-  bool could_take_lanes() const { return takes && !x.is_constant() && mean && var && !residual; }
+ private:
+  void look(Place mask_bits, Place values, const std::optional<Place>& bias, const std::vector<int64_t>& padding,
+            const std::vector<Place>& prepack) {
+    border = padding.empty() ? 0 : *std::max_element(padding.begin(), padding.end());
+    could_take_lanes = !x.is_constant() && border <= kMostBorder && mask_bits.is_constant() && values.is_constant() &&
+                       is_constant(bias) && std::all_of(prepack.begin(), prepack.end(), is_constant);
+  }
 };
 
 // Whether neighbours' blocks have all that a border takes.
@@ -55,14 +77,28 @@ inline bool holds(const LaneGrid& grid, int64_t border) {
   return (grid.down == 1 || border <= grid.height) && (grid.across == 1 || border <= grid.width);
 }
 
-template <size_t... i>
-SparseConv2dGiven given_to(const SparseConv2dStep& step, ReplayValues& values, std::index_sequence<i...>) {
+// What a step is given besides images and a norm.
+inline SparseConv2dGiven given_to(const SparseConv2dStep& step, const ReplayValues& values) {
   const auto tensor = [&](Place place) { return values.tensor(place); };
-  return {step.argument<i + 1>(tensor)...};  // all but x, the first, and the residual, the last
+  return [&]<size_t... i>(std::index_sequence<i...>) {
+    return SparseConv2dGiven{step.argument<i + 1>(tensor)...};
+  }(std::make_index_sequence<13>());
 }
-
-inline SparseConv2dGiven given_to(const SparseConv2dStep& step, ReplayValues& values) {
-  return given_to(step, values, std::make_index_sequence<13>());
+inline SparseConv2dGiven given_to(const SparseConv2dNormStep& step, const ReplayValues& values) {
+  const auto tensor = [&](Place place) { return values.tensor(place); };
+  return {step.argument<1>(tensor),
+          step.argument<2>(tensor),
+          step.get<3>(),
+          step.argument<4>(tensor),
+          step.get<5>(),
+          step.get<6>(),
+          step.get<7>(),
+          step.get<8>(),
+          false,
+          step.get<9>(),
+          step.argument<10>(tensor),
+          std::nullopt,
+          std::nullopt};
 }
 
 }  // namespace lcs::binding

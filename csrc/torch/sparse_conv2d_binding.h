@@ -4,7 +4,7 @@
 
 namespace lcs::binding {
 
-constexpr const char* kSparseConv2d = "sparse_conv2d";
+constexpr const char *kSparseConv2d = "sparse_conv2d", *kSparseConv2dNorm = "sparse_conv2d_norm";
 
 // What a sparse convolution is given besides its images.
 struct SparseConv2dGiven {

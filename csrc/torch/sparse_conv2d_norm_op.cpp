@@ -6,8 +6,6 @@
 
 namespace lcs::binding {
 
-constexpr const char* kSparseConv2dNorm = "sparse_conv2d_norm";
-
 Tensor sparse_conv2d_norm_cpu(Tensor x, Tensor mask_bits, Tensor values, std::vector<int64_t> weight_shape,
                               std::optional<Tensor> bias, std::vector<int64_t> stride, std::vector<int64_t> padding,
                               std::vector<int64_t> dilation, int64_t groups, int64_t block, std::vector<Tensor> prepack,

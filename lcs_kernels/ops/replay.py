@@ -172,8 +172,11 @@ _op = define(
 
 
 def replay(inputs: Sequence[Tensor], recording: Recording) -> list[Tensor]:
-    """What the recorded ops make of other inputs, with the same other arguments: the same bits as one by one. On the
-    CPU, sparse convolutions hand each other float32 images in an order of their own, so that none transposes them.
+    """What the recorded ops make of other inputs, with the same other arguments: the same bits as one by one.
+
+    On the CPU, sparse convolutions and norms after each other hand on float32 images in an order of their own, so that
+    none transposes them. Threads share every step of such a chain, without a fork for each; or, of eight images or more
+    that are small enough, each thread takes a few at a time through all steps, which stay in its core's caches.
 
     Args:
         inputs: of the shapes, dtypes, strides and device of those that were recorded. They have no gradient here.

@@ -3,14 +3,18 @@
 #include "lcs/sparse_conv2d.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "conv_case.h"
 #include "lcs/lane_chain.h"
+#include "lcs/line_norm.h"
 #include "lcs/sparse_conv2d_lanes.h"
+#include "walk.h"
 
 namespace {
 
@@ -121,11 +125,13 @@ class InLanes {
     for (auto* const vector : {&zeros_, &twos_, &shifts_, &ones_}) vector->resize(size_t(a.y.channels));
     std::fill(twos_.begin(), twos_.end(), 2.0f), std::fill(ones_.begin(), ones_.end(), 1.0f);
     std::fill(shifts_.begin(), shifts_.end(), -3.0f);
-    const LaneChainArgs::Norm behind{y, doubled, zeros_.data(), twos_.data(), shifts_.data(), false};
+    const LaneChainArgs::Norm behind{y, doubled, {}, zeros_.data(), twos_.data(), shifts_.data(), 0, false};
     chain_.steps.push_back(LaneChainArgs::Conv{x, y, a.residual ? std::optional(residual) : std::nullopt, a.vertical,
                                                a.horizontal, a.groups, a.weight, a.scale, a.bias, a.relu, a.cap,
                                                behind});
-    chain_.steps.push_back(LaneChainArgs::Norm{doubled, positive, zeros_.data(), ones_.data(), zeros_.data(), true});
+    chain_.steps.push_back(
+        LaneChainArgs::Norm{doubled, positive, {}, zeros_.data(), ones_.data(), zeros_.data(), 0, true});
+    if (grid.images == 1) measure(y, residual, add(a.y, grid, 1));
     chain_.steps.push_back(LaneChainArgs::Store{y, of_a_pass(a.y, a.y.data)});
     chain_.steps.push_back(LaneChainArgs::Store{doubled, of_a_pass(a.y, doubled_.as())});
     chain_.steps.push_back(LaneChainArgs::Store{positive, of_a_pass(a.y, positive_.as())});
@@ -141,9 +147,10 @@ class InLanes {
       const float wanted = 2 * static_cast<const float*>(a_.y.data)[i] - 3;
       CHECK(doubled_.as<float>()[i] == wanted && positive_.as<float>()[i] == std::max(wanted, 0.0f));
     }
+    if (measured_) check_measured();
     if (!chain_.memory) return;
     const void* const of[] = {a_.x.data, nullptr, a_.y.data, doubled_.as(), positive_.as()};
-    for (size_t i = 0; i < chain_.values.size(); ++i) {
+    for (size_t i = 0; i < std::size(of); ++i) {
       Images whole = i == 0 ? a_.x : a_.y;
       whole.data = const_cast<void*>(of[i]);
       LaneImages images = chain_.values[i].images;
@@ -154,6 +161,46 @@ class InLanes {
 
  private:
   static int64_t border_of_x(const SparseConv2dArgs& a) { return std::max(a.vertical.padding, a.horizontal.padding); }
+
+  // A norm of each image's own statistics, and the residual added to it.
+  void measure(size_t y, size_t residual, size_t to) {
+    const int64_t n = a_.y.n / chain_.passes, channels = a_.y.channels;
+    const auto take = [&](int64_t floats) { return std::exchange(chain_.floats, chain_.floats + odd_lines(floats)); };
+    const int64_t copy = take(count(a_.y) / chain_.passes), vectors = take(n * 3 * channels);
+    chain_.steps.push_back(
+        LaneChainArgs::Statistics{y, copy, vectors, groups_of(channels), 0.5, twos_.data(), shifts_.data()});
+    const std::optional<size_t> added = a_.residual ? std::optional(residual) : std::nullopt;
+    chain_.steps.push_back(LaneChainArgs::Norm{y, to, added, nullptr, nullptr, nullptr, vectors, true});
+    measured_.emplace(count(a_.y) * 4, Guard::behind);
+    Images nchw = a_.y;
+    nchw.image_stride = a_.y.channels * a_.y.height * a_.y.width, nchw.channel_stride = a_.y.height * a_.y.width;
+    nchw.row_stride = a_.y.width, nchw.column_stride = 1;
+    nchw_ = nchw;
+    nchw.data = measured_->as(), nchw.n /= chain_.passes;
+    chain_.steps.push_back(LaneChainArgs::Store{to, nchw});
+  }
+  static int64_t groups_of(int64_t channels) { return channels % 3 ? 1 : 3; }
+
+  void check_measured() const {
+    const Guarded x(count(a_.y) * 4, Guard::behind), residual(count(a_.y) * 4, Guard::behind),
+        y(count(a_.y) * 4, Guard::behind), statistics(a_.y.n * 2 * groups_of(a_.y.channels) * 4, Guard::behind);
+    for (int64_t n = 0; n < a_.y.n; ++n)
+      for (int64_t c = 0; c < a_.y.channels; ++c)
+        for (int64_t h = 0; h < a_.y.height; ++h)
+          for (int64_t w = 0; w < a_.y.width; ++w) {
+            const int64_t to = at(nchw_, n, c, h, w), from = at(a_.y, n, c, h, w);
+            x.as<float>()[to] = static_cast<const float*>(a_.y.data)[from];
+            residual.as<float>()[to] = a_.residual ? get(a_.residual, from, DType::float32) : 0.0f;
+          }
+    LineNormArgs norm{};
+    norm.x = x.as(), norm.y = y.as(), norm.residual = a_.residual ? residual.as() : nullptr;
+    norm.n = a_.y.n, norm.channels = a_.y.channels, norm.pixels = a_.y.height * a_.y.width;
+    norm.groups = groups_of(norm.channels), norm.eps = 0.5, norm.relu = true, norm.dtype = DType::float32;
+    norm.weight = {twos_.data(), nullptr, DType::float32}, norm.bias = {shifts_.data(), nullptr, DType::float32};
+    norm.means = statistics.as<float>(), norm.rstds = norm.means + norm.n * norm.groups;
+    line_norm(norm, serial);
+    CHECK(std::memcmp(y.as(), measured_->as(), size_t(count(a_.y) * 4)) == 0);
+  }
 
   size_t add(const Images& t, const LaneGrid& grid, int64_t border) {
     border = grid.blocks() == 1 ? border : std::min({border, grid.height, grid.width});
@@ -172,7 +219,8 @@ class InLanes {
   const Guarded doubled_, positive_;
   std::vector<float> zeros_, twos_, shifts_, ones_;
   LaneChainArgs chain_{};
-  std::optional<Guarded> memory_;
+  std::optional<Guarded> memory_, measured_;
+  Images nchw_{};
 };
 
 // Sums stay below 256 where the dtype is bfloat16, which then holds them.

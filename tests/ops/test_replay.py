@@ -168,14 +168,26 @@ def preactivated(x):
     return c, line_norm(sparse_conv2d(f, WEIGHTS[3], None, residual=g), *AFFINE, 1, residual=f, **STATISTICS), e
 
 
+def grouped(x):
+    """Norms of the statistics of groups, of convolutions and of what others read, too."""
+    a = sparse_conv2d_norm(x, WEIGHTS[0], AFFINE, 4, bias=VECTORS[0], padding=1, relu=True)
+    b = line_norm(a, *AFFINE, 2, 1e-3, relu=True)
+    point = VECTORS[1], None, None, None, None
+    c = sparse_conv2d_norm(b, WEIGHTS[1], point, 8, padding=1, residual=a, relu=True)
+    d = line_norm(sparse_conv2d(c, WEIGHTS[3], None, 2), None, None, None, None, None, 1)
+    e = sparse_conv2d_norm(c, WEIGHTS[1], AFFINE, 1, stride=2, padding=1, residual=d)
+    return b, line_norm(e, *AFFINE, 4, residual=d, relu=True), sparse_conv2d(e, WEIGHTS[3], None)
+
+
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
 @pytest.mark.parametrize("size", [(16, 16), (32, 20), (24, 56), (7, 12)], ids=str)
 @pytest.mark.parametrize("n", [1, 3, 9, 16, 40])
-def test_norms_between_convolutions_give_the_same_bits(n, size, layout, isa):
+@pytest.mark.parametrize("run", [preactivated, grouped])
+def test_norms_between_convolutions_give_the_same_bits(run, n, size, layout, isa):
     before = torch.get_num_threads()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        chain(preactivated, torch.randn(n, 3, *size).contiguous(memory_format=layout))
+        chain(run, torch.randn(n, 3, *size).contiguous(memory_format=layout))
     torch.set_num_threads(before)
 
 

@@ -12,8 +12,8 @@
 
 namespace lcs {
 
-// Sparse convolutions and norms of given statistics after each other, on float32 images in lanes: bit by bit what
-// sparse_conv2d and line_norm make.
+// Sparse convolutions and norms after each other, on float32 images in lanes: bit by bit what sparse_conv2d and
+// line_norm of contiguous x make.
 struct LaneChainArgs {
   // What steps read and make: `images`, but for their data, which lie `at` floats from the start of the memory.
   struct Value {
@@ -30,11 +30,23 @@ struct LaneChainArgs {
     size_t from;
     Images to;
   };
-  // Of each channel, as line_norm_lines has them: (x - mean) * scale + shift.
+  // Of each channel, as line_norm_lines has them: (x - mean) * scale + shift; y may be x, or the residual.
   struct Norm {
     size_t x, y;
-    const float *mean, *scale, *shift;
+    std::optional<size_t> residual;
+    const float *mean, *scale, *shift;  // null: those of Statistics
+    int64_t vectors;                    // at which these are then
     bool relu;
+  };
+  // The statistics of each image's groups of channels, where no vector has two images: for every group of lanes, at
+  // `vectors` floats from the start of the memory, the mean, the scale and the shift of each channel. They are taken of
+  // a copy, contiguous images at `copy`.
+  struct Statistics {
+    size_t x;
+    int64_t copy, vectors;
+    int64_t groups;
+    double eps;
+    const float *weight, *bias;  // of each channel
   };
   struct Conv {
     size_t x, y;
@@ -47,7 +59,7 @@ struct LaneChainArgs {
     float cap = std::numeric_limits<float>::infinity();
     std::optional<Norm> behind;  // of y, made with it
   };
-  using Step = std::variant<Load, Store, Norm, Conv>;
+  using Step = std::variant<Load, Store, Statistics, Norm, Conv>;
 
   std::vector<Value> values;
   std::vector<Step> steps;

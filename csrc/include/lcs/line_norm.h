@@ -35,6 +35,14 @@ void line_norm(const LineNormArgs& args, const Parallel& parallel);
 // Of a norm of given statistics, (x - mean) * scale + shift: both, of each channel.
 void line_norm_lines(const LineNormArgs& args, float* scale, float* shift);
 
+// Of any norm, of each channel: the weight and the bias; and of n elements of a group that follow each other, as
+// line_norm of contiguous x has them.
+void line_norm_affine(const LineNormArgs& args, float* weight, float* bias);
+struct GroupStatistics {
+  float mean, rstd;
+};
+GroupStatistics line_norm_statistics(const float* x, int64_t n, double eps);
+
 // The norm of samples [begin, end) alone.
 LineNormArgs samples_of(const LineNormArgs& args, int64_t begin, int64_t end);
 
