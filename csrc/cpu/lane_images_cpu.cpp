@@ -123,30 +123,41 @@ LaneRows::LaneRows(const Images& images, const LaneImages& lanes)
     : lanes_(lanes), squares_(squares_of(lanes.grid, images, images.channel_stride == 1)), borders_(lanes) {}
 
 void LaneRows::load(const Images& images, int64_t group, int64_t row) const {
-  copy(images, group, row, sparse_conv2d_kernels(lanes_.grid.lanes).load_lanes);
+  copy(at(images, group, row), images.channel_stride, group, row, 0, lanes_.channels,
+       sparse_conv2d_kernels(lanes_.grid.lanes).load_lanes);
   borders_.fill(group, row, 0, lanes_.channels);
 }
 
 void LaneRows::store(const Images& images, int64_t group, int64_t row) const {
-  copy(images, group, row, sparse_conv2d_kernels(lanes_.grid.lanes).store_lanes);
+  copy(at(images, group, row), images.channel_stride, group, row, 0, lanes_.channels,
+       sparse_conv2d_kernels(lanes_.grid.lanes).store_lanes);
 }
 
-void LaneRows::copy(const Images& images, int64_t group, int64_t row, void (*run)(const LaneCopy&)) const {
-  const bool last = images.channel_stride == 1;
-  LaneCopy copy{
-      static_cast<float*>(images.data) + group * lanes_.grid.images * images.image_stride + row * images.row_stride,
-      lanes_.at(group, 0, row, 0),
-      squares_.data(),
-      int64_t(squares_.size()),
-      1,
-      last ? lanes_.channel_stride : lanes_.grid.lanes,
-      lanes_.channels,
-      images.channel_stride,
-      lanes_.channel_stride,
-      DType::float32};
+void LaneRows::store_channels(const Images& images, int64_t group, int64_t row, int64_t begin, int64_t end) const {
+  copy(at(images, 0, row), images.channel_stride, group, row, begin, end,
+       sparse_conv2d_kernels(lanes_.grid.lanes).store_lanes);
+}
+
+float* LaneRows::at(const Images& images, int64_t group, int64_t row) const {
+  return static_cast<float*>(images.data) + group * lanes_.grid.images * images.image_stride + row * images.row_stride;
+}
+
+void LaneRows::copy(float* to, int64_t channel_stride, int64_t group, int64_t row, int64_t begin, int64_t end,
+                    void (*run)(const LaneCopy&)) const {
+  const bool last = channel_stride == 1;
+  LaneCopy copy{to,
+                lanes_.at(group, begin, row, 0),
+                squares_.data(),
+                int64_t(squares_.size()),
+                1,
+                last ? lanes_.channel_stride : lanes_.grid.lanes,
+                end - begin,
+                channel_stride,
+                lanes_.channel_stride,
+                DType::float32};
   if (!last) return run(copy);
   copy.count = 1, copy.stride = kLaneSquare, copy.panel_stride = kLaneSquare * lanes_.channel_stride;
-  each_channel_square(squares_, copy, lanes_.channels, run);
+  each_channel_square(squares_, copy, end - begin, run);
 }
 
 }  // namespace lcs

@@ -33,9 +33,13 @@ class LaneRows {
 
   void load(const Images& images, int64_t group, int64_t row) const;  // with the border
   void store(const Images& images, int64_t group, int64_t row) const;
+  // Channels [begin, end) of a group to contiguous images, of which the first channel is `begin`.
+  void store_channels(const Images& images, int64_t group, int64_t row, int64_t begin, int64_t end) const;
 
  private:
-  void copy(const Images& images, int64_t group, int64_t row, void (*run)(const LaneCopy&)) const;
+  float* at(const Images& images, int64_t group, int64_t row) const;
+  void copy(float* to, int64_t channel_stride, int64_t group, int64_t row, int64_t begin, int64_t end,
+            void (*run)(const LaneCopy&)) const;
 
   const LaneImages lanes_;
   const std::vector<LaneSquare> squares_;

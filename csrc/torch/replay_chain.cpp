@@ -96,7 +96,7 @@ class ChainSteps {
       norm.emplace(op, *places.norm, values_, call.y);
       if (!takes(*norm)) return false;
     }
-    kinds_.insert_or_assign(places.x.index(), kind);
+    kinds_.try_emplace(places.x.index(), kind);
     kinds_.insert_or_assign(value, call.y);
     all_.emplace_back(Conv{places, std::move(call), std::move(norm)});
     return true;
@@ -115,7 +115,7 @@ class ChainSteps {
   // Of channels last, statistics are summed in another order.
   bool takes(const ReplayNorm& norm) {
     const bool adds_up = !norm.places.residual || adds(*norm.places.residual, norm.y);
-    return adds_up && (norm.mean || !norm.y.last);
+    return adds_up && (norm.mean || !as_read(norm.y).last);
   }
 
   // Of a single channel, images with channels last are contiguous, too.
@@ -242,12 +242,10 @@ class Plan {
   void normalise(const ReplayNorm& norm, size_t x, size_t y, const LaneGrid& grid) {
     LaneChainArgs::Norm made = norm_of(norm, x, y, grid);
     if (!norm.mean) {
-      const int64_t groups = args_.values[x].images.groups, copied = count_of_a_pass(norm.y),
-                    copy = arena_.take(copied);
-      made.vectors = arena_.take(3 * norm.y.size[1] * groups);
-      args_.steps.push_back(LaneChainArgs::Statistics{x, copy, made.vectors, norm.places.groups, norm.places.eps,
-                                                      norm.scale, norm.shift});
-      arena_.give_back(copy), arena_.give_back(made.vectors);
+      made.vectors = arena_.take(3 * norm.y.size[1] * args_.values[x].images.groups);
+      args_.steps.push_back(
+          LaneChainArgs::Statistics{x, made.vectors, norm.places.groups, norm.places.eps, norm.scale, norm.shift});
+      arena_.give_back(made.vectors);
     }
     args_.steps.push_back(made);
   }
@@ -256,10 +254,6 @@ class Plan {
     std::optional<size_t> residual;
     if (norm.places.residual) residual = load(*norm.places.residual, norm.y, grid);
     return {x, y, residual, norm.mean, norm.scale, norm.shift, 0, norm.places.relu};
-  }
-
-  int64_t count_of_a_pass(const ImagesKind& kind) const {
-    return kind.size[0] / args_.passes * kind.size[1] * kind.size[2] * kind.size[3];
   }
 
   // Whether nobody reads the residual later.

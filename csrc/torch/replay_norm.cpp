@@ -14,7 +14,6 @@ ReplayNorm::ReplayNorm(const char* op, const NormPlaces& at, const ReplayValues&
     make_contiguous(given[i]);
   }
   const auto& [weight0, weight1, bias0, bias1, alpha, means, variances] = given;
-  y.last &= y.size[1] != 1;  // of one channel it is contiguous, too
   const LineNormArgs args =
       norm_behind(op, y.size, y.type, y.last, {weight0, weight1, bias0, bias1, alpha, means, variances}, std::nullopt,
                   at.groups, at.eps, at.relu)

@@ -129,7 +129,8 @@ def sparse_conv2d(
     """`torch.nn.functional.conv2d`, then ReLU on request, from a sparse weight. Exact: float32 sums, rounded once.
 
     The result is scale * convolution + bias + residual, then ReLU. Differentiable once, to x, scale, bias and residual.
-    The order of the sums depends on shapes, the instruction set and, on the CPU, the size of the second-level cache.
+    The order of the sums depends on shapes, how many weights are stored, the instruction set and, on the CPU, the size
+    of the second-level cache.
 
     Args:
         x: (n, c, h, w), float32 or bfloat16, contiguous or channels_last (other strides are copied); float64 runs the

@@ -12,7 +12,7 @@ from .layers import SubspaceLayer
 from .layers.norms import without_batch_statistics
 from .layers.support import is_batch_norm, layer_type, replace_modules
 from .layers.weights import WEIGHT_LAYERS
-from .planning import Action, Plan, arriving, folded, make_plan
+from .planning import KEPT, Action, Plan, arriving, folded, make_plan
 from .recipe import Recipe
 from .select import Patterns
 from .snapshot import made_weights
@@ -119,7 +119,7 @@ def convert(
         kept = modules[norm_name]
         new[modules[name]].__dict__["folded"] = new.get(kept, kept)  # not as a module of it
     replace_modules(model, new)
-    subspace = Subspace(model, recipe)
+    subspace = Subspace(model, recipe, kept=[row.name for row in rows if row.reason in KEPT])
     _draw_second_ends(subspace, init, perturb, generator)
     _warn_of_batch_statistics(model, recipe)
     return subspace

@@ -8,7 +8,7 @@ import functools
 import inspect
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -106,12 +106,12 @@ class Frozen:
 
     Every level is made from the two stored ends, once, when it is first asked for, and never changed. A call looks its
     level up once; all layers read that one object, whatever other threads run or drop meanwhile. Each layer runs the
-    sparse op where `lcs_kernels.costs` expects it to be faster for the shapes at hand, else a dense op on the whole
-    weight, torch's or, where that is faster, `width_conv2d`; the first call with a new input shape runs two to four
-    more forwards, on torch's ops, to learn the layers' shapes and to see that the fused forward (`lcs.fusing`) gives
-    the model's own result; from the third call with one tensor like it on, the ops of the second run again without
-    the modules around them (`lcs.recorded`), unless they draw at random or write to what outlives the call. Feature
-    maps that the model returns may lie in memory with channels last.
+    sparse op where `lcs_kernels.costs` expects it to be faster for the shapes at hand, and convolutions of few products
+    up to half of their weights, else a dense op on the whole weight, torch's or, where that is faster, `width_conv2d`;
+    the first call with a new input shape runs two to four more forwards, on torch's ops, to learn the layers' shapes
+    and to see that the fused forward (`lcs.fusing`) gives the model's own result; from the third call with one tensor
+    like it on, the ops of the second run again without the modules around them (`lcs.recorded`), unless they draw at
+    random or write to what outlives the call. Feature maps that the model returns may lie in memory with channels last.
 
     A level of widths holds no convolution's weight: all of them read one packed copy, the first channels of it.
 
@@ -119,13 +119,20 @@ class Frozen:
 
     model: a private, converted model; its parameters are the ends, which nothing trains. Calls remember what they have
         read of it: nothing may be written to it, replaced in it or moved after the first one.
+    kept: modules that a point has left as they are (`Subspace.kept`); convolutions and norms among them run as layers.
     cache_bytes: of the levels held besides the ends, with what the kernels derive from them; the least recently used
         are dropped, as of more than 128. The level used last is always held.
     strict: raise where a layer has no packed kernel for its type, dtype or device, instead of running it dense.
     """
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, *, cache_bytes: int = CACHE_BYTES, strict: bool = False
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        *,
+        kept: Iterable[str] = (),
+        cache_bytes: int = CACHE_BYTES,
+        strict: bool = False,
     ) -> None:
         if type(recipe) not in PACKERS:
             known = ", ".join(f"lcs.{kind.__name__}" for kind in PACKERS)
@@ -134,7 +141,8 @@ class Frozen:
             raise ValueError(f"cache_bytes must be at least 0, got {cache_bytes}")
         self.model, self.recipe, self.strict = model, recipe, strict
         slot, self._packer = FrozenSlot(), PACKERS[type(recipe)](recipe)
-        replace_modules(model, self._packer.left(model))
+        self.kept, modules = tuple(kept), dict(model.named_modules())
+        replace_modules(model, self._packer.kept([modules[name] for name in self.kept if name in modules]))
         self._named = {name: m for name, m in model.named_modules() if isinstance(m, SubspaceLayer)}
         self._layers = list(self._named.values())
         for index, layer in enumerate(self._layers):
@@ -235,7 +243,7 @@ class Frozen:
         return self
 
     def __reduce__(self):
-        return _rebuild, (self.model, self.recipe, self._cache.limit, self.strict)
+        return _rebuild, (self.model, self.recipe, self.kept, self._cache.limit, self.strict)
 
     def __repr__(self) -> str:
         return f"Frozen({type(self.model).__name__}, {self.recipe}, {len(self._cache)} levels held)"
@@ -421,7 +429,8 @@ def freeze(subspace: Subspace, *, cache_bytes: int = CACHE_BYTES, strict: bool =
         forward = module.__dict__.get("forward")
         if isinstance(forward, CompiledForward) or hasattr(forward, "_torchdynamo_orig_callable"):
             del module.forward  # torch's compiled functions would run the original model
-    return Frozen(model.requires_grad_(False).eval(), subspace.recipe, cache_bytes=cache_bytes, strict=strict)
+    options = {"kept": subspace.kept, "cache_bytes": cache_bytes, "strict": strict}
+    return Frozen(model.requires_grad_(False).eval(), subspace.recipe, **options)
 
 
 def _detached(model: nn.Module) -> dict[int, Tensor]:
@@ -480,5 +489,5 @@ def _autocast_off(device: str | None):
     return contextlib.nullcontext()
 
 
-def _rebuild(model: nn.Module, recipe: Recipe, cache_bytes: int, strict: bool) -> Frozen:
-    return Frozen(model, recipe, cache_bytes=cache_bytes, strict=strict)
+def _rebuild(model: nn.Module, recipe: Recipe, kept: tuple[str, ...], cache_bytes: int, strict: bool) -> Frozen:
+    return Frozen(model, recipe, kept=kept, cache_bytes=cache_bytes, strict=strict)

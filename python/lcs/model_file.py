@@ -85,7 +85,8 @@ def _manifest(frozen: Frozen) -> dict[str, Any]:
         "model": type(frozen.model).__name__,
         "architecture": getattr(frozen.model, "architecture", None),
         "recipe": {"type": type(frozen.recipe).__name__, **asdict(frozen.recipe)},
-        "layers": {name: layer.compressed for name, layer in frozen.layers.items()},
+        "layers": {name: layer.compressed for name, layer in frozen.layers.items() if name not in frozen.kept},
+        "kept": frozen.kept,
         "norm": _norm(frozen),
     }
 
@@ -121,4 +122,6 @@ def _converted(model: nn.Module, manifest: dict[str, Any]) -> Subspace:
     whole = [name for name, is_compressed in compressed.items() if not is_compressed]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of batch statistics: said when it was converted
-        return convert(model, recipe, include=list(compressed), dense=whole, norm=manifest["norm"])
+        subspace = convert(model, recipe, include=list(compressed), dense=whole, norm=manifest["norm"])
+    subspace.kept = tuple(manifest.get("kept", ()))
+    return subspace

@@ -56,8 +56,8 @@ class Packer:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
-    def left(self, model: nn.Module) -> dict[nn.Module, SubspaceLayer]:
-        """Modules that the subspace left as they were, each as a layer that is never compressed and runs packed."""
+    def kept(self, modules: Iterable[nn.Module]) -> dict[nn.Module, SubspaceLayer]:
+        """Of modules that a point has left as they are, those that run better as layers that are never compressed."""
         return {}
 
     def stored(self, layer: SubspaceLayer, level: Level) -> int:

@@ -18,6 +18,8 @@ from .reading import read_by_forwards
 from .recipe import Recipe
 from .select import Pattern, Patterns, select
 
+# Why a point leaves layers as they are, which else would be lines.
+KEPT = "dense: a point keeps it as it is", "a point keeps its norms"
 Action = Literal["compress", "dense line", "dense", "norm", "leave"]
 
 
@@ -102,7 +104,7 @@ class Planner:
             return "compress", ""
         if self.recipe.cuts:
             return "dense", "dense: all of its outputs"
-        return ("dense line", "dense") if self.recipe.line else ("leave", "dense: a point keeps it as it is")
+        return ("dense line", "dense") if self.recipe.line else ("leave", KEPT[0])
 
     def _decide_norm(self, module: nn.Module) -> tuple[Action, str]:
         if is_batch_norm(module) and self.norm != "keep":
@@ -115,7 +117,7 @@ class Planner:
         if self.recipe.cuts:
             return "norm", "cut to what arrives"
         if not self.recipe.line:
-            return "leave", "a point keeps its norms"
+            return "leave", KEPT[1]
         if module.weight is None:
             return "leave", "it has no scale to interpolate"
         return "norm", "batch statistics shared by all levels" if is_batch_norm(module) else ""

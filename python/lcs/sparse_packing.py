@@ -1,12 +1,13 @@
-"""Frozen layers of an unstructured subspace: sparse where that is faster, else dense."""
+"""Frozen layers of an unstructured subspace: sparse where that is expected to be faster, else dense."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import lcs_kernels
 from lcs_kernels import costs, interpolate_prune_foreach_masks, isa
@@ -17,28 +18,33 @@ from .layers import SubspaceLayer
 from .layers.frozen import FROZEN_LAYERS, FrozenConv2d, FrozenLinear
 from .layers.frozen_norm import WidthView
 from .layers.norms import SubspaceGroupNorm, SubspaceInstanceNorm2d
-from .layers.support import refusal
 from .layers.weights import SubspaceConv2d
 from .levels import Level
 from .packed_steps import watched
 from .packing import Choice, Packer, Shape, Weight
+from .recipe import Recipe
 
 _SMALL = 1 << 16  # weights, of which torch's convolution takes longer to call, or to lay out, than ours
-_LEFT = {nn.Conv2d: SubspaceConv2d, nn.GroupNorm: SubspaceGroupNorm, nn.InstanceNorm2d: SubspaceInstanceNorm2d}
-# Products of an image and a density, at most, of convolutions that networks run sparse whatever they cost alone: in
-# lanes after each other (`lcs_kernels.replay`) they take less time than laying images out for dense ones.
-_FEW, _FEW_DENSITY = 1 << 22, 0.5
+_KEPT = {nn.Conv2d: SubspaceConv2d, nn.GroupNorm: SubspaceGroupNorm, nn.InstanceNorm2d: SubspaceInstanceNorm2d}
+# Products of an image, and densities, at most, of convolutions that networks run sparse whatever they cost alone: in
+# lanes after each other (`lcs_kernels.replay`) they take less time than laying images out for dense ones. Of what
+# Winograd's products are for, these are faster from a lower density on.
+_FEW, _FEW_DENSITY, _FEW_DENSITY_WINOGRAD = 1 << 22, 0.5, 0.25
+_LEAST_WIDTH = 6  # of a result in lanes
 
 
 class SparsePacker(Packer):
     dense = True
     layers = FROZEN_LAYERS
 
-    def left(self, model: nn.Module) -> dict[nn.Module, SubspaceLayer]:
-        """On a point a layer that is never compressed stays what it was."""
-        plain = [] if self.recipe.line else [m for m in model.modules() if type(m) in _LEFT]
-        free = [m for m in plain if refusal(m) is None and not watched(m)]
-        return {m: _LEFT[type(m)].of(m) for m in free if not getattr(m, "track_running_stats", False)}
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self._wholes: dict[SubspaceLayer, WidthView] = {}  # of layers that no level changes
+        self._packing = threading.Lock()
+
+    def kept(self, modules: Iterable[nn.Module]) -> dict[nn.Module, SubspaceLayer]:
+        free = [m for m in modules if type(m) in _KEPT and not watched(m)]
+        return {m: _KEPT[type(m)].of(m) for m in free if not getattr(m, "track_running_stats", False)}
 
     def stored(self, layer: SubspaceLayer, level: Level) -> int:
         return self.recipe.keep(level.density, layer.weight.numel())
@@ -61,7 +67,7 @@ class SparsePacker(Packer):
             density = self.stored(layer, level) / max(layer.weight.numel(), 1)
             stride = getattr(layer, "stride", (1,))[0]
             shape = tuple(layer.weight.shape)
-            few = density <= _FEW_DENSITY and _does_few(layer, x_shape)
+            few = _does_few(layer, x_shape, density)
             pays = few or costs.pays(layer.sparse_op, x_shape, shape, density, stride=stride)
             if _is_depthwise(layer) or not pays:
                 packed = "width_conv2d" if _pays_packed(layer, x_shape) else "torch"
@@ -75,15 +81,36 @@ class SparsePacker(Packer):
         return behind is not None and layer.weight.is_cpu and layer.weight.dtype in known and layer.groups == 1
 
     def weights(self, layers: Sequence[SubspaceLayer], level: Level, kernels: Sequence[str]) -> Iterator[Weight]:
-        w0s, w1s, keep = self.recipe.prune_arguments(layers, level)
-        made = interpolate_prune_foreach_masks(w0s, w1s, level.alpha, keep=keep, dtype=w0s[0].dtype, extrapolate=True)
-        for w, mask_bits, kernel in zip(*made, kernels, strict=True):
+        changing = [layer for layer in layers if layer.compressed or layer.line]
+        made = iter(self._made(changing, level))
+        for layer, kernel in zip(layers, kernels, strict=True):
+            if not (layer.compressed or layer.line):  # at every level its own
+                yield layer.weight if kernel == "torch" else self._whole(layer)
+                continue
+            w, mask_bits = next(made)
             if kernel.startswith("width_conv2d"):
-                whole = WidthWeight.pack(w)
-                whole.prepack(pairs=True)  # before threads share it
-                yield WidthView(whole, len(w), shared=False)
+                yield _view(w, shared=False)
             else:
                 yield w if kernel == "torch" else SparseWeight.pack(w, mask_bits)
+
+    def _made(self, layers: Sequence[SubspaceLayer], level: Level) -> Iterable[tuple[Tensor, Tensor]]:
+        if not layers:
+            return ()
+        w0s, w1s, keep = self.recipe.prune_arguments(layers, level)
+        made = interpolate_prune_foreach_masks(w0s, w1s, level.alpha, keep=keep, dtype=w0s[0].dtype, extrapolate=True)
+        return zip(*made, strict=True)
+
+    def _whole(self, layer: SubspaceLayer) -> WidthView:
+        with self._packing:
+            if layer not in self._wholes:
+                self._wholes[layer] = _view(layer.weight, shared=True)
+            return self._wholes[layer]
+
+
+def _view(weight: Tensor, shared: bool) -> WidthView:
+    whole = WidthWeight.pack(weight)
+    whole.prepack(pairs=True)  # before threads share it
+    return WidthView(whole, len(weight), shared=shared)
 
 
 def _pays_packed(layer: SubspaceLayer, x_shape: Shape | None) -> bool:
@@ -100,12 +127,16 @@ def _pays_packed(layer: SubspaceLayer, x_shape: Shape | None) -> bool:
     return layer.stride == layer.dilation == (1, 1) and packing_pays(layer.weight)
 
 
-def _does_few(layer: SubspaceLayer, x_shape: Shape) -> bool:
+def _does_few(layer: SubspaceLayer, x_shape: Shape, density: float) -> bool:
     """Whether it is a convolution of few products, and replay has vectors for it."""
     if not isinstance(layer, FrozenConv2d) or len(x_shape) != 4 or isa.max_name() == "scalar":
         return False
+    if layer.weight.dtype != torch.float32 or max(layer.stride) > 2 or x_shape[3] < _LEAST_WIDTH * layer.stride[1]:
+        return False
+    plain = layer.kernel_size == (3, 3) and layer.stride == layer.dilation == (1, 1)
     positions = math.prod(x_shape[2:]) // math.prod(layer.stride)
-    return layer.weight.dtype == torch.float32 and layer.weight.numel() * positions <= _FEW
+    most = _FEW_DENSITY_WINOGRAD if plain else _FEW_DENSITY
+    return density <= most and layer.weight.numel() * positions <= _FEW
 
 
 def _is_depthwise(layer: SubspaceLayer) -> bool:

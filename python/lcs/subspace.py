@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -46,9 +47,10 @@ class Subspace(nn.Module):
     it starts from torch's default seed, the same in every process.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, *, kept: Iterable[str] = ()) -> None:
+        """kept: modules that a point has left as they are, and a line would not."""
         super().__init__()
-        self.model, self.recipe = model, recipe
+        self.model, self.recipe, self.kept = model, recipe, tuple(kept)
         self.generator = torch.Generator()
         layers = [module for module in model.modules() if isinstance(module, SubspaceLayer)]
         self._slot = Slot(recipe)

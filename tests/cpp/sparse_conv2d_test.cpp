@@ -165,10 +165,9 @@ class InLanes {
   // A norm of each image's own statistics, and the residual added to it.
   void measure(size_t y, size_t residual, size_t to) {
     const int64_t n = a_.y.n / chain_.passes, channels = a_.y.channels;
-    const auto take = [&](int64_t floats) { return std::exchange(chain_.floats, chain_.floats + odd_lines(floats)); };
-    const int64_t copy = take(count(a_.y) / chain_.passes), vectors = take(n * 3 * channels);
+    const int64_t vectors = std::exchange(chain_.floats, chain_.floats + odd_lines(n * 3 * channels));
     chain_.steps.push_back(
-        LaneChainArgs::Statistics{y, copy, vectors, groups_of(channels), 0.5, twos_.data(), shifts_.data()});
+        LaneChainArgs::Statistics{y, vectors, groups_of(channels), 0.5, twos_.data(), shifts_.data()});
     const std::optional<size_t> added = a_.residual ? std::optional(residual) : std::nullopt;
     chain_.steps.push_back(LaneChainArgs::Norm{y, to, added, nullptr, nullptr, nullptr, vectors, true});
     measured_.emplace(count(a_.y) * 4, Guard::behind);

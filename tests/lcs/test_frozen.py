@@ -45,7 +45,7 @@ def dense(pays):
 def direct(monkeypatch):
     """Dense layers run torch's ops, in whose order the subspace sums."""
     monkeypatch.setattr("lcs.sparse_packing._pays_packed", lambda layer, x_shape: False)
-    monkeypatch.setattr("lcs.sparse_packing._LEFT", {})
+    monkeypatch.setattr("lcs.sparse_packing._KEPT", {})
 
 
 def resnet(recipe=None, dtype=torch.float32, **options):
@@ -476,3 +476,15 @@ def test_what_a_point_leaves_as_it_was_runs_as_layers(norm):
     kernels = {row.layer: row.kernel for row in fast.report(x, density=0.3).rows}
     assert (kernels["0.0"], kernels["1"]) == ("width_conv2d_norm", "line_norm")
     assert type(subspace.model[0][0]) is nn.Conv2d and type(subspace.model[1]) is nn.GroupNorm  # the copy alone has not
+
+
+@torch.no_grad()
+def test_what_is_excluded_from_a_point_stays_as_it_is_and_levels_copy_nothing():
+    layers = nn.Conv2d(3, 128, 3), nn.GroupNorm(2, 128), nn.Conv2d(128, 96, 3), nn.Conv2d(96, 8, 1)
+    point = lcs.Unstructured(line=False)
+    fast = small(*layers, recipe=point, dense=["0", "2"], exclude=["1"]).freeze()
+    assert type(fast.model[1]) is nn.GroupNorm and fast.kept == ("0", "2")
+    x = torch.randn(1, 3, 12, 12)
+    for density in (0.3, 0.6):
+        fast(x, density=density)
+    assert fast.counters.nbytes < layers[0].weight.nbytes

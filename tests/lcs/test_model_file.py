@@ -1,3 +1,4 @@
+import copy
 import gc
 import json
 import weakref
@@ -202,3 +203,29 @@ def test_a_state_that_is_no_tensor_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="tensors alone, and of the state 0._extra_state is a dict"):
         lcs.save(fast, tmp_path / "state.lcs")
     assert not list(tmp_path.iterdir())
+
+
+class Reads(nn.Module):
+    """A convolution whose weight its own forward does not read, and one whose it does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.read = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.norm, self.last = nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        x = nn.functional.conv2d(self.first(x), self.read.weight * 2)
+        return self.last(self.norm(x).relu())
+
+
+@torch.no_grad()
+def test_what_a_point_kept_runs_as_before(tmp_path):
+    torch.manual_seed(0)
+    frozen = lcs.convert(Reads(), lcs.Unstructured(line=False), dense=["first"]).eval().freeze()
+    assert frozen.kept == ("first", "norm")
+    lcs.save(frozen, tmp_path / "point.lcs")
+    loaded = lcs.load(tmp_path / "point.lcs", model=Reads())
+    x = torch.randn(2, 3, 16, 16)
+    for other in (loaded, copy.deepcopy(frozen)):
+        assert other.kept == frozen.kept and torch.equal(other(x, density=0.3), frozen(x, density=0.3))
+        assert str(other.report(x, density=0.3)) == str(frozen.report(x, density=0.3))

@@ -39,11 +39,10 @@ struct LaneChainArgs {
     bool relu;
   };
   // The statistics of each image's groups of channels, where no vector has two images: for every group of lanes, at
-  // `vectors` floats from the start of the memory, the mean, the scale and the shift of each channel. They are taken of
-  // a copy, contiguous images at `copy`.
+  // `vectors` floats from the start of the memory, the mean, the scale and the shift of each channel.
   struct Statistics {
     size_t x;
-    int64_t copy, vectors;
+    int64_t vectors;
     int64_t groups;
     double eps;
     const float *weight, *bias;  // of each channel

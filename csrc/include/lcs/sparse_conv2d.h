@@ -28,7 +28,8 @@ struct SparseConv2dArgs {
 // What is done to images [begin, end) of y once they are whole; by the thread that made them, or by all in `parallel`.
 using BehindImages = std::function<void(int64_t begin, int64_t end, const Parallel& parallel)>;
 
-// The order of each sum depends on shapes, the instruction set and the size of the second-level cache alone. `behind`
+// The order of each sum depends on shapes, how many weights are stored, the instruction set and the size of the
+// second-level cache alone. `behind`
 // is called once for every image.
 void sparse_conv2d(const SparseConv2dArgs& args, const Parallel& parallel, const BehindImages& behind = nullptr);
 
