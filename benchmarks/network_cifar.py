@@ -1,9 +1,9 @@
 """Rows of a small network: frozen cPreResNet20 of 32 x 32 images, which the paper trains (arXiv 2110.04252), at one
 level of each kind, next to engines.
 
-All networks have batch norms, which engines fold into convolutions where they come behind them: those of the one at bit
-widths do, the others' come before. Its peers have float32 weights but for OpenVINO int8; those at a width are built for
-it.
+Networks have batch norms, which engines fold into convolutions where they come behind them: those of the one at bit
+widths do, the others' come before; beside that at a density stands one with group norms, as the paper trains. Peers have
+float32 weights but for OpenVINO int8; those at a width are built for it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ SIZE, CLASSES = 32, 10
 IMAGES = (1, 16, 128)
 
 
-def model_of(**order: bool) -> nn.Module:
-    model = build("cpreresnet20", CLASSES, in_channels=3, seed=0, norm="batch", **order)
+def model_of(norm: str = "batch", **order: bool) -> nn.Module:
+    model = build("cpreresnet20", CLASSES, in_channels=3, seed=0, norm=norm, **order)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):  # as after training: not the identity
             module.running_mean.normal_(0, 0.1)
@@ -57,13 +57,17 @@ def quantized() -> lcs.Subspace:
     return subspace.eval()
 
 
-def row(level: Callable[[Tensor], Tensor], words: str, plain: nn.Module, x: Tensor) -> Row:
+def row(level: Callable[[Tensor], Tensor], words: str, plain: nn.Module, x: Tensor, beside: lcs.Subspace | None) -> Row:
     torch._dynamo.reset()  # it compiles the forward of one class a limited number of times
     candidates = {
         "lcs": functools.partial(level, x),
         "torch eager": functools.partial(plain, x),
         "torch.compile": compiled(plain, x),
     }
+    if beside is not None:
+        grouped = plain_of(beside, level.level)
+        candidates["lcs, group norm"] = functools.partial(beside.freeze().at(level.level), x)
+        candidates["torch.compile, group norm"] = compiled(grouped, x)
     return Row(
         op="network_cifar",
         case=f"cPreResNet20, {len(x)} x 3 x {SIZE} x {SIZE}, {words}",
@@ -75,17 +79,25 @@ def row(level: Callable[[Tensor], Tensor], words: str, plain: nn.Module, x: Tens
     )
 
 
+def plain_of(subspace: lcs.Subspace, level: lcs.Level) -> nn.Module:
+    return lcs.unconvert(copy.deepcopy(subspace), level).requires_grad_(False).eval()
+
+
 def rows() -> Iterator[Row]:
     torch.manual_seed(0)
-    dense = model_of()
+    point, dense = lcs.Unstructured(line=False), model_of()
     networks = (
-        ("density 0.1", subspace_of(lcs.Unstructured(line=False), copy.deepcopy(dense)), {"density": 0.1}),
-        ("width 0.5", subspace_of(lcs.Structured(line=False), copy.deepcopy(dense)), {"width": 0.5}),
-        ("4 bits", quantized(), {"bits": 4}),
+        (
+            "density 0.1",
+            subspace_of(point, copy.deepcopy(dense)),
+            {"density": 0.1},
+            subspace_of(point, model_of("group")),
+        ),
+        ("width 0.5", subspace_of(lcs.Structured(line=False), copy.deepcopy(dense)), {"width": 0.5}, None),
+        ("4 bits", quantized(), {"bits": 4}, None),
     )
     for images in IMAGES:
         x = torch.randn(images, 3, SIZE, SIZE)
-        for words, subspace, level in networks:
+        for words, subspace, level, beside in networks:
             at = subspace.recipe.full() if "bits" in level else subspace.recipe.level(**level)
-            plain = lcs.unconvert(copy.deepcopy(subspace), at).requires_grad_(False).eval()
-            yield row(subspace.freeze().at(**level), words, plain, x)
+            yield row(subspace.freeze().at(**level), words, plain_of(subspace, at), x, beside)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <limits>
 #include <map>
 #include <utility>
 #include <variant>
@@ -17,6 +18,7 @@ namespace lcs::binding {
 namespace {
 
 constexpr int64_t kLeastPasses = 8;  // enough to keep the threads even
+constexpr int64_t kMeasured = 4;     // times as much as a core keeps, of shared steps that measure what they have made
 constexpr size_t kLeastSteps = 2;    // that share what is in lanes
 
 // Memory that values have one after the other, on cache lines' borders.
@@ -63,12 +65,14 @@ class ChainSteps {
   };
   using Step = std::variant<Conv, ReplayNorm>;
 
-  ChainSteps(const Steps& steps, size_t first, const ReplayValues& values, const ReplayNeeds& needs)
-      : steps_(steps), values_(values), needs_(needs) {
+  // With norms of statistics of their own, or without.
+  ChainSteps(const Steps& steps, size_t first, const ReplayValues& values, const ReplayNeeds& needs, bool may_measure)
+      : steps_(steps), values_(values), needs_(needs), may_measure_(may_measure) {
     while (first + all_.size() < steps.all.size() && takes(first + all_.size())) continue;
   }
 
   const std::deque<Step>& all() const { return all_; }
+  bool measures() const { return measures_; }
   int64_t images() const { return all_.empty() ? 0 : std::get<Conv>(all_.front()).call.x.size[0]; }
 
  private:
@@ -112,10 +116,11 @@ class ChainSteps {
     return true;
   }
 
-  // Of channels last, statistics are summed in another order.
   bool takes(const ReplayNorm& norm) {
-    const bool adds_up = !norm.places.residual || adds(*norm.places.residual, norm.y);
-    return adds_up && (norm.mean || !as_read(norm.y).last);
+    if (norm.places.residual && !adds(*norm.places.residual, norm.y)) return false;
+    if (norm.mean) return true;
+    if (!may_measure_ || as_read(norm.y).last) return false;  // of channels last they are summed in another order
+    return measures_ = true;
   }
 
   // Of a single channel, images with channels last are contiguous, too.
@@ -134,6 +139,8 @@ class ChainSteps {
   const Steps& steps_;
   const ReplayValues& values_;
   const ReplayNeeds& needs_;
+  const bool may_measure_;
+  bool measures_ = false;
   std::map<size_t, ImagesKind> kinds_;  // of values
   std::deque<Step> all_;
 };
@@ -317,30 +324,41 @@ class Plan {
   std::vector<Tensor> inputs_;
 };
 
+// The one that goes furthest; none where it would take too much memory.
+std::optional<Plan> plan_of(const ChainSteps& chain, const Steps& steps, size_t first, ReplayValues& values,
+                            const ReplayNeeds& needs, bool in_passes) {
+  const Images& y = std::get<ChainSteps::Conv>(chain.all().front()).call.args.y;
+  const int64_t kept = lane_chain_floats(), no_limit = std::numeric_limits<int64_t>::max(),
+                most = in_passes          ? kept
+                       : chain.measures() ? kMeasured * kept
+                                          : no_limit;
+  std::optional<Plan> best;
+  for (const LaneGrid& grid : lane_grids(y.n, y.height, y.width)) {
+    if (in_passes && (y.n / grid.images < kLeastPasses || grid.images * y.channels * y.height * y.width > most))
+      continue;
+    Plan plan(chain, steps, first, values, needs, grid, in_passes);
+    if (plan.floats() <= most && (!best || plan.size() > best->size())) best.emplace(std::move(plan));
+    if (best && best->size() == chain.all().size()) break;
+  }
+  return best;
+}
+
 }  // namespace
 
 size_t ran_in_chain(const Steps& steps, size_t first, ReplayValues& values, const ReplayNeeds& needs) {
   if (!needs.wants_lanes(needs.value_of(first))) return 0;
-  const ChainSteps chain(steps, first, values, needs);
-  if (chain.all().size() < kLeastSteps) return 0;
-  const Images& y = std::get<ChainSteps::Conv>(chain.all().front()).call.args.y;
-  const std::vector<LaneGrid> grids = lane_grids(y.n, y.height, y.width);
-  const int64_t most = lane_chain_floats();
-  std::optional<Plan> best;
-  const auto try_all = [&](bool in_passes) {
-    for (const LaneGrid& grid : grids) {
-      if (best && best->size() == chain.all().size()) return;
-      if (in_passes && (y.n / grid.images < kLeastPasses || grid.images * y.channels * y.height * y.width > most))
-        continue;
-      Plan plan(chain, steps, first, values, needs, grid, in_passes);
-      if ((!in_passes || plan.floats() <= most) && (!best || plan.size() > best->size())) best.emplace(std::move(plan));
+  for (const bool may_measure : {true, false}) {
+    const ChainSteps chain(steps, first, values, needs, may_measure);
+    if (chain.all().size() < kLeastSteps) return 0;
+    for (const bool in_passes : {true, false}) {
+      std::optional<Plan> plan = plan_of(chain, steps, first, values, needs, in_passes);
+      if (!plan || plan->size() < (in_passes ? chain.all().size() : kLeastSteps)) continue;
+      plan->run();
+      return plan->size();
     }
-  };
-  try_all(true);
-  if (!best || best->size() < chain.all().size()) best.reset(), try_all(false);
-  if (!best || best->size() < kLeastSteps) return 0;
-  best->run();
-  return best->size();
+    if (!chain.measures()) return 0;
+  }
+  return 0;
 }
 
 }  // namespace lcs::binding
