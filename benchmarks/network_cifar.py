@@ -2,8 +2,8 @@
 level of each kind, next to engines.
 
 Networks have batch norms, which engines fold into convolutions where they come behind them: those of the one at bit
-widths do, the others' come before; beside that at a density stands one with group norms, as the paper trains. Peers have
-float32 weights but for OpenVINO int8; those at a width are built for it.
+widths do, the others' come before. Beside that at a density stands one with group norms, as the paper trains. Peers
+have float32 weights but for OpenVINO int8; those at a width are built for it.
 """
 
 from __future__ import annotations
