@@ -53,6 +53,9 @@ class Chain {
         copy(step);
   }
 
+  Chain(const Chain&) = delete;
+
+  const float* memory() const { return memory_; }
   const std::vector<ChainStep>& steps() const { return steps_; }
 
   // Looks the distances of all convolutions up, a task each.
@@ -216,10 +219,12 @@ void lane_chain(const LaneChainArgs& args, const Parallel& parallel) {
   for (int64_t task = 0; task < first.tasks; ++task) first.run(task, 0);
   Tasks tasks(args.passes);
   parallel(args.passes, 1, [&](int64_t begin, int64_t end) {
-    const Chain own(args, memory_of_thread(args.floats), distances);
+    float* const memory = memory_of_thread(args.floats);
+    std::optional<Chain> own;
+    const Chain& these = memory == chain.memory() ? chain : own.emplace(args, memory, distances);
     Tasks::Taker taker(tasks, begin, end);
     for (Tasks::Some some = taker.one(); some.begin < some.end; some = taker.one())
-      for (const ChainStep& step : own.steps())
+      for (const ChainStep& step : these.steps())
         for (int64_t task = 0; task < step.tasks; ++task) step.run(task, some.begin);
   });
 }

@@ -71,11 +71,6 @@ std::vector<LaneGrid> lane_grids(int64_t n, int64_t height, int64_t width) {
   return found;
 }
 
-std::optional<LaneGrid> lane_grid(int64_t n, int64_t height, int64_t width) {
-  const std::vector<LaneGrid> grids = lane_grids(n, height, width);
-  return grids.empty() ? std::nullopt : std::optional(grids.front());
-}
-
 LaneImages lane_images(const LaneGrid& grid, int64_t n, int64_t channels, int64_t border) {
   LaneImages images{nullptr, grid, n / grid.images, channels, border, 0, 0, 0};
   images.channel_stride = odd_lines((grid.width + 2 * border) * grid.lanes);

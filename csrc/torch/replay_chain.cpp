@@ -334,8 +334,8 @@ std::optional<Plan> plan_of(const ChainSteps& chain, const Steps& steps, size_t 
                                           : no_limit;
   std::optional<Plan> best;
   for (const LaneGrid& grid : lane_grids(y.n, y.height, y.width)) {
-    if (in_passes && (y.n / grid.images < kLeastPasses || grid.images * y.channels * y.height * y.width > most))
-      continue;
+    if (in_passes && y.n / grid.images < kLeastPasses) continue;
+    if ((in_passes ? grid.images : y.n) * y.channels * y.height * y.width > most) continue;
     Plan plan(chain, steps, first, values, needs, grid, in_passes);
     if (plan.floats() <= most && (!best || plan.size() > best->size())) best.emplace(std::move(plan));
     if (best && best->size() == chain.all().size()) break;

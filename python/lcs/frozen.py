@@ -107,11 +107,12 @@ class Frozen:
     Every level is made from the two stored ends, once, when it is first asked for, and never changed. A call looks its
     level up once; all layers read that one object, whatever other threads run or drop meanwhile. Each layer runs the
     sparse op where `lcs_kernels.costs` expects it to be faster for the shapes at hand, and convolutions of few products
-    up to half of their weights, else a dense op on the whole weight, torch's or, where that is faster, `width_conv2d`;
-    the first call with a new input shape runs two to four more forwards, on torch's ops, to learn the layers' shapes
-    and to see that the fused forward (`lcs.fusing`) gives the model's own result; from the third call with one tensor
-    like it on, the ops of the second run again without the modules around them (`lcs.recorded`), unless they draw at
-    random or write to what outlives the call. Feature maps that the model returns may lie in memory with channels last.
+    up to a quarter or half of their weights, else a dense op on the whole weight, torch's or, where that is faster,
+    `width_conv2d`; the first call with a new input shape runs two to four more forwards, on torch's ops, to learn the
+    layers' shapes and to see that the fused forward (`lcs.fusing`) gives the model's own result; from the third call
+    with one tensor like it on, the ops of the second run again without the modules around them (`lcs.recorded`), unless
+    they draw at random or write to what outlives the call. Feature maps that the model returns may lie in memory with
+    channels last.
 
     A level of widths holds no convolution's weight: all of them read one packed copy, the first channels of it.
 

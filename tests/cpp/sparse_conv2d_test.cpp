@@ -101,19 +101,23 @@ bool hold(const LaneImages& images, const Images& whole) {
 
 std::set<int64_t> blocks_in_lanes;  // of all cases
 
+std::optional<LaneGrid> grid_of(const Images& y) {
+  const std::vector<LaneGrid> grids = lane_grids(y.n, y.height, y.width);
+  return grids.empty() ? std::nullopt : std::optional(grids.front());
+}
+
 // The convolution in lanes, between others: twice the result less 3, and what that is behind a ReLU.
 class InLanes {
  public:
   static bool takes(const SparseConv2dArgs& a) {
-    const std::optional<LaneGrid> grid = lane_grid(a.y.n, a.y.height, a.y.width),
-                                  from = grid ? lane_grid_of_x(a, *grid) : grid;
+    const std::optional<LaneGrid> grid = grid_of(a.y), from = grid ? lane_grid_of_x(a, *grid) : grid;
     return sparse_conv2d_takes_lanes(a) && from &&
            (grid->blocks() == 1 || border_of_x(a) <= std::min(from->height, from->width));
   }
 
   InLanes(const SparseConv2dArgs& a, bool in_passes, Guard guard)
       : a_(a), doubled_(count(a.y) * 4, guard), positive_(count(a.y) * 4, guard) {
-    const LaneGrid grid = *lane_grid(a.y.n, a.y.height, a.y.width), from = *lane_grid_of_x(a, grid);
+    const LaneGrid grid = *grid_of(a.y), from = *lane_grid_of_x(a, grid);
     CHECK(lane_grid_of_y(a, from) == grid);
     blocks_in_lanes.insert(grid.blocks());
     chain_.passes = in_passes ? a.y.n / grid.images : 1;

@@ -1,6 +1,5 @@
 #pragma once
 #include <cstdint>
-#include <optional>
 #include <vector>
 
 namespace lcs {
@@ -15,9 +14,8 @@ struct LaneGrid {
 };
 
 // Grids whose blocks are no narrower than the kernels want, what wastes less first; none where all waste too much, or
-// there are no vectors. And the first of them.
+// there are no vectors.
 std::vector<LaneGrid> lane_grids(int64_t n, int64_t height, int64_t width);
-std::optional<LaneGrid> lane_grid(int64_t n, int64_t height, int64_t width);
 
 // float32 images in lanes: group after group, and in these row after row of the blocks, in a row channel after channel,
 // and at each position a float of every lane, with `border` positions all around, in which a block's neighbours go on,
