@@ -18,10 +18,11 @@
 namespace lcs {
 namespace {
 
-constexpr int64_t kTasks = 8;            // of a step that threads share: enough to keep them even
-constexpr int64_t kKeptBytes = 1 << 19;  // of a weight that stays in the second-level cache from row to row
-constexpr int64_t kMembers = 256;        // threads that share steps, at most
-constexpr int kSpins = 1 << 12;          // until a thread that waits lets others run
+constexpr int64_t kTasks = 8;               // of a step that threads share: enough to keep them even
+constexpr int64_t kKeptBytes = 1 << 19;     // of a weight that stays in the second-level cache from band to band
+constexpr int64_t kSharedBytes = 16 << 20;  // that a third-level cache holds beside much else
+constexpr int64_t kMembers = 256;           // threads that share steps, at most
+constexpr int kSpins = 1 << 12;             // until a thread that waits lets others run
 
 // The offsets of each convolution's values, which threads share; null: they are too large, or yet to be looked up.
 using Distances = std::vector<const int32_t*>;
@@ -126,18 +127,20 @@ class Chain {
 
   // Where rows are few, a task is a part of one: of a small weight a thread takes all channels of its rows, and reads
   // little that another has just written; of a large one all rows of its channels.
+  // Where bands are few, a task is a part of one: of a small weight a thread takes all channels of its bands, and reads
+  // little that another has just written; of a large one all bands of its channels.
   void convolve(const LaneChainArgs::Conv& conv, bool shared) {
     const int32_t* const* const distance = &distances_[convolutions_.size()];
     const SparseConv2dRows* const run = &convolutions_.emplace_back(conv, images_, memory_);
     const LaneImages& y = images_[conv.y];
-    const int64_t rows = rows_of(y), height = y.grid.height, channels = y.channels,
-                  part = shared ? ceil_div(channels, ceil_div(kTasks, rows)) : channels,
+    const int64_t bands = run->bands(), all = y.groups * bands, channels = y.channels,
+                  part = shared ? ceil_div(channels, ceil_div(kTasks, all)) : channels,
                   shares = ceil_div(channels, part);
-    const bool by_row = conv.weight.stored() * int64_t{sizeof(float) + sizeof(int32_t)} <= kKeptBytes;
-    steps_.push_back({rows * shares, [=](int64_t task, int64_t) {
-                        const int64_t share = by_row ? task % shares : task / rows,
-                                      row = by_row ? task / shares : task % rows, first = share * part;
-                        (*run)(row / height, row % height, first, std::min(channels, first + part), *distance);
+    const bool by_band = conv.weight.stored() * int64_t{sizeof(float) + sizeof(int32_t)} <= kKeptBytes;
+    steps_.push_back({all * shares, [=](int64_t task, int64_t) {
+                        const int64_t share = by_band ? task % shares : task / all,
+                                      band = by_band ? task / shares : task % all, first = share * part;
+                        (*run)(band / bands, band % bands, first, std::min(channels, first + part), *distance);
                       }});
   }
 
@@ -212,7 +215,9 @@ void lane_chain(const LaneChainArgs& args, const Parallel& parallel) {
   const ChainStep first = chain.look_up(distances);
   if (args.memory) {
     std::vector<ChainStep> steps{first};
-    steps.insert(steps.end(), chain.steps().begin(), chain.steps().end());
+    for (int64_t pass = 0; pass < args.passes; ++pass)
+      for (const ChainStep& step : chain.steps())
+        steps.push_back({step.tasks, [&step, pass](int64_t task, int64_t) { step.run(task, pass); }});
     Team team(steps);
     return parallel(kMembers, 1, [&](int64_t begin, int64_t end) { team.work(begin, end); });
   }
@@ -228,6 +233,8 @@ void lane_chain(const LaneChainArgs& args, const Parallel& parallel) {
         for (int64_t task = 0; task < step.tasks; ++task) step.run(task, some.begin);
   });
 }
+
+int64_t lane_chain_shared_floats() { return kSharedBytes / int64_t{sizeof(float)}; }
 
 int64_t lane_chain_floats() { return second_level() * 5 / 2 / int64_t{sizeof(float)}; }
 

@@ -11,9 +11,10 @@ inline __attribute__((always_inline)) void each(F f, std::integer_sequence<int, 
   (f(i), ...);
 }
 
-template <int kVectors, bool kDirect, int kStep>
+template <int kVectors, int kLines, bool kDirect, int kStep>
 void accumulate_tile(const SparseTile& tile) {
-  constexpr int kSums = sums_of(kVectors);
+  constexpr int kSums = sums_of(kVectors), kLine = kVectors / kLines;
+  static_assert(kVectors % kLines == 0);
   constexpr auto kEach = std::make_integer_sequence<int, kVectors>();
   const int32_t* distance = tile.distance;
   const uint16_t* index = tile.index;
@@ -24,6 +25,9 @@ void accumulate_tile(const SparseTile& tile) {
   const float* residual = tile.residual;
   float* y = tile.y;
   const bool fetches = tile.block == tile.blocks - 2 && y != tile.acc;  // what the last block reads and writes
+  const auto of = [](auto* first, int64_t line, int v, int step = 1) {
+    return first + (v < kLine ? 0 : line) + v % kLine * kLanes * step;
+  };
   const Float floor = set1(tile.relu ? 0.0f : -__builtin_inff()), ceiling = set1(tile.cap);
   const auto add_value = [&](Float* sum, int32_t i) {
     const float* x = tile.x;
@@ -32,15 +36,18 @@ void accumulate_tile(const SparseTile& tile) {
     else
       x += tile.offset[index[i]];
     const Float w = set1(value[i]);
-    each([&](int v) { sum[v] = fmadd(w, load(x + v * kLanes * kStep), sum[v]); }, kEach);
+    const float* second = x + tile.x_line;
+    if (kLines > 1) asm("" : "+r"(second));  // else loads of both lines, which fall on the same banks, take turns
+    each([&](int v) { sum[v] = fmadd(w, load((v < kLine ? x : second) + v % kLine * kLanes * kStep), sum[v]); }, kEach);
   };
   for (int64_t row = 0; row < tile.rows; ++row, acc += tile.acc_stride) {
     Float sum[kSums][kVectors];
     const Float start = set1(starts ? tile.bias[row] : 0.0f);
-    each([&](int v) { sum[0][v] = first ? start : load(acc + v * kLanes); }, kEach);
+    each([&](int v) { sum[0][v] = first ? start : load(of(acc, tile.acc_line, v)); }, kEach);
     for (int s = 1; s < kSums; ++s) each([&](int v) { sum[s][v] = set1(0.0f); }, kEach);
-    if (fetches) each([&](int v) { __builtin_prefetch(y + v * kLanes, 1); }, kEach);
-    if (fetches && residual && residual != y) each([&](int v) { __builtin_prefetch(residual + v * kLanes); }, kEach);
+    if (fetches) each([&](int v) { __builtin_prefetch(of(y, tile.y_line, v), 1); }, kEach);
+    if (fetches && residual && residual != y)
+      each([&](int v) { __builtin_prefetch(of(residual, tile.residual_line, v)); }, kEach);
     const int32_t n = tile.count[row];
     int32_t i = 0;
     for (; i + kSums <= n; i += kSums)
@@ -58,29 +65,40 @@ void accumulate_tile(const SparseTile& tile) {
       const Float scale = set1(scales ? tile.scale[row] : 1.0f),
                   shift = set1(scales && tile.bias ? tile.bias[row] : 0.0f);
       if (scales) each([&](int v) { sum[0][v] = fmadd(sum[0][v], scale, shift); }, kEach);
-      if (residual) each([&](int v) { sum[0][v] = add(sum[0][v], load(residual + v * kLanes)); }, kEach);
+      if (residual) each([&](int v) { sum[0][v] = add(sum[0][v], load(of(residual, tile.residual_line, v))); }, kEach);
       each([&](int v) { sum[0][v] = lowered_to(raised_to(sum[0][v], floor), ceiling); }, kEach);
     }
     float* const to = last ? y : acc;
-    each([&](int v) { store(to + v * kLanes, sum[0][v]); }, kEach);
+    const int64_t to_line = last ? tile.y_line : tile.acc_line;
+    each([&](int v) { store(of(to, to_line, v), sum[0][v]); }, kEach);
     if (residual) residual += tile.residual_stride;
     y += tile.y_stride;
   }
 }
 
-template <bool kDirect, int kStep, int... kVectors>
-void accumulate_any(const SparseTile& tile, std::integer_sequence<int, kVectors...>) {
-  static constexpr void (*kTable[])(const SparseTile&) = {accumulate_tile<kVectors + 1, kDirect, kStep>...};
-  kTable[tile.vectors - 1](tile);
+template <int kLines, bool kDirect, int kStep, int... i>
+void accumulate_any(const SparseTile& tile, std::integer_sequence<int, i...>) {
+  static constexpr void (*kTable[])(const SparseTile&) = {accumulate_tile<(i + 1) * kLines, kLines, kDirect, kStep>...};
+  kTable[tile.vectors / kLines - 1](tile);
 }
 
-template <bool kDirect>
+template <int kLines, bool kDirect>
 void accumulate_any(const SparseTile& tile) {
-  constexpr auto kVectors = std::make_integer_sequence<int, kMaxVectors>();
-  tile.step == 1 ? accumulate_any<kDirect, 1>(tile, kVectors) : accumulate_any<kDirect, 2>(tile, kVectors);
+  constexpr auto kVectors = std::make_integer_sequence<int, kMaxVectors / kLines>();
+  tile.step == 1 ? accumulate_any<kLines, kDirect, 1>(tile, kVectors)
+                 : accumulate_any<kLines, kDirect, 2>(tile, kVectors);
 }
 
-void accumulate(const SparseTile& tile) { tile.distance ? accumulate_any<true>(tile) : accumulate_any<false>(tile); }
+template <int kLines>
+void accumulate_any(const SparseTile& tile) {
+  tile.distance ? accumulate_any<kLines, true>(tile) : accumulate_any<kLines, false>(tile);
+}
+
+void accumulate(const SparseTile& tile) {
+  if constexpr (kMaxLines > 1)
+    if (tile.lines == 2) return accumulate_any<2>(tile);
+  accumulate_any<1>(tile);
+}
 
 void add_residual(const float* residual, int64_t n, float floor, float cap, float* sums) {
   int64_t i = 0;
@@ -90,6 +108,6 @@ void add_residual(const float* residual, int64_t n, float floor, float cap, floa
 }
 
 SparseConv2dKernels table() {
-  return {kLanes,     kMaxVectors, kOrderedVectors, kSquare,         accumulate,   load_block, store_block,
-          load_lanes, store_lanes, share_lanes,     normalise_lanes, add_residual, stream_end};
+  return {kLanes,      kMaxVectors, kMaxLines,   kOrderedVectors, kSquare,         accumulate,   load_block,
+          store_block, load_lanes,  store_lanes, share_lanes,     normalise_lanes, add_residual, stream_end};
 }

@@ -20,7 +20,7 @@ namespace eight {
 }
 using namespace eight;
 #include "transpose_avx2.inl"
-constexpr int kMaxVectors = 14;
+constexpr int kMaxVectors = 14, kMaxLines = 2;
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "masked_avx2.inl"

@@ -9,11 +9,12 @@ namespace lcs {
 
 // Sums of `rows` rows of one block of the weight, over a tile of `vectors` vectors of positions:
 // acc[row * acc_stride + position] = start + sum over the row's values of value * x[distance + step * position].
+// Positions may lie in two lines of as many vectors, whose taps have more of x in common.
 struct SparseTile {
   const float* x;
   float* acc;
   int64_t acc_stride;
-  int vectors;
+  int vectors;                // of all lines
   int step;                   // vectors of x from one of acc to the next: 1 or 2
   const float *scale, *bias;  // of each row; null: 1 and 0
   bool relu;
@@ -23,7 +24,9 @@ struct SparseTile {
   float* y;  // takes what becomes of acc, laid out likewise; may be acc, or the residual where each row is at its own
              // place
   int64_t y_stride;
-  const int32_t* distance = nullptr;  // of each value; null: offset[index]
+  int lines = 1;                                                    // at most max_lines
+  int64_t x_line = 0, acc_line = 0, residual_line = 0, y_line = 0;  // floats from the first to the second
+  const int32_t* distance = nullptr;                                // of each value; null: offset[index]
   const int64_t* offset = nullptr;
   const int32_t* count = nullptr;
   const uint16_t* index = nullptr;
@@ -34,7 +37,7 @@ struct SparseTile {
 };
 
 struct SparseConv2dKernels {
-  int lanes, max_vectors;
+  int lanes, max_vectors, max_lines;
   int ordered_vectors;  // tiles of at least so many add a row's values up in their order
   int stream_lanes;     // that are stored past the caches at once
   void (*accumulate)(const SparseTile& tile);

@@ -11,7 +11,7 @@
 
 namespace lcs {
 
-// Sparse convolutions of images in lanes, row by row, with the norm behind each.
+// Sparse convolutions of images in lanes, band by band of one row or two, with the norm behind each.
 class SparseConv2dRows {
  public:
   // x is only read; its border is at least the padding. The residual is of y's grid, and may be y.
@@ -21,15 +21,16 @@ class SparseConv2dRows {
   const SparsePrepack& weight() const { return c_.weight; }
   const SparseSums& sums() const { return sums_; }
 
-  // Output channels [begin, end) of one row, with what repeats them and what comes behind; `distance` of all values.
-  void operator()(int64_t group, int64_t row, int64_t begin, int64_t end, const int32_t* distance) const;
+  int64_t bands() const { return (y_.grid.height + lines_ - 1) / lines_; }
+  // Output channels [begin, end) of a band, with what repeats them and what comes behind; `distance` of all values.
+  void operator()(int64_t group, int64_t band, int64_t begin, int64_t end, const int32_t* distance) const;
 
  private:
   const LaneChainArgs::Conv& c_;
   const LaneImages x_, y_;
   const std::optional<LaneImages> residual_;
   const SparseConv2dKernels run_;
-  const int64_t tiles_;  // of a row
+  const int64_t lines_;  // of a band
   const SparseSums sums_;
   const LaneBorders borders_;
   std::optional<LineNormRows> behind_;

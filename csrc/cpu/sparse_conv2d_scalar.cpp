@@ -13,7 +13,7 @@ namespace single {
 }
 using namespace single;
 
-constexpr int kSquare = 1, kMaxVectors = 8;
+constexpr int kSquare = 1, kMaxVectors = 8, kMaxLines = 1;
 template <class From, class To>
 inline void copy_first(const From* from, int64_t, To* to, int64_t) {
   store(to, rounded<To>(load(from)));

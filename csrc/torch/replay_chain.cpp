@@ -149,9 +149,9 @@ class ChainSteps {
 class Plan {
  public:
   Plan(const ChainSteps& chain, const Steps& steps, size_t first, ReplayValues& values, const ReplayNeeds& needs,
-       const LaneGrid& grid, bool in_passes)
-      : chain_(chain), steps_(steps), first_(first), values_(values), needs_(needs), grid_(grid) {
-    args_.passes = in_passes ? chain.images() / grid.images : 1;
+       const LaneGrid& grid, int64_t passes, bool shared)
+      : chain_(chain), steps_(steps), first_(first), values_(values), needs_(needs), grid_(grid), shared_(shared) {
+    args_.passes = passes;
     while (size_ < chain.all().size() &&
            std::visit([this](const auto& step) { return takes(step); }, chain.all()[size_])) {
       for (const int64_t value : steps.all[first + size_].drops) drop(size_t(value));
@@ -162,6 +162,8 @@ class Plan {
 
   size_t size() const { return size_; }  // in steps
   int64_t floats() const { return args_.floats; }
+  int64_t groups() const { return chain_.images() / grid_.images; }
+  Plan of_passes(int64_t passes) const { return {chain_, steps_, first_, values_, needs_, grid_, passes, shared_}; }
 
   void run() {
     std::vector<std::pair<size_t, Tensor>> made;
@@ -172,7 +174,7 @@ class Plan {
         made.emplace_back(value, std::move(y));
       }
     Tensor memory;
-    if (args_.passes == 1) {
+    if (shared_) {
       const int64_t step = 1;
       memory = empty_strided({&args_.floats, 1}, {&step, 1}, int32_t(ScalarType::Float));
       args_.memory = static_cast<float*>(memory.mutable_data_ptr());
@@ -317,6 +319,7 @@ class Plan {
   ReplayValues& values_;
   const ReplayNeeds& needs_;
   const LaneGrid grid_;
+  const bool shared_;
   size_t size_ = 0;
   LaneChainArgs args_{};
   Arena arena_;
@@ -336,10 +339,15 @@ std::optional<Plan> plan_of(const ChainSteps& chain, const Steps& steps, size_t 
   for (const LaneGrid& grid : lane_grids(y.n, y.height, y.width)) {
     if (in_passes && y.n / grid.images < kLeastPasses) continue;
     if ((in_passes ? grid.images : y.n) * y.channels * y.height * y.width > most) continue;
-    Plan plan(chain, steps, first, values, needs, grid, in_passes);
+    Plan plan(chain, steps, first, values, needs, grid, in_passes ? y.n / grid.images : 1, !in_passes);
     if (plan.floats() <= most && (!best || plan.size() > best->size())) best.emplace(std::move(plan));
     if (best && best->size() == chain.all().size()) break;
   }
+  if (in_passes || !best) return best;
+  const int64_t groups = best->groups();
+  int64_t passes = 1;
+  while (passes < groups && (groups % passes != 0 || best->floats() > passes * lane_chain_shared_floats())) ++passes;
+  if (passes > 1) best.emplace(best->of_passes(passes));
   return best;
 }
 

@@ -64,10 +64,14 @@ struct LaneChainArgs {
   std::vector<Step> steps;
   int64_t passes;  // of all steps, each on as many images
   int64_t floats;  // of memory, which a pass takes
-  float* memory;   // of the only pass, whose steps threads share; null: each thread has its own, and takes whole passes
+  float* memory;   // of each pass after the other, whose steps threads share; null: each thread has its own, and takes
+                   // whole passes
 };
 
 void lane_chain(const LaneChainArgs& args, const Parallel& parallel);
+
+// Floats of a pass that threads should share: what a step makes is in the cache that they share, mostly.
+int64_t lane_chain_shared_floats();
 
 // Floats of a pass that a thread should take as a whole: what a step makes is in its core's second-level cache, mostly,
 // when the next one reads it.
