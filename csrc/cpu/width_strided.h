@@ -5,7 +5,7 @@
 
 namespace lcs {
 
-// Whether a convolution goes by Winograd's F(3 x 3, 4 x 4) on x split by its stride: 7 x 7 or 8 x 8 taps at stride 2 of
+// Whether a convolution goes by Winograd's F(4 x 4, 4 x 4) on x split by its stride: 7 x 7 or 8 x 8 taps at stride 2 of
 // few channels, as networks begin with, no dilation, one group, and a packed weight of floats; by default where an
 // image has enough tiles and the result enough channels.
 bool width_conv2d_strided(const WidthConv2dArgs& args);
@@ -15,7 +15,7 @@ bool width_conv2d_strided(const WidthConv2dArgs& args);
 // window by the weights of a span of output channels, and transforms the sums.
 class WidthStrided {
  public:
-  static constexpr int64_t kRows = 3;  // of y, a line of tiles
+  static constexpr int64_t kRows = kWinogradResults;  // of y, a line of tiles
 
   // Transforms the weights, to memory that the next one of this thread takes. mean: null, or of y.channels, of a norm
   // whose scale and bias are those of args.

@@ -13,10 +13,10 @@
 namespace lcs {
 namespace {
 
-constexpr int64_t kWindow = kWinogradWindow, kPositions = kWinogradPositions;
+constexpr int64_t kWindow = winograd_window(4), kPositions = winograd_positions(4);
 constexpr int64_t kPhases = 4;        // pairs of remainders
 constexpr int64_t kMostChannels = 8;  // of x
-constexpr int64_t kBlock = 24;        // tiles whose sums stay in the second-level cache
+constexpr int64_t kBlock = 14;        // tiles whose sums stay in the second-level cache
 constexpr int64_t kTasks = 8;         // enough for threads to share evenly
 constexpr int64_t kMostLines = 4;     // of tiles, whose x stays in that cache too
 constexpr int64_t kFewTiles = 16;     // of an image, too few to pay for transforming the weights
@@ -160,14 +160,14 @@ void WidthStrided::split_row(const float* from, float* to) const {
 
 void WidthStrided::multiply(const Place& place, int64_t tile, int64_t tiles, const float* x, const Room& room) const {
   const int64_t columns = kRows * tiles + kWindow - kRows, position = tiles * pixel_;
-  const WidthWinogradResults results(place.to, kRows, mean_, scale_, bias_);
+  const WidthWinogradResults results(place.to, run_.four.results, mean_, scale_, bias_);
   WinogradColumns side{{}, columns * pixel_, room.sides, columns * pixel_};
   for (int64_t i = 0; i < kWindow; ++i) side.rows[i] = x + i * row_ * pixel_;
-  run_.columns(side);
-  run_.rows({room.sides, columns * pixel_, pixel_, pixel_, tiles, kRows, room.x, position, pixel_});
+  run_.four.columns(side);
+  run_.four.rows({room.sides, columns * pixel_, pixel_, pixel_, tiles, room.x, position, pixel_});
   for (int64_t i = 0; i < spans_; ++i) {
-    run_.products({room.x, weights_ + i * kPositions * channels_ * span_, room.sums, tiles, pixel_, channels_, position,
-                   channels_ * span_, tiles * span_, true});
+    run_.four.products({room.x, weights_ + i * kPositions * channels_ * span_, room.sums, tiles, pixel_, channels_,
+                        position, channels_ * span_, tiles * span_, true});
     results.write({0, place.to_image, place.to_line, tile, tile + tiles}, i, room.sums, tiles * span_, room.results);
   }
 }

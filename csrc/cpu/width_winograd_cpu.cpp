@@ -13,7 +13,7 @@
 namespace lcs {
 namespace {
 
-constexpr int64_t kSide = 4, kWindow = kWinogradWindow, kPositions = kWinogradPositions;
+constexpr int64_t kSide = kWinogradResults, kWindow = winograd_window(3), kPositions = winograd_positions(3);
 constexpr int64_t kMostTiles = 72;        // of a block, whose sums stay in the second-level cache
 constexpr int64_t kInputBytes = 6 << 20;  // of a block's transformed x
 constexpr int64_t kPart = 8;              // tiles next to each other whose results stay in the first-level cache
@@ -121,10 +121,10 @@ class WidthWinograd {
         std::fill_n(sides + i * row, begin * pixel_, 0.0f);
         std::fill_n(sides + i * row + end * pixel_, (columns - end) * pixel_, 0.0f);
       }
-      run_.columns(c);
+      run_.three.columns(c);
       for (int64_t i = 0; i < chunks_; ++i)
-        run_.rows({sides + i * chunk_, row, pixel_, std::min(chunk_, pixel_ - i * chunk_), part.end - part.begin, kSide,
-                   to + i * kPositions * x_ + part.slot * chunk_, x_, chunk_});
+        run_.three.rows({sides + i * chunk_, row, pixel_, std::min(chunk_, pixel_ - i * chunk_), part.end - part.begin,
+                         to + i * kPositions * x_ + part.slot * chunk_, x_, chunk_});
     });
   }
 
@@ -167,9 +167,9 @@ class WidthWinograd {
     for (int64_t c = 0; c < a_.x.channels; c += chunk_, x += kPositions * x_) {
       const int64_t channels = std::min(chunk_, a_.x.channels - c);
       transform_weights(span, c, channels, weights);
-      run_.products({x, weights, sums, last - first, chunk_, channels, x_, weights_, sums_, c == 0});
+      run_.three.products({x, weights, sums, last - first, chunk_, channels, x_, weights_, sums_, c == 0});
     }
-    const WidthWinogradResults results(a_, kSide, nullptr, scale_, bias_);
+    const WidthWinogradResults results(a_, run_.three.results, nullptr, scale_, bias_);
     for_parts(0, first, last,
               [&](const WinogradPart& part) { results.write(part, span, sums, sums_, sums + kPositions * sums_); });
   }

@@ -1,22 +1,34 @@
 #pragma once
 #include <cstdint>
 
-// What each instruction set implements of Winograd's convolutions in float32 (arXiv 1509.09308) at the points 0, 1, -1,
-// 1/2, -2 and infinity: F(4 x 4, 3 x 3), and F(3 x 3, 4 x 4) for the halves that a kernel of 7 x 7 or 8 x 8 taps at
-// stride 2 has on x split by the remainders of rows and columns modulo 2. Results A^T [(G w G^T) * (B^T x B)] A, the
-// products summed over channels before A, with as many columns of G as taps, rows of A^T as results,
+// What each instruction set implements of Winograd's convolutions in float32 (arXiv 1509.09308): F(4 x 4, 3 x 3) at the
+// points 0, 1, -1, 1/2, -2 and infinity; and F(4 x 4, 4 x 4), at -1/2 too, for the halves that a kernel of 7 x 7 or
+// 8 x 8 taps at stride 2 has on x split by the remainders of rows and columns modulo 2. Results
+// A^T [(G w G^T) * (B^T x B)] A, the products summed over channels before A, with rows of G for the points' powers:
+// that of p is 1 p p^2 (p^3), that of infinity 0 0 (0) 1. Of three taps
 //
-//       1   0    0    0           1  -3/2  -2   3/2   1  0           1  1/3 -1/3 -16/15  1/15  0
-//       1   1    1    1           0   -1  1/2   5/2   1  0     A^T = 0  1/3  1/3  -8/15 -2/15  0
-//   G = 1  -1    1   -1     B^T = 0    1 -5/2   1/2   1  0           0  1/3 -1/3  -4/15  4/15  0
-//       1  1/2  1/4  1/8          0   -2  -1     2    1  0           0  1/3  1/3  -2/15 -8/15  1
-//       1  -2    4   -8           0  1/2  -1   -1/2   1  0
-//       0   0    0    1           0    1 -3/2   -2   3/2 1
+//         1  -3/2  -2   3/2   1  0           1  1/3 -1/3 -16/15  1/15  0
+//         0   -1  1/2   5/2   1  0     A^T = 0  1/3  1/3  -8/15 -2/15  0
+//   B^T = 0    1 -5/2   1/2   1  0           0  1/3 -1/3  -4/15  4/15  0
+//         0   -2  -1     2    1  0           0  1/3  1/3  -2/15 -8/15  1
+//         0  1/2  -1   -1/2   1  0
+//         0    1 -3/2   -2   3/2 1
 //
-// and the 1 of infinity stands at the last result and the last tap.
+// and of four
+//
+//         1/2  1/4 -5/2 -5/4   2   1  0           2  2/9  2/3 -16/15 -2/45 -16/9  0
+//          0  -1/2 -3/4  7/4   3   1  0     A^T = 0  2/9 -2/3  -8/15  4/45   8/9  0
+//          0   1/2 -5/4 -9/4   1   1  0           0  2/9  2/3  -4/15 -8/45  -4/9  0
+//   B^T =  0   -1  -5/2   0   5/2  1  0           0  2/9 -2/3  -2/15 16/45   2/9  1
+//          0   1/4   0  -5/4   0   1  0
+//          0   1   -3/2  -2   3/2  1  0
+//          0   1/2  1/4 -5/2 -5/4  2  1
 namespace lcs {
 
-constexpr int kWinogradWindow = 6, kWinogradPositions = kWinogradWindow * kWinogradWindow;
+constexpr int kWinogradResults = 4;  // a side
+constexpr int winograd_window(int taps) { return kWinogradResults + taps - 1; }
+constexpr int winograd_positions(int taps) { return winograd_window(taps) * winograd_window(taps); }
+constexpr int kWinogradMostTaps = 4;
 constexpr int kWinogradVectors = 2;  // of output channels that are multiplied together: a span
 
 // G w G^T of 3 x 3 taps, of some channels of x in the same block of the weight and a span, to
@@ -38,9 +50,9 @@ struct WinogradSplitWeights {
   bool pairs;
 };
 
-// B^T of floats, to six rows.
+// B^T of floats, to as many rows.
 struct WinogradColumns {
-  const float* rows[kWinogradWindow];  // whole vectors
+  const float* rows[winograd_window(kWinogradMostTaps)];  // whole vectors
   int64_t floats;
   float* to;
   int64_t row;  // floats from one to the next
@@ -49,8 +61,8 @@ struct WinogradColumns {
 // That times B, of some channels of tiles next to each other, to [position][tile].
 struct WinogradRows {
   const float* from;
-  int64_t row, column;               // floats from one to the next
-  int64_t channels, tiles, results;  // the first: whole vectors; the last: columns from a tile to the next
+  int64_t row, column;      // floats from one to the next
+  int64_t channels, tiles;  // the first: whole vectors
   float* to;
   int64_t position, tile;  // floats from one to the next
 };
@@ -69,21 +81,26 @@ struct WinogradProducts {
 // rows of columns of a span.
 struct WinogradResults {
   const float* from;
-  int64_t position, tiles, results;  // the last: 3 or 4 a side
+  int64_t position, tiles;           // the first: floats from one to the next
   const float *mean, *scale, *bias;  // the first: null where there is no norm
   bool relu;
   float* to;
   int64_t row, column;  // floats from one to the next
 };
 
-struct WidthWinogradKernels {
-  int lanes;
-  void (*weights)(const WinogradWeights& w);
-  void (*split_weights)(const WinogradSplitWeights& w);
+// Of so many taps.
+struct WinogradSide {
   void (*columns)(const WinogradColumns& c);
   void (*rows)(const WinogradRows& r);
   void (*products)(const WinogradProducts& p);
   void (*results)(const WinogradResults& r);
+};
+
+struct WidthWinogradKernels {
+  int lanes;
+  void (*weights)(const WinogradWeights& w);
+  void (*split_weights)(const WinogradSplitWeights& w);
+  WinogradSide three, four;
 };
 
 namespace scalar {

@@ -13,9 +13,9 @@ struct WinogradPart {
 // What makes results of a span's sums, [position][tile][output channel], and writes them where they belong.
 class WidthWinogradResults {
  public:
-  // side: of a tile's results. Of whole spans: as of WinogradResults.
-  WidthWinogradResults(const WidthConv2dArgs& args, int64_t side, const float* mean, const float* scale,
-                       const float* bias);
+  // Of whole spans: as of WinogradResults.
+  WidthWinogradResults(const WidthConv2dArgs& args, void (*results)(const WinogradResults&), const float* mean,
+                       const float* scale, const float* bias);
 
   // position: floats of `sums` from one position to the next.
   void write(const WinogradPart& part, int64_t span, const float* sums, int64_t position, float* room) const;
@@ -23,8 +23,8 @@ class WidthWinogradResults {
  private:
   const WidthConv2dArgs& a_;
   const WidthConv2dKernels copy_;
-  const WidthWinogradKernels run_;
-  const int64_t side_, span_;
+  void (*const results_)(const WinogradResults&);
+  const int64_t span_;
   const float *mean_, *scale_, *bias_;
 };
 

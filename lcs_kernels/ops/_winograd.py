@@ -1,5 +1,5 @@
 """Winograd's products (arXiv 1509.09308) as `width_conv2d` multiplies on CPUs, and their error: F(4 x 4, 3 x 3) of
-float32, F(6 x 6, 3 x 3) of bfloat16, and F(3 x 3, 4 x 4) of the first layers of networks, 7 x 7 or 8 x 8 taps at stride
+float32, F(6 x 6, 3 x 3) of bfloat16, and F(4 x 4, 4 x 4) of the first layers of networks, 7 x 7 or 8 x 8 taps at stride
 2."""
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-POINTS = (0, 1, -1, 0.5, -2)  # and infinity, where the highest coefficient is the value
-TILE, STRIDED_TILE = 4, 3  # results a side
+POINTS = (0, 1, -1, 0.5, -2, -0.5)  # and infinity, where the highest coefficient is the value
+TILE = 4  # results a side
 WIDE_POINTS = (0, 1, -1, 2, -2, 0.5, -0.5)  # of bfloat16
 WIDE_TILES = (2, 4, 6)  # at the first so many of these points and one more, and infinity
 
@@ -84,10 +84,10 @@ def split(t: Tensor, padding: tuple[int, int]) -> Tensor:
 
 
 def strided_rounding_bound(x: Tensor, padding: tuple[int, int], weight: Tensor) -> Tensor:
-    """What `width_conv2d` of these at stride 2, by F(3 x 3, 4 x 4), may be off by before its result is rounded to x's
+    """What `width_conv2d` of these at stride 2, by F(4 x 4, 4 x 4), may be off by before its result is rounded to x's
     dtype: as `rounding_bound`, of 6 roundings in B^T x B and in G w G^T, one in each of 4 * c products and once more,
     12 in A^T m A and two by scale and bias.
     """
     size = [(n + 2 * p - k) // 2 + 1 for n, p, k in zip(x.shape[2:], padding, weight.shape[2:], strict=True)]
-    y = _sums(split(x, padding), split(weight, (0, 0)), size, _magnitudes(STRIDED_TILE, 4))
+    y = _sums(split(x, padding), split(weight, (0, 0)), size, _magnitudes(TILE, 4))
     return (4 * x.shape[1] + 27) * 2.0**-24 * y

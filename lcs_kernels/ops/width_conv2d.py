@@ -247,10 +247,10 @@ def width_conv2d(
     beyond 2^110 or 2^100.
 
     The first layers of networks, 7 x 7 or 8 x 8 taps at stride 2 of up to 8 channels of x and 32 or more of the result,
-    without dilation, of one group and a `WidthWeight` that is not of pairs, are multiplied by F(3 x 3, 4 x 4) in
-    float32, where an image has 16 tiles of 3 x 3 results or more, on x split into odd and even rows and columns: 144
-    products in place of 441, whose weight is transformed in each call. A result is off by at most
-    (4 * c + 27) * 5000 * c * 2^-24 * max |w| * max |x|, and mostly by far less; those of a tile that reads a NaN or an
+    without dilation, of one group and a `WidthWeight` that is not of pairs, are multiplied by F(4 x 4, 4 x 4) in
+    float32, where an image has 16 tiles of 4 x 4 results or more, on x split into odd and even rows and columns: 196
+    products in place of 784, whose weight is transformed in each call. A result is off by at most
+    (4 * c + 27) * 21700 * c * 2^-24 * max |w| * max |x|, and mostly by far less; those of a tile that reads a NaN or an
     infinity may all become NaN, as they may where c * max |w| * max |x| is beyond 2^110.
 
     With a `WidthWeight` a change of width repacks and allocates nothing; a tensor's block is packed in each call, in

@@ -1,4 +1,4 @@
-"""width_conv2d of 7 x 7 or 8 x 8 taps at stride 2 by Winograd's F(3 x 3, 4 x 4)."""
+"""width_conv2d of 7 x 7 or 8 x 8 taps at stride 2 by Winograd's F(4 x 4, 4 x 4)."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from lcs_kernels import width_conv2d
 from lcs_kernels.formats import WidthWeight
-from lcs_kernels.ops._winograd import STRIDED_TILE, split, strided_rounding_bound, transforms
+from lcs_kernels.ops._winograd import TILE, split, strided_rounding_bound, transforms
 
 from . import winograd_cases
 from .sparse_cases import DTYPES
@@ -43,8 +43,8 @@ def case(name, layout, dtype=torch.float32, fill=torch.randn):
 
 def test_transforms_are_those_of_a_correlation():
     torch.manual_seed(0)
-    a, g, b = transforms(STRIDED_TILE, 4)
-    x, w = torch.randn(1, 5, 12, 12).double(), torch.randn(3, 5, 7, 7).double()
+    a, g, b = transforms(TILE, 4)
+    x, w = torch.randn(1, 5, 14, 14).double(), torch.randn(3, 5, 7, 7).double()
     y = a @ ((g @ split(w, (0, 0)) @ g.T) * (b @ split(x, (0, 0)) @ b.T)).sum(1) @ a.T
     torch.testing.assert_close(y, F.conv2d(x, w, stride=2)[0], rtol=0, atol=1e-12)
 
@@ -63,7 +63,7 @@ def test_rounds_as_often_as_it_must(isa, name, layout, dtype):
         assert y.stride() == direct.stride() and y.dtype == dtype
     if x.numel():
         c, limit = x.shape[1], limit / scale[:out, None, None].abs()
-        bound = (4 * c + 27) * 5000 * c * 2.0**-24 * block.abs().max() * x.abs().max()
+        bound = (4 * c + 27) * 21700 * c * 2.0**-24 * block.abs().max() * x.abs().max()
         assert (limit - 2.0**-23 * (bias / scale)[:out, None, None].abs() <= bound * 1.01).all()
 
 
@@ -89,7 +89,7 @@ def test_every_size_of_an_image(isa):
 @pytest.mark.parametrize("name", CASES)
 def test_integers_stay_nearest(isa, name, layout):
     torch.manual_seed(3)
-    x, block, weight, out, padding = case(name, layout, fill=lambda *shape: torch.randint(-3, 4, shape).float())
+    x, block, weight, out, padding = case(name, layout, fill=lambda *shape: torch.randint(-1, 2, shape).float())
     y = run(x, weight, out, padding)
     assert x.numel() == 0 or assert_within_bound(y, x, block, padding).max() < 0.5
     assert torch.equal(y.round(), F.conv2d(x, block, None, 2, padding))
@@ -115,8 +115,8 @@ def test_nan_stays_in_the_tiles_that_read_it(isa):
         found = run(x, weight, 16, (3, 3)).isnan()
         read = F.conv2d(x, weight.weight, None, 2, 3).isnan()
         assert found[read].all()
-        tiles = F.pad(x.isnan().any(1, keepdim=True).float(), (3, 9, 3, 9)).unfold(2, 12, 6).unfold(3, 12, 6)
-        near = tiles.flatten(4).amax(4).repeat_interleave(3, 2).repeat_interleave(3, 3)[..., :20, :20]
+        tiles = F.pad(x.isnan().any(1, keepdim=True).float(), (3, 11, 3, 11)).unfold(2, 14, 8).unfold(3, 14, 8)
+        near = tiles.flatten(4).amax(4).repeat_interleave(4, 2).repeat_interleave(4, 3)[..., :20, :20]
         assert not found[(near == 0).expand_as(found)].any()
         x[0, 1, row, 11] = 0.0
 
@@ -142,7 +142,7 @@ def test_is_chosen_for_first_layers_with_and_without_a_norm(isa, layout):
 def test_others_are_multiplied_directly(isa):
     torch.manual_seed(8)
     x, weight = torch.randn(1, 3, 64, 64), WidthWeight.pack(torch.randn(64, 3, 7, 7))
-    for size, out, winograd in ((18, 64, False), (19, 64, True), (64, 31, False), (64, 32, True)):
+    for size, out, winograd in ((24, 64, False), (25, 64, True), (64, 31, False), (64, 32, True)):
         part = x[..., :size, :size].contiguous()
         y = width_conv2d(part, weight, out, stride=2, padding=3)
         assert torch.equal(y, run(part, weight, out, (3, 3), winograd=winograd))

@@ -30,7 +30,7 @@ void width_pack_pairs(const WidthWeight& weight, BFloat16* packed, const Paralle
 
 // How x is multiplied by `packed` or `pairs` of 3 x 3 taps at stride 1, and x of few channels by `packed` of 7 x 7 or 8
 // x 8 taps at stride 2, without dilation, in one group: directly or by Winograd's F(4 x 4, 3 x 3) of float32, F(6 x 6,
-// 3 x 3) of bfloat16 or F(3 x 3, 4 x 4) of either, in float32, as costs less, or as asked for.
+// 3 x 3) of bfloat16 or F(4 x 4, 4 x 4) of either, in float32, as costs less, or as asked for.
 enum class WidthProducts { cheapest, direct, winograd };
 
 // y = x convolved with the first y.channels by x.channels / groups channels of the weight, times a scale and plus a
