@@ -12,6 +12,9 @@ def max_name() -> str:
     return torch.ops.lcs.max_isa() if ensure_loaded() != "reference" else "reference"
 
 
+max_name._dynamo_marked_constant = True  # as ensure_loaded is
+
+
 def set_max(name: str) -> None:
     """Caps the CPU kernels at instruction set `name`; more than the machine has means all it has. Not per thread."""
     if name not in NAMES:

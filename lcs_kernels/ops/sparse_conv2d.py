@@ -88,16 +88,11 @@ class SparseConv2d(torch.autograd.Function):
         return *backward(ctx, grad, ctx.weight.unpack, ctx.geometry), *[None] * 5
 
 
-@torch.compiler.assume_constant_result
-def runs_avx2() -> bool:
-    return max_name() == "avx2"
-
-
 def block_for(channels: int, taps: int, density: float) -> int:
     """Columns of a block, whole channels of `taps`: so many that their part of x fits the first-level cache, unless
     that would leave a row of the weight with too few values to pay for coming back to its sums; AVX2's tiles read more
     of each channel at once, which pays until the sums are many."""
-    small = channels < 512 and runs_avx2()
+    small = channels < 512 and max_name() == "avx2"
     wanted = max((16.0 if small else 24.0) if taps > 1 else 72.0, 10 / max(taps * density, 1e-6))
     blocks = max(round(channels / wanted), 1)
     return max(min(-(-channels // blocks), MAX_BLOCK // taps), 1) * taps
