@@ -24,7 +24,8 @@ constexpr int64_t kSharedBytes = 16 << 20;  // that a third-level cache holds be
 constexpr int64_t kMembers = 256;           // threads that share steps, at most
 constexpr int kSpins = 1 << 12;             // until a thread that waits lets others run
 
-// The offsets of each convolution's values, which threads share; null: they are too large, or yet to be looked up.
+// The offsets of each convolution's values, which threads share; null: they are too large, read once, or yet to be
+// looked up.
 using Distances = std::vector<const int32_t*>;
 
 // A step's tasks, in the order in which one thread has most of what they read from those before.
@@ -59,17 +60,18 @@ class Chain {
   const float* memory() const { return memory_; }
   const std::vector<ChainStep>& steps() const { return steps_; }
 
-  // Looks the distances of all convolutions up, a task each.
-  ChainStep look_up(Distances& distances) const {
+  // Looks the distances of all convolutions up, a task each, but for those that are read once.
+  ChainStep look_up(Distances& distances, int64_t passes) const {
     int64_t stored = 0;
     for (const SparseConv2dRows& conv : convolutions_) stored += conv.weight().stored();
     static thread_local Scratch<int32_t> scratch;
     int32_t* next = scratch.reserve(stored);
     std::vector<int32_t*> to;
     for (const SparseConv2dRows& conv : convolutions_) to.push_back(std::exchange(next, next + conv.weight().stored()));
-    return {int64_t(to.size()), [this, to = std::move(to), &distances](int64_t task, int64_t) {
+    return {int64_t(to.size()), [this, to = std::move(to), &distances, passes](int64_t task, int64_t) {
+              const SparseConv2dRows& conv = convolutions_[size_t(task)];
               int32_t* const these = to[size_t(task)];
-              distances[size_t(task)] = convolutions_[size_t(task)].sums().look_up(these) ? these : nullptr;
+              distances[size_t(task)] = passes * conv.tiles() > 1 && conv.sums().look_up(these) ? these : nullptr;
             }};
   }
 
@@ -212,7 +214,7 @@ void lane_chain(const LaneChainArgs& args, const Parallel& parallel) {
   const auto convolves = [](const auto& step) { return std::holds_alternative<LaneChainArgs::Conv>(step); };
   Distances distances(size_t(std::count_if(args.steps.begin(), args.steps.end(), convolves)));
   const Chain chain(args, args.memory ? args.memory : memory_of_thread(args.floats), distances);
-  const ChainStep first = chain.look_up(distances);
+  const ChainStep first = chain.look_up(distances, args.passes);
   if (args.memory) {
     std::vector<ChainStep> steps{first};
     for (int64_t pass = 0; pass < args.passes; ++pass)
