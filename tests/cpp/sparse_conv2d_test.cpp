@@ -115,7 +115,7 @@ class InLanes {
            (grid->blocks() == 1 || border_of_x(a) <= std::min(from->height, from->width));
   }
 
-  InLanes(const SparseConv2dArgs& a, bool in_passes, Guard guard)
+  InLanes(const SparseConv2dArgs& a, bool in_passes, bool shared, Guard guard)
       : a_(a), doubled_(count(a.y) * 4, guard), positive_(count(a.y) * 4, guard) {
     const LaneGrid grid = *grid_of(a.y), from = *lane_grid_of_x(a, grid);
     CHECK(lane_grid_of_y(a, from) == grid);
@@ -139,7 +139,7 @@ class InLanes {
     chain_.steps.push_back(LaneChainArgs::Store{y, of_a_pass(a.y, a.y.data)});
     chain_.steps.push_back(LaneChainArgs::Store{doubled, of_a_pass(a.y, doubled_.as())});
     chain_.steps.push_back(LaneChainArgs::Store{positive, of_a_pass(a.y, positive_.as())});
-    if (in_passes) return;
+    if (!shared) return;
     memory_.emplace(chain_.floats * 4, guard);
     chain_.memory = memory_->as<float>();
     std::fill_n(chain_.memory, chain_.floats, std::numeric_limits<float>::quiet_NaN());
@@ -152,7 +152,7 @@ class InLanes {
       CHECK(doubled_.as<float>()[i] == wanted && positive_.as<float>()[i] == std::max(wanted, 0.0f));
     }
     if (measured_) check_measured();
-    if (!chain_.memory) return;
+    if (!chain_.memory || chain_.passes > 1) return;
     const void* const of[] = {a_.x.data, nullptr, a_.y.data, doubled_.as(), positive_.as()};
     for (size_t i = 0; i < std::size(of); ++i) {
       Images whole = i == 0 ? a_.x : a_.y;
@@ -262,8 +262,8 @@ void check(const Case& c, DType dtype, int percent, int64_t channels, bool last,
       sparse_conv2d(args, parallel);
       check_made();
       if (!InLanes::takes(args)) continue;
-      for (const bool in_passes : {false, true}) {
-        InLanes(args, in_passes, guard).run(parallel);
+      for (const auto& [in_passes, shared] : {std::pair(false, true), {true, true}, {true, false}}) {
+        InLanes(args, in_passes, shared, guard).run(parallel);
         check_made();
       }
     }

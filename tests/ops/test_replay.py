@@ -191,6 +191,21 @@ def test_norms_between_convolutions_give_the_same_bits(run, n, size, layout, isa
     torch.set_num_threads(before)
 
 
+def test_large_images_in_passes_that_threads_share(isa):
+    """32 images of more than 16 MiB, whose groups take the same memory one after the other."""
+
+    def run(x):
+        a = sparse_conv2d(x, WEIGHTS[0], VECTORS[0], 1, 1, relu=True)
+        b = sparse_conv2d(sparse_conv2d(a, WEIGHTS[1], None, 1, 1, relu=True), WEIGHTS[1], None, 1, 1, residual=a)
+        return b, sparse_conv2d(b, WEIGHTS[3], None, 2)
+
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        chain(run, torch.randn(32, 3, 96, 100))
+    torch.set_num_threads(before)
+
+
 def test_a_norm_that_has_been_written_to_counts(isa):
     def run(x):
         norm = line_norm(sparse_conv2d(x, WEIGHTS[0], None, 1, 1), *affine, 1, **statistics)
