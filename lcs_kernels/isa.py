@@ -7,9 +7,18 @@ from ._load import ensure_loaded
 NAMES = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 
 
+_name: str | None = None  # what `max_name` found
+
+
 def max_name() -> str:
     """The best instruction set in use, one of `NAMES`; "reference" where no binary is loaded (LCS_REFERENCE=1)."""
-    return torch.ops.lcs.max_isa() if ensure_loaded() != "reference" else "reference"
+    global _name
+    if ensure_loaded() == "reference":
+        return "reference"
+    if _name is None:
+        with torch._C._DisableTorchDispatch():  # no call of those that are recorded or traced
+            _name = torch.ops.lcs.max_isa()
+    return _name
 
 
 max_name._dynamo_marked_constant = True  # as ensure_loaded is
@@ -17,7 +26,9 @@ max_name._dynamo_marked_constant = True  # as ensure_loaded is
 
 def set_max(name: str) -> None:
     """Caps the CPU kernels at instruction set `name`; more than the machine has means all it has. Not per thread."""
+    global _name
     if name not in NAMES:
         raise ValueError(f"isa.set_max: no instruction set is named {name!r}; the names are {', '.join(NAMES)}")
     if ensure_loaded() != "reference":
         torch.ops.lcs.set_max_isa(name)
+        _name = None

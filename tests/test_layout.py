@@ -26,6 +26,7 @@ PRIVATE = {
     "lcs_kernels._load",
     "lcs_kernels.ops._convolution.output_size",
     "lcs_kernels.ops._winograd.rounding_bound",
+    "lcs_kernels.ops._winograd.strided_rounding_bound",
 }
 
 

@@ -127,8 +127,6 @@ class Chain {
                       }});
   }
 
-  // Where rows are few, a task is a part of one: of a small weight a thread takes all channels of its rows, and reads
-  // little that another has just written; of a large one all rows of its channels.
   // Where bands are few, a task is a part of one: of a small weight a thread takes all channels of its bands, and reads
   // little that another has just written; of a large one all bands of its channels.
   void convolve(const LaneChainArgs::Conv& conv, bool shared) {

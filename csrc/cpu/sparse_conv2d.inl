@@ -25,9 +25,7 @@ void accumulate_tile(const SparseTile& tile) {
   const float* residual = tile.residual;
   float* y = tile.y;
   const bool fetches = tile.block == tile.blocks - 2 && y != tile.acc;  // what the last block reads and writes
-  const auto of = [](auto* first, int64_t line, int v, int step = 1) {
-    return first + (v < kLine ? 0 : line) + v % kLine * kLanes * step;
-  };
+  const auto of = [](auto* start, int64_t line, int v) { return start + (v < kLine ? 0 : line) + v % kLine * kLanes; };
   const Float floor = set1(tile.relu ? 0.0f : -__builtin_inff()), ceiling = set1(tile.cap);
   const auto add_value = [&](Float* sum, int32_t i) {
     const float* x = tile.x;

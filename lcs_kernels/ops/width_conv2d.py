@@ -250,7 +250,7 @@ def width_conv2d(
     without dilation, of one group and a `WidthWeight` that is not of pairs, are multiplied by F(4 x 4, 4 x 4) in
     float32, where an image has 16 tiles of 4 x 4 results or more, on x split into odd and even rows and columns: 196
     products in place of 784, whose weight is transformed in each call. A result is off by at most
-    (4 * c + 27) * 21700 * c * 2^-24 * max |w| * max |x|, and mostly by far less; those of a tile that reads a NaN or an
+    (4 * c + 30) * 21700 * c * 2^-24 * max |w| * max |x|, and mostly by far less; those of a tile that reads a NaN or an
     infinity may all become NaN, as they may where c * max |w| * max |x| is beyond 2^110.
 
     With a `WidthWeight` a change of width repacks and allocates nothing; a tensor's block is packed in each call, in

@@ -15,7 +15,7 @@ import torch
 from lcs_kernels.benchmarks.harness import Timing, sample
 from torch import Tensor, nn
 
-from lcs_kernels.ops._winograd import rounding_bound
+from lcs_kernels.ops._winograd import rounding_bound, strided_rounding_bound
 
 from . import models
 from .convert import convert, unconvert
@@ -153,17 +153,23 @@ def check_layers(frozen: Frozen, x: Tensor, level: Level) -> int:
         size = plain(input.double().abs())
         terms = (weight[0].numel() + 6) * 2.0**-24
         error = terms / (1 - terms) * size
-        if kernels[name].startswith("width_conv2d") and _may_go_by_winograd(layer, input):
-            error = error + rounding_bound(*layer.padded(input if input.dim() == 4 else input[None]), weight)
+        if kernels[name].startswith("width_conv2d"):
+            error = error + _winograd_bound(layer, input if input.dim() == 4 else input[None], weight)
         error += torch.finfo(output.dtype).eps / 2 * (exact.abs() + error)
         if not ((output.double() - exact).abs() <= error).all():
             raise MeasureError(f"{name} at {level}: its output is wrong by more than rounding explains")
     return len(sparse)
 
 
-def _may_go_by_winograd(layer: nn.Conv2d, x: Tensor) -> bool:
-    """Whether `width_conv2d` may multiply it so."""
-    return layer.kernel_size == (3, 3) and layer.stride == layer.dilation == (1, 1) and layer.groups == 1 and x.is_cpu
+def _winograd_bound(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor | float:
+    """What Winograd's products may add to the error, where `width_conv2d` may multiply it so."""
+    if layer.dilation != (1, 1) or layer.groups != 1 or not x.is_cpu:
+        return 0.0
+    if layer.kernel_size == (3, 3) and layer.stride == (1, 1):
+        return rounding_bound(*layer.padded(x), weight)
+    if {*layer.kernel_size} <= {7, 8} and layer.stride == (2, 2):
+        return strided_rounding_bound(*layer.padded(x), weight)
+    return 0.0
 
 
 def _call(frozen: Frozen, level: Level, x: Tensor) -> Callable[[], object]:

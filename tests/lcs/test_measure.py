@@ -124,6 +124,18 @@ def test_only_packed_layers_are_compared(subspace):
     assert [check_layers(frozen, X, level) for level in levels(subspace, 0.1, 0.5)] == [2, 1]
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_first_layers_by_winograd_may_round_as_often_as_they_do(channels):
+    """The errors of its products, next to those of the sums of a dark image, too."""
+    torch.manual_seed(0)
+    stem = nn.Conv2d(channels, 64, 7, 2, 3), nn.InstanceNorm2d(64, affine=True)
+    model = nn.Sequential(*stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 4))
+    frozen = lcs.convert(model, lcs.Structured(), dense=["4"]).freeze()
+    x = torch.randn(2, channels, 64, 64)
+    x[..., :40, :40] *= 1e-4
+    assert check_layers(frozen, x, frozen.recipe.level(1.0)) == 1
+
+
 def test_what_a_switch_costs(subspace):
     found = measure_switch(subspace, X, [0.1, 0.5], rounds=3)
     assert [row.density for row in found] == [0.1, 0.5]

@@ -191,8 +191,9 @@ def test_norms_between_convolutions_give_the_same_bits(run, n, size, layout, isa
     torch.set_num_threads(before)
 
 
-def test_large_images_in_passes_that_threads_share(isa):
-    """32 images of more than 16 MiB, whose groups take the same memory one after the other."""
+@pytest.mark.parametrize("n", [6, 7])
+def test_large_images_in_passes_that_threads_share(n, isa):
+    """Of more than 16 MiB, in too few groups for threads to take each a group: these have the same memory in turn."""
 
     def run(x):
         a = sparse_conv2d(x, WEIGHTS[0], VECTORS[0], 1, 1, relu=True)
@@ -202,7 +203,7 @@ def test_large_images_in_passes_that_threads_share(isa):
     before = torch.get_num_threads()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        chain(run, torch.randn(32, 3, 96, 100))
+        chain(run, torch.randn(n, 3, 192, 200))
     torch.set_num_threads(before)
 
 

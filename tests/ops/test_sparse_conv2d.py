@@ -1,12 +1,15 @@
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 from torch.nn import functional as F
 
 from lcs_kernels import sparse_conv2d
 from lcs_kernels.formats import NestedWeight
-from lcs_kernels.ops.sparse_conv2d import reference
+from lcs_kernels.isa import set_max
+from lcs_kernels.ops.replay import Recorder
+from lcs_kernels.ops.sparse_conv2d import block_for, reference
 
 from .sparse_cases import DTYPES, assert_within_roundings, float_weight, integer_weight, integers, stored
 
@@ -286,6 +289,28 @@ def test_compiles(grad):
             y.sum().backward()
             assert torch.equal(x.grad, torch.nn.grad.conv2d_input(x.shape, weight.unpack(), (y > 0).float(), padding=1))
     assert graphs.frame_count <= 2
+
+
+@pytest.mark.parametrize("channels", [64, 512])
+def test_blocks_are_the_instruction_sets(isa, channels):
+    block = block_for(channels, 9, 0.2)
+    assert block == 9 * {64: 16 if isa == "avx2" else 22, 512: 25}[channels]
+
+
+def test_recordings_and_graphs_hold_no_other_op(isa):
+    """Nor one that tells the instruction set, by which blocks are chosen; and these may change after they are made."""
+    x, weight = integers(2, 64, 8, 9), integer_weight((64, 64, 3, 3))
+    y = sparse_conv2d(x, weight, padding=1)
+    with Recorder() as recorder:
+        sparse_conv2d(x, weight, padding=1)
+    assert [call.name for call in recorder.calls] == ["sparse_conv2d"]
+    traced = make_fx(lambda x: sparse_conv2d(x, weight, padding=1))(x)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [OP]
+    compiled = torch.compile(lambda x: sparse_conv2d(x, weight, padding=1), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), y)
+    set_max("scalar")
+    assert torch.equal(compiled(x), y) and torch.equal(traced(x), y)
+    assert torch.equal(sparse_conv2d(x, weight, padding=1), y)
 
 
 def test_meta_tensors_give_shapes():
