@@ -22,13 +22,13 @@ class SparseConv2dRows {
   const SparseSums& sums() const { return sums_; }
 
   // That read each value.
-  int64_t tiles() const { return y_.groups * bands() * tiles(lines_); }
+  int64_t tiles() const { return y_.groups * bands() * tiles_of_band(lines_); }
   int64_t bands() const { return (y_.grid.height + lines_ - 1) / lines_; }
   // Output channels [begin, end) of a band, with what repeats them and what comes behind; `distance` of all values.
   void operator()(int64_t group, int64_t band, int64_t begin, int64_t end, const int32_t* distance) const;
 
  private:
-  int64_t tiles(int64_t lines) const;  // of a band of so many rows
+  int64_t tiles_of_band(int64_t lines) const;  // of so many rows
 
   const LaneChainArgs::Conv& c_;
   const LaneImages x_, y_;

@@ -47,7 +47,7 @@ SparseConv2dRows::SparseConv2dRows(const LaneChainArgs::Conv& conv, const std::v
   if (conv.behind) behind_.emplace(*conv.behind, images, memory);
 }
 
-int64_t SparseConv2dRows::tiles(int64_t lines) const {
+int64_t SparseConv2dRows::tiles_of_band(int64_t lines) const {
   const int64_t width = y_.grid.width;
   return lines == 1 ? tiles_of(width, run_) : ceil_div(width * lines, run_.max_vectors);
 }
@@ -55,7 +55,7 @@ int64_t SparseConv2dRows::tiles(int64_t lines) const {
 void SparseConv2dRows::operator()(int64_t group, int64_t band, int64_t begin, int64_t end,
                                   const int32_t* distance) const {
   const int64_t row = band * lines_, lines = std::min(lines_, y_.grid.height - row), width = y_.grid.width,
-                tiles = this->tiles(lines);
+                tiles = tiles_of_band(lines);
   const float* const from = x_.at(group, 0, row * c_.vertical.stride - c_.vertical.padding, -c_.horizontal.padding);
   SparseTile tile{};
   static thread_local Scratch<float> sums;

@@ -29,7 +29,7 @@ inline void window(const Float (&x)[6], Float* to) {
   to[5] = times(1.5f, a, add(sub(x[5], x[3]), sub(x[1], x[3])));
 }
 inline void window(const Float (&x)[7], Float* to) {
-  Float pair[6];  // as the point -2 shares them
+  Float pair[6];  // what p + 2 makes of x, a factor of all rows but that of -2
   LCS_UNROLL
   for (int i = 0; i < 6; ++i) pair[i] = times(2.0f, x[i], x[i + 1]);
   const Float one = times(-0.25f, pair[1], pair[3]), next_one = times(-0.25f, pair[2], pair[4]),

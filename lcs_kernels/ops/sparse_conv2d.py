@@ -90,8 +90,8 @@ class SparseConv2d(torch.autograd.Function):
 
 def block_for(channels: int, taps: int, density: float) -> int:
     """Columns of a block, whole channels of `taps`: so many that their part of x fits the first-level cache, unless
-    that would leave a row of the weight with too few values to pay for coming back to its sums; AVX2's tiles read more
-    of each channel at once, which pays until the sums are many."""
+    that would leave a row of the weight with too few values to pay for coming back to its sums. Fewer with AVX2, where
+    that costs less, unless the channels, and so mostly the sums, are many."""
     small = channels < 512 and max_name() == "avx2"
     wanted = max((16.0 if small else 24.0) if taps > 1 else 72.0, 10 / max(taps * density, 1e-6))
     blocks = max(round(channels / wanted), 1)
