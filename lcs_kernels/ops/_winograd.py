@@ -85,8 +85,8 @@ def split(t: Tensor, padding: tuple[int, int]) -> Tensor:
 
 def strided_rounding_bound(x: Tensor, padding: tuple[int, int], weight: Tensor) -> Tensor:
     """What `width_conv2d` of these at stride 2, by F(4 x 4, 4 x 4), may be off by before its result is rounded to x's
-    dtype: as `rounding_bound`, of 9 roundings in B^T x B (its 6, and terms that cancel count for 3 more at most), 6 in
-    G w G^T, one in each of 4 * c products and once more, 12 in A^T m A and two by scale and bias.
+    dtype: as `rounding_bound`, of 6 roundings in B^T x B and in G w G^T, one in each of 4 * c products and once more,
+    12 in A^T m A and two by scale and bias; and 3 more, as terms of B^T x cancel after sums of them were rounded.
     """
     size = [(n + 2 * p - k) // 2 + 1 for n, p, k in zip(x.shape[2:], padding, weight.shape[2:], strict=True)]
     y = _sums(split(x, padding), split(weight, (0, 0)), size, _magnitudes(TILE, 4))
