@@ -23,14 +23,6 @@ std::vector<int64_t> divisors(int64_t n, int64_t most) {
   return found;
 }
 
-// Time for each position of an image.
-double cost(const LaneGrid& grid) {
-  const double positions = double(grid.height * grid.width),
-               shared = grid.blocks() == 1 ? 0 : double((grid.height + 2) * (grid.width + 2)) - positions;
-  return (grid.lanes == 8 ? kNarrowVector : 1) * (1 + kShared * shared / positions) /
-         double(grid.images * grid.blocks());
-}
-
 // The squares of one channel of a row, from a group's first image on; or, channels last, of each column's first 8.
 std::vector<LaneSquare> squares_of(const LaneGrid& grid, const Images& images, bool last) {
   std::vector<LaneSquare> squares;
@@ -65,10 +57,17 @@ std::vector<LaneGrid> lane_grids(int64_t n, int64_t height, int64_t width) {
           const bool uses = double(images * grid.blocks()) >= kLeastUse * double(lanes);
           if (uses && grid.width >= widest.ordered_vectors) found.push_back(grid);
         }
-  const auto order = [](const LaneGrid& g) { return std::pair(cost(g), -g.width); };  // wide ones suit strides
+  const auto order = [](const LaneGrid& g) { return std::pair(lane_grid_cost(g), -g.width); };  // wide: for strides
   std::stable_sort(found.begin(), found.end(),
                    [&](const LaneGrid& a, const LaneGrid& b) { return order(a) < order(b); });
   return found;
+}
+
+double lane_grid_cost(const LaneGrid& grid) {
+  const double positions = double(grid.height * grid.width),
+               shared = grid.blocks() == 1 ? 0 : double((grid.height + 2) * (grid.width + 2)) - positions;
+  return (grid.lanes == 8 ? kNarrowVector : 1) * (1 + kShared * shared / positions) /
+         double(grid.images * grid.blocks());
 }
 
 LaneImages lane_images(const LaneGrid& grid, int64_t n, int64_t channels, int64_t border) {

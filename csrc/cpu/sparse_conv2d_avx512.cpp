@@ -21,7 +21,7 @@ namespace eight {
 #include "lanes_avx512.inl"
 #include "transpose_avx2.inl"
 constexpr int kMaxVectors = 15;  // the sums of more gcc keeps in memory
-constexpr int kMaxLines = 1;     // two of 16 lanes have not been measured
+constexpr int kMaxLines = 1;     // two are no faster
 // After the lanes they are written in.
 #include "block_copy.inl"
 #include "masked_avx512.inl"

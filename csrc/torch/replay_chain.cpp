@@ -20,6 +20,10 @@ namespace {
 constexpr int64_t kLeastPasses = 8;  // enough to keep the threads even
 constexpr int64_t kMeasured = 4;     // times as much as a core keeps, of shared steps that measure what they have made
 constexpr size_t kLeastSteps = 2;    // that share what is in lanes
+constexpr double kOwnMemory = 1.2;   // times what the cheapest grid costs, of passes in threads' own caches
+
+// What a chain hands to the next one, in multiplications of vectors.
+constexpr double kNextChain = 40'000, kHandedFloat = 0.7;
 
 // Memory that values have one after the other, on cache lines' borders.
 class Arena {
@@ -163,6 +167,11 @@ class Plan {
   size_t size() const { return size_; }  // in steps
   int64_t floats() const { return args_.floats; }
   int64_t groups() const { return chain_.images() / grid_.images; }
+  // Whether its further steps are worth what its grid costs more in those that the other takes, too.
+  bool pays_beyond(const Plan& other) const {
+    const double more = (lane_grid_cost(grid_) - lane_grid_cost(other.grid_)) * other.multiplications_;
+    return size_ > other.size_ && more <= kNextChain + kHandedFloat * double(other.floats_made());
+  }
   Plan of_passes(int64_t passes) const { return {chain_, steps_, first_, values_, needs_, grid_, passes, shared_}; }
 
   void run() {
@@ -189,6 +198,16 @@ class Plan {
     const ImagesKind* kind;
     bool is_made, is_dropped = false;
   };
+
+  // Of values that are left for others.
+  int64_t floats_made() const {
+    int64_t floats = 0;
+    for (const auto& [value, known] : known_) {
+      const std::vector<int64_t>& size = known.kind->size;
+      if (known.is_made && !known.is_dropped) floats += size[0] * size[1] * size[2] * size[3];
+    }
+    return floats;
+  }
 
   Known* known(size_t value) {
     const auto found = known_.find(value);
@@ -222,6 +241,7 @@ class Plan {
       if (*behind - first_ < chain_.all().size() && holds(*to, needs_.value_of(*behind)))
         made.behind = norm_of(norm_at(*behind), made.y, add(needs_.value_of(*behind), norm_at(*behind).y, *to), *to);
     args_.steps.push_back(made);
+    multiplications_ += double(a.weight.stored() * a.y.n * a.y.height * a.y.width);
     if (step.norm) normalise(*step.norm, made.y, made.y, *to);
     return true;
   }
@@ -321,13 +341,14 @@ class Plan {
   const LaneGrid grid_;
   const bool shared_;
   size_t size_ = 0;
+  double multiplications_ = 0;  // by stored values, of all positions
   LaneChainArgs args_{};
   Arena arena_;
   std::map<size_t, Known> known_;  // by value
   std::vector<Tensor> inputs_;
 };
 
-// The one that goes furthest; none where it would take too much memory.
+// The one that takes least time; none where it would take too much memory.
 std::optional<Plan> plan_of(const ChainSteps& chain, const Steps& steps, size_t first, ReplayValues& values,
                             const ReplayNeeds& needs, bool in_passes) {
   const Images& y = std::get<ChainSteps::Conv>(chain.all().front()).call.args.y;
@@ -336,11 +357,15 @@ std::optional<Plan> plan_of(const ChainSteps& chain, const Steps& steps, size_t 
                        : chain.measures() ? kMeasured * kept
                                           : no_limit;
   std::optional<Plan> best;
+  double least = 0;
   for (const LaneGrid& grid : lane_grids(y.n, y.height, y.width)) {
-    if (in_passes && y.n / grid.images < kLeastPasses) continue;
+    if (chain.measures() && grid.images > 1) continue;
+    if (least == 0) least = lane_grid_cost(grid);
+    if (in_passes && (y.n / grid.images < kLeastPasses || lane_grid_cost(grid) > kOwnMemory * least)) continue;
     if ((in_passes ? grid.images : y.n) * y.channels * y.height * y.width > most) continue;
     Plan plan(chain, steps, first, values, needs, grid, in_passes ? y.n / grid.images : 1, !in_passes);
-    if (plan.floats() <= most && (!best || plan.size() > best->size())) best.emplace(std::move(plan));
+    if (plan.size() < kLeastSteps || plan.floats() > most) continue;
+    if (!best || (in_passes ? plan.size() > best->size() : plan.pays_beyond(*best))) best.emplace(std::move(plan));
     if (best && best->size() == chain.all().size()) break;
   }
   if (in_passes || !best) return best;
@@ -360,7 +385,7 @@ size_t ran_in_chain(const Steps& steps, size_t first, ReplayValues& values, cons
     if (chain.all().size() < kLeastSteps) return 0;
     for (const bool in_passes : {true, false}) {
       std::optional<Plan> plan = plan_of(chain, steps, first, values, needs, in_passes);
-      if (!plan || plan->size() < (in_passes ? chain.all().size() : kLeastSteps)) continue;
+      if (!plan || (in_passes && plan->size() < chain.all().size())) continue;
       plan->run();
       return plan->size();
     }

@@ -207,6 +207,22 @@ def test_large_images_in_passes_that_threads_share(n, isa):
     torch.set_num_threads(before)
 
 
+def test_a_grid_that_suits_no_longer_is_left_for_another(isa):
+    """Halves of rows and columns that fill the lanes, and then rows of an image too small to be halved."""
+    weight = float_weight((64, 64, 3, 3), density=0.3)
+
+    def run(x):
+        a = sparse_conv2d(sparse_conv2d(x, weight, None, 1, 1, relu=True), weight, None, 1, 1, residual=x)
+        b = sparse_conv2d(a, weight, None, 2, 1, relu=True)
+        return a, sparse_conv2d(b, weight, None, 1, 1, residual=b)
+
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        chain(run, torch.randn(1, 64, 28, 28))
+    torch.set_num_threads(before)
+
+
 def test_a_norm_that_has_been_written_to_counts(isa):
     def run(x):
         norm = line_norm(sparse_conv2d(x, WEIGHTS[0], None, 1, 1), *affine, 1, **statistics)

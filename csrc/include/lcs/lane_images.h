@@ -17,6 +17,9 @@ struct LaneGrid {
 // there are no vectors.
 std::vector<LaneGrid> lane_grids(int64_t n, int64_t height, int64_t width);
 
+// Time for each position of an image, in that of a multiplication of the widest vectors.
+double lane_grid_cost(const LaneGrid& grid);
+
 // float32 images in lanes: group after group, and in these row after row of the blocks, in a row channel after channel,
 // and at each position a float of every lane, with `border` positions all around, in which a block's neighbours go on,
 // or zeros; where they do, it is no wider than a block, nor higher. Taps of all positions read whole vectors, and from
