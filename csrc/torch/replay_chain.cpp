@@ -4,6 +4,7 @@
 #include <deque>
 #include <limits>
 #include <map>
+#include <memory>
 #include <utility>
 #include <variant>
 
@@ -59,9 +60,8 @@ class Arena {
   int64_t floats_ = 0;
 };
 
-// Convolutions and norms from a step on, which read what one value and they themselves make, with their arguments.
-class ChainSteps {
- public:
+// Convolutions and norms after each other, which read what one value and they themselves make, with their arguments.
+struct ChainSteps {
   struct Conv {
     ConvPlaces places;
     SparseConv2dCall call;
@@ -69,15 +69,22 @@ class ChainSteps {
   };
   using Step = std::variant<Conv, ReplayNorm>;
 
-  // With norms of statistics of their own, or without.
-  ChainSteps(const Steps& steps, size_t first, const ReplayValues& values, const ReplayNeeds& needs, bool may_measure)
-      : steps_(steps), values_(values), needs_(needs), may_measure_(may_measure) {
-    while (first + all_.size() < steps.all.size() && takes(first + all_.size())) continue;
-  }
+  std::deque<Step> all;
+  bool measure = false;  // whether norms have statistics of their own
 
-  const std::deque<Step>& all() const { return all_; }
-  bool measures() const { return measures_; }
-  int64_t images() const { return all_.empty() ? 0 : std::get<Conv>(all_.front()).call.x.size[0]; }
+  int64_t images() const { return all.empty() ? 0 : std::get<Conv>(all.front()).call.x.size[0]; }
+};
+
+// Finds them from a step on, with norms of statistics of their own or without.
+class ChainReader {
+ public:
+  ChainReader(const Steps& steps, const ReplayValues& values, const ReplayNeeds& needs, bool may_measure)
+      : steps_(steps), values_(values), needs_(needs), may_measure_(may_measure) {}
+
+  ChainSteps from(size_t first) {
+    while (first + found_.all.size() < steps_.all.size() && takes(first + found_.all.size())) continue;
+    return std::move(found_);
+  }
 
  private:
   bool takes(size_t step) {
@@ -94,7 +101,7 @@ class ChainSteps {
     const ConvPlaces places(step);
     if (!places.could_take_lanes) return false;
     const auto known = kinds_.find(places.x.index());
-    if (known == kinds_.end() && !all_.empty()) return false;
+    if (known == kinds_.end() && !found_.all.empty()) return false;
     const ImagesKind kind = known == kinds_.end() ? images_kind(op, values_.tensor(places.x)) : as_read(known->second);
     if (kind.type != ScalarType::Float || kind.size.size() != 4 || kind.size[0] == 0) return false;
     SparseConv2dCall call(op, kind, given_to(step, values_));
@@ -106,7 +113,7 @@ class ChainSteps {
     }
     kinds_.try_emplace(places.x.index(), kind);
     kinds_.insert_or_assign(value, call.y);
-    all_.emplace_back(Conv{places, std::move(call), std::move(norm)});
+    found_.all.emplace_back(ChainSteps::Conv{places, std::move(call), std::move(norm)});
     return true;
   }
 
@@ -116,7 +123,7 @@ class ChainSteps {
     ReplayNorm norm(kLineNorm, places, values_, x->second);
     if (!takes(norm)) return false;
     kinds_.insert_or_assign(value, norm.y);
-    all_.emplace_back(std::move(norm));
+    found_.all.emplace_back(std::move(norm));
     return true;
   }
 
@@ -124,7 +131,7 @@ class ChainSteps {
     if (norm.places.residual && !adds(*norm.places.residual, norm.y)) return false;
     if (norm.mean) return true;
     if (!may_measure_ || as_read(norm.y).last) return false;  // of channels last they are summed in another order
-    return measures_ = true;
+    return found_.measure = true;
   }
 
   // Of a single channel, images with channels last are contiguous, too.
@@ -144,52 +151,64 @@ class ChainSteps {
   const ReplayValues& values_;
   const ReplayNeeds& needs_;
   const bool may_measure_;
-  bool measures_ = false;
   std::map<size_t, ImagesKind> kinds_;  // of values
-  std::deque<Step> all_;
+  ChainSteps found_;
 };
 
 // How those steps run on groups of images in lanes, whose first result lies in such a grid: as far as they go.
 class Plan {
  public:
-  Plan(const ChainSteps& chain, const Steps& steps, size_t first, ReplayValues& values, const ReplayNeeds& needs,
-       const LaneGrid& grid, int64_t passes, bool shared)
-      : chain_(chain), steps_(steps), first_(first), values_(values), needs_(needs), grid_(grid), shared_(shared) {
+  Plan(const ChainSteps& chain, const Steps& steps, size_t first, const ReplayNeeds& needs, const LaneGrid& grid,
+       int64_t passes, bool shared)
+      : chain_(chain), steps_(steps), first_(first), needs_(needs), grid_(grid), shared_(shared) {
     args_.passes = passes;
-    while (size_ < chain.all().size() &&
-           std::visit([this](const auto& step) { return takes(step); }, chain.all()[size_])) {
+    while (size_ < chain.all.size() && std::visit([this](const auto& step) { return takes(step); }, chain.all[size_])) {
       for (const int64_t value : steps.all[first + size_].drops) drop(size_t(value));
       ++size_;
     }
     args_.floats = arena_.floats();
+    for (const auto& [value, known] : known_)
+      if (known.is_made && !known.is_dropped) {
+        made_.push_back({value, args_.steps.size(), known.kind});
+        args_.steps.push_back(LaneChainArgs::Store{known.at, of_a_pass(*known.kind)});
+      }
   }
 
   size_t size() const { return size_; }  // in steps
   int64_t floats() const { return args_.floats; }
+  int64_t images_at_once() const { return grid_.images; }
   int64_t groups() const { return chain_.images() / grid_.images; }
   // Whether its further steps are worth what its grid costs more in those that the other takes, too.
   bool pays_beyond(const Plan& other) const {
     const double more = (lane_grid_cost(grid_) - lane_grid_cost(other.grid_)) * other.multiplications_;
     return size_ > other.size_ && more <= kNextChain + kHandedFloat * double(other.floats_made());
   }
-  Plan of_passes(int64_t passes) const { return {chain_, steps_, first_, values_, needs_, grid_, passes, shared_}; }
+  Plan of_passes(int64_t passes) const { return {chain_, steps_, first_, needs_, grid_, passes, shared_}; }
 
-  void run() {
-    std::vector<std::pair<size_t, Tensor>> made;
-    for (const auto& [value, known] : known_)
-      if (known.is_made && !known.is_dropped) {
-        Tensor y = empty_images(known.kind->size, known.kind->type, known.kind->last);
-        args_.steps.push_back(LaneChainArgs::Store{known.at, of_a_pass(*known.kind, y.mutable_data_ptr())});
-        made.emplace_back(value, std::move(y));
-      }
+  // On values like those that the steps were found with; of norms, what they hold now.
+  void run(ReplayValues& values) const {
+    LaneChainArgs args = args_;
+    std::vector<Tensor> kept;
+    for (const Moved& read : read_) {
+      const Tensor& tensor = values.tensor(Place::of_value(read.value));
+      kept.push_back(read.kind->last ? tensor : torch::stable::contiguous(tensor));
+      std::get<LaneChainArgs::Load>(args.steps[read.step]).from.data = const_cast<void*>(kept.back().const_data_ptr());
+    }
+    std::vector<Tensor> made;
+    for (const Moved& each : made_) {
+      made.push_back(empty_images(each.kind->size, each.kind->type, each.kind->last));
+      std::get<LaneChainArgs::Store>(args.steps[each.step]).to.data = made.back().mutable_data_ptr();
+    }
+    std::deque<ReplayNorm> norms;
+    for (const NormAt& at : norms_) at.fill(args, norms.emplace_back(*at.norm, values));
     Tensor memory;
     if (shared_) {
       const int64_t step = 1;
-      memory = empty_strided({&args_.floats, 1}, {&step, 1}, int32_t(ScalarType::Float));
-      args_.memory = static_cast<float*>(memory.mutable_data_ptr());
+      memory = empty_strided({&args.floats, 1}, {&step, 1}, int32_t(ScalarType::Float));
+      args.memory = static_cast<float*>(memory.mutable_data_ptr());
     }
-    lane_chain(args_, parallel);
-    for (auto& [value, y] : made) values_.set(value, std::move(y));
+    lane_chain(args, parallel);
+    for (size_t i = 0; i < made.size(); ++i) values.set(made_[i].value, std::move(made[i]));
   }
 
  private:
@@ -197,6 +216,29 @@ class Plan {
     size_t at;  // among the chain's values
     const ImagesKind* kind;
     bool is_made, is_dropped = false;
+  };
+
+  // A value that a step reads from outside, or leaves for others.
+  struct Moved {
+    size_t value, step;  // of the chain
+    const ImagesKind* kind;
+  };
+
+  // Where in the chain a norm's vectors are given: to a norm, to the one behind a convolution, or to what measures.
+  struct NormAt {
+    size_t step;
+    const ReplayNorm* norm;
+
+    void fill(LaneChainArgs& args, const ReplayNorm& now) const {
+      LaneChainArgs::Step& of = args.steps[step];
+      if (auto* const conv = std::get_if<LaneChainArgs::Conv>(&of)) return fill(*conv->behind, now);
+      if (auto* const normed = std::get_if<LaneChainArgs::Norm>(&of)) return fill(*normed, now);
+      auto& measured = std::get<LaneChainArgs::Statistics>(of);
+      measured.weight = now.scale, measured.bias = now.shift;
+    }
+    static void fill(LaneChainArgs::Norm& to, const ReplayNorm& now) {
+      to.mean = now.mean, to.scale = now.scale, to.shift = now.shift;
+    }
   };
 
   // Of values that are left for others.
@@ -238,8 +280,9 @@ class Plan {
     made.y = takes_place_of_residual(conv) ? take_place(value, step.call.y, conv.residual->index())
                                            : add(value, step.call.y, *to);
     if (const std::optional<size_t> behind = step.norm ? std::nullopt : needs_.behind(value))
-      if (*behind - first_ < chain_.all().size() && holds(*to, needs_.value_of(*behind)))
+      if (*behind - first_ < chain_.all.size() && holds(*to, needs_.value_of(*behind)))
         made.behind = norm_of(norm_at(*behind), made.y, add(needs_.value_of(*behind), norm_at(*behind).y, *to), *to);
+    if (made.behind) norms_.push_back({args_.steps.size(), &norm_at(*needs_.behind(value))});
     args_.steps.push_back(made);
     multiplications_ += double(a.weight.stored() * a.y.n * a.y.height * a.y.width);
     if (step.norm) normalise(*step.norm, made.y, made.y, *to);
@@ -257,7 +300,7 @@ class Plan {
     return true;
   }
 
-  const ReplayNorm& norm_at(size_t step) const { return std::get<ReplayNorm>(chain_.all()[step - first_]); }
+  const ReplayNorm& norm_at(size_t step) const { return std::get<ReplayNorm>(chain_.all[step - first_]); }
 
   // Whether a residual can be had in y's grid.
   bool adds(const std::optional<Place>& residual, const LaneGrid& grid) {
@@ -272,9 +315,12 @@ class Plan {
     LaneChainArgs::Norm made = norm_of(norm, x, y, grid);
     if (!norm.mean) {
       made.vectors = arena_.take(3 * norm.y.size[1] * args_.values[x].images.groups);
+      norms_.push_back({args_.steps.size(), &norm});
       args_.steps.push_back(
-          LaneChainArgs::Statistics{x, made.vectors, norm.places.groups, norm.places.eps, norm.scale, norm.shift});
+          LaneChainArgs::Statistics{x, made.vectors, norm.places.groups, norm.places.eps, nullptr, nullptr});
       arena_.give_back(made.vectors);
+    } else {
+      norms_.push_back({args_.steps.size(), &norm});
     }
     args_.steps.push_back(made);
   }
@@ -282,7 +328,7 @@ class Plan {
   LaneChainArgs::Norm norm_of(const ReplayNorm& norm, size_t x, size_t y, const LaneGrid& grid) {
     std::optional<size_t> residual;
     if (norm.places.residual) residual = load(*norm.places.residual, norm.y, grid);
-    return {x, y, residual, norm.mean, norm.scale, norm.shift, 0, norm.places.relu};
+    return {x, y, residual, nullptr, nullptr, nullptr, 0, norm.places.relu};
   }
 
   // Whether nobody reads the residual later.
@@ -297,11 +343,10 @@ class Plan {
   // Where among the chain's values a value is, which the chain loads if it is not there yet.
   size_t load(Place place, const ImagesKind& kind, const LaneGrid& grid) {
     if (const Known* const found = known(place.index())) return found->at;
-    const Tensor& tensor = values_.tensor(place);
-    inputs_.push_back(kind.last ? tensor : torch::stable::contiguous(tensor));
     const size_t at = add(place.index(), kind, grid);
     known(place.index())->is_made = false;
-    args_.steps.push_back(LaneChainArgs::Load{of_a_pass(kind, const_cast<void*>(inputs_.back().const_data_ptr())), at});
+    read_.push_back({place.index(), args_.steps.size(), &kind});
+    args_.steps.push_back(LaneChainArgs::Load{of_a_pass(kind), at});
     return at;
   }
 
@@ -327,8 +372,9 @@ class Plan {
     arena_.give_back(args_.values[dropped->at].at);
   }
 
-  Images of_a_pass(const ImagesKind& kind, void* data) const {
-    Images all = images(kind.size, data, kind.last);
+  // Without data.
+  Images of_a_pass(const ImagesKind& kind) const {
+    Images all = images(kind.size, nullptr, kind.last);
     all.n /= args_.passes;
     return all;
   }
@@ -336,7 +382,6 @@ class Plan {
   const ChainSteps& chain_;
   const Steps& steps_;
   const size_t first_;
-  ReplayValues& values_;
   const ReplayNeeds& needs_;
   const LaneGrid grid_;
   const bool shared_;
@@ -345,28 +390,35 @@ class Plan {
   LaneChainArgs args_{};
   Arena arena_;
   std::map<size_t, Known> known_;  // by value
-  std::vector<Tensor> inputs_;
+  std::vector<Moved> read_, made_;
+  std::vector<NormAt> norms_;
 };
 
 // The one that takes least time; none where it would take too much memory.
-std::optional<Plan> plan_of(const ChainSteps& chain, const Steps& steps, size_t first, ReplayValues& values,
-                            const ReplayNeeds& needs, bool in_passes) {
-  const Images& y = std::get<ChainSteps::Conv>(chain.all().front()).call.args.y;
-  const int64_t kept = lane_chain_floats(), no_limit = std::numeric_limits<int64_t>::max(),
-                most = in_passes          ? kept
-                       : chain.measures() ? kMeasured * kept
-                                          : no_limit;
+std::optional<Plan> plan_of(const ChainSteps& chain, const Steps& steps, size_t first, const ReplayNeeds& needs,
+                            bool in_passes) {
+  const Images& y = std::get<ChainSteps::Conv>(chain.all.front()).call.args.y;
+  const int64_t kept = lane_chain_floats(), fits = kept / 2, no_limit = std::numeric_limits<int64_t>::max(),
+                most = in_passes       ? kept
+                       : chain.measure ? kMeasured * kept
+                                       : no_limit;
   std::optional<Plan> best;
   double least = 0;
   for (const LaneGrid& grid : lane_grids(y.n, y.height, y.width)) {
-    if (chain.measures() && grid.images > 1) continue;
+    if (chain.measure && grid.images > 1) continue;
     if (least == 0) least = lane_grid_cost(grid);
     if (in_passes && (y.n / grid.images < kLeastPasses || lane_grid_cost(grid) > kOwnMemory * least)) continue;
     if ((in_passes ? grid.images : y.n) * y.channels * y.height * y.width > most) continue;
-    Plan plan(chain, steps, first, values, needs, grid, in_passes ? y.n / grid.images : 1, !in_passes);
+    const bool may_fit = in_passes && best && best->floats() / best->images_at_once() * grid.images <= fits;
+    if (best && best->size() == chain.all.size() && !may_fit) continue;
+    Plan plan(chain, steps, first, needs, grid, in_passes ? y.n / grid.images : 1, !in_passes);
     if (plan.size() < kLeastSteps || plan.floats() > most) continue;
-    if (!best || (in_passes ? plan.size() > best->size() : plan.pays_beyond(*best))) best.emplace(std::move(plan));
-    if (best && best->size() == chain.all().size()) break;
+    const auto better = [&] {
+      if (!in_passes) return plan.pays_beyond(*best);
+      return plan.size() > best->size() ||
+             (plan.size() == best->size() && plan.floats() <= fits && fits < best->floats());
+    };
+    if (!best || better()) best.emplace(std::move(plan));
   }
   if (in_passes || !best) return best;
   const int64_t groups = best->groups();
@@ -378,20 +430,21 @@ std::optional<Plan> plan_of(const ChainSteps& chain, const Steps& steps, size_t 
 
 }  // namespace
 
-size_t ran_in_chain(const Steps& steps, size_t first, ReplayValues& values, const ReplayNeeds& needs) {
-  if (!needs.wants_lanes(needs.value_of(first))) return 0;
+std::optional<ReplayChain> chain_from(size_t first, const Steps& steps, const ReplayValues& values,
+                                      const ReplayNeeds& needs) {
+  if (!needs.wants_lanes(needs.value_of(first))) return std::nullopt;
   for (const bool may_measure : {true, false}) {
-    const ChainSteps chain(steps, first, values, needs, may_measure);
-    if (chain.all().size() < kLeastSteps) return 0;
+    const auto chain = std::make_shared<const ChainSteps>(ChainReader(steps, values, needs, may_measure).from(first));
+    if (chain->all.size() < kLeastSteps) return std::nullopt;
     for (const bool in_passes : {true, false}) {
-      std::optional<Plan> plan = plan_of(chain, steps, first, values, needs, in_passes);
-      if (!plan || (in_passes && plan->size() < chain.all().size())) continue;
-      plan->run();
-      return plan->size();
+      std::optional<Plan> found = plan_of(*chain, steps, first, needs, in_passes);
+      if (!found || (in_passes && found->size() < chain->all.size())) continue;
+      const auto plan = std::make_shared<const Plan>(std::move(*found));
+      return ReplayChain{plan->size(), [chain, plan](ReplayValues& values) { plan->run(values); }};
     }
-    if (!chain.measures()) return 0;
+    if (!chain->measure) return std::nullopt;
   }
-  return 0;
+  return std::nullopt;
 }
 
 }  // namespace lcs::binding

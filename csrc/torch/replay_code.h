@@ -15,6 +15,7 @@ constexpr const char* kReplay = "replay";
 struct Place {
   int64_t at;
 
+  static Place of_value(size_t i) { return {2 * int64_t(i)}; }
   bool is_constant() const { return at % 2 != 0; }
   size_t index() const { return size_t(at / 2); }
 };

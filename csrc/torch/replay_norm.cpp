@@ -7,7 +7,7 @@
 namespace lcs::binding {
 
 ReplayNorm::ReplayNorm(const char* op, const NormPlaces& at, const ReplayValues& values, const ImagesKind& x)
-    : places(at), y(x) {
+    : places(at), y(x), op_(op) {
   std::array<std::optional<Tensor>, 7> given;
   for (size_t i = 0; i < given.size(); ++i) {
     if (at.vectors[i]) given[i] = values.tensor(*at.vectors[i]);

@@ -14,6 +14,13 @@ struct ReplayNorm {
 
   // For x of such a kind.
   ReplayNorm(const char* op, const NormPlaces& places, const ReplayValues& values, const ImagesKind& x);
+  // The same of what the tensors hold now.
+  ReplayNorm(const ReplayNorm& before, const ReplayValues& values)
+      : ReplayNorm(before.op_, before.places, values, before.y) {}
+  ReplayNorm(ReplayNorm&&) = default;
+
+ private:
+  const char* op_;
 };
 
 }  // namespace lcs::binding

@@ -1,5 +1,12 @@
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <unordered_map>
 #include <utility>
 
+#include "lcs/isa.h"
 #include "replay_chain.h"
 #include "replay_code.h"
 #include "replay_needs.h"
@@ -19,25 +26,142 @@ AnyCall read_call(Code& code, int64_t op, std::index_sequence<i...>) {
 Tensor first(Tensor made) { return made; }
 Tensor first(std::tuple<Tensor, Tensor> made) { return std::get<0>(std::move(made)); }
 
+// A recording; and how its chains run, once it has been given inputs, for inputs of the same kinds.
+class Replay {
+ public:
+  Replay(std::vector<Tensor> constants, const Tensor& code) : constants_(std::move(constants)), steps_(code) {}
+
+  std::vector<Tensor> run(std::vector<Tensor> inputs) {
+    Kinds kinds(inputs, constants_);
+    std::shared_ptr<const Chains> known = kept();
+    if (known && known->kinds == kinds) return run(std::move(inputs), *known);
+    const auto found = std::make_shared<Chains>(std::move(kinds), ReplayNeeds(steps_, inputs.size()));
+    std::vector<Tensor> made = run(std::move(inputs), *found);
+    if (keeps()) {
+      const std::lock_guard lock(mutex_);
+      chains_ = found;
+    }
+    return made;
+  }
+
+ private:
+  // What chains depend on.
+  struct Kinds {
+    std::vector<int64_t> numbers;
+    std::vector<const void*> memory;  // of constants
+    Isa isa = max_isa();
+
+    Kinds(const std::vector<Tensor>& inputs, const std::vector<Tensor>& constants) {
+      for (const Tensor& input : inputs) {
+        numbers.insert(numbers.end(), {input.dim(), int64_t(input.scalar_type())});
+        for (int64_t i = 0; i < input.dim(); ++i) numbers.insert(numbers.end(), {input.size(i), input.stride(i)});
+      }
+      for (const Tensor& constant : constants) memory.push_back(constant.const_data_ptr());
+    }
+    bool operator==(const Kinds&) const = default;
+  };
+
+  struct Chains {
+    Kinds kinds;
+    ReplayNeeds needs;
+    std::map<size_t, std::optional<ReplayChain>> from = {};  // by the first step; of those before which none runs
+
+    Chains(Kinds of, ReplayNeeds need) : kinds(std::move(of)), needs(std::move(need)) {}
+  };
+
+  std::shared_ptr<const Chains> kept() {
+    const std::lock_guard lock(mutex_);
+    return chains_;
+  }
+
+  // Chains read vectors where they lie, so that what is written to them counts: but of others they have copies.
+  bool keeps() const {
+    return std::all_of(constants_.begin(), constants_.end(),
+                       [](const Tensor& t) { return t.dim() > 1 || t.is_contiguous(); });
+  }
+
+  const std::optional<ReplayChain>& chain(const Chains& known, size_t i, const ReplayValues&) const {
+    return known.from.at(i);
+  }
+  const std::optional<ReplayChain>& chain(Chains& found, size_t i, const ReplayValues& values) const {
+    return found.from.emplace(i, chain_from(i, steps_, values, found.needs)).first->second;
+  }
+
+  template <class Known>
+  std::vector<Tensor> run(std::vector<Tensor> inputs, Known& known) const {
+    ReplayValues values(std::move(inputs), constants_, steps_.all.size());
+    const auto tensor = [&](Place place) { return values.tensor(place); };
+    size_t chained = 0;  // steps that have run
+    for (size_t i = 0; i < steps_.all.size(); ++i) {
+      if (i >= chained)
+        if (const std::optional<ReplayChain>& found = chain(known, i, values)) {
+          found->run(values);
+          chained = i + found->size;
+        }
+      if (i < chained || values.has_next())
+        values.pass_next();
+      else
+        std::visit([&](const auto& call) { values.add(first(call.run(tensor))); }, steps_.all[i].call);
+      for (const int64_t value : steps_.all[i].drops) values.drop(value);
+    }
+    std::vector<Tensor> made;
+    for (const Place place : steps_.results) made.push_back(values.tensor(place));
+    return made;
+  }
+
+  const std::vector<Tensor> constants_;
+  const Steps steps_;
+  std::mutex mutex_;
+  std::shared_ptr<const Chains> chains_;
+};
+
 std::vector<Tensor> replay_cpu(std::vector<Tensor> inputs, std::vector<Tensor> constants, Tensor code,
                                std::vector<int64_t>) {
-  const Steps steps(code);
-  ReplayValues values(std::move(inputs), constants, steps.all.size());
-  const ReplayNeeds needs(steps, values.size());
-  const auto tensor = [&](Place place) { return values.tensor(place); };
-  size_t chained = 0;  // steps that have run
-  for (size_t i = 0; i < steps.all.size(); ++i) {
-    if (i >= chained) chained = i + ran_in_chain(steps, i, values, needs);
-    if (i < chained || values.has_next())
-      values.pass_next();
-    else
-      std::visit([&](const auto& call) { values.add(first(call.run(tensor))); }, steps.all[i].call);
-    for (const int64_t value : steps.all[i].drops) values.drop(value);
-  }
-  std::vector<Tensor> made;
-  for (const Place place : steps.results) made.push_back(values.tensor(place));
-  return made;
+  return Replay(std::move(constants), code).run(std::move(inputs));
 }
+
+// Recordings by their numbers, which are never given again.
+class KeptReplays {
+ public:
+  int64_t keep(std::shared_ptr<Replay> replay) {
+    const std::lock_guard lock(mutex_);
+    kept_.emplace(++last_, std::move(replay));
+    return last_;
+  }
+  std::shared_ptr<Replay> at(int64_t number) {
+    const std::lock_guard lock(mutex_);
+    const auto found = kept_.find(number);
+    STD_TORCH_CHECK(found != kept_.end(), kReplay, ": no recording ", number, " is kept");
+    return found->second;
+  }
+  void forget(int64_t number) {
+    std::shared_ptr<Replay> last;  // which goes when others can go on
+    const std::lock_guard lock(mutex_);
+    if (const auto found = kept_.find(number); found != kept_.end())
+      last = std::move(found->second), kept_.erase(found);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::unordered_map<int64_t, std::shared_ptr<Replay>> kept_;
+  int64_t last_ = 0;
+};
+
+// Never destroyed, as tensors must not be when the process ends.
+KeptReplays& kept_replays() {
+  static auto* const kept = new KeptReplays;
+  return *kept;
+}
+
+int64_t replay_keep(std::vector<Tensor> constants, Tensor code) {
+  return kept_replays().keep(std::make_shared<Replay>(std::move(constants), code));
+}
+
+std::vector<Tensor> replay_kept(std::vector<Tensor> inputs, int64_t number) {
+  return kept_replays().at(number)->run(std::move(inputs));
+}
+
+void replay_forget(int64_t number) { kept_replays().forget(number); }
 
 }  // namespace
 
@@ -54,4 +178,18 @@ Steps::Steps(const Tensor& given) {
 
 }  // namespace lcs::binding
 
-STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) { m.impl("replay", TORCH_BOX(&lcs::binding::replay_cpu)); }
+STABLE_TORCH_LIBRARY_FRAGMENT(lcs, m) {
+  m.def("replay_keep(Tensor[] constants, Tensor code) -> int");
+  m.def("replay_kept(Tensor[] inputs, int number) -> Tensor[]");
+  m.def("replay_forget(int number) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) {
+  m.impl("replay", TORCH_BOX(&lcs::binding::replay_cpu));
+  m.impl("replay_keep", TORCH_BOX(&lcs::binding::replay_keep));
+  m.impl("replay_kept", TORCH_BOX(&lcs::binding::replay_kept));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lcs, CompositeExplicitAutograd, m) {
+  m.impl("replay_forget", TORCH_BOX(&lcs::binding::replay_forget));
+}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import struct
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _len_torch_dispatch_stack
 
 from lcs_kernels._load import ensure_loaded
+from lcs_kernels.isa import max_name
 
 from ._library import define, wants_grad
 
@@ -81,7 +84,7 @@ class Recorder(TorchDispatchMode):
 @dataclass(frozen=True, eq=False)
 class Recording:
     """Calls made ready to run again on other inputs. Not to be saved or changed: the ops trust weights made ready for
-    them, which a changed code could exchange.
+    them, which a changed code could exchange, and the CPU's kernels keep both from the first replay on.
 
     constants: tensors that the calls read and none of them makes.
     code: int64, 1-d: the number of steps; for each its op's place in `OPS`, its arguments by the schema, and the number
@@ -94,6 +97,13 @@ class Recording:
     constants: list[Tensor]
     code: Tensor
     made: list[int]
+
+    @functools.cached_property
+    def kept(self) -> int:
+        """Its number among the recordings that the CPU's kernels keep ready, as long as this one lives."""
+        number = torch.ops.lcs.replay_keep(self.constants, self.code)
+        weakref.finalize(self, torch.ops.lcs.replay_forget, number).atexit = False
+        return number
 
     @classmethod
     def of(cls, calls: Sequence[Call], inputs: Sequence[Tensor], results: Sequence[Tensor]) -> Recording:
@@ -176,7 +186,8 @@ def replay(inputs: Sequence[Tensor], recording: Recording) -> list[Tensor]:
 
     On the CPU, sparse convolutions and norms after each other hand on float32 images in an order of their own, so that
     none transposes them. Threads share every step of such a chain, without a fork for each; or, of eight images or more
-    that are small enough, each thread takes a few at a time through all steps, which stay in its core's caches.
+    that are small enough, each thread takes a few at a time through all steps, which stay in its core's caches. What is
+    decided for inputs is kept with the recording for the next ones of their kind.
 
     Args:
         inputs: of the shapes, dtypes, strides and device of those that were recorded. They have no gradient here.
@@ -190,7 +201,17 @@ def replay(inputs: Sequence[Tensor], recording: Recording) -> list[Tensor]:
     ensure_loaded()
     if wants_grad(*inputs):
         raise ValueError("replay: recorded ops have no gradient; call it under torch.no_grad()")
+    if _takes_kept(inputs):
+        return torch.ops.lcs.replay_kept(list(inputs), recording.kept)
     return _op(list(inputs), recording.constants, recording.code, recording.made)
+
+
+def _takes_kept(inputs: Sequence[Tensor]) -> bool:
+    """Whether the CPU's kernels run it, and nobody is to see what they read: no compiler, tracer or mode."""
+    watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or _len_torch_dispatch_stack()
+    if watched or max_name() == "reference":
+        return False
+    return bool(inputs) and all(type(t) is Tensor and t.is_cpu for t in inputs)
 
 
 def _overload(name: str) -> torch._ops.OpOverload:

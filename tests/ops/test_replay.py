@@ -1,5 +1,7 @@
 """Recorded ops give the very bits that they give one by one, on inputs that they were not recorded with."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch.library import opcheck
@@ -233,6 +235,70 @@ def test_a_norm_that_has_been_written_to_counts(isa):
     for tensor in (*affine, *statistics.values()):
         tensor.mul_(0.5)
         assert torch.equal(replay(given, recording)[0], run(*given))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_vectors_that_are_written_to_or_moved_count(apart, isa):
+    """Chains are kept from call to call with where their constants lie, and nothing of what these hold."""
+    bias = torch.randn(8, 2)[:, 0] if apart else torch.randn(8)
+
+    def run(x):
+        return sparse_conv2d(sparse_conv2d(x, WEIGHTS[0], bias, 1, 1, relu=True), WEIGHTS[1], bias, 1, 1)
+
+    recording, given = chain(lambda x: [run(x)], torch.randn(1, 3, 16, 16))
+    bias.add_(1)
+    assert torch.equal(replay(given, recording)[0], run(*given))
+    bias.data = torch.randn(8)
+    assert torch.equal(replay(given, recording)[0], run(*given))
+
+
+def test_inputs_of_another_kind_take_another_chain(isa):
+    def run(x):
+        return sparse_conv2d(sparse_conv2d(x, WEIGHTS[0], None, 1, 1, relu=True), WEIGHTS[1], None, 1, 1)
+
+    recording, _ = chain(lambda x: [run(x)], torch.randn(1, 3, 16, 16))
+    for shape in ((1, 3, 16, 16), (16, 3, 16, 16), (1, 3, 9, 40), (1, 3, 16, 16)):
+        for layout in FORMATS:
+            x = torch.randn(shape).contiguous(memory_format=layout)
+            assert torch.equal(replay([x], recording)[0], run(x))
+
+
+def test_threads_share_a_recording():
+    def run(x):
+        return sparse_conv2d(sparse_conv2d(x, WEIGHTS[0], None, 1, 1, relu=True), WEIGHTS[1], None, 1, 1)
+
+    x = torch.randn(1, 3, 16, 16)
+    run(x)
+    with Recorder() as recorder:
+        y = run(x)
+    recording = Recording.of(recorder.calls, [x], [y])
+    others = [torch.randn_like(x) for _ in range(8)]
+
+    def again(x):
+        with torch.no_grad():
+            return [replay([x], recording)[0] for _ in range(50)]
+
+    with ThreadPoolExecutor(8) as pool:
+        for other, made in zip(others, pool.map(again, others), strict=True):
+            assert all(torch.equal(each, run(other)) for each in made)
+
+
+def test_the_op_refuses_a_recording_that_is_gone():
+    def run(x):
+        return sparse_conv2d(x, WEIGHTS[0], None, 1, 1)
+
+    x = torch.randn(1, 3, 16, 16)
+    run(x)
+    with Recorder() as recorder:
+        y = run(x)
+    recording = Recording.of(recorder.calls, [x], [y])
+    replay([x], recording)
+    number = recording.kept
+    assert torch.equal(torch.ops.lcs.replay_kept([x], number)[0], y)
+    del recording
+    with pytest.raises(RuntimeError, match=f"replay: no recording {number} is kept"):
+        torch.ops.lcs.replay_kept([x], number)
+    torch.ops.lcs.replay_forget(number)
 
 
 def test_large_weights_are_shared_out_by_channels(isa):
