@@ -80,14 +80,16 @@ LaneImages lane_images(const LaneGrid& grid, int64_t n, int64_t channels, int64_
 
 LaneBorders::LaneBorders(const LaneImages& images) : images_(images) {
   const LaneGrid& grid = images.grid;
-  for (int64_t i = 0; i < 9; ++i) {
-    const int64_t down = i / 3 - 1, across = i % 3 - 1;
-    neighbours_[size_t(i)].fill(-1);
-    for (int64_t l = 0; l < grid.images * grid.blocks(); ++l) {
-      const int64_t block = l % grid.blocks(), row = block / grid.across + down, column = block % grid.across + across;
-      if (row >= 0 && row < grid.down && column >= 0 && column < grid.across)
-        neighbours_[size_t(i)][size_t(l)] = int32_t(l + down * grid.across + across);
-    }
+  for (Lanes& lanes : neighbours_) lanes.fill(-1);
+  if (images.border == 0) return;
+  for (size_t i = 0; i < neighbours_.size(); ++i) {
+    const int64_t down = int64_t(i) / 3 - 1, across = int64_t(i) % 3 - 1;
+    size_t lane = 0;
+    for (int64_t image = 0; image < grid.images; ++image)
+      for (int64_t row = down; row < grid.down + down; ++row)
+        for (int64_t column = across; column < grid.across + across; ++column, ++lane)
+          if (row >= 0 && row < grid.down && column >= 0 && column < grid.across)
+            neighbours_[i][lane] = int32_t(int64_t(lane) + down * grid.across + across);
   }
 }
 

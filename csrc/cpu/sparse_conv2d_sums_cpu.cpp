@@ -21,6 +21,7 @@ SparseSums::SparseSums(const SparsePrepack& weight, const SparseConv2dKernels& k
       per_group_(weight.rows / groups),
       group_(inputs * channel),
       block_(weight.block / int64_t(taps.size()) * channel) {
+  offset_.reserve(size_t(weight.block));
   for (int64_t c = 0; c < weight.block / int64_t(taps.size()); ++c)
     for (const int64_t tap : taps) {
       offset_.push_back(c * channel + tap);

@@ -108,6 +108,10 @@ def _filled(place, values: list):
     return [_filled(element, values) for element in place] if type(place) is list else place
 
 
+def _is_computed(place) -> bool:
+    return type(place) is _Value or (type(place) is list and any(map(_is_computed, place)))
+
+
 class _Places:
     """Where x and what calls return lie among the values."""
 
@@ -184,12 +188,18 @@ class _Places:
     def _called(self, call: Call, drops: list[int]) -> Step:
         op, args = call.op, [self._given(arg) for arg in call.args]
         kwargs = {name: self._given(arg) for name, arg in call.kwargs.items()}
+        computed = [i for i, arg in enumerate(args) if _is_computed(arg)]
+        computed_named = [name for name, arg in kwargs.items() if _is_computed(arg)]
         alone = isinstance(call.result, Tensor)
         writes = [self._at.get(id(leaf)) for leaf in pytree.tree_leaves(call.result)]
 
         def step(values: list) -> None:
-            named = {name: _filled(arg, values) for name, arg in kwargs.items()}
-            result = op(*[_filled(arg, values) for arg in args], **named)
+            given, named = args.copy(), kwargs.copy()
+            for i in computed:
+                given[i] = _filled(given[i], values)
+            for name in computed_named:
+                named[name] = _filled(named[name], values)
+            result = op(*given, **named)
             for i, leaf in zip(writes, [result] if alone else pytree.tree_leaves(result), strict=True):
                 if i is not None:
                     values[i] = leaf
