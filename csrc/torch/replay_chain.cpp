@@ -23,7 +23,7 @@ constexpr int64_t kMeasured = 4;     // times as much as a core keeps, of shared
 constexpr size_t kLeastSteps = 2;    // that share what is in lanes
 constexpr double kOwnMemory = 1.2;   // times what the cheapest grid costs, of passes in threads' own caches
 
-// What a chain hands to the next one, in multiplications of vectors.
+// What it takes to begin another chain, and to hand it a float, in multiplications of vectors of 16 lanes.
 constexpr double kNextChain = 40'000, kHandedFloat = 0.7;
 
 // Memory that values have one after the other, on cache lines' borders.
@@ -284,7 +284,7 @@ class Plan {
         made.behind = norm_of(norm_at(*behind), made.y, add(needs_.value_of(*behind), norm_at(*behind).y, *to), *to);
     if (made.behind) norms_.push_back({args_.steps.size(), &norm_at(*needs_.behind(value))});
     args_.steps.push_back(made);
-    multiplications_ += double(a.weight.stored() * a.y.n * a.y.height * a.y.width);
+    multiplications_ += double(a.weight.stored()) * double(a.y.n * a.y.height * a.y.width);
     if (step.norm) normalise(*step.norm, made.y, made.y, *to);
     return true;
   }
@@ -394,7 +394,7 @@ class Plan {
   std::vector<NormAt> norms_;
 };
 
-// The one that takes least time; none where it would take too much memory.
+// The one that should take least time; none where it would take too much memory.
 std::optional<Plan> plan_of(const ChainSteps& chain, const Steps& steps, size_t first, const ReplayNeeds& needs,
                             bool in_passes) {
   const Images& y = std::get<ChainSteps::Conv>(chain.all.front()).call.args.y;
@@ -405,11 +405,13 @@ std::optional<Plan> plan_of(const ChainSteps& chain, const Steps& steps, size_t 
   std::optional<Plan> best;
   double least = 0;
   for (const LaneGrid& grid : lane_grids(y.n, y.height, y.width)) {
-    if (chain.measure && grid.images > 1) continue;
-    if (least == 0) least = lane_grid_cost(grid);
-    if (in_passes && (y.n / grid.images < kLeastPasses || lane_grid_cost(grid) > kOwnMemory * least)) continue;
+    const bool may_finish = grid.images == 1 || !chain.measure;
+    if (may_finish && least == 0) least = lane_grid_cost(grid);
+    const bool is_cheap = may_finish && lane_grid_cost(grid) <= kOwnMemory * least;
+    if (in_passes && (y.n / grid.images < kLeastPasses || !is_cheap)) continue;
     if ((in_passes ? grid.images : y.n) * y.channels * y.height * y.width > most) continue;
-    const bool may_fit = in_passes && best && best->floats() / best->images_at_once() * grid.images <= fits;
+    const bool may_fit =
+        in_passes && best && best->floats() > fits && best->floats() / best->images_at_once() * grid.images <= fits;
     if (best && best->size() == chain.all.size() && !may_fit) continue;
     Plan plan(chain, steps, first, needs, grid, in_passes ? y.n / grid.images : 1, !in_passes);
     if (plan.size() < kLeastSteps || plan.floats() > most) continue;

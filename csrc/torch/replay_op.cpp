@@ -37,7 +37,7 @@ class Replay {
     if (known && known->kinds == kinds) return run(std::move(inputs), *known);
     const auto found = std::make_shared<Chains>(std::move(kinds), ReplayNeeds(steps_, inputs.size()));
     std::vector<Tensor> made = run(std::move(inputs), *found);
-    if (keeps()) {
+    if (keeps() && found->kinds.isa == max_isa()) {
       const std::lock_guard lock(mutex_);
       chains_ = found;
     }
@@ -52,11 +52,16 @@ class Replay {
     Isa isa = max_isa();
 
     Kinds(const std::vector<Tensor>& inputs, const std::vector<Tensor>& constants) {
-      for (const Tensor& input : inputs) {
-        numbers.insert(numbers.end(), {input.dim(), int64_t(input.scalar_type())});
-        for (int64_t i = 0; i < input.dim(); ++i) numbers.insert(numbers.end(), {input.size(i), input.stride(i)});
-      }
-      for (const Tensor& constant : constants) memory.push_back(constant.const_data_ptr());
+      numbers.reserve(10 * (inputs.size() + constants.size()));
+      memory.reserve(constants.size());
+      for (const Tensor& input : inputs) add(input);
+      for (const Tensor& constant : constants) add(constant), memory.push_back(constant.const_data_ptr());
+    }
+    void add(const Tensor& t) {
+      const auto sizes = t.sizes(), strides = t.strides();
+      numbers.insert(numbers.end(), {int64_t(sizes.size()), int64_t(t.scalar_type())});
+      numbers.insert(numbers.end(), sizes.begin(), sizes.end());
+      numbers.insert(numbers.end(), strides.begin(), strides.end());
     }
     bool operator==(const Kinds&) const = default;
   };
@@ -74,10 +79,17 @@ class Replay {
     return chains_;
   }
 
-  // Chains read vectors where they lie, so that what is written to them counts: but of others they have copies.
+  // Chains read constants where they lie, so that what is written to them counts: but for copies, of vectors that are
+  // not contiguous and of weights that were not made ready.
   bool keeps() const {
-    return std::all_of(constants_.begin(), constants_.end(),
-                       [](const Tensor& t) { return t.dim() > 1 || t.is_contiguous(); });
+    const auto is_read = [](const Tensor& t) { return t.dim() > 1 || t.is_contiguous(); };
+    const auto is_ready = [](const Step& step) {
+      const auto* const conv = std::get_if<SparseConv2dStep>(&step.call);
+      const auto* const normed = std::get_if<SparseConv2dNormStep>(&step.call);
+      return !(conv && conv->get<11>().empty()) && !(normed && normed->get<10>().empty());
+    };
+    return std::all_of(constants_.begin(), constants_.end(), is_read) &&
+           std::all_of(steps_.all.begin(), steps_.all.end(), is_ready);
   }
 
   const std::optional<ReplayChain>& chain(const Chains& known, size_t i, const ReplayValues&) const {

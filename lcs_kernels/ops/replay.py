@@ -101,9 +101,13 @@ class Recording:
     @functools.cached_property
     def kept(self) -> int:
         """Its number among the recordings that the CPU's kernels keep ready, as long as this one lives."""
-        number = torch.ops.lcs.replay_keep(self.constants, self.code)
-        weakref.finalize(self, torch.ops.lcs.replay_forget, number).atexit = False
+        with torch._C._DisableTorchDispatch():  # no call of those that are recorded or traced
+            number = torch.ops.lcs.replay_keep(self.constants, self.code)
+        weakref.finalize(self, _forget, number).atexit = False
         return number
+
+    def __reduce__(self):
+        return Recording, (self.constants, self.code, self.made)  # a copy is kept by a number of its own
 
     @classmethod
     def of(cls, calls: Sequence[Call], inputs: Sequence[Tensor], results: Sequence[Tensor]) -> Recording:
@@ -147,6 +151,11 @@ class Recording:
         code += [len(results), *(place(t) for t in results)]
         shapes = [n for t in results for n in (t.dim(), *t.shape, *t.stride())]
         return cls(constants, torch.tensor(code, dtype=torch.int64, device="cpu"), shapes)
+
+
+def _forget(number: int) -> None:
+    with torch._C._DisableTorchDispatch():
+        torch.ops.lcs.replay_forget(number)
 
 
 def reference(inputs: list[Tensor], constants: list[Tensor], code: Tensor, made: Sequence[int]) -> list[Tensor]:

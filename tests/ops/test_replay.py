@@ -1,5 +1,7 @@
 """Recorded ops give the very bits that they give one by one, on inputs that they were not recorded with."""
 
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -250,6 +252,24 @@ def test_vectors_that_are_written_to_or_moved_count(apart, isa):
     assert torch.equal(replay(given, recording)[0], run(*given))
     bias.data = torch.randn(8)
     assert torch.equal(replay(given, recording)[0], run(*given))
+    bias.data = torch.randn(16)[:8]
+    assert torch.equal(replay(given, recording)[0], run(*given))
+    bias.as_strided_((8,), (2,))  # at the same place
+    assert torch.equal(replay(given, recording)[0], run(*given))
+
+
+def test_values_of_weights_that_are_not_made_ready_count():
+    weight, given = float_weight((8, 8, 3, 3)), [torch.randn(1, 8, 16, 16)]
+    op = torch.ops.lcs.sparse_conv2d.default
+
+    def run(x):
+        for _ in range(2):
+            x = op(x, weight.mask_bits, weight.values, (8, 8, 3, 3), None, (1, 1), (1, 1), (1, 1), 1, True, 72, [])
+        return [x]
+
+    recording, _ = chain(run, *given)
+    weight.values.mul_(2)
+    assert torch.equal(replay(given, recording)[0], run(*given)[0])
 
 
 def test_inputs_of_another_kind_take_another_chain(isa):
@@ -283,15 +303,16 @@ def test_threads_share_a_recording():
             assert all(torch.equal(each, run(other)) for each in made)
 
 
-def test_the_op_refuses_a_recording_that_is_gone():
-    def run(x):
-        return sparse_conv2d(x, WEIGHTS[0], None, 1, 1)
-
+def recording_of_one():
     x = torch.randn(1, 3, 16, 16)
-    run(x)
+    sparse_conv2d(x, WEIGHTS[0], None, 1, 1)
     with Recorder() as recorder:
-        y = run(x)
-    recording = Recording.of(recorder.calls, [x], [y])
+        y = sparse_conv2d(x, WEIGHTS[0], None, 1, 1)
+    return Recording.of(recorder.calls, [x], [y]), x, y
+
+
+def test_the_op_refuses_a_recording_that_is_gone():
+    recording, x, y = recording_of_one()
     replay([x], recording)
     number = recording.kept
     assert torch.equal(torch.ops.lcs.replay_kept([x], number)[0], y)
@@ -299,6 +320,23 @@ def test_the_op_refuses_a_recording_that_is_gone():
     with pytest.raises(RuntimeError, match=f"replay: no recording {number} is kept"):
         torch.ops.lcs.replay_kept([x], number)
     torch.ops.lcs.replay_forget(number)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda r: pickle.loads(pickle.dumps(r))])
+def test_a_copy_is_a_recording_of_its_own(copied):
+    recording, x, y = recording_of_one()
+    replay([x], recording)
+    other = copied(recording)
+    del recording
+    assert torch.equal(replay([x], other)[0], y)
+
+
+def test_a_recording_that_goes_while_others_are_recorded_is_none_of_their_calls():
+    recording, x, _ = recording_of_one()
+    replay([x], recording)
+    with Recorder() as recorder:
+        del recording
+    assert recorder.calls == []
 
 
 def test_large_weights_are_shared_out_by_channels(isa):

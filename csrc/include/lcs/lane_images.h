@@ -17,7 +17,7 @@ struct LaneGrid {
 // there are no vectors.
 std::vector<LaneGrid> lane_grids(int64_t n, int64_t height, int64_t width);
 
-// Time for each position of an image, in that of a multiplication of the widest vectors.
+// Time for each position of an image, in that of a multiplication of vectors of 16 lanes.
 double lane_grid_cost(const LaneGrid& grid);
 
 // float32 images in lanes: group after group, and in these row after row of the blocks, in a row channel after channel,
