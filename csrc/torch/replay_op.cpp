@@ -69,7 +69,7 @@ class Replay {
   struct Chains {
     Kinds kinds;
     ReplayNeeds needs;
-    std::map<size_t, std::optional<ReplayChain>> from = {};  // by the first step; of those before which none runs
+    std::map<size_t, std::optional<ReplayChain>> from = {};  // by the step that each would begin with
 
     Chains(Kinds of, ReplayNeeds need) : kinds(std::move(of)), needs(std::move(need)) {}
   };
