@@ -147,9 +147,9 @@ class Plan {
   // Of values that are left for others.
   int64_t floats_made() const {
     int64_t floats = 0;
-    for (const auto& [value, known] : known_) {
-      const std::vector<int64_t>& size = known.kind->size;
-      if (known.is_made && !known.is_dropped) floats += size[0] * size[1] * size[2] * size[3];
+    for (const Moved& each : made_) {
+      const std::vector<int64_t>& size = each.kind->size;
+      floats += size[0] * size[1] * size[2] * size[3];
     }
     return floats;
   }
@@ -216,14 +216,12 @@ class Plan {
 
   void normalise(const ReplayNorm& norm, size_t x, size_t y, const LaneGrid& grid) {
     LaneChainArgs::Norm made = norm_of(norm, x, y, grid);
+    norms_.push_back({args_.steps.size(), &norm});
     if (!norm.mean) {
       made.vectors = arena_.take(3 * norm.y.size[1] * args_.values[x].images.groups);
-      norms_.push_back({args_.steps.size(), &norm});
       args_.steps.push_back(
           LaneChainArgs::Statistics{x, made.vectors, norm.places.groups, norm.places.eps, nullptr, nullptr});
       arena_.give_back(made.vectors);
-    } else {
-      norms_.push_back({args_.steps.size(), &norm});
     }
     args_.steps.push_back(made);
   }
