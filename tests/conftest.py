@@ -1,4 +1,5 @@
 from math import inf
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +10,22 @@ from lcs_kernels import isa as instruction_sets
 
 from .on_device import OF_THE_CPU, OF_TORCH, OnDevice, triton_on
 
+KERNELS = Path(__file__).parents[1] / "csrc" / "cpu"
+
 
 def machine_isas() -> list[str]:
     """The instruction sets this machine can run, from scalar up."""
     best = torch.ops.lcs.machine_isa() if lcs_kernels.isa.max_name() != "reference" else "scalar"
     return list(instruction_sets.NAMES[: instruction_sets.NAMES.index(best) + 1])
+
+
+def isas_of(path: Path) -> list[str]:
+    """Those for which the op that a test's file, test_OP.py, is named after has kernels, the machine's own in place of
+    the best of them. Ops of one first word share kernels; a file of none is of all."""
+    word, names = path.stem.removeprefix("test_").split("_")[0], machine_isas()
+    written = {file.stem.rsplit("_", 1)[1] for file in KERNELS.glob(f"{word}_*.cpp")}
+    own = [name for name in names if name.removeprefix("avx512_") in written or name in written]
+    return [*own[:-1], names[-1]] if own else names
 
 
 def pytest_addoption(parser):
@@ -41,7 +53,7 @@ def part_of(items: list, part: str) -> list:
 
 def pytest_generate_tests(metafunc):
     if "isa" in metafunc.fixturenames:
-        isas = machine_isas()
+        isas = isas_of(metafunc.definition.path)
         metafunc.parametrize("isa", isas[-1:] if metafunc.config.on_device else isas, indirect=True)
 
 
@@ -68,7 +80,7 @@ def pytest_pyfunc_call(pyfuncitem):
 
 @pytest.fixture
 def isa(request):
-    """Runs the test once per instruction set this machine has."""
+    """Runs the test once per instruction set (`isas_of`)."""
     before = instruction_sets.max_name()
     instruction_sets.set_max(request.param)
     assert instruction_sets.max_name() == request.param
@@ -78,11 +90,11 @@ def isa(request):
 
 @pytest.fixture
 def isas(request):
-    """Sets each instruction set this machine has in turn: for results with one reference, which takes longer than all.
+    """Sets each instruction set (`isas_of`) in turn: for results with one reference, which takes longer than all.
 
     Where one of them fails, it is the last that the captured output names.
     """
-    before, names = instruction_sets.max_name(), machine_isas()
+    before, names = instruction_sets.max_name(), isas_of(request.path)
 
     def turns():
         for name in names[-1:] if request.config.on_device else names:

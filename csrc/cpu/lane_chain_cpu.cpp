@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <deque>
 #include <functional>
-#include <thread>
 #include <utility>
 
 #include "lane_rows.h"
 #include "lcs/line_norm.h"
+#include "lcs/parallel_region.h"
 #include "line_norm_rows.h"
 #include "scratch.h"
 #include "second_level.h"
@@ -21,8 +21,6 @@ namespace {
 constexpr int64_t kTasks = 8;               // of a step that threads share: enough to keep them even
 constexpr int64_t kKeptBytes = 1 << 19;     // of a weight that stays in the second-level cache from band to band
 constexpr int64_t kSharedBytes = 16 << 20;  // that a third-level cache holds beside much else
-constexpr int64_t kMembers = 256;           // threads that share steps, at most
-constexpr int kSpins = 1 << 12;             // until a thread that waits lets others run
 
 // The offsets of each convolution's values, which threads share; null: they are too large, read once, or yet to be
 // looked up.
@@ -158,54 +156,6 @@ float* memory_of_thread(int64_t floats) {
   return memory.reserve(floats);
 }
 
-// What a thread that waits does not take from another on the same core.
-void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-
-// Steps that threads share: each begins when all tasks of the one before are done. A thread waits only for tasks that
-// another is at, so that fewer threads than there could be do all of them, too.
-class Team {
- public:
-  explicit Team(const std::vector<ChainStep>& steps) : steps_(steps), left_(steps.size()) {
-    for (size_t i = 0; i < steps.size(); ++i) tasks_.emplace_back(steps[i].tasks), left_[i].tasks = steps[i].tasks;
-  }
-
-  // What a thread does that has members [begin, end).
-  void work(int64_t begin, int64_t end) {
-    for (size_t i = 0; i < steps_.size(); ++i) {
-      const int64_t n = steps_[i].tasks;
-      Tasks::Taker taker(tasks_[i], n * begin / kMembers, n * end / kMembers);
-      for (Tasks::Some some = taker.one(); some.begin < some.end; some = taker.one()) run(i, some.begin);
-      for (int spins = 0; left_[i].tasks.load(std::memory_order_acquire) > 0; ++spins)
-        spins % kSpins == kSpins - 1 ? std::this_thread::yield() : relax();
-      if (failed_) return;
-    }
-  }
-
- private:
-  void run(size_t step, int64_t task) {
-    try {
-      steps_[step].run(task, 0);
-    } catch (...) {
-      failed_ = true;  // the others go no further
-      left_[step].tasks.fetch_sub(1, std::memory_order_release);
-      throw;
-    }
-    left_[step].tasks.fetch_sub(1, std::memory_order_acq_rel);
-  }
-
-  struct alignas(64) Left {
-    std::atomic<int64_t> tasks;
-  };
-  const std::vector<ChainStep>& steps_;
-  std::deque<Tasks> tasks_;
-  std::vector<Left> left_;
-  std::atomic<bool> failed_{false};
-};
-
 }  // namespace
 
 void lane_chain(const LaneChainArgs& args, const Parallel& parallel) {
@@ -214,12 +164,15 @@ void lane_chain(const LaneChainArgs& args, const Parallel& parallel) {
   const Chain chain(args, args.memory ? args.memory : memory_of_thread(args.floats), distances);
   const ChainStep first = chain.look_up(distances, args.passes);
   if (args.memory) {
-    std::vector<ChainStep> steps{first};
-    for (int64_t pass = 0; pass < args.passes; ++pass)
-      for (const ChainStep& step : chain.steps())
-        steps.push_back({step.tasks, [&step, pass](int64_t task, int64_t) { step.run(task, pass); }});
-    Team team(steps);
-    return parallel(kMembers, 1, [&](int64_t begin, int64_t end) { team.work(begin, end); });
+    struct None {};
+    const auto share = [](const Parallel& loops, const ChainStep& step, int64_t pass) {
+      share_tasks<None>(loops, step.tasks, [&](int64_t task, None&) { step.run(task, pass); });
+    };
+    return parallel_region(parallel, [&](const Parallel& loops) {
+      share(loops, first, 0);
+      for (int64_t pass = 0; pass < args.passes; ++pass)
+        for (const ChainStep& step : chain.steps()) share(loops, step, pass);
+    });
   }
   for (int64_t task = 0; task < first.tasks; ++task) first.run(task, 0);
   Tasks tasks(args.passes);

@@ -7,6 +7,7 @@
 
 #include "dispatch.h"
 #include "lcs/max_pool.h"
+#include "lcs/parallel_region.h"
 #include "max_pool_kernels.h"
 #include "packed_network_kernels.h"
 #include "packed_strip.h"
@@ -362,7 +363,8 @@ class PackedNetwork {
 }  // namespace
 
 void packed_network(const PackedNetworkArgs& args, const Parallel& parallel) {
-  if (args.x.n > 0) PackedNetwork(args, parallel).run();
+  if (args.x.n == 0) return;
+  parallel_region(parallel, [&](const Parallel& loops) { PackedNetwork(args, loops).run(); });
 }
 
 }  // namespace lcs

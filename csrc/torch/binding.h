@@ -9,7 +9,7 @@
 
 #include "large_pages.h"
 #include "lcs/dtype.h"
-#include "lcs/parallel.h"
+#include "lcs/parallel_region.h"
 
 // What every binding shares: checks that name op, argument and value; torch's threads as an lcs::Parallel.
 namespace lcs::binding {
@@ -19,10 +19,25 @@ using torch::stable::Tensor;
 
 bool forked();  // whether this process was forked from the one that loaded the library
 
+inline thread_local const Parallel* loops_of_region = nullptr;  // that this thread leads
+
 // Serial in a forked process: it has none of the threads that torch's pool would wait for.
 inline void parallel(int64_t n, int64_t grain, const Range& range) {
+  if (loops_of_region) return (*loops_of_region)(n, grain, range);
   if (forked()) return serial(n, grain, range);
   torch::stable::parallel_for(0, n, grain, range);
+}
+
+// `body` with one region for all that it calls `parallel` for; what torch runs in it is serial.
+template <class Body>
+void in_region(const Body& body) {
+  parallel_region(parallel, [&](const Parallel& loops) {
+    struct Leads {
+      explicit Leads(const Parallel* loops) { loops_of_region = loops; }
+      ~Leads() { loops_of_region = nullptr; }
+    } leads(&loops);
+    body();
+  });
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }

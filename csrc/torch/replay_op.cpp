@@ -102,6 +102,14 @@ class Replay {
   template <class Known>
   std::vector<Tensor> run(std::vector<Tensor> inputs, Known& known) const {
     ReplayValues values(std::move(inputs), constants_, steps_.all.size());
+    in_region([&] { run_steps(values, known); });
+    std::vector<Tensor> made;
+    for (const Place place : steps_.results) made.push_back(values.tensor(place));
+    return made;
+  }
+
+  template <class Known>
+  void run_steps(ReplayValues& values, Known& known) const {
     const auto tensor = [&](Place place) { return values.tensor(place); };
     size_t chained = 0;  // steps that have run
     for (size_t i = 0; i < steps_.all.size(); ++i) {
@@ -116,9 +124,6 @@ class Replay {
         std::visit([&](const auto& call) { values.add(first(call.run(tensor))); }, steps_.all[i].call);
       for (const int64_t value : steps_.all[i].drops) values.drop(value);
     }
-    std::vector<Tensor> made;
-    for (const Place place : steps_.results) made.push_back(values.tensor(place));
-    return made;
   }
 
   const std::vector<Tensor> constants_;

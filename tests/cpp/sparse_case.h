@@ -1,4 +1,5 @@
 #pragma once
+#include <algorithm>
 #include <bit>
 #include <cstdio>
 #include <cstdlib>
@@ -18,16 +19,16 @@ namespace lcs::test {
 
 constexpr DType kDTypes[] = {DType::float32, DType::bfloat16};
 
-// The instruction sets with kernels of their own, `more` among them, up to the machine's or LCS_MAX_ISA; AMX alone
-// where a test is built for that. First asked before any is set.
-inline std::vector<Isa> isas([[maybe_unused]] std::initializer_list<Isa> more = {}) {
+// The instruction sets with kernels of their own, `more` among them, up to the machine's or LCS_MAX_ISA; AMX alone, if
+// at all, where a test is built for that. First asked before any is set.
+inline std::vector<Isa> isas(std::initializer_list<Isa> more = {}) {
   static const Isa best = max_isa();
 #if defined(LCS_ONLY_AMX)
   if (best != Isa::amx) {
     std::printf("not run: emulated tiles need avx512_bf16 for all else, and this machine has %s\n", isa_name(best));
     std::exit(77);
   }
-  return {Isa::amx};
+  return std::vector<Isa>(size_t(std::count(more.begin(), more.end(), Isa::amx)), Isa::amx);
 #else
   std::vector<Isa> found{Isa::scalar, Isa::avx2, Isa::avx512};
   found.insert(found.end(), more);
@@ -50,9 +51,9 @@ inline void backwards(int64_t n, int64_t grain, const Range& range) {
     range(begin, begin + step < n ? begin + step : n);
 }
 
-// The ways to split the work.
-inline std::vector<Parallel> ways() {
-  if (kOnlyThreads) return {fork_join(3)};
+// The ways to split the work; of scalar kernels, which take longest, among threads alone.
+inline std::vector<Parallel> ways(Isa isa) {
+  if (kOnlyThreads || isa == Isa::scalar) return {fork_join(3)};
   return {serial, backwards, fork_join(3)};
 }
 

@@ -252,7 +252,7 @@ void check(const Case& c, DType dtype, int percent, int64_t channels, bool last,
                               percent == 60 ? nullptr : residual.as()};
   const std::vector<float> wanted = convolved(c, args, weight.dense);
   for (const Isa isa : isas())
-    for (const Parallel& parallel : ways()) {
+    for (const Parallel& parallel : ways(isa)) {
       set_max_isa(isa);
       const auto check_made = [&] {
         for (int64_t i = 0; i < outputs; ++i) CHECK(get(y.as(), i, dtype) == wanted[i]);

@@ -31,7 +31,7 @@ void check(const Case& c, Guard guard) {
     }
   const bool tiled = c.dtype == DType::bfloat16;
   for (const Isa isa : isas({Isa::amx}))
-    for (const Parallel& parallel : ways()) {
+    for (const Parallel& parallel : ways(isa)) {
       set_max_isa(isa);
       std::memset(y.as(), 0xff, size_t(c.rows * c.out * size_of(c.dtype)));
       const float* const start = c.bias ? bias.as<float>() : nullptr;

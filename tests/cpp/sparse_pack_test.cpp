@@ -78,7 +78,7 @@ int main() {
     for (const DType dtype : kDTypes)
       for (const int percent : {0, 2, 50, 100})
         for (const Guard guard : kGuards)
-          for (const Parallel& parallel : ways()) check_pack(n, dtype, percent, guard, parallel);
+          for (const Parallel& parallel : ways(max_isa())) check_pack(n, dtype, percent, guard, parallel);
   for (const auto& [rows, columns] : {std::pair{1, 1}, {9, 33}, {33, 101}, {0, 5}, {5, 0}})
     for (const int64_t block : {1, 7, 32, 101, 65'536})
       for (const DType dtype : kDTypes)

@@ -81,7 +81,7 @@ void check(const Case& c, DType dtype, bool last, Guard guard) {
   norm.means = statistics.as<float>(), norm.rstds = norm.means + c.n * c.groups;
   norm.eps = 1e-5, norm.relu = guard == Guard::behind, norm.dtype = dtype;
   const MaxPoolArgs pool{args.conv.y, images(y.as(), c.n, c.out, rows, columns, last), window, window, dtype};
-  for (const Isa isa : isas(kPairs)) {
+  for (const Isa isa : dtype == DType::bfloat16 ? isas(kPairs) : isas()) {
     set_max_isa(isa);
     width_conv2d(args.conv, serial);
     line_norm(norm, serial);
@@ -94,7 +94,7 @@ void check(const Case& c, DType dtype, bool last, Guard guard) {
     WidthConv2dNormArgs fused = args;
     fused.norm.x = fused.norm.means = fused.norm.rstds = nullptr;
     fused.pool = &pool;
-    for (const Parallel& parallel : ways()) {
+    for (const Parallel& parallel : ways(isa)) {
       std::memset(y.as(), 0xff, size_t(pooled) * each);
       width_conv2d_norm(fused, parallel);
       for (int64_t i = 0; i < pooled; ++i) {

@@ -147,19 +147,18 @@ void check(const Case& c, DType dtype, DType weight_dtype, bool last, Guard guar
     }
     check_residual(args, residual.as(), parallel);
   };
-  for (const Isa isa : isas(kPairs))
-    for (const Parallel& parallel : ways())
+  const bool of_pairs = dtype == DType::bfloat16 && weight_dtype == DType::bfloat16;
+  for (const Isa isa : of_pairs ? isas(kPairs) : isas())
+    for (const Parallel& parallel : ways(isa))
       for (const float* from : {static_cast<const float*>(nullptr), static_cast<const float*>(packed.as<float>())}) {
         set_max_isa(isa);
         std::memset(packed.as(), 0xff, size_t(floats) * 4);
         if (from) width_pack(args.weight, packed.as<float>(), parallel);
         args.packed = from;
+        const bool multiplies_pairs = of_pairs && isa >= Isa::avx512_bf16;
+        if (multiplies_pairs) width_pack_pairs(args.weight, pairs.as<BFloat16>(), parallel);
+        args.pairs = multiplies_pairs ? pairs.as<BFloat16>() : nullptr;
         check_all(parallel);
-        if (dtype != DType::bfloat16 || weight_dtype != DType::bfloat16) continue;
-        width_pack_pairs(args.weight, pairs.as<BFloat16>(), parallel);
-        args.pairs = pairs.as<BFloat16>();
-        check_all(parallel);
-        args.pairs = nullptr;
       }
 }
 
