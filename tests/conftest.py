@@ -10,6 +10,7 @@ from lcs_kernels import isa as instruction_sets
 
 from .on_device import OF_THE_CPU, OF_TORCH, OnDevice, triton_on
 
+PAIRS = "avx512_bf16", "amx"  # instruction sets that multiply pairs of bfloat16
 KERNELS = Path(__file__).parents[1] / "csrc" / "cpu"
 
 
@@ -105,6 +106,12 @@ def isas(request):
 
     yield turns
     instruction_sets.set_max(before)
+
+
+@pytest.fixture
+def pairs(monkeypatch):
+    """Has pairs of bfloat16 multiplied wherever they can be, if in more time than floats, too."""
+    monkeypatch.setattr(instruction_sets, "multiplies_pairs", lambda: instruction_sets.max_name() in PAIRS)
 
 
 def as_it_is() -> list[str]:

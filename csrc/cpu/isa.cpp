@@ -42,6 +42,11 @@ Isa detect() {
   return amx_granted() ? Isa::amx : Isa::avx512_bf16;
 }
 
+bool is_intel() {
+  __builtin_cpu_init();
+  return __builtin_cpu_is("intel");
+}
+
 bool is_zen_4() {
   unsigned a, b, c, d;
   __builtin_cpu_init();
@@ -51,6 +56,7 @@ bool is_zen_4() {
 }
 #else
 Isa detect() { return Isa::scalar; }
+bool is_intel() { return false; }
 bool is_zen_4() { return false; }
 #endif
 
@@ -74,6 +80,11 @@ Isa machine_isa() {
 bool starts_two_products() {
   static const bool two = !is_zen_4();
   return two;
+}
+
+bool multiplies_pairs() {
+  static const bool pays = !is_intel();  // which, but for AMX, takes two cycles for what floats take one for
+  return max_isa() == Isa::amx || (max_isa() == Isa::avx512_bf16 && pays);
 }
 
 Isa max_isa() { return current().load(std::memory_order_relaxed); }

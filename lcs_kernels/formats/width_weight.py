@@ -10,7 +10,6 @@ from torch import Tensor
 from lcs_kernels import isa
 from lcs_kernels.ops.width_conv2d import width_conv2d_pack
 
-PAIRS = ("avx512_bf16", "amx")  # instruction sets that multiply pairs of bfloat16
 MANY = 16  # channels of either kind from which on transforming x and its products costs less than it saves
 FEW = 16  # input channels below which pairing those of x costs more than it saves
 
@@ -103,7 +102,7 @@ class WidthWeight:
         """The form that the kernels read: float32 (blocks, in_channels / groups * h * w, 16); made once.
 
         pairs: rather bfloat16 (blocks, ceil(in_channels / 2) * h * w, 32), for x of bfloat16, where the weight is, too,
-            of 16 input channels or more, and the instruction set in use multiplies such pairs.
+            of 16 input channels or more, and the instruction set in use multiplies such pairs in less time than floats.
         """
         self.check_unchanged()
         compiling = torch.compiler.is_compiling()
@@ -114,6 +113,6 @@ class WidthWeight:
         if compiling:  # a graph that changed the dict would be traced anew each time; floats serve in place of pairs
             packed = self._prepacks.get(False)
             return width_conv2d_pack(self.weight) if packed is None else packed
-        if pairs and isa.max_name() not in PAIRS:
+        if pairs and not isa.multiplies_pairs():
             return self.prepack()
         return self._prepacks.setdefault(pairs, width_conv2d_pack(self.weight, pairs))

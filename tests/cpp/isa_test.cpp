@@ -11,6 +11,8 @@ int main() {
     CHECK(lcs::parse_isa(lcs::isa_name(isa)) == isa);
     lcs::set_max_isa(isa);
     CHECK(lcs::max_isa() == (isa < lcs::machine_isa() ? isa : lcs::machine_isa()));
+    CHECK(lcs::max_isa() >= Isa::avx512_bf16 || !lcs::multiplies_pairs());
+    CHECK(lcs::max_isa() != Isa::amx || lcs::multiplies_pairs());
   }
   bool thrown = false;
   try {

@@ -6,7 +6,7 @@ import torch
 
 from lcs_kernels import isa, width_conv2d
 from lcs_kernels.formats import WidthWeight, width_weight
-from lcs_kernels.formats.width_weight import FEW, PAIRS
+from lcs_kernels.formats.width_weight import FEW
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -23,12 +23,14 @@ def test_keeps_the_weight_and_packs_it_once(dtype):
 
 @pytest.mark.parametrize("inputs", [FEW - 1, FEW, 2 * FEW - 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_pairs_are_packed_where_they_are_multiplied(dtype, inputs):
+@pytest.mark.parametrize("pays", [False, True])
+def test_pairs_are_packed_where_they_pay(monkeypatch, dtype, inputs, pays):
+    monkeypatch.setattr(isa, "multiplies_pairs", lambda: pays)
     w = torch.randn(37, inputs, 3, 2).to(dtype)
     weight = WidthWeight.pack(w)
     packed, pairs = weight.prepack(), weight.prepack(pairs=True)
     assert weight.prepack(pairs=True) is pairs and weight.prepack() is packed
-    if dtype == torch.float32 or inputs < FEW or isa.max_name() not in PAIRS:
+    if dtype == torch.float32 or inputs < FEW or not pays:
         assert pairs is packed
         return
     n = (inputs + 1) // 2

@@ -12,6 +12,7 @@ from lcs_kernels.ops.width_conv2d import reference, reference_pack
 
 from .sparse_cases import DTYPES, assert_within_roundings, integers
 
+pytestmark = pytest.mark.usefixtures("pairs")
 OP = torch.ops.lcs.width_conv2d.default
 BACKWARD = torch.ops.lcs.width_conv2d_backward.default
 PACK = torch.ops.lcs.width_conv2d_pack.default

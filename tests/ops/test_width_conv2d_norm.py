@@ -6,6 +6,7 @@ from torch.library import opcheck
 from lcs_kernels import line_norm, width_conv2d, width_conv2d_norm
 from lcs_kernels.formats import WidthWeight
 
+pytestmark = pytest.mark.usefixtures("pairs")
 OP = torch.ops.lcs.width_conv2d_norm.default
 FORMATS = [torch.contiguous_format, torch.channels_last]
 # x, full weight, out_channels, stride, padding, groups of the norm

@@ -20,6 +20,7 @@ CASES = SQUARE | {
     "several chunks": ((1, 150, 8, 11), (70, 160), 50, 1),
     "few channels": ((2, 5, 19, 16), (20, 9), 17, 1),
 }
+pytestmark = pytest.mark.usefixtures("pairs")
 OP = torch.ops.lcs.width_conv2d.default
 assert_within_bound = partial(winograd_cases.assert_within_bound, bound=rounding_bound)
 
