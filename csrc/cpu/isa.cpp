@@ -83,7 +83,8 @@ bool starts_two_products() {
 }
 
 bool multiplies_pairs() {
-  static const bool pays = !is_intel();  // which, but for AMX, takes two cycles for what floats take one for
+  static const bool pays =
+      !is_intel();  // Intel's AVX512_BF16 takes two cycles for the products that floats take one for
   return max_isa() == Isa::amx || (max_isa() == Isa::avx512_bf16 && pays);
 }
 

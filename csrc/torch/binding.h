@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "large_pages.h"
@@ -33,8 +34,9 @@ template <class Body>
 void in_region(const Body& body) {
   parallel_region(parallel, [&](const Parallel& loops) {
     struct Leads {
-      explicit Leads(const Parallel* loops) { loops_of_region = loops; }
-      ~Leads() { loops_of_region = nullptr; }
+      const Parallel* const outer;
+      explicit Leads(const Parallel* loops) : outer(std::exchange(loops_of_region, loops)) {}
+      ~Leads() { loops_of_region = outer; }
     } leads(&loops);
     body();
   });

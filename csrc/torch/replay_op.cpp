@@ -102,17 +102,29 @@ class Replay {
   template <class Known>
   std::vector<Tensor> run(std::vector<Tensor> inputs, Known& known) const {
     ReplayValues values(std::move(inputs), constants_, steps_.all.size());
-    in_region([&] { run_steps(values, known); });
+    for (size_t i = 0, end; i < steps_.all.size(); i = end) {
+      end = i + 1;
+      while (end < steps_.all.size() && is_torchs(steps_.all[end]) == is_torchs(steps_.all[i])) ++end;
+      const auto some = [&] { run_steps(i, end, values, known); };
+      is_torchs(steps_.all[i]) || end == i + 1 ? some() : in_region(some);
+    }
     std::vector<Tensor> made;
     for (const Place place : steps_.results) made.push_back(values.tensor(place));
     return made;
   }
 
+  // Whose threads are not those of a region.
+  static bool is_torchs(const Step& step) {
+    return std::holds_alternative<Call<torch_mean>>(step.call) ||
+           std::holds_alternative<Call<torch_as_strided_>>(step.call) ||
+           std::holds_alternative<Call<torch_view>>(step.call);
+  }
+
   template <class Known>
-  void run_steps(ReplayValues& values, Known& known) const {
+  void run_steps(size_t i, size_t end, ReplayValues& values, Known& known) const {
     const auto tensor = [&](Place place) { return values.tensor(place); };
     size_t chained = 0;  // steps that have run
-    for (size_t i = 0; i < steps_.all.size(); ++i) {
+    for (; i < end; ++i) {
       if (i >= chained)
         if (const std::optional<ReplayChain>& found = chain(known, i, values)) {
           found->run(values);

@@ -107,12 +107,11 @@ class WidthWeight:
         self.check_unchanged()
         compiling = torch.compiler.is_compiling()
         pairs = pairs and self.weight.dtype == torch.bfloat16 and self.weight.shape[1] >= FEW
+        pairs = pairs and (compiling or isa.multiplies_pairs())
         packed = self._prepacks.get(pairs)
         if packed is not None:
             return packed
         if compiling:  # a graph that changed the dict would be traced anew each time; floats serve in place of pairs
             packed = self._prepacks.get(False)
             return width_conv2d_pack(self.weight) if packed is None else packed
-        if pairs and not isa.multiplies_pairs():
-            return self.prepack()
         return self._prepacks.setdefault(pairs, width_conv2d_pack(self.weight, pairs))

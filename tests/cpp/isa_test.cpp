@@ -6,6 +6,14 @@
 
 using lcs::Isa;
 
+bool is_intel() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
 int main() {
   for (Isa isa : lcs::kIsas) {
     CHECK(lcs::parse_isa(lcs::isa_name(isa)) == isa);
@@ -13,6 +21,7 @@ int main() {
     CHECK(lcs::max_isa() == (isa < lcs::machine_isa() ? isa : lcs::machine_isa()));
     CHECK(lcs::max_isa() >= Isa::avx512_bf16 || !lcs::multiplies_pairs());
     CHECK(lcs::max_isa() != Isa::amx || lcs::multiplies_pairs());
+    CHECK(lcs::max_isa() != Isa::avx512_bf16 || lcs::multiplies_pairs() == !is_intel());
   }
   bool thrown = false;
   try {

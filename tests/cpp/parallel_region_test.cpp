@@ -2,9 +2,7 @@
 
 #include <atomic>
 #include <climits>
-#include <set>
 #include <stdexcept>
-#include <string>
 #include <thread>
 #include <vector>
 
@@ -81,6 +79,30 @@ void check_nested_runs_serially() {
   });
 }
 
+// The caller with most of the shares, and eight others.
+void uneven(int64_t n, int64_t, const lcs::Range& range) {
+  const int64_t mine = n / 2, others = 8, each = (n - mine) / others;
+  std::vector<std::thread> threads;
+  for (int64_t i = 0; i < others && each > 0; ++i)
+    threads.emplace_back([=, &range] { range(mine + i * each, i + 1 < others ? mine + (i + 1) * each : n); });
+  each > 0 ? range(0, mine) : range(0, n);
+  for (std::thread& thread : threads) thread.join();
+}
+
+// A region is led by the thread that calls, however many others take part in the loop that it is.
+void check_regions_in_regions() {
+  for (const Parallel& parallel : {Parallel(uneven), lcs::fork_join(4)})
+    for (int again = 0; again < 20; ++again)
+      lcs::parallel_region(parallel, [](const Parallel& outer) {
+        std::atomic<int64_t> sum = 0;
+        for (int region = 0; region < 20; ++region)
+          lcs::parallel_region(outer, [&](const Parallel& inner) {
+            for (int loop = 0; loop < 5; ++loop) inner(64, 1, [&](int64_t begin, int64_t end) { sum += end - begin; });
+          });
+        CHECK(sum == 20 * 5 * 64);
+      });
+}
+
 template <class Work>
 bool throws(const Work& work) {
   try {
@@ -109,6 +131,9 @@ void check_exceptions() {
       }
     });
   }
+  lcs::parallel_region(lcs::fork_join(4), [](const Parallel& loops) {
+    CHECK(throws([&] { loops(4, 1, [](int64_t, int64_t) { throw std::runtime_error("each piece"); }); }));
+  });
   CHECK(throws(
       [] { lcs::parallel_region(lcs::fork_join(4), [](const Parallel&) { throw std::runtime_error("the body"); }); }));
 }
@@ -118,9 +143,11 @@ void check_exceptions() {
 int main() {
   check_cover(lcs::serial);
   check_cover(backwards);
+  check_cover(uneven);
   for (const int threads : {1, 2, 3, 8}) check_cover(lcs::fork_join(threads));
   check_threads_run_at_once();
   check_body_runs_here_once();
   check_nested_runs_serially();
+  check_regions_in_regions();
   check_exceptions();
 }

@@ -39,6 +39,22 @@ def test_pairs_are_packed_where_they_pay(monkeypatch, dtype, inputs, pays):
     assert torch.equal(rows[:37, :inputs], w) and not rows[37:].any() and not rows[:, inputs:].any()
 
 
+@pytest.mark.usefixtures("isa")
+def test_the_set_in_use_says_whether_pairs_pay():
+    assert isa.multiplies_pairs() == torch.ops.lcs.multiplies_pairs()
+    if isa.max_name() not in ("avx512_bf16", "amx"):
+        assert not isa.multiplies_pairs()
+    assert isa.multiplies_pairs() or isa.max_name() != "amx"
+
+
+def test_pairs_that_no_longer_pay_are_left(monkeypatch):
+    weight = WidthWeight.pack(torch.randn(37, FEW, 3, 2).bfloat16())
+    monkeypatch.setattr(isa, "multiplies_pairs", lambda: True)
+    pairs = weight.prepack(pairs=True)
+    monkeypatch.setattr(isa, "multiplies_pairs", lambda: False)
+    assert weight.prepack(pairs=True) is weight.prepack() is not pairs
+
+
 def test_of_what_threads_pack_at_once_one_is_kept(monkeypatch):
     weight, pack, others = WidthWeight.pack(torch.randn(5, 4, 3, 3)), width_weight.width_conv2d_pack, []
 

@@ -358,6 +358,20 @@ def test_large_weights_are_shared_out_by_channels(isa):
     torch.set_num_threads(before)
 
 
+def test_a_mean_of_everything_is_torchs_for_any_number_of_threads(threads):
+    """Its sum depends on that number."""
+    torch.manual_seed(12)
+    x = torch.randn(1, 64, 56, 56)
+
+    def run(x):
+        return line_norm(line_norm(x, *(None,) * 5, 1), *(None,) * 5, 1).mean((1, 2, 3))
+
+    with Recorder() as recorder:
+        y = run(x)
+    recording = Recording.of(recorder.calls, [x], [y])
+    assert torch.equal(replay([x], recording)[0], y)
+
+
 def test_an_op_in_place_drops_the_value_before_it():
     def run(x):
         mean = line_norm(x, *(None,) * 5, 1).mean((2, 3), keepdim=True)

@@ -1,6 +1,7 @@
 #pragma once
 #include <algorithm>
 #include <future>
+#include <system_error>
 #include <vector>
 
 #include "lcs/parallel.h"
@@ -24,8 +25,14 @@ inline Parallel fork_join(int threads) {
       range(begin, std::min(n, begin + step));
     };
     std::vector<std::future<void>> others;  // whose destructors wait
-    for (int64_t begin = step; begin < n; begin += step) others.push_back(std::async(std::launch::async, run, begin));
+    others.reserve(size_t(pieces));
+    int64_t begin = step;
+    try {
+      for (; begin < n; begin += step) others.push_back(std::async(std::launch::async, run, begin));
+    } catch (const std::system_error&) {  // there are no more threads: what is left is for this one
+    }
     run(0);
+    for (; begin < n; begin += step) run(begin);
     for (auto& other : others) other.get();
   };
 }

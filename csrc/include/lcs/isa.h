@@ -13,7 +13,7 @@ Isa max_isa();                         // what the kernels use: machine_isa(), c
 void set_max_isa(Isa isa);             // never raises above the machine
 Isa parse_isa(std::string_view name);  // throws std::invalid_argument
 const char* isa_name(Isa isa);
-bool multiplies_pairs();     // of bfloat16, by the set in use and in less time than floats
+bool multiplies_pairs();     // of bfloat16, by the set in use, which is taken to be faster than of floats
 bool starts_two_products();  // of 512 bits with VNNI in a cycle, as servers do; all but Zen 4 are taken for such
 
 }  // namespace lcs
