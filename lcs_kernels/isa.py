@@ -23,8 +23,10 @@ def max_name() -> str:
 
 
 def multiplies_pairs() -> bool:
-    """Whether it multiplies pairs of bfloat16, where that is taken to be faster than floats: AVX512_BF16 is, but for
-    Intel's, which was measured, and AMX, which was not."""
+    """Whether it multiplies pairs of bfloat16 and is taken to do so in less time than floats.
+
+    AMX is, which has not been measured, and AVX512_BF16, but for that of Intel's cores, which takes longer.
+    """
     global _pairs
     if max_name() == "reference":
         return False

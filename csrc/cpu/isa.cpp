@@ -83,8 +83,8 @@ bool starts_two_products() {
 }
 
 bool multiplies_pairs() {
-  static const bool pays =
-      !is_intel();  // Intel's AVX512_BF16 takes two cycles for the products that floats take one for
+  // Intel's cores take two cycles for the products of pairs that take one as floats.
+  static const bool pays = !is_intel();
   return max_isa() == Isa::amx || (max_isa() == Isa::avx512_bf16 && pays);
 }
 

@@ -104,17 +104,17 @@ class Replay {
     ReplayValues values(std::move(inputs), constants_, steps_.all.size());
     for (size_t i = 0, end; i < steps_.all.size(); i = end) {
       end = i + 1;
-      while (end < steps_.all.size() && is_torchs(steps_.all[end]) == is_torchs(steps_.all[i])) ++end;
+      while (end < steps_.all.size() && runs_in_torch(steps_.all[end]) == runs_in_torch(steps_.all[i])) ++end;
       const auto some = [&] { run_steps(i, end, values, known); };
-      is_torchs(steps_.all[i]) || end == i + 1 ? some() : in_region(some);
+      runs_in_torch(steps_.all[i]) || end == i + 1 ? some() : in_region(some);
     }
     std::vector<Tensor> made;
     for (const Place place : steps_.results) made.push_back(values.tensor(place));
     return made;
   }
 
-  // Whose threads are not those of a region.
-  static bool is_torchs(const Step& step) {
+  // Torch has a single thread in a region.
+  static bool runs_in_torch(const Step& step) {
     return std::holds_alternative<Call<torch_mean>>(step.call) ||
            std::holds_alternative<Call<torch_as_strided_>>(step.call) ||
            std::holds_alternative<Call<torch_view>>(step.call);

@@ -102,7 +102,7 @@ class WidthWeight:
         """The form that the kernels read: float32 (blocks, in_channels / groups * h * w, 16); made once.
 
         pairs: rather bfloat16 (blocks, ceil(in_channels / 2) * h * w, 32), for x of bfloat16, where the weight is, too,
-            of 16 input channels or more, and the instruction set in use multiplies such pairs in less time than floats.
+            of 16 input channels or more, where `lcs_kernels.isa.multiplies_pairs()`.
         """
         self.check_unchanged()
         compiling = torch.compiler.is_compiling()

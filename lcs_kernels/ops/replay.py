@@ -194,9 +194,9 @@ def replay(inputs: Sequence[Tensor], recording: Recording) -> list[Tensor]:
     """What the recorded ops make of other inputs, with the same other arguments: the same bits as one by one.
 
     On the CPU, sparse convolutions and norms after each other hand on float32 images in an order of their own, so that
-    none transposes them. Threads share every step of such a chain, without a fork for each; or, of eight images or more
-    that are small enough, each thread takes a few at a time through all steps, which stay in its core's caches. What is
-    decided for inputs is kept with the recording for the next ones of their kind.
+    none transposes them. Threads share every step of such a chain; or, of eight images or more that are small enough,
+    each thread takes a few at a time through all steps, which stay in its core's caches. Ops that follow each other
+    share one fork of the threads. What is decided for inputs is kept with the recording for the next of their kind.
 
     Args:
         inputs: of the shapes, dtypes, strides and device of those that were recorded. They have no gradient here.

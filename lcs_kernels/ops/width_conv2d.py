@@ -232,10 +232,9 @@ def width_conv2d(
     """`torch.nn.functional.conv2d` with weight[:out_channels, : x.shape[1] / groups], which is not sliced.
 
     The result is scale * convolution + bias, sums in float32, rounded once; then plus `residual`, which bfloat16 rounds
-    once more, and ReLU on request, up to `cap`. Where the machine multiplies pairs of bfloat16 in less time than floats
-    (AMX, and AVX512_BF16 but for Intel's), a `WidthWeight` of bfloat16, of one group and 16 input channels or more, is
-    multiplied so by x of bfloat16: each product is rounded into its sum, to nearest, in the order of that instruction,
-    and denormals count as 0.
+    once more, and ReLU on request, up to `cap`. Where `lcs_kernels.isa.multiplies_pairs()`, a `WidthWeight` of
+    bfloat16, of one group and 16 input channels or more, is multiplied in pairs by x of bfloat16: each product is
+    rounded into its sum, to nearest, in the order of that instruction, and denormals count as 0.
 
     A `WidthWeight` of 3 x 3 taps and one group is multiplied at stride 1 without dilation by Winograd's products (arXiv
     1509.09308) in float32 where that is faster, transformed in each call, a few channels at a time: of float32, by
