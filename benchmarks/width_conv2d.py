@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lcs_kernels import width_conv2d
+from lcs_kernels import isa, width_conv2d
 from lcs_kernels.formats import WidthWeight
 from lcs_kernels.ops._winograd import rounding_bound, strided_rounding_bound
-from lcs_kernels.ops.width_conv2d import reference
+from lcs_kernels.ops.width_conv2d import reference, width_conv2d_pack
 
 from .harness import Row, multiply_adds
 from .sparse_linear import fast_bfloat16
@@ -46,6 +46,15 @@ def copied(x: Tensor, w: Tensor, settings: tuple[list[int], list[int]]) -> Calla
     layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
     w = w.contiguous(memory_format=layout)
     return lambda: F.conv2d(x, w, None, *settings)
+
+
+def other_form(x: Tensor, w: Tensor, out: int, settings: tuple[list[int], list[int]]) -> dict[str, Callable]:
+    """By pairs of bfloat16 where this package takes floats to be faster, and the other way round."""
+    if x.dtype != torch.bfloat16 or isa.max_name() not in ("avx512_bf16", "amx"):
+        return {}
+    pairs = not isa.multiplies_pairs()
+    weight = WidthWeight(w, dict.fromkeys((False, True), width_conv2d_pack(w, pairs)))
+    return {f"lcs by {'pairs' if pairs else 'floats'}": lambda: width_conv2d(x, weight, out, None, *settings)}
 
 
 def check(x: Tensor, weight: WidthWeight, out: int, settings: tuple[list[int], list[int]]) -> None:
@@ -82,6 +91,7 @@ def row(layer: tuple[int, ...], width: float, last: bool, dtype: torch.dtype) ->
             "torch, packed for this width": copied(x, view, settings) if x.is_cuda else prepacked(x, view, settings),
             "torch on the sliced weight": lambda: F.conv2d(x, view, None, *settings),
             "lcs from a tensor": lambda: width_conv2d(x, w, out, None, *settings),
+            **other_form(x, w, out, settings),
         },
         limit=multiply_adds(2 * y.numel() * view[0].numel(), dtype),
         bytes=x.nbytes + y.nbytes + view.numel() * view.itemsize,
@@ -124,15 +134,15 @@ def depthwise_row(images: int, channels: int, side: int, dtype: torch.dtype) -> 
 
 
 def rows() -> Iterator[Row]:
-    """bfloat16 on a GPU; on a CPU float32, then the 3 x 3 layers of stride 1 in bfloat16 where it multiplies that.
-    Depthwise layers come last."""
+    """bfloat16 on a GPU; on a CPU float32, then the layers of ResNet-18 in bfloat16 where it multiplies that. Depthwise
+    layers come last."""
     torch.manual_seed(0)
     gpu = torch.get_default_device().type == "cuda"
     with torch.no_grad():
         for layers, last, dtype in (
             (LAYERS, True, torch.bfloat16 if gpu else torch.float32),
             (LAYERS[:4], False, torch.bfloat16 if gpu else torch.float32),
-            (() if gpu or not fast_bfloat16() else LAYERS[:4], True, torch.bfloat16),
+            (() if gpu or not fast_bfloat16() else LAYERS[:6], True, torch.bfloat16),
         ):
             for layer in layers:
                 for width in WIDTHS:

@@ -101,8 +101,8 @@ class WidthWeight:
     def prepack(self, pairs: bool = False) -> Tensor:
         """The form that the kernels read: float32 (blocks, in_channels / groups * h * w, 16); made once.
 
-        pairs: rather bfloat16 (blocks, ceil(in_channels / 2) * h * w, 32), for x of bfloat16, where the weight is, too,
-            of 16 input channels or more, where `lcs_kernels.isa.multiplies_pairs()`.
+        pairs: rather bfloat16 (blocks, ceil(in_channels / 2) * h * w, 32), for x of bfloat16, if the weight is, too, of
+            16 input channels or more, and `lcs_kernels.isa.multiplies_pairs()`.
         """
         self.check_unchanged()
         compiling = torch.compiler.is_compiling()

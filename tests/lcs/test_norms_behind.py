@@ -99,6 +99,24 @@ class Kept(nn.Module):
         return self.last(F.relu(self.read[1](before) + before.amax((2, 3), keepdim=True)))
 
 
+# What convolutions of `Kept` do beside their norms.
+DONE = {
+    "first.0.0": {"relu", "pool"},
+    "expand.0.0": {"relu", "cap"},
+    "depthwise.0.0": {"relu", "cap"},
+    "project.0": {"residual", "relu"},
+    "short.0": set(),
+    "dense.0": {"relu", "cap"},
+    "same.0": {"residual", "relu"},
+    "last.0": set(),
+}
+
+
+def done_behind(fast):
+    nodes = [node for node in fast._fused.graph.nodes if node.op == "call_module" and "normed" in node.kwargs]
+    return {node.target: set(node.kwargs) - {"normed"} for node in nodes}
+
+
 def integer_model(model):
     """Sums, and the norms of them, are exact in float32."""
     with torch.no_grad():
@@ -123,18 +141,7 @@ def test_a_convolution_does_the_batch_norm_behind_it(recipe, pays, monkeypatch):
             found = fast(x, level=level)
             assert fast.counters.unfused == "" and fast._forwards and found.abs().max() > 1
             assert torch.equal(found, fast._call(level, (x,), {}, fused=False))
-    nodes = {node.target: node for node in fast._fused.graph.nodes if node.op == "call_module"}
-    done = {name: set(node.kwargs) - {"normed"} for name, node in nodes.items() if "normed" in node.kwargs}
-    assert done == {
-        "first.0.0": {"relu", "pool"},
-        "expand.0.0": {"relu", "cap"},
-        "depthwise.0.0": {"relu", "cap"},
-        "project.0": {"residual", "relu"},
-        "short.0": set(),
-        "dense.0": {"relu", "cap"},
-        "same.0": {"residual", "relu"},
-        "last.0": set(),
-    }
+    assert done_behind(fast) == DONE
     kernels = {row.layer: row.kernel for row in fast.report(x, level=level).rows}
     assert kernels["depthwise.0.0"] == "width_conv2d" and kernels["dense.0"] == (
         "sparse_conv2d" if pays else "width_conv2d"
@@ -179,14 +186,4 @@ def test_a_convolution_of_all_widths_does_the_batch_norm_behind_it(recipe, layou
     x.requires_grad_()
     grads = [torch.autograd.grad(fast._call(level, (x,), {}, fused=fused).sum(), x)[0] for fused in (True, False)]
     assert torch.equal(*grads) and grads[0].abs().max() > 0
-    nodes = {node.target: node for node in fast._fused.graph.nodes if node.op == "call_module"}
-    assert {name: set(node.kwargs) - {"normed"} for name, node in nodes.items() if "normed" in node.kwargs} == {
-        "first.0.0": {"relu", "pool"},
-        "expand.0.0": {"relu", "cap"},
-        "depthwise.0.0": {"relu", "cap"},
-        "project.0": {"residual", "relu"},
-        "short.0": set(),
-        "dense.0": {"relu", "cap"},
-        "same.0": {"residual", "relu"},
-        "last.0": set(),
-    }
+    assert done_behind(fast) == DONE
