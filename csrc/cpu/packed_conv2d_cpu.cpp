@@ -152,8 +152,7 @@ class PackedConv2d {
     char* more = nullptr;  // memory for a tile's results
     PackedGemm::Factors factors;
     PackedGemm::PairFactors pair_factors;
-    alignas(64) int32_t start[kPairRows];  // of each place: minus the zero point of x times the sum of the codes
-    std::vector<int32_t> tap_sums;         // of the codes of each tap, for `start`
+    std::vector<int32_t> start;  // of each region and place: minus the zero point of x times the sum of the codes
   };
 
   // What a thread keeps from task to task.
@@ -177,7 +176,6 @@ class PackedConv2d {
       const int64_t from = std::max(begin - first, int64_t{0}), to = std::min(end - first, size);
       first += size;
       if (from >= to) continue;
-      if (pair) find_start(region, panel);
       const int64_t tiles = ceil_div(to - from, kTile);
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t at = from + (to - from) * t / tiles, n = from + (to - from) * (t + 1) / tiles - at;
@@ -193,15 +191,15 @@ class PackedConv2d {
     to.more = to.panel + size;
     to.factors = gemm_.factors(block, 0);
     gemm_.expand(block, 0, layout_.steps(), to.factors, to.panel);
-    std::fill_n(to.start, kBlockRows, 0);
-    if (!a_.exact) correct(to.panel, to.start);
+    to.start.assign(kBlockRows, 0);
+    if (!a_.exact) correct(to.panel, to.start.data());
   }
 
   void multiply_block(const Region& region, int64_t first, int64_t n, const UnitPanel& panel) const {
     const int64_t block = units_[size_t(panel.unit)].block;
     int32_t* const acc = reinterpret_cast<int32_t*>(panel.more);
     float* const tile = reinterpret_cast<float*>(acc + kTile * kBlockRows);
-    for (int64_t m = 0; m < n; ++m) std::copy_n(panel.start, kBlockRows, acc + m * kBlockRows);
+    for (int64_t m = 0; m < n; ++m) std::copy_n(panel.start.data(), kBlockRows, acc + m * kBlockRows);
     Rows rows;
     find_rows(region, block, first, n, rows);
     multiply_tile(block, n, rows, panel.panel, acc);
@@ -214,21 +212,22 @@ class PackedConv2d {
     to.panel = reserve(unit, size + 2 * kTile * kPairRows * 4);
     to.more = to.panel + size;
     to.pair_factors = gemm_.pair_factors(block);
-    to.tap_sums.resize(size_t(taps * kPairRows));
+    std::vector<int32_t> sums(size_t(taps * kPairRows));
     for (int64_t tap = 0; tap < taps; ++tap)
       gemm_.expand_pair(block, tap * steps, steps, to.panel + tap * steps * kPairStepBytes,
-                        to.tap_sums.data() + tap * kPairRows);
+                        sums.data() + tap * kPairRows);
     if (!taps) gemm_.expand_pair(block, 0, layout_.steps(), to.panel, nullptr);
+    to.start.assign(regions_.size() * kPairRows, 0);
+    for (size_t r = 0; r < regions_.size() && taps; ++r)
+      find_start(regions_[r], sums.data(), to.start.data() + r * kPairRows);
   }
 
-  void find_start(const Region& region, UnitPanel& panel) const {
-    std::fill_n(panel.start, kPairRows, 0);
-    if (!strip_.zero()) return;
+  // From the sums of the codes of each tap.
+  void find_start(const Region& region, const int32_t* sums, int32_t* start) const {
     for (int64_t i = region.taps_begin[1]; i < region.taps_end[1]; ++i)
-      for (int64_t j = region.taps_begin[0]; j < region.taps_end[0]; ++j) {
-        const int32_t* const sums = panel.tap_sums.data() + (i * g_.row_taps + j) * kPairRows;
-        for (int place = 0; place < kPairRows; ++place) panel.start[place] -= strip_.zero() * sums[place];
-      }
+      for (int64_t j = region.taps_begin[0]; j < region.taps_end[0]; ++j)
+        for (int place = 0; place < kPairRows; ++place) start[place] += sums[(i * g_.row_taps + j) * kPairRows + place];
+    for (int place = 0; place < kPairRows; ++place) start[place] *= -strip_.zero();
   }
 
   void multiply_pair(const Region& region, int64_t first, int64_t n, bool load_next, const UnitPanel& panel) const {
@@ -251,7 +250,7 @@ class PackedConv2d {
          rows.x,
          strip_.steps(),
          n,
-         panel.start,
+         panel.start.data() + (&region - regions_.data()) * kPairRows,
          {rows.place, rows.sums, gemm_.shift(), factors.center, factors.scale, rows.scale, out.bias, out.residual,
           out.residual_stride, a_.relu, int(channels.n), out.y, out.codes, out.stride, result_.codes()},
          gemm_.planes(more ? units_[size_t(unit + 1)].block : block),
@@ -288,14 +287,26 @@ class PackedConv2d {
   }
 
   void add_sums(const int32_t* from, int64_t n, int32_t* to) const {
+    const int64_t taps = g_.rows.kernel, row = g_.rows.dilation * g_.line;
     std::fill_n(to, n, int32_t(-strip_.zero() * layout_.columns));
-    for (int64_t i = 0; i < g_.rows.kernel; ++i) {
-      const int32_t* const tap = from + i * g_.rows.dilation * g_.line;
-      if (g_.stride == 1)
-        for (int64_t m = 0; m < n; ++m) to[m] += tap[m];
-      else
-        for (int64_t m = 0; m < n; ++m) to[m] += tap[m * g_.stride];
+    for (int64_t i = 0; i < taps; i += kTapsAtOnce) {
+      const int64_t at_once = std::min(taps - i, kTapsAtOnce);
+      (at_once == 1 ? add_rows<1> : at_once == 2 ? add_rows<2> : add_rows<3>)(from + i * row, row, g_.stride, n, to);
     }
+  }
+
+  static constexpr int64_t kTapsAtOnce = 3;
+
+  template <int kRows>
+  static void add_rows(const int32_t* from, int64_t row, int64_t stride, int64_t n, int32_t* to) {
+    const auto add = [&](int64_t step) {
+      for (int64_t m = 0; m < n; ++m) {
+        int32_t sum = 0;
+        for (int i = 0; i < kRows; ++i) sum += from[i * row + m * step];
+        to[m] += sum;
+      }
+    };
+    stride == 1 ? add(1) : add(stride);
   }
 
   void multiply_tile(int64_t block, int64_t n, const Rows& rows, const char* panel, int32_t* acc) const {
