@@ -74,7 +74,7 @@ class PackedConv2d {
 
   // One for all where results do not go right to their places.
   void choose_regions() {
-    const bool several = gemm_.pairs() && result_.direct() && layout_.part_blocks() % 2 == 0;
+    const bool several = gemm_.pairs() && result_.direct();
     const int64_t steps = layout_.segment_steps(), height = a_.y.height, width = a_.y.width;
     const std::vector<TapRun> all_rows{{0, height, 0, g_.rows.kernel}}, all_columns{{0, width, 0, g_.row_taps}};
     for (const TapRun& r : several ? tap_runs(g_.rows, a_.x.height, height) : all_rows) {
@@ -167,7 +167,7 @@ class PackedConv2d {
 
   // A unit of the weight times the output positions [begin, end) of the strip's images.
   void multiply(int64_t unit, int64_t images, int64_t begin, int64_t end, UnitPanel& panel) const {
-    const bool pair = units_[size_t(unit)].blocks == 2;
+    const bool pair = gemm_.pairs();
     if (panel.unit != unit) pair ? expand_pair(unit, panel) : expand(unit, panel);
     panel.unit = unit;
     int64_t first = 0;
@@ -207,16 +207,17 @@ class PackedConv2d {
   }
 
   void expand_pair(int64_t unit, UnitPanel& to) const {
-    const int64_t block = units_[size_t(unit)].block, size = layout_.steps() * kPairStepBytes;
+    const auto [block, blocks] = units_[size_t(unit)];
+    const int64_t size = layout_.steps() * kPairStepBytes;
     const int64_t steps = layout_.segment_steps(), taps = strip_.zero() ? layout_.segments() : 0;
     to.panel = reserve(unit, size + 2 * kTile * kPairRows * 4);
     to.more = to.panel + size;
-    to.pair_factors = gemm_.pair_factors(block);
+    to.pair_factors = gemm_.pair_factors(block, blocks);
     std::vector<int32_t> sums(size_t(taps * kPairRows));
     for (int64_t tap = 0; tap < taps; ++tap)
-      gemm_.expand_pair(block, tap * steps, steps, to.panel + tap * steps * kPairStepBytes,
+      gemm_.expand_pair(block, blocks, tap * steps, steps, to.panel + tap * steps * kPairStepBytes,
                         sums.data() + tap * kPairRows);
-    if (!taps) gemm_.expand_pair(block, 0, layout_.steps(), to.panel, nullptr);
+    if (!taps) gemm_.expand_pair(block, blocks, 0, layout_.steps(), to.panel, nullptr);
     to.start.assign(regions_.size() * kPairRows, 0);
     for (size_t r = 0; r < regions_.size() && taps; ++r)
       find_start(regions_[r], sums.data(), to.start.data() + r * kPairRows);
@@ -231,15 +232,17 @@ class PackedConv2d {
   }
 
   void multiply_pair(const Region& region, int64_t first, int64_t n, bool load_next, const UnitPanel& panel) const {
-    const int64_t units = int64_t(units_.size()), unit = panel.unit, block = units_[size_t(unit)].block;
+    const int64_t units = int64_t(units_.size()), unit = panel.unit;
+    const auto [block, blocks] = units_[size_t(unit)];
     float* const tile = reinterpret_cast<float*>(panel.more);
-    const bool more = load_next && unit + 1 < units && units_[size_t(unit + 1)].blocks == 2;
+    const bool more = load_next && unit + 1 < units;
     Rows rows;
     find_rows(region, block, first, n, rows);
     float bias[kPairRows];
     const int64_t start = first_ * pixels_ + base(first);
-    const PackedResult::Channels channels{gemm_.first_row(block), kBlockRows + gemm_.rows(block + 1), kPairRows, true,
-                                          true};
+    const int64_t last = block + blocks - 1;
+    const PackedResult::Channels channels{
+        gemm_.first_row(block), (blocks - 1) * kBlockRows + gemm_.rows(last), kPairRows, true, true};
     const PackedResult::Output out = result_.output(channels, start, n, tile, tile + kTile * kPairRows, bias);
     const PackedGemm::PairFactors& factors = panel.pair_factors;
     gemm_.kernels().multiply_pair(

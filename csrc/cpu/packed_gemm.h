@@ -46,21 +46,22 @@ class PackedGemm {
   };
   Factors factors(int64_t block, int64_t group) const;
 
-  // Likewise of the rows of two blocks, in order.
+  // Likewise of the rows of two blocks, in order; of one, and zeros.
   struct PairFactors {
     alignas(64) float scale[kPairRows];
     alignas(64) int32_t center[kPairRows];
   };
-  PairFactors pair_factors(int64_t block) const;
-  // Whether two blocks of a part are multiplied at once: int8 x, whose columns share a scale.
+  PairFactors pair_factors(int64_t block, int64_t blocks) const;
+  // Whether up to two blocks of a part are multiplied at once: int8 x, whose columns share a scale.
   bool pairs() const { return !exact_ && run_.multiply_pair && w_.layout.groups() == 1; }
   int shift() const { return w_.shift(bits_); }  // of a code, to be doubled
 
   // The codes of a block from its step `step` on, unpacked: panel_bytes(panel()) each step.
   void expand(int64_t block, int64_t step, int64_t steps, const Factors& factors, void* panel) const;
 
-  // Of the block and the next one. `sums`: 64, of the codes; null: none.
-  void expand_pair(int64_t block, int64_t step, int64_t steps, void* panel, int32_t* sums) const;
+  // Of the block and the next one, or of it alone, with anything in place of the other. `sums`: 64, of the codes; null:
+  // none.
+  void expand_pair(int64_t block, int64_t blocks, int64_t step, int64_t steps, void* panel, int32_t* sums) const;
   const uint8_t* planes(int64_t block) const { return planes(block, 0); }
 
   // tile[m][row] = the finished result, for at most kMaxPackedRows rows of x.

@@ -66,9 +66,9 @@ void PackedGemm::expand(int64_t block, int64_t step, int64_t steps, const Factor
   run_.expand({planes(block, step), w_.layout.plane_bytes(), steps, bits_, shift(), panel, factors.center}, panel_);
 }
 
-PackedGemm::PairFactors PackedGemm::pair_factors(int64_t block) const {
-  PairFactors f;
-  for (int b = 0; b < 2; ++b) {
+PackedGemm::PairFactors PackedGemm::pair_factors(int64_t block, int64_t blocks) const {
+  PairFactors f{};
+  for (int64_t b = 0; b < blocks; ++b) {
     const Factors of = factors(block + b, 0);
     for (int i = 0; i < kBlockRows; ++i) {
       f.scale[b * kBlockRows + panel_row(i)] = of.scale[i];
@@ -78,9 +78,11 @@ PackedGemm::PairFactors PackedGemm::pair_factors(int64_t block) const {
   return f;
 }
 
-void PackedGemm::expand_pair(int64_t block, int64_t step, int64_t steps, void* panel, int32_t* sums) const {
+void PackedGemm::expand_pair(int64_t block, int64_t blocks, int64_t step, int64_t steps, void* panel,
+                             int32_t* sums) const {
   const NestedLayout& l = w_.layout;
-  run_.expand_pair({planes(block, step), l.plane_bytes(), l.steps() * kBlockRows, steps, bits_, panel, sums});
+  const int64_t block_bytes = (blocks - 1) * l.steps() * kBlockRows;  // of one, it stands for the other, too
+  run_.expand_pair({planes(block, step), l.plane_bytes(), block_bytes, steps, bits_, panel, sums});
 }
 
 void PackedGemm::multiply(int64_t block, const PackedRows& x, float* tile) const {

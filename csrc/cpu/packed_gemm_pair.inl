@@ -1,6 +1,8 @@
 // Two blocks of the weight at once with VNNI, after packed_gemm_vnni.inl: 64 rows of codes fill four vectors, and meet
-// six rows of x, so that their 24 sums stay in registers over all columns. What follows the sum follows from there.
+// six rows of x, so that their 24 sums stay in registers over all columns; of fewer vectors, eight. What follows the
+// sum follows from there.
 constexpr int kPairVectors = 4, kAtOnce = 4, kPairTile = 6;
+constexpr int pair_tile(int vectors) { return vectors == kPairVectors ? kPairTile : 8; }
 
 // Of every 128 bits the rows that share bytes, so that `pair_codes` finds four rows after each other.
 template <int kField>
@@ -104,42 +106,47 @@ class PairFinish {
         lowest_(_mm512_set1_epi16(int16_t(o_.grid.lowest - o_.grid.zero))),
         zero_(_mm512_set1_epi16(int16_t(o_.grid.zero))) {}
 
-  // Of row m of x. A call would have the sums in memory, all the time that they are added up.
-  [[gnu::always_inline]] inline void operator()(int64_t m, const __m512i* sum) const {
+  // Of row m of x, the first vectors of channels. A call would have the sums in memory, all the time that they are
+  // added up.
+  template <int kVectors>
+  [[gnu::always_inline]] inline void row(int64_t m, const __m512i* sum) const {
     const __m512 row_scale = _mm512_set1_ps(o_.row_scale[m]);
     const __m512i sums = _mm512_set1_epi32(o_.sums[m]);
     const int64_t place = o_.place ? o_.place[m] : m;
-    __m512 value[kPairVectors];
+    __m512 value[kVectors];
     LCS_UNROLL
-    for (int v = 0; v < kPairVectors; ++v) {
+    for (int v = 0; v < kVectors; ++v) {
       const __m512i moved = _mm512_mullo_epi32(_mm512_loadu_si512(o_.center + 16 * v), sums);
       const __m512 whole = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_sllv_epi32(sum[v], shift_), moved));
       value[v] = _mm512_mul_ps(_mm512_mul_ps(whole, _mm512_loadu_ps(o_.scale + 16 * v)), row_scale);
     }
     if (o_.bias) LCS_UNROLL
-    for (int v = 0; v < kPairVectors; ++v) value[v] = _mm512_add_ps(value[v], _mm512_loadu_ps(o_.bias + 16 * v));
+    for (int v = 0; v < kVectors; ++v) value[v] = _mm512_add_ps(value[v], _mm512_loadu_ps(o_.bias + 16 * v));
     if (o_.residual) LCS_UNROLL
-    for (int v = 0; v < kPairVectors; ++v) {
+    for (int v = 0; v < kVectors; ++v) {
       const float* const from = o_.residual + place * o_.residual_stride + 16 * v;
       value[v] = _mm512_add_ps(value[v], _mm512_maskz_loadu_ps(mask(v), from));
     }
     LCS_UNROLL
-    for (int v = 0; v < kPairVectors; ++v) value[v] = _mm512_max_ps(floor_, value[v]);  // a NaN stays
-    if (o_.codes) put_codes(value, o_.codes + place * o_.stride);
+    for (int v = 0; v < kVectors; ++v) value[v] = _mm512_max_ps(floor_, value[v]);  // a NaN stays
+    if (o_.codes) put_codes<kVectors>(value, o_.codes + place * o_.stride);
     if (o_.y) LCS_UNROLL
-    for (int v = 0; v < kPairVectors; ++v) _mm512_mask_storeu_ps(o_.y + place * o_.stride + 16 * v, mask(v), value[v]);
+    for (int v = 0; v < kVectors; ++v) _mm512_mask_storeu_ps(o_.y + place * o_.stride + 16 * v, mask(v), value[v]);
   }
 
   // All rows are one piece.
-  [[gnu::always_inline]] inline void operator()(int64_t m, int, const __m512i* sum) const { (*this)(m, sum); }
+  [[gnu::always_inline]] inline void operator()(int64_t m, int, const __m512i* sum) const {
+    row<kPairVectors>(m, sum);
+  }
 
  private:
   __mmask16 mask(int v) const { return __mmask16(all_ >> (16 * v)); }
 
+  template <int kVectors>
   [[gnu::always_inline]] inline void put_codes(const __m512* value, int8_t* to) const {
-    __m512i nearest[kPairVectors], words[2];
+    __m512i nearest[kPairVectors]{}, words[2];
     LCS_UNROLL
-    for (int v = 0; v < kPairVectors; ++v)  // a NaN becomes the least integer
+    for (int v = 0; v < kVectors; ++v)  // a NaN becomes the least integer
       nearest[v] = _mm512_cvtps_epi32(_mm512_min_ps(highest_, _mm512_mul_ps(value[v], inverse_)));
     LCS_UNROLL
     for (int i = 0; i < 2; ++i) {
@@ -166,16 +173,16 @@ class WordMask {
   __mmask32 mask_;
 };
 
-template <int kRows>
+template <int kVectors, int kRows>
 void multiply_pair_tile(const PackedPairMultiply& p, int64_t row, const PairFinish& finish, const uint8_t* next,
                         int planes) {
   const char* x[kRows];
   LCS_UNROLL
   for (int m = 0; m < kRows; ++m) x[m] = p.x + p.row[row + m];
-  __m512i sum[kRows][kPairVectors];
+  __m512i sum[kRows][kVectors];
   LCS_UNROLL
   for (int m = 0; m < kRows; ++m) LCS_UNROLL
-  for (int v = 0; v < kPairVectors; ++v) sum[m][v] = _mm512_loadu_si512(p.start + 16 * v);
+  for (int v = 0; v < kVectors; ++v) sum[m][v] = _mm512_loadu_si512(p.start + 16 * v);
   for (int64_t run = 0; run < p.run_count; ++run) {
     const char* panel = static_cast<const char*>(p.panel) + p.runs[run].begin * kPairStepBytes;
     for (int64_t step = p.runs[run].begin; step < p.runs[run].end; ++step) {
@@ -183,38 +190,50 @@ void multiply_pair_tile(const PackedPairMultiply& p, int64_t row, const PairFini
       const int64_t at = p.step[step];
       LCS_UNROLL
       for (int half = 0; half < 2; ++half, panel += 64 * kPairVectors) {
-        __m512i w[kPairVectors];
+        __m512i w[kVectors];
         LCS_UNROLL
-        for (int v = 0; v < kPairVectors; ++v) w[v] = _mm512_load_si512(panel + 64 * v);
+        for (int v = 0; v < kVectors; ++v) w[v] = _mm512_load_si512(panel + 64 * v);
         LCS_UNROLL
         for (int m = 0; m < kRows; ++m) {
           const __m512i four = wide_broadcast(x[m] + at + 4 * half);
           LCS_UNROLL
-          for (int v = 0; v < kPairVectors; ++v) add_products(sum[m][v], w[v], four);
+          for (int v = 0; v < kVectors; ++v) add_products(sum[m][v], w[v], four);
         }
       }
     }
   }
   LCS_UNROLL
-  for (int m = 0; m < kRows; ++m) finish(row + m, sum[m]);
+  for (int m = 0; m < kRows; ++m) finish.row<kVectors>(row + m, sum[m]);
 }
 
-template <int... kRows>
+template <int kVectors, int... kRows>
 void multiply_pair_of(const PackedPairMultiply& p, int64_t row, int rows, const PairFinish& finish, const uint8_t* next,
                       int planes, std::integer_sequence<int, kRows...>) {
   static constexpr void (*kTable[])(const PackedPairMultiply&, int64_t, const PairFinish&, const uint8_t*,
-                                    int) = {multiply_pair_tile<kRows + 1>...};
+                                    int) = {multiply_pair_tile<kVectors, kRows + 1>...};
   kTable[rows - 1](p, row, finish, next, planes);
 }
 
 // Loads the planes of the next two blocks meanwhile.
-void multiply_pair(const PackedPairMultiply& p) {
+template <int kVectors>
+void multiply_vectors(const PackedPairMultiply& p) {
+  constexpr int kTile = pair_tile(kVectors);
   const PairFinish finish(p.output);
-  const int64_t tiles = (p.rows + kPairTile - 1) / kPairTile;
+  const int64_t tiles = (p.rows + kTile - 1) / kTile;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t row = p.rows * i / tiles, end = p.rows * (i + 1) / tiles;
     const int plane = int(p.planes * i / tiles), planes = int(p.planes * (i + 1) / tiles) - plane;
-    multiply_pair_of(p, row, int(end - row), finish, p.next + plane * p.plane_bytes, planes,
-                     std::make_integer_sequence<int, kPairTile>());
+    multiply_pair_of<kVectors>(p, row, int(end - row), finish, p.next + plane * p.plane_bytes, planes,
+                               std::make_integer_sequence<int, kTile>());
   }
+}
+
+template <int... kVectors>
+void multiply_any(const PackedPairMultiply& p, std::integer_sequence<int, kVectors...>) {
+  static constexpr void (*kTable[])(const PackedPairMultiply&) = {multiply_vectors<kVectors + 1>...};
+  kTable[(p.output.channels - 1) / 16](p);
+}
+
+void multiply_pair(const PackedPairMultiply& p) {
+  multiply_any(p, std::make_integer_sequence<int, kPairVectors>());
 }

@@ -195,9 +195,9 @@ class PackedLinear {
     const int64_t channels = kBlockRows + gemm_.rows(block + 1);
     char* const panel = scratch.reserve(panel_size + kMaxPackedRows * kPairRows * 4);
     float* const tile = reinterpret_cast<float*>(panel + panel_size);
-    gemm_.expand_pair(block, 0, layout_.steps(), panel, nullptr);
+    gemm_.expand_pair(block, 2, 0, layout_.steps(), panel, nullptr);
     const PackedRun all{0, layout_.steps()};
-    const PackedGemm::PairFactors factors = gemm_.pair_factors(block);
+    const PackedGemm::PairFactors factors = gemm_.pair_factors(block, 2);
     const bool direct = a_.dtype == DType::float32;
     float* const y = direct ? static_cast<float*>(a_.y) + row * layout_.rows + first : tile;
     float bias[kPairRows] = {};

@@ -228,7 +228,7 @@ void PackedWinograd::hold(int64_t block, const Tiles& tiles, Scratch<char>& scra
   to.sums = reinterpret_cast<int32_t*>(to.tile + 2 * tile);
   to.block = block;
   to.part = -1;
-  to.factors = gemm_.pair_factors(block);
+  to.factors = gemm_.pair_factors(block, 2);
   for (int32_t& center : to.factors.center) center += 1 << a_.weight.depth;  // codes are less half of what they may be
 }
 
