@@ -241,8 +241,8 @@ class PackedConv2d {
     float bias[kPairRows];
     const int64_t start = first_ * pixels_ + base(first);
     const int64_t last = block + blocks - 1;
-    const PackedResult::Channels channels{
-        gemm_.first_row(block), (blocks - 1) * kBlockRows + gemm_.rows(last), kPairRows, true, true};
+    const PackedResult::Channels channels{gemm_.first_row(block), (blocks - 1) * kBlockRows + gemm_.rows(last),
+                                          kPairRows, true, true};
     const PackedResult::Output out = result_.output(channels, start, n, tile, tile + kTile * kPairRows, bias);
     const PackedGemm::PairFactors& factors = panel.pair_factors;
     gemm_.kernels().multiply_pair(
@@ -254,8 +254,8 @@ class PackedConv2d {
          strip_.steps(),
          n,
          panel.start.data() + (&region - regions_.data()) * kPairRows,
-         {rows.place, rows.sums, gemm_.shift(), factors.center, factors.scale, rows.scale, out.bias, out.residual,
-          out.residual_stride, a_.relu, int(channels.n), out.y, out.codes, out.stride, result_.codes()},
+         {rows.place, rows.sums, layout_.columns, gemm_.shift(), factors.center, factors.scale, rows.scale, out.bias,
+          out.residual, out.residual_stride, a_.relu, int(channels.n), out.y, out.codes, out.stride, result_.codes()},
          gemm_.planes(more ? units_[size_t(unit + 1)].block : block),
          layout_.plane_bytes(),
          more ? a_.bits : 0});

@@ -110,7 +110,8 @@ struct PackedPair {
 // request.
 struct PackedPairOutput {
   const int64_t* place;  // in rows of y, and of the residual, of each row; null: one after the other
-  const int32_t* sums;
+  const int32_t* sums;   // of so many values of x, each within 255 of its zero point
+  int64_t terms;
   int shift;
   const int32_t* center;  // 64, in the order of channels, as all that follow
   const float* scale;

@@ -104,46 +104,84 @@ class PairFinish {
         highest_(_mm512_set1_ps(float(o_.grid.highest - o_.grid.zero))),
         shift_(_mm512_set1_epi32(o_.shift)),
         lowest_(_mm512_set1_epi16(int16_t(o_.grid.lowest - o_.grid.zero))),
-        zero_(_mm512_set1_epi16(int16_t(o_.grid.zero))) {}
-
-  // Of row m of x, the first vectors of channels. A call would have the sums in memory, all the time that they are
-  // added up.
-  template <int kVectors>
-  [[gnu::always_inline]] inline void row(int64_t m, const __m512i* sum) const {
-    const __m512 row_scale = _mm512_set1_ps(o_.row_scale[m]);
-    const __m512i sums = _mm512_set1_epi32(o_.sums[m]);
-    const int64_t place = o_.place ? o_.place[m] : m;
-    __m512 value[kVectors];
-    LCS_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      const __m512i moved = _mm512_mullo_epi32(_mm512_loadu_si512(o_.center + 16 * v), sums);
-      const __m512 whole = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_sllv_epi32(sum[v], shift_), moved));
-      value[v] = _mm512_mul_ps(_mm512_mul_ps(whole, _mm512_loadu_ps(o_.scale + 16 * v)), row_scale);
+        zero_(_mm512_set1_epi16(int16_t(o_.grid.zero))) {
+    for (int v = 0; v < kPairVectors; ++v) {
+      const __m512i center = _mm512_loadu_si512(o_.center + 16 * v);
+      centers_[v] = _mm512_mask_blend_epi16(0xaaaaaaaa, center, _mm512_slli_epi32(center, 16 + kLowBits));
     }
-    if (o_.bias) LCS_UNROLL
-    for (int v = 0; v < kVectors; ++v) value[v] = _mm512_add_ps(value[v], _mm512_loadu_ps(o_.bias + 16 * v));
-    if (o_.residual) LCS_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      const float* const from = o_.residual + place * o_.residual_stride + 16 * v;
-      value[v] = _mm512_add_ps(value[v], _mm512_maskz_loadu_ps(mask(v), from));
-    }
-    LCS_UNROLL
-    for (int v = 0; v < kVectors; ++v) value[v] = _mm512_max_ps(floor_, value[v]);  // a NaN stays
-    if (o_.codes) put_codes<kVectors>(value, o_.codes + place * o_.stride);
-    if (o_.y) LCS_UNROLL
-    for (int v = 0; v < kVectors; ++v) _mm512_mask_storeu_ps(o_.y + place * o_.stride + 16 * v, mask(v), value[v]);
   }
 
-  // All rows are one piece.
+  // Of rows of x from `first` on, the first vectors of channels. A call would have the sums in memory, all the time
+  // that they are added up; and what is stored might be part of this, for all that compilers know, but not of copies.
+  template <int kVectors, int kRows>
+  [[gnu::always_inline]] inline void rows(int64_t first, const __m512i (*sum)[kVectors]) const {
+    const int64_t *const place = o_.place, residual_stride = o_.residual_stride, stride = o_.stride;
+    const int32_t* const sums = o_.sums;
+    const float *const row_scale = o_.row_scale, *const scale = o_.scale, *const bias = o_.bias;
+    const float* const residual = o_.residual;
+    float* const y = o_.y;
+    int8_t* const codes = o_.codes;
+    const bool few = o_.terms <= kFewTerms;
+    const __mmask64 all = all_;
+    __mmask16 mask[kVectors];
+    LCS_UNROLL
+    for (int v = 0; v < kVectors; ++v) mask[v] = __mmask16(all >> (16 * v));
+    LCS_UNROLL
+    for (int m = 0; m < kRows; ++m) {
+      const int64_t row = first + m, at = place ? place[row] : row;
+      const __m512 of_row = _mm512_set1_ps(row_scale[row]);
+      __m512i whole[kVectors];
+      LCS_UNROLL
+      for (int v = 0; v < kVectors; ++v) whole[v] = _mm512_sllv_epi32(sum[m][v], shift_);
+      few ? add_few(sums[row], whole) : add_many(sums[row], whole);
+      __m512 value[kVectors];
+      LCS_UNROLL
+      for (int v = 0; v < kVectors; ++v)
+        value[v] = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(whole[v]), _mm512_loadu_ps(scale + 16 * v)), of_row);
+      if (bias) LCS_UNROLL
+      for (int v = 0; v < kVectors; ++v) value[v] = _mm512_add_ps(value[v], _mm512_loadu_ps(bias + 16 * v));
+      if (residual) LCS_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        const float* const from = residual + at * residual_stride + 16 * v;
+        value[v] = _mm512_add_ps(value[v], _mm512_maskz_loadu_ps(mask[v], from));
+      }
+      LCS_UNROLL
+      for (int v = 0; v < kVectors; ++v) value[v] = _mm512_max_ps(floor_, value[v]);  // a NaN stays
+      if (codes) _mm512_mask_storeu_epi8(codes + at * stride, all, codes_of<kVectors>(value));
+      if (y) LCS_UNROLL
+      for (int v = 0; v < kVectors; ++v) _mm512_mask_storeu_ps(y + at * stride + 16 * v, mask[v], value[v]);
+    }
+  }
+
+  // Of row m, all of which is one piece.
   [[gnu::always_inline]] inline void operator()(int64_t m, int, const __m512i* sum) const {
-    row<kPairVectors>(m, sum);
+    rows<kPairVectors, 1>(m, reinterpret_cast<const __m512i(*)[kPairVectors]>(sum));
   }
 
  private:
-  __mmask16 mask(int v) const { return __mmask16(all_ >> (16 * v)); }
+  // Words of 16 bits hold a center, of 10 bits, times 2^kLowBits; and what is left of a sum of kFewTerms values or
+  // fewer without its kLowBits lowest bits.
+  static constexpr int kLowBits = 6;
+  static constexpr int64_t kFewTerms = (int64_t{1} << (15 + kLowBits)) / 256;
+
+  // Centers times a row's sum.
+  template <int kVectors>
+  [[gnu::always_inline]] inline void add_few(int32_t sum, __m512i (&to)[kVectors]) const {
+    const uint32_t low = uint32_t(sum) & ((1u << kLowBits) - 1), high = uint32_t(sum >> kLowBits) << 16;
+    const __m512i both = _mm512_set1_epi32(int32_t(high | low));
+    LCS_UNROLL
+    for (int v = 0; v < kVectors; ++v) to[v] = _mm512_dpwssd_epi32(to[v], centers_[v], both);
+  }
+  template <int kVectors>
+  [[gnu::always_inline]] inline void add_many(int32_t sum, __m512i (&to)[kVectors]) const {
+    const __m512i sums = _mm512_set1_epi32(sum);
+    LCS_UNROLL
+    for (int v = 0; v < kVectors; ++v)
+      to[v] = _mm512_add_epi32(to[v], _mm512_mullo_epi32(_mm512_loadu_si512(o_.center + 16 * v), sums));
+  }
 
   template <int kVectors>
-  [[gnu::always_inline]] inline void put_codes(const __m512* value, int8_t* to) const {
+  [[gnu::always_inline]] inline __m512i codes_of(const __m512 (&value)[kVectors]) const {
     __m512i nearest[kPairVectors]{}, words[2];
     LCS_UNROLL
     for (int v = 0; v < kVectors; ++v)  // a NaN becomes the least integer
@@ -153,13 +191,14 @@ class PairFinish {
       const __m512i near = _mm512_packs_epi32(nearest[2 * i], nearest[2 * i + 1]);
       words[i] = _mm512_add_epi16(_mm512_max_epi16(near, lowest_), zero_);
     }
-    _mm512_mask_storeu_epi8(to, all_, fours_transposed(_mm512_packs_epi16(words[0], words[1])));
+    return fours_transposed(_mm512_packs_epi16(words[0], words[1]));
   }
 
   const PackedPairOutput o_;
   const __mmask64 all_;
   const __m512 floor_, inverse_, highest_;
   const __m512i shift_, lowest_, zero_;
+  __m512i centers_[kPairVectors];
 };
 
 // Of the channels that a vector of words holds 32.
@@ -202,8 +241,7 @@ void multiply_pair_tile(const PackedPairMultiply& p, int64_t row, const PairFini
       }
     }
   }
-  LCS_UNROLL
-  for (int m = 0; m < kRows; ++m) finish.row<kVectors>(row + m, sum[m]);
+  finish.rows<kVectors, kRows>(row, sum);
 }
 
 template <int kVectors, int... kRows>
@@ -234,6 +272,4 @@ void multiply_any(const PackedPairMultiply& p, std::integer_sequence<int, kVecto
   kTable[(p.output.channels - 1) / 16](p);
 }
 
-void multiply_pair(const PackedPairMultiply& p) {
-  multiply_any(p, std::make_integer_sequence<int, kPairVectors>());
-}
+void multiply_pair(const PackedPairMultiply& p) { multiply_any(p, std::make_integer_sequence<int, kPairVectors>()); }

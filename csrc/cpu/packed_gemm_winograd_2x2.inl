@@ -194,7 +194,7 @@ void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairFinish& f
       }
     }
     for (int i = 0; i < 4; ++i)
-      if (const int64_t at = 4 * (tile + m) + i; p.output.place[at] >= 0) finish.row<kPairVectors>(at, sums[i]);
+      if (const int64_t at = 4 * (tile + m) + i; p.output.place[at] >= 0) finish(at, 0, sums[i]);
   }
 }
 

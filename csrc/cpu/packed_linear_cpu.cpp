@@ -213,6 +213,7 @@ class PackedLinear {
                                    start,
                                    {nullptr,
                                     sums_ + row,
+                                    layout_.columns,
                                     gemm_.shift(),
                                     factors.center,
                                     factors.scale,

@@ -269,10 +269,22 @@ void PackedWinograd::multiply(int64_t first, const Tiles& tiles, int64_t begin, 
     const int64_t from = result_.direct() ? 0 : position(row), n = position(last) - position(row);
     const int64_t start = first * result_.pixels() + from;
     const PackedResult::Output out = result_.output(channels, start, n, panel.tile, panel.tile + n * kPairRows, bias);
-    const PackedPairOutput output{tiles.place + at,    tiles.sums + at,  gemm_.shift(),   panel.factors.center,
-                                  panel.factors.scale, tiles.scale + at, out.bias,        out.residual,
-                                  out.residual_stride, a_.relu,          int(channels.n), out.y,
-                                  out.codes,           out.stride,       result_.codes()};
+    const PackedPairOutput output{tiles.place + at,
+                                  tiles.sums + at,
+                                  a_.weight.layout.columns,
+                                  gemm_.shift(),
+                                  panel.factors.center,
+                                  panel.factors.scale,
+                                  tiles.scale + at,
+                                  out.bias,
+                                  out.residual,
+                                  out.residual_stride,
+                                  a_.relu,
+                                  int(channels.n),
+                                  out.y,
+                                  out.codes,
+                                  out.stride,
+                                  result_.codes()};
     const bool finished = panel.part + 1 == parts();
     run_.multiply({panel.panel, panel.pieces, panel.position, panel.start, steps * (panel.part + 1) / parts() - channel,
                    tiles.x + tile * tiles.bytes + channel * kStepColumns * run_.element, tiles.position, tiles.bytes,
