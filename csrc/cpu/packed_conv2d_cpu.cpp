@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "dispatch.h"
@@ -89,6 +90,9 @@ class PackedConv2d {
           else
             region.runs.push_back(run);
         }
+        // Rows that follow each other are one.
+        if (region.columns == width && g_.rows.stride * g_.line == width * g_.stride)
+          region.columns *= std::exchange(region.rows, 1);
         regions_.push_back(std::move(region));
       }
     }

@@ -30,7 +30,7 @@ struct StripGeometry {
 // The input of a packed convolution as it is multiplied: int8 (or what the panel takes), channels last, each group's
 // channels padded to whole steps, with the padding of the convolution, so that each tap of each output position is at a
 // fixed distance. Where taps are joined, its columns are those of the output, each with all that a row of the kernel
-// reads there.
+// reads there. Codes that lie like that already stay where they are.
 class PackedStrip {
  public:
   // For `panel`. Its memory is the calling thread's, until that makes the next one.
@@ -53,6 +53,7 @@ class PackedStrip {
 
  private:
   bool sums() const { return !a_.exact && !a_.depthwise; }
+  bool is_input() const;
   bool reads_all() const;
   void find_steps();
   void find_scales();
@@ -74,6 +75,7 @@ class PackedStrip {
   void join_words(const char* from, char* to) const;
   void copy(int64_t image, int64_t row) const;
   void quantize(int64_t image, int64_t begin, int64_t end);
+  void add_up(const char* codes, int64_t image, int64_t begin, int64_t end) const;
   void add_taps(int32_t* sums) const;
   void pad(const Inside& in, int8_t* to) const;
   void quantize_row(int64_t image, int64_t row, int64_t channel, int64_t channels, int8_t* to);
@@ -89,7 +91,9 @@ class PackedStrip {
   std::vector<int64_t> steps_;
   std::vector<float> inverse_, scale_;  // of each image of x
   int64_t first_ = 0;                   // of the images
-  char* data_;
+  const bool is_input_;                 // whether the strip is x itself
+  char* own_;                           // memory for it, else
+  const char* data_;
   int32_t* sums_;
 };
 

@@ -59,15 +59,25 @@ PackedStrip::PackedStrip(const PackedConv2dArgs& args, const PackedGemm& gemm, P
       panel_(panel),
       run_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx2::packed_conv2d_kernels)),
       copies_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
-      g_(args, panel) {
+      g_(args, panel),
+      is_input_(is_input()) {
   static thread_local Scratch<char> scratch;
   const int64_t sums = this->sums() ? g_.groups * g_.images * g_.lines * g_.line : 0;
-  const int64_t bytes = (g_.images * g_.image * g_.element + 63) / 64 * 64;
-  data_ = scratch.reserve(bytes + sums * 4);
-  sums_ = reinterpret_cast<int32_t*>(data_ + bytes);
+  const int64_t bytes = is_input_ ? 0 : (g_.images * g_.image * g_.element + 63) / 64 * 64;
+  data_ = own_ = scratch.reserve(bytes + sums * 4);
+  sums_ = reinterpret_cast<int32_t*>(own_ + bytes);
   if (a_.range) codes_ = codes_of(*a_.range);
   if (!a_.depthwise) find_steps();
   find_scales();
+}
+
+// Whether x holds codes that need neither padding nor any other order.
+bool PackedStrip::is_input() const {
+  const Images& x = a_.x;
+  return a_.x_codes && panel_ == Panel::bytes && !a_.depthwise && g_.groups == 1 && g_.inputs == g_.segment &&
+         g_.rows.step == 1 && g_.columns.step == 1 && g_.rows.padding == 0 && g_.columns.padding == 0 &&
+         g_.lines == x.height && g_.line == x.width && x.channel_stride == 1 && x.column_stride == g_.column &&
+         x.row_stride == g_.row && x.image_stride == g_.image;
 }
 
 void PackedStrip::find_steps() {
@@ -82,12 +92,17 @@ void PackedStrip::find_steps() {
 
 void PackedStrip::fill(int64_t first, int64_t n) {
   first_ = first;
-  const int64_t at_once = a_.x.channel_stride == 1 || a_.exact ? 1 : ceil_div(kRun, a_.x.width + 1);
+  if (is_input_) data_ = static_cast<const char*>(a_.x.data) + first * g_.image;
+  const bool by_row = !is_input_ && (a_.x.channel_stride == 1 || a_.exact);
+  const int64_t at_once = by_row ? 1 : ceil_div(kRun, a_.x.width + 1);
   const int64_t bands = ceil_div(g_.lines, at_once);
   parallel_(n * bands, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / bands, line = i % bands * at_once, last = std::min(line + at_once, g_.lines);
-      a_.exact ? copy(image, line) : quantize(image, line, last);
+      if (is_input_)
+        add_up(data_ + image * g_.image + line * g_.row, image, line, last);
+      else
+        a_.exact ? copy(image, line) : quantize(image, line, last);
     }
   });
 }
@@ -195,7 +210,7 @@ void PackedStrip::join_words(const char* from, char* to) const {
 // A row of the strip in float32.
 void PackedStrip::copy(int64_t image, int64_t row) const {
   static thread_local Scratch<float> scratch;
-  float* const strip = reinterpret_cast<float*>(data_) + image * g_.image + row * g_.row;
+  float* const strip = reinterpret_cast<float*>(own_) + image * g_.image + row * g_.row;
   const Lines line = lines();
   float* const to = g_.joined ? scratch.reserve(line.row) : strip;
   const Inside in = inside(image, row);
@@ -213,12 +228,12 @@ void PackedStrip::copy(int64_t image, int64_t row) const {
   if (g_.joined) join(to, strip);
 }
 
-// Rows [begin, end) of the strip in integers, and what these sum to.
+// Rows [begin, end) of the strip in integers, and their sums.
 void PackedStrip::quantize(int64_t image, int64_t begin, int64_t end) {
   static thread_local Scratch<int8_t> scratch;
   const bool bytes = panel_ == Panel::bytes;
   const Lines line = lines();
-  char* const strip = data_ + (image * g_.image + begin * g_.row) * g_.element;
+  char* const strip = own_ + (image * g_.image + begin * g_.row) * g_.element;
   const int64_t rows = end - begin, strip_size = bytes ? 0 : rows * g_.row;
   int8_t* const own = scratch.reserve(strip_size + (g_.joined ? rows * line.row : 0));
   int8_t* const codes = bytes ? reinterpret_cast<int8_t*>(strip) : own;
@@ -234,12 +249,18 @@ void PackedStrip::quantize(int64_t image, int64_t begin, int64_t end) {
     pad(inside(image, row), at);
     if (g_.joined) join(at, codes + (row - begin) * g_.row);
   }
-  for (int64_t group = 0; group < g_.groups && sums(); ++group) {
+  if (sums()) add_up(reinterpret_cast<const char*>(codes), image, begin, end);
+  if (!bytes) gemm_.kernels().widen(codes, rows * g_.row, reinterpret_cast<int16_t*>(strip));
+}
+
+// What rows [begin, end) sum to.
+void PackedStrip::add_up(const char* codes, int64_t image, int64_t begin, int64_t end) const {
+  const int64_t rows = end - begin;
+  for (int64_t group = 0; group < g_.groups; ++group) {
     int32_t* const sums = sums_ + ((group * g_.images + image) * g_.lines + begin) * g_.line;
-    run_.sums(codes + group * g_.segment, g_.column, g_.segment, rows * g_.line, sums);
+    run_.sums(reinterpret_cast<const int8_t*>(codes) + group * g_.segment, g_.column, g_.segment, rows * g_.line, sums);
     for (int64_t row = 0; row < rows && g_.row_taps > 1; ++row) add_taps(sums + row * g_.line);
   }
-  if (!bytes) gemm_.kernels().widen(codes, rows * g_.row, reinterpret_cast<int16_t*>(strip));
 }
 
 // Of the columns of a row, each at which a window may begin: the sums of all that a row of the kernel reads there.
