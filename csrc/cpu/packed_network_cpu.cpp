@@ -205,7 +205,7 @@ class PackedNetwork {
       } else if (step.kind == Kind::max_pool) {
         max_pool(pooling(step, floats_of(group, step.input), floats_of(group, i + 1)), parallel);
       } else if (step.kind == Kind::mean) {
-        mean(floats_of(group, step.input), floats_of(group, i + 1), parallel);
+        mean(step, floats_of(group, step.input), floats_of(group, i + 1), parallel);
       } else {
         multiply(step, floats_of(group, step.input), floats_of(group, i + 1), parallel);
       }
@@ -242,14 +242,16 @@ class PackedNetwork {
     return {x, y, step.conv.vertical, step.conv.horizontal, DType::float32};
   }
 
-  void mean(const Images& x, const Images& y, const Parallel& parallel) const {
+  void mean(const PackedNetworkStep& step, const Images& x, const Images& y, const Parallel& parallel) const {
     const int64_t positions = x.height * x.width, parts = ceil_div(x.channels, kMeans);
     parallel(x.n * parts, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t image = i / parts, c = i % parts * kMeans, channels = std::min(kMeans, x.channels - c);
         float* const to = static_cast<float*>(y.data) + image * y.image_stride + c;
-        floats_.sums(
-            {static_cast<const float*>(x.data) + image * x.image_stride + c, x.column_stride, positions, channels, to});
+        const float* const from = static_cast<const float*>(x.data) + image * x.image_stride + c;
+        const float *const scale = step.scale ? step.scale + c : nullptr, *const shift =
+                                                                              scale ? step.conv.bias + c : nullptr;
+        floats_.sums({from, x.column_stride, positions, channels, to, scale, shift, step.conv.relu});
         for (int64_t k = 0; k < channels; ++k) to[k] /= float(positions);
       }
     });

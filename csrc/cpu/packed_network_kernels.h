@@ -4,11 +4,14 @@
 // What each instruction set implements of a network's float32 steps.
 namespace lcs {
 
-// y[c] = the sum of x[i * stride + c] over the positions i, in order.
+// y[c] = the sum of x[i * stride + c] over the positions i, in order; of each times scale[c], plus shift[c], where
+// there are these, and after ReLU on request.
 struct PositionSums {
   const float* x;
   int64_t stride, positions, channels;
   float* y;
+  const float *scale, *shift;  // both, or null
+  bool relu;
 };
 
 // y[m * y_stride + r] = the product of row r of the weight with row m of x, plus bias, then ReLU on request.

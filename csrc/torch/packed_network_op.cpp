@@ -141,7 +141,7 @@ class Builder {
                         (!dense || x.shape.height * x.shape.width == 1),
                     kPackedNetwork, ": step ", step_, dense ? " must read a single position, gets " : " averages ",
                     x.shape.height, " x ", x.shape.width);
-    if (!dense) return;
+    if (!dense) return norm(n, step);
     const Tensor& weight = next();
     STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Float && weight.is_cpu() && weight.is_contiguous() &&
                         has_shape(weight, {n.out_channels, x.shape.channels}),
@@ -151,6 +151,17 @@ class Builder {
     if (n.biased) a.bias = floats_.some(n.out_channels, step_);
     a.relu = n.relu != 0;
     a.y.channels = n.out_channels;
+  }
+
+  // Of what is averaged.
+  void norm(const Numbers& n, lcs::PackedNetworkStep& step) {
+    const int64_t channels = step.conv.y.channels;
+    STD_TORCH_CHECK(n.scales == 0 || n.scales == channels, kPackedNetwork, ": step ", step_, " has ", n.scales,
+                    " scales, not 0 or ", channels);
+    if (n.scales == 0) return;
+    step.scale = floats_.some(channels, step_);
+    step.conv.bias = floats_.some(channels, step_);
+    step.conv.relu = n.relu != 0;
   }
 
   void convolve(const Numbers& n, const Value& x, lcs::PackedConv2dArgs& a) {

@@ -50,9 +50,14 @@ class MaxPool:
 
 @dataclass(frozen=True)
 class Mean:
-    """Of all positions of each channel of the value `input`, in float32: (n, c, 1, 1)."""
+    """Of all positions of each channel of the value `input`, in float32: (n, c, 1, 1).
+
+    norm: a scale and a shift, (c,) each: the mean is that of input * scale + shift, after ReLU where there is `relu`.
+    """
 
     input: int
+    norm: tuple[Tensor, Tensor] | None = None
+    relu: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,8 @@ CONVOLUTION, MAX_POOL, MEAN, DENSE = range(4)  # kinds of steps
 class Step:
     """A step as the schema takes it. A convolution's weights are its planes and what is `prepacked`; its floats
     `scales` scales, as many as it has zero points, both ends of x's range, the bias if it is `biased`, and both ends of
-    y's range if there are `y_bits`. A linear layer's are its weight, and the bias likewise."""
+    y's range if there are `y_bits`. A linear layer's are its weight, and the bias likewise. A mean's floats are
+    `scales` scales and as many shifts."""
 
     kind: int
     input: int
@@ -146,7 +152,7 @@ class Network:
             if isinstance(step, MaxPool):
                 made.append(_pool(step))
             elif isinstance(step, Mean):
-                made.append(Step(MEAN, step.input, -1, 0, 0))
+                made.append(_mean(i, step, parts))
             elif isinstance(step, Dense):
                 made.append(_dense(step, parts))
             else:
@@ -192,6 +198,16 @@ class _Parts:
 def _pool(step: MaxPool) -> Step:
     kernel, stride, padding = window("packed_network", step.kernel_size, step.stride, step.padding)
     return Step(MAX_POOL, step.input, -1, 0, 0, *kernel, *stride, *padding)
+
+
+def _mean(i: int, step: Mean, to: _Parts) -> Step:
+    if step.norm is None and step.relu:
+        raise ValueError(f"packed_network: the mean of step {i} has a ReLU, but no norm")
+    scale, shift = step.norm or ((), ())
+    if len(scale) != len(shift):
+        raise ValueError(f"packed_network: the norm of step {i} has {len(scale)} scales and {len(shift)} shifts")
+    to.floats.extend(step.norm or [])
+    return Step(MEAN, step.input, -1, 0, 0, relu=step.relu, scales=len(scale))
 
 
 def _dense(step: Dense, to: _Parts) -> Step:

@@ -30,6 +30,9 @@ def reference(
     for step in steps_of(numbers):
         value = values[step.input]
         if step.kind == MEAN:
+            if step.scales:
+                value = value * some(step.scales)[:, None, None] + some(step.scales)[:, None, None]
+                value = value.relu() if step.relu else value
             values.append(value.mean((2, 3), keepdim=True))
             continue
         if step.kind == DENSE:

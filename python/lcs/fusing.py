@@ -23,11 +23,10 @@ from .batch_norm import LoneBatchNorm
 from .channels import Tracer, defaults_of, untouched
 from .in_place import add_into, add_relu_into, relu_into
 from .layers import SubspaceLayer
-from .layers.frozen_batch_norm import BatchNormBehind
+from .layers.frozen_batch_norm import BatchNormBehind, has_statistics
 from .layers.frozen_norm import NormBehind
 from .layers.frozen_quantized import FrozenQuantizedConv2d
-from .layers.norms import FusedNorm, SubspaceBatchNorm2d
-from .layers.structured import StructuredBatchNorm2d
+from .layers.norms import FusedNorm
 from .packed_steps import gather, module_of, watched
 from .pooling import max_pool2d
 
@@ -150,7 +149,7 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, tuple]:
             _takes_more(arg, modules) and getattr(_called(arg, modules), "folded", None) is module for arg in node.args
         ):
             return "norm", node.args
-        if _has_statistics(module):
+        if has_statistics(module) and not watched(module):
             before = node.args[0]
             if _fresh(before, modules) and isinstance(_called(before, modules), BatchNormBehind) and not before.kwargs:
                 return "batch norm", node.args
@@ -174,12 +173,6 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, tuple]:
             defaults = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
             return "max_pool2d", tuple((defaults | given)[name] for name in ("input", *names))
     return "", ()
-
-
-def _has_statistics(module: nn.Module) -> bool:
-    """Whether it is a batch norm that does the same to every input."""
-    known = type(module) in (nn.BatchNorm2d, SubspaceBatchNorm2d, StructuredBatchNorm2d)
-    return known and module.running_var is not None and not watched(module)
 
 
 def _fresh(node: object, modules: dict[str, nn.Module]) -> bool:

@@ -13,7 +13,9 @@ from lcs_kernels import packed_network
 from lcs_kernels.formats import Dense, MaxPool, Mean, Network
 from lcs_kernels.ops._convolution import output_size
 
+from .in_place import relu_into
 from .layers import SubspaceLayer
+from .layers.frozen_batch_norm import has_statistics, scale_and_shift
 from .layers.frozen_quantized import FrozenQuantizedConv2d
 from .packing import RUNNING, Packed
 
@@ -54,6 +56,8 @@ class PackedSteps(nn.Module):
     def _network(self, x: Tensor) -> Network | None:
         """None: a step is no integer product at this level, or adds what `packed_network` does not."""
         steps, values = [], {}  # of a node the value that it makes, and its shape
+        norms: dict[fx.Node, tuple] = {}  # of a node that is part of a mean: what comes first
+        modules = dict(self.steps.named_modules())
         for node in self.steps.graph.nodes:
             if node.op == "placeholder":
                 values[node] = 0, tuple(x.shape)
@@ -61,8 +65,15 @@ class PackedSteps(nn.Module):
                 value, shape = values[node.args[0]]
                 if flattens(node):
                     continue  # the last one
+                if is_relu(node, modules) or is_norm(node, modules):
+                    values[node] = value, shape
+                    first = norms.get(node.args[0])
+                    norms[node] = (*first, True) if first else (scale_and_shift(modules[node.target]),)
+                    if len(norms[node][0][0]) != shape[1]:
+                        return None
+                    continue
                 if node.target is F.adaptive_avg_pool2d:
-                    found = Mean(value), (*shape[:2], 1, 1)
+                    found = Mean(value, *norms.get(node.args[0], ())), (*shape[:2], 1, 1)
                 elif node.op == "call_function":
                     found = _pooling(value, shape, *node.args[1:4])
                 elif is_linear(layer := self.steps.get_submodule(node.target)):
@@ -108,6 +119,20 @@ def is_linear(layer: nn.Module) -> bool:
     )
 
 
+def is_norm(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node is a batch norm that does the same to every input, and that nobody watches."""
+    layer = modules.get(node.target) if node.op == "call_module" else None
+    return has_statistics(layer) and not node.kwargs and not watched(layer)
+
+
+def is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node is a ReLU, in place or not, that nobody watches."""
+    if node.op == "call_module":
+        return type(modules[node.target]) is nn.ReLU and not watched(modules[node.target])
+    plain = len(node.args) == 1 and not node.kwargs.keys() - {"inplace"}
+    return plain and node.target in (F.relu, torch.relu, torch.relu_, relu_into, "relu", "relu_")
+
+
 def averages(node: fx.Node) -> bool:
     """Whether a node is the mean of all positions."""
     return node.target is F.adaptive_avg_pool2d and node.args[1:] in ((1,), ((1, 1),)) and not node.kwargs
@@ -138,12 +163,21 @@ def gather(graph: fx.Graph, modules: dict[str, nn.Module], pooling: Callable) ->
             return node.args[4] in (1, (1, 1)) and not node.args[5]
         if averages(node):
             return all(linear(user) for user in node.users)
+        if is_relu(node, modules):
+            return averaged(node) and is_norm(node.args[0], modules) and len(node.args[0].users) == 1
+        if is_norm(node, modules):
+            (user,) = node.users if len(node.users) == 1 else (None,)
+            return averaged(node) or (user is not None and is_relu(user, modules) and takes(user))
         if flattens(node):
             return linear(node.args[0])
         layer = modules[node.target] if node.op == "call_module" else None
         if not isinstance(layer, FrozenQuantizedConv2d) or not layer.takes_codes() or watched(layer):
             return linear(node)
         return True
+
+    def averaged(node: fx.Node) -> bool:
+        """Whether a node's mean alone is read."""
+        return len(node.users) == 1 and all(averages(user) and takes(user) for user in node.users)
 
     def linear(node: fx.Node) -> bool:
         layer = modules[node.target] if node.op == "call_module" else None

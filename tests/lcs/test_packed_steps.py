@@ -194,3 +194,31 @@ def test_a_run_of_packed_steps_ends_in_the_classifier(monkeypatch, line):
     w = weight.tensors[frozen.model.fc.index][0] if line else frozen.model.fc.weight
     bound = (512 + 4 + 2) * torch.finfo(torch.float32).eps * F.conv2d(seen[0].abs(), w.abs()).flatten(1)
     assert len(calls) == 1 and found.shape == expected.shape and ((found - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("line", [False, True])
+def test_a_run_of_packed_steps_takes_the_norm_before_the_mean(monkeypatch, line):
+    """As pre-activation networks end: by 256 products, after 256 positions. Elements round a few times more."""
+    torch.manual_seed(5)
+    model, calls = models.build("cpreresnet20", 10, seed=0, norm="batch", norm_after=True), []
+    x = torch.randn(3, 3, 64, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        subspace = trained(model, lcs.Quantized(line=line), x, norm="keep", dense=model.classifier_name)
+    frozen = subspace.freeze(strict=True)
+    run = packed_steps.packed_network
+    monkeypatch.setattr(packed_steps, "packed_network", lambda *given: calls.append(given) or run(*given))
+    found = frozen(x, bits=4)
+    assert len(calls) == 1 and calls[0][1].steps[-2].scales == 256 and calls[0][1].steps[-2].relu
+    seen, norm = [], F.batch_norm
+    monkeypatch.setattr(packed_steps.PackedSteps, "_takes", lambda *_: False)
+    monkeypatch.setattr(F, "batch_norm", lambda *given: seen.append(given) or norm(*given))
+    expected = frozen(x, bits=4)
+    values, mean, var, weight, bias, *_, eps = seen[-1]
+    scale = (var + eps).rsqrt() * weight
+    sizes = (values.abs() + mean.abs()[:, None, None]) * scale.abs()[:, None, None] + bias.abs()[:, None, None]
+    packed = frozen._packed(level := frozen.recipe.level(4), frozen._chosen(level, (x.shape,), (x,), {}))
+    w = packed.tensors[frozen.model.fc.index][0] if line else frozen.model.fc.weight
+    most = F.conv2d(sizes.mean((2, 3), keepdim=True), w.abs()).flatten(1)
+    bound = (256 + 256 + 10) * torch.finfo(torch.float32).eps * most
+    assert len(calls) == 1 and found.shape == expected.shape and ((found - expected).abs() <= bound).all()

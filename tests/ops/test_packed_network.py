@@ -174,6 +174,20 @@ def test_means_and_linear_layers_of_integers(isa, threads, images, outputs):
         check(given, [MaxPool(0, 4, 4), Mean(1)])
 
 
+@pytest.mark.parametrize("threads", [1, 3], indirect=True)
+@pytest.mark.parametrize("channels", [3, 8, 37, 256])
+@pytest.mark.parametrize("relu", [False, True])
+def test_means_of_normed_integers(isa, threads, channels, relu):
+    torch.manual_seed(channels)
+    x = torch.randint(-4, 5, (3, channels, 16, 16)).float()
+    norm = torch.randint(-3, 4, (channels,)).float(), torch.randint(-9, 10, (channels,)).float()
+    steps = [MaxPool(0, 2, 2), Mean(1, norm, relu), Dense(2, torch.randint(-1, 2, (5, channels)).float())]
+    for last in (2, 3):
+        check(x, steps[:last])
+    x[1, -1, 4, 5] = float("nan")
+    check(x, steps[:2])
+
+
 def test_a_mean_and_a_linear_layer_round_within_their_sums(isa):
     torch.manual_seed(0)
     weight, bias = torch.randn(70, 128), torch.randn(70)
@@ -228,6 +242,8 @@ def test_opcheck():
     network = Network.of([conv(0, 5, 3, (1, 1)), Mean(1), Dense(2, torch.randn(7, 5))])
     opcheck(OP, (x, *network.arguments(x)))
     opcheck(OP, (x, *Network.of([conv(0, 5, 3, (1, 1)), Mean(1)], flat=True).arguments(x)))
+    normed = Mean(1, (torch.randn(5), torch.randn(5)), relu=True)
+    opcheck(OP, (x, *Network.of([conv(0, 5, 3, (1, 1)), normed]).arguments(x)))
 
 
 def test_compiles_to_one_graph():
@@ -244,6 +260,8 @@ def test_compiles_to_one_graph():
         (lambda: [conv(0, 4, 3, (1, 1), residual=2)], "residual of step 0 must be a value"),
         (lambda: [MaxPool(0, 2, 2, 2)], "more than half of a window"),
         (lambda: [MaxPool(0, 2, (1, 1, 1))], "stride must be one number or two"),
+        (lambda: [Mean(0, relu=True)], "the mean of step 0 has a ReLU, but no norm"),
+        (lambda: [Mean(0, (torch.ones(3), torch.ones(2)))], "the norm of step 0 has 3 scales and 2 shifts"),
         (lambda: [Convolution(0, nested_weight((4, 3 << 14, 1, 1)), 8, RANGE)], "at most 16,384 columns"),
     ],
 )
@@ -261,6 +279,7 @@ def test_refuses_steps(steps, words):
         (lambda: [conv(0, 4, 3, (1, 1), y_range=HIDDEN), MaxPool(1, 2, 2)], "step 1 pools codes"),
         (lambda: [conv(0, 4, 3, (1, 1)), conv(1, 4, 4, (2, 2), residual=1)], "of the result's shape"),
         (lambda: [conv(0, 3, 3, (1, 1), residual=0)], "a float32 value of an earlier step"),
+        (lambda: [conv(0, 4, 3, (1, 1)), Mean(1, (torch.ones(3), torch.ones(3)))], "has 3 scales, not 0 or 4"),
         (lambda: [Mean(0)], "step 0 must read a float32 value of an earlier step"),
         (lambda: [conv(0, 4, 3, (1, 1), y_range=HIDDEN), Mean(1)], "step 1 must read a float32 value"),
         (lambda: [conv(0, 4, 3, (1, 1)), Dense(1, torch.ones(2, 4))], "must read a single position, gets 8 x 8"),

@@ -14,6 +14,7 @@ struct PackedNetworkStep {
   // kind has is read: y's shape, the axes, bias and ReLU.
   PackedConv2dArgs conv;
   const float* dense = nullptr;  // a linear layer's weight, channels of y x channels of x
+  const float* scale = nullptr;  // of a mean, which is of x * scale + bias, then ReLU on request; null: of x
 };
 
 // Steps in order, of float32 images (channels last where x is pooled); the last one's float32 values are y, channels

@@ -13,6 +13,8 @@ from lcs_kernels.ops.width_conv2d_norm import bound_width_conv2d_norm
 
 from .base import SubspaceLayer
 from .frozen_norm import NormBehind, Run, WidthView, check_dtype, pooled, remember
+from .norms import SubspaceBatchNorm2d
+from .structured import StructuredBatchNorm2d
 
 
 class BatchNormBehind(NormBehind):
@@ -94,6 +96,17 @@ def line_of(norm: nn.BatchNorm2d) -> tuple[tuple, dict]:
     """A batch norm at the level that runs, as `line_norm` takes it."""
     weight, bias, mean, var, eps = _statistics(norm)
     return ((weight, None, bias, None, None), 1, eps), {"mean": mean, "var": var}
+
+
+def has_statistics(module: nn.Module | None) -> bool:
+    """Whether it is a batch norm that does the same to every input."""
+    known = type(module) in (nn.BatchNorm2d, SubspaceBatchNorm2d, StructuredBatchNorm2d)
+    return known and module.running_var is not None
+
+
+def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Those of each channel, of a batch norm at the level that runs."""
+    return _folded(None, *_statistics(norm))
 
 
 def _statistics(norm: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor, float]:
