@@ -44,11 +44,12 @@ class PackedConv2d {
     choose_units();
     choose_regions();
     choose_ranges();
+    adds_late_ = !winograd_ && strip_.is_input() && g_.rows.kernel * g_.row_taps == 1 && units_.size() <= kFewUnits;
     std::optional<PackedWinograd> winograd;
     if (winograd_) winograd.emplace(a_, winograd_, gemm_, strip_, result_, parallel_);
     for (first_ = 0; first_ < a_.x.n; first_ += g_.images) {
       const int64_t images = std::min(g_.images, a_.x.n - first_);
-      strip_.fill(first_, images);
+      strip_.fill(first_, images, !adds_late_);
       if (!winograd || !winograd->multiply(first_, images)) multiply(images);
     }
   }
@@ -287,10 +288,19 @@ class PackedConv2d {
       const int64_t place = image * pixels_ + row * a_.y.width + column - base(first);
       for (int64_t i = 0; i < run; ++i) to.x[m + i] = from + i * step, to.place[m + i] = place + i;
       std::fill_n(to.scale + m, run, strip_.scale(image));
-      if (!a_.exact) add_sums(strip_.sums(part, image, line, at), run, to.sums + m);
+      if (adds_late_)
+        add_late(from, step, run, to.sums + m);
+      else if (!a_.exact)
+        add_sums(strip_.sums(part, image, line, at), run, to.sums + m);
       m += run;
       if (++r == region.rows) r = 0, ++image;
     }
+  }
+
+  // Of n positions, of a single tap.
+  void add_late(int64_t from, int64_t step, int64_t n, int32_t* to) const {
+    run_.sums(reinterpret_cast<const int8_t*>(strip_.data()) + from, step, g_.segment, n, to);
+    for (int64_t m = 0; m < n; ++m) to[m] -= int32_t(strip_.zero() * layout_.columns);
   }
 
   void add_sums(const int32_t* from, int64_t n, int32_t* to) const {
@@ -348,6 +358,7 @@ class PackedConv2d {
   const int64_t pixels_;    // positions of an image of y
   int64_t ranges_, first_;  // parts of the positions of the strip, its first image
   bool in_cache_, few_;     // whether the strip stays in the second-level cache from unit to unit; these are few
+  bool adds_late_ = false;  // whether a tile adds up what it reads of the strip itself, as that takes no fork
   std::vector<Unit> units_;
   std::vector<Region> regions_;
 };

@@ -53,7 +53,7 @@ class Depthwise {
     const int64_t blocks = a_.weight.layout.blocks(), height = a_.y.height;
     for (int64_t first = 0; first < a_.x.n; first += g_.images) {
       const int64_t images = std::min(g_.images, a_.x.n - first);
-      strip_.fill(first, images);
+      strip_.fill(first, images, false);
       const int64_t bands = std::clamp<int64_t>(ceil_div(kTasks, blocks * images), 1, height),
                     of_image = blocks * bands;
       share_tasks<Weight>(parallel_, images * of_image, [&](int64_t i, Weight& weight) {

@@ -36,8 +36,10 @@ class PackedStrip {
   // For `panel`. Its memory is the calling thread's, until that makes the next one.
   PackedStrip(const PackedConv2dArgs& args, const PackedGemm& gemm, Panel panel, const Parallel& parallel);
 
-  // Images [first, first + n), of at most geometry().images.
-  void fill(int64_t first, int64_t n);
+  // Images [first, first + n), of at most geometry().images. `adds`: `sums` will be asked for.
+  void fill(int64_t first, int64_t n, bool adds);
+
+  bool is_input() const { return is_input_; }  // whether the strip is x itself
 
   const StripGeometry& geometry() const { return g_; }
   const char* data() const { return data_; }
@@ -53,7 +55,7 @@ class PackedStrip {
 
  private:
   bool sums() const { return !a_.exact && !a_.depthwise; }
-  bool is_input() const;
+  bool lies_ready() const;
   bool reads_all() const;
   void find_steps();
   void find_scales();
@@ -91,8 +93,8 @@ class PackedStrip {
   std::vector<int64_t> steps_;
   std::vector<float> inverse_, scale_;  // of each image of x
   int64_t first_ = 0;                   // of the images
-  const bool is_input_;                 // whether the strip is x itself
-  char* own_;                           // memory for it, else
+  const bool is_input_;
+  char* own_;  // memory for it, else
   const char* data_;
   int32_t* sums_;
 };

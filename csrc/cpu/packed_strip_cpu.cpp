@@ -60,7 +60,7 @@ PackedStrip::PackedStrip(const PackedConv2dArgs& args, const PackedGemm& gemm, P
       run_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx2::packed_conv2d_kernels)),
       copies_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
       g_(args, panel),
-      is_input_(is_input()) {
+      is_input_(lies_ready()) {
   static thread_local Scratch<char> scratch;
   const int64_t sums = this->sums() ? g_.groups * g_.images * g_.lines * g_.line : 0;
   const int64_t bytes = is_input_ ? 0 : (g_.images * g_.image * g_.element + 63) / 64 * 64;
@@ -72,7 +72,7 @@ PackedStrip::PackedStrip(const PackedConv2dArgs& args, const PackedGemm& gemm, P
 }
 
 // Whether x holds codes that need neither padding nor any other order.
-bool PackedStrip::is_input() const {
+bool PackedStrip::lies_ready() const {
   const Images& x = a_.x;
   return a_.x_codes && panel_ == Panel::bytes && !a_.depthwise && g_.groups == 1 && g_.inputs == g_.segment &&
          g_.rows.step == 1 && g_.columns.step == 1 && g_.rows.padding == 0 && g_.columns.padding == 0 &&
@@ -90,9 +90,10 @@ void PackedStrip::find_steps() {
     }
 }
 
-void PackedStrip::fill(int64_t first, int64_t n) {
+void PackedStrip::fill(int64_t first, int64_t n, bool adds) {
   first_ = first;
   if (is_input_) data_ = static_cast<const char*>(a_.x.data) + first * g_.image;
+  if (is_input_ && !adds) return;
   const bool by_row = !is_input_ && (a_.x.channel_stride == 1 || a_.exact);
   const int64_t at_once = by_row ? 1 : ceil_div(kRun, a_.x.width + 1);
   const int64_t bands = ceil_div(g_.lines, at_once);
