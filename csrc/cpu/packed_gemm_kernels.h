@@ -92,7 +92,8 @@ struct PackedCodes {
   int zero, lowest, highest;
 };
 
-// Two blocks at once, where x is int8 and the columns share a scale. Each instruction set has an order of its own of
+// Two blocks at once, or one and whatever `block_bytes` of 0 makes of the other, where x is int8 and the columns share
+// a scale. Each instruction set has an order of its own of
 // their 64 sums, until they are finished.
 constexpr int kPairRows = 2 * kBlockRows;
 constexpr int64_t kPairStepBytes = kPairRows * kStepColumns;

@@ -252,7 +252,7 @@ void multiply_pair_of(const PackedPairMultiply& p, int64_t row, int rows, const 
   kTable[rows - 1](p, row, finish, next, planes);
 }
 
-// Loads the planes of the next two blocks meanwhile.
+// Loads the planes of the next block or two meanwhile.
 template <int kVectors>
 void multiply_vectors(const PackedPairMultiply& p) {
   constexpr int kTile = pair_tile(kVectors);

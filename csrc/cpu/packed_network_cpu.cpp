@@ -325,16 +325,20 @@ class PackedNetwork {
 
   void pool_band(const Group& g, int64_t i, const MaxPoolArgs& pooled, const Band& band, const float* rows) const {
     static thread_local Scratch<float> scratch;
+    static thread_local Scratch<int8_t> code_scratch;
     const Images& y = pooled.y;
     const Value& made = values_[size_t(i + 2)];
     const PackedCodes codes = made.twin ? lcs::codes_of(*made.twin) : PackedCodes{};
+    // Whole steps are written, of which the last may reach into the row of another thread.
+    int8_t* const own = y.row_stride % kStepColumns ? code_scratch.reserve(y.row_stride + kStepColumns) : nullptr;
     for (int64_t r = band.begin; r < band.end; ++r) {
       const int64_t at = band.image * y.image_stride + r * y.row_stride;
       float* const to = made.floats ? static_cast<float*>(y.data) + at : scratch.reserve(y.row_stride);
       max_pool_row(pooled, r, rows, first_row(pooled.vertical, band), to);
-      if (made.twin)
-        convs_.quantize(
-            {to, DType::float32, 1, y.row_stride, 1, y.row_stride, codes_of(g, i + 2) + at, y.row_stride, codes});
+      if (!made.twin) continue;
+      int8_t* const row = codes_of(g, i + 2) + at;
+      convs_.quantize({to, DType::float32, 1, y.row_stride, 1, y.row_stride, own ? own : row, y.row_stride, codes});
+      if (own) std::copy_n(own, y.row_stride, row);
     }
   }
 

@@ -15,7 +15,7 @@ class PackedResult {
   // `pairs`: of kernels that take two blocks at once.
   PackedResult(const PackedConv2dArgs& args, bool pairs);
 
-  // Whether results of two blocks, and what is added to them, are float32 and codes right in their places.
+  // Whether results of up to two blocks, and what is added to them, are float32 and codes right in their places.
   bool direct() const { return pairs_ && a_.y.channel_stride == 1 && a_.dtype == DType::float32; }
   int64_t pixels() const { return pixels_; }  // positions of an image
   const PackedCodes& codes() const { return codes_; }

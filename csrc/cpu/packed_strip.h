@@ -36,7 +36,8 @@ class PackedStrip {
   // For `panel`. Its memory is the calling thread's, until that makes the next one.
   PackedStrip(const PackedConv2dArgs& args, const PackedGemm& gemm, Panel panel, const Parallel& parallel);
 
-  // Images [first, first + n), of at most geometry().images. `adds`: `sums` will be asked for.
+  // Images [first, first + n), of at most geometry().images. `adds`: whether `sums`
+  // will be asked for, without which x itself needs nothing.
   void fill(int64_t first, int64_t n, bool adds);
 
   bool is_input() const { return is_input_; }  // whether the strip is x itself
@@ -94,7 +95,7 @@ class PackedStrip {
   std::vector<float> inverse_, scale_;  // of each image of x
   int64_t first_ = 0;                   // of the images
   const bool is_input_;
-  char* own_;  // memory for it, else
+  char* own_;  // memory for a strip that is not x itself
   const char* data_;
   int32_t* sums_;
 };

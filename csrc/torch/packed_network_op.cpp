@@ -103,6 +103,8 @@ class Builder {
     const Value x = values_[size_t(n.input)];
     STD_TORCH_CHECK(n.kind >= 0 && n.kind <= int64_t(Kind::dense), kPackedNetwork, ": step ", step_, " is of kind ",
                     n.kind);
+    STD_TORCH_CHECK(n.residual < 0 || n.kind == int64_t(Kind::convolution), kPackedNetwork, ": step ", step_,
+                    " adds a residual, and is no convolution");
     lcs::PackedNetworkStep step{Kind(n.kind), int(n.input), int(n.residual), {}};
     const std::vector<int64_t> stride{n.stride_h, n.stride_w}, padding{n.padding_h, n.padding_w},
         dilation{n.dilation_h, n.dilation_w};

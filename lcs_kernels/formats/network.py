@@ -201,7 +201,7 @@ def _pool(step: MaxPool) -> Step:
 
 
 def _mean(i: int, step: Mean, to: _Parts) -> Step:
-    if step.norm is None and step.relu:
+    if not step.norm and step.relu:
         raise ValueError(f"packed_network: the mean of step {i} has a ReLU, but no norm")
     scale, shift = step.norm or ((), ())
     if len(scale) != len(shift):

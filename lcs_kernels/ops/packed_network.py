@@ -72,7 +72,7 @@ _op = define(
 
 def packed_network(x: Tensor, network: Network) -> Tensor:
     """The last value of a network of packed convolutions and pooling, bit for bit what its steps make one by one. The
-    sums of `Mean` and `Dense` are float32, in an order that depends on shapes and instruction set alone.
+    sums of `Mean`, of its norm and of `Dense` are float32, whose order depends on shapes and instruction set alone.
 
     Args:
         x: (n, c, h, w), float32, contiguous or channels_last (other strides are copied). It has no gradient here.

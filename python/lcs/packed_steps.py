@@ -24,8 +24,9 @@ _NETWORKS = 1024  # sizes of images that a level remembers
 
 class PackedSteps(nn.Module):
     """`steps`, a graph of one input. At a level whose weights and inputs are all rounded, `packed_network` runs it,
-    with the same bits but for the sums of a mean and of a float32 classifier, which may come in another order; and
-    `steps` itself elsewhere: inputs of other types, gradients."""
+    with the same bits but for the sums of a mean and of a float32 classifier, which may come in another order, and of a
+    norm before that mean, which rounds in other places; and `steps` itself elsewhere: inputs of other types, gradients.
+    """
 
     def __init__(self, steps: fx.GraphModule) -> None:
         super().__init__()
@@ -122,15 +123,21 @@ def is_linear(layer: nn.Module) -> bool:
 def is_norm(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a node is a batch norm that does the same to every input, and that nobody watches."""
     layer = modules.get(node.target) if node.op == "call_module" else None
-    return has_statistics(layer) and not node.kwargs and not watched(layer)
+    return has_statistics(layer) and _of_one(node) and not node.kwargs and not watched(layer)
 
 
 def is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Whether a node is a ReLU, in place or not, that nobody watches."""
+    if not _of_one(node) or node.kwargs.keys() - {"inplace"}:
+        return False
     if node.op == "call_module":
-        return type(modules[node.target]) is nn.ReLU and not watched(modules[node.target])
-    plain = len(node.args) == 1 and not node.kwargs.keys() - {"inplace"}
-    return plain and node.target in (F.relu, torch.relu, torch.relu_, relu_into, "relu", "relu_")
+        layer = modules.get(node.target)  # not of a run that has been put together
+        return type(layer) is nn.ReLU and not watched(layer)
+    return node.target in (F.relu, torch.relu, torch.relu_, relu_into, "relu", "relu_")
+
+
+def _of_one(node: fx.Node) -> bool:
+    return len(node.args) == 1 and isinstance(node.args[0], fx.Node)
 
 
 def averages(node: fx.Node) -> bool:
@@ -158,7 +165,8 @@ def gather(graph: fx.Graph, modules: dict[str, nn.Module], pooling: Callable) ->
     from one value and ends in one. `pooling`: the function of the graph's max pooling."""
 
     def takes(node: fx.Node) -> bool:
-        """A mean only where no rounding comes after it, which would make a difference of its last bit larger."""
+        """A mean, with the norm and the ReLU before it, only where no rounding comes after, which would make a
+        difference of the last bit larger."""
         if node.op == "call_function" and node.target is pooling:
             return node.args[4] in (1, (1, 1)) and not node.args[5]
         if averages(node):
@@ -186,7 +194,7 @@ def gather(graph: fx.Graph, modules: dict[str, nn.Module], pooling: Callable) ->
     found = {}
     nodes = list(graph.nodes)
     while nodes:
-        run = next(_closed(nodes, takes), None)
+        run = next(_closed(nodes, takes, modules), None)
         if run is None:
             nodes.pop(0)
             continue
@@ -196,17 +204,29 @@ def gather(graph: fx.Graph, modules: dict[str, nn.Module], pooling: Callable) ->
     return found
 
 
-def _closed(nodes: list[fx.Node], takes: Callable[[fx.Node], bool]) -> Iterator[list[fx.Node]]:
+def _closed(
+    nodes: list[fx.Node], takes: Callable[[fx.Node], bool], modules: dict[str, nn.Module]
+) -> Iterator[list[fx.Node]]:
     """The runs from the first node on, the longest first, that read one value and give one, no codes, by several
-    convolutions."""
+    convolutions and linear layers, of which they make all that they average."""
+
+    def before_mean(node: fx.Node) -> bool:
+        return is_norm(node, modules) or is_relu(node, modules)
+
+    def averaged(node: fx.Node) -> fx.Node:
+        while before_mean(node):
+            node = node.args[0]
+        return node
+
     length = next((i for i, node in enumerate(nodes) if not takes(node)), len(nodes))
     for end in range(length, 1, -1):
         run = nodes[:end]
         inside = set(run)
         read = {node for each in run for node in each.all_input_nodes} - inside
         given = [node for node in run if set(node.users) - inside]
-        several = sum(node.op == "call_module" for node in run) > 1
-        if len(read) == 1 and given == run[-1:] and several and "codes" not in run[-1].kwargs:
+        several = sum(node.op == "call_module" and not before_mean(node) for node in run) > 1
+        made = all(averaged(node.args[0]) in inside for node in run if averages(node)) and not before_mean(run[-1])
+        if len(read) == 1 and given == run[-1:] and several and made and "codes" not in run[-1].kwargs:
             yield run
 
 

@@ -222,3 +222,54 @@ def test_a_run_of_packed_steps_takes_the_norm_before_the_mean(monkeypatch, line)
     most = F.conv2d(sizes.mean((2, 3), keepdim=True), w.abs()).flatten(1)
     bound = (256 + 256 + 10) * torch.finfo(torch.float32).eps * most
     assert len(calls) == 1 and found.shape == expected.shape and ((found - expected).abs() <= bound).all()
+
+
+class _Ends(nn.Module):
+    """Two convolutions, and an end that a run of packed steps takes in as far as it can."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 5, 1)
+        self.norm, self.again, self.relu, self.kind = nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.ReLU(), kind
+
+    def forward(self, x):
+        y = self.second(self.first(x).relu()).relu()
+        mean = F.adaptive_avg_pool2d
+        if self.kind == "sum before the norm":
+            return self.fc(mean(self.norm(y * 2).relu(), 1)).flatten(1)
+        if self.kind == "step between":
+            normed = self.norm(y)
+            other = torch.sigmoid(x).mean()
+            return self.fc(mean(normed.relu(), 1)).flatten(1) + other
+        if self.kind == "step behind the ReLU":
+            normed = self.relu(self.norm(y))
+            other = torch.sigmoid(x).mean()
+            return self.fc(mean(normed, 1)).flatten(1) + other
+        if self.kind == "by keyword":
+            return self.fc(mean(self.relu(input=self.norm(y)), 1)).flatten(1)
+        if self.kind == "two norms":
+            return self.fc(mean(self.again(self.norm(y)), 1)).flatten(1)
+        if self.kind == "read twice":
+            normed = self.norm(y)
+            return self.fc(mean(normed.relu(), 1)).flatten(1) + normed.mean()
+        return self.fc(mean(self.norm(y), 1)).flatten(1)  # without ReLU
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("sum before the norm", "step between", "step behind the ReLU", "by keyword", "two norms", "read twice"),
+        "without ReLU",
+    ],
+)
+def test_a_run_of_packed_steps_drops_nothing(kind):
+    torch.manual_seed(6)
+    x = torch.randn(2, 3, 9, 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        subspace = trained(_Ends(kind), lcs.Quantized(line=False), x, norm="keep", dense="fc")
+    frozen = subspace.freeze(strict=True)
+    for _ in range(3):  # as it is, as it is recorded, and as recorded
+        found = frozen(x, bits=5)
+        with torch.no_grad(), subspace.at(bits=5):
+            torch.testing.assert_close(found, subspace(x))

@@ -70,6 +70,17 @@ def test_the_largest_sums_fit(isas, x_range, bits):
             check(torch.full(geometry[0], 255.0 * sign), weight, bits, None, geometry, x_range, isas=isas)
 
 
+@pytest.mark.parametrize("terms", [8184, 8192, 8193, 8200])
+def test_the_largest_sums_that_few_terms_have(isas, terms):
+    geometry = (2, terms, 1, 2), (3, terms, 1, 1), 1, 0, 1, 1
+    for low, high in ((0.0, 255.0), (-255.0, 0.0)):
+        for code, zero in ((255, 0), (0, 255), (200, 255)):
+            codes = torch.full(geometry[1], code, dtype=torch.uint8)
+            weight = NestedWeight.from_codes(codes, torch.ones(3), torch.full((3,), zero, dtype=torch.uint8))
+            for x in (low, high):
+                check(torch.full(geometry[0], x), weight, 8, None, geometry, (low, high, 8), isas=isas)
+
+
 @pytest.mark.parametrize("terms", [MAX_RANGED_TERMS + 1, MAX_TERMS + 1])
 def test_more_terms_than_32_bits_hold(terms):
     torch.manual_seed(2)

@@ -174,6 +174,32 @@ def test_means_and_linear_layers_of_integers(isa, threads, images, outputs):
         check(given, [MaxPool(0, 4, 4), Mean(1)])
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
+@pytest.mark.parametrize("channels", [3, 5])
+def test_rows_of_codes_that_are_pooled_as_they_are_made(isa, threads, channels):
+    """Whose ends are no whole steps; the next one is another thread's."""
+    torch.manual_seed(channels)
+    steps = [conv(0, channels, 1, (1, 3)), MaxPool(1, 3, 2, 1), conv(2, 16, channels, (3, 1))]
+    network, x = Network.of(steps), torch.randn(2, 1, 65, 29)
+    expected = reference(x, *network.arguments(x))
+    for _ in range(10):
+        assert torch.equal(packed_network(x, network), expected)
+
+
+@pytest.mark.parametrize("bits", [8, 3])
+@pytest.mark.parametrize("images", [1, 3])
+def test_codes_without_padding_are_read_where_they_lie(isa, images, bits):
+    """By single taps, whose rows are one, and by others."""
+    torch.manual_seed(bits)
+    hidden = {"y_range": HIDDEN, "relu": True}
+    steps = [conv(0, 16, 3, (1, 1), bits, **hidden)]
+    for i, (out, kernel) in enumerate(((40, 1), (64, 1), (200, 1), (24, 3), (32, 1), (8, 1))):
+        channels = steps[-1].weight.shape[0]
+        steps.append(conv(i + 1, out, channels, (kernel, kernel), bits, x_range=HIDDEN, **hidden))
+    steps.append(conv(7, 5, 8, (3, 1), bits, x_range=HIDDEN))
+    check(torch.randn(images, 3, 13, 7), steps)
+
+
 @pytest.mark.parametrize("threads", [1, 3], indirect=True)
 @pytest.mark.parametrize("channels", [3, 8, 37, 256])
 @pytest.mark.parametrize("relu", [False, True])
@@ -289,6 +315,16 @@ def test_refuses_steps(steps, words):
 def test_refuses_what_does_not_fit(steps, words):
     with pytest.raises(RuntimeError, match=words):
         packed_network(torch.randn(2, 3, 8, 8), Network.of(steps()))
+
+
+def test_refuses_a_residual_of_what_is_no_convolution():
+    steps = [MaxPool(0, 3, 1, 1), conv(0, 8, 3, (3, 3), padding=1), MaxPool(2, 2, 2), conv(3, 8, 8, (3, 3), padding=1)]
+    x = torch.randn(2, 3, 16, 16)
+    weights, floats, zero_points, numbers, size = Network.of(steps).arguments(x)
+    numbers = numbers.clone()
+    numbers[2, 2] = 1
+    with pytest.raises(RuntimeError, match="step 2 adds a residual, and is no convolution"):
+        OP(x, weights, floats, zero_points, numbers, size)
 
 
 def test_refuses_other_inputs():

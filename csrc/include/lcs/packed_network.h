@@ -27,8 +27,8 @@ struct PackedNetworkArgs {
   int64_t threads;  // that `parallel` has
 };
 
-// Bit for bit what packed_conv2d makes, step by step; the order of the sums of means and linear layers depends on
-// shapes and instruction set alone.
+// Bit for bit what packed_conv2d makes, step by step; the order of the sums of means and linear layers, and how a
+// norm before a mean is rounded, depends on shapes and instruction set alone.
 void packed_network(const PackedNetworkArgs& args, const Parallel& parallel);
 
 }  // namespace lcs
