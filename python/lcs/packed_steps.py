@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from operator import attrgetter
 
 import torch
@@ -160,41 +161,50 @@ def watched(m: nn.Module) -> bool:
     return any(hooks_of(m))
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """Which nodes a run may hold: methods, as functions that call each other are a cycle, which keeps the modules.
+
+    pooling: the function of the graph's max pooling.
+    """
+
+    modules: dict[str, nn.Module]
+    pooling: Callable
+
+    def takes(self, node: fx.Node) -> bool:
+        """A mean, with the norm and the ReLU before it, only where no rounding comes after, which would make a
+        difference of the last bit larger."""
+        if node.op == "call_function" and node.target is self.pooling:
+            return node.args[4] in (1, (1, 1)) and not node.args[5]
+        if averages(node):
+            return all(self.linear(user) for user in node.users)
+        if is_relu(node, self.modules):
+            return self.averaged(node) and is_norm(node.args[0], self.modules) and len(node.args[0].users) == 1
+        if is_norm(node, self.modules):
+            (user,) = node.users if len(node.users) == 1 else (None,)
+            return self.averaged(node) or (user is not None and is_relu(user, self.modules) and self.takes(user))
+        if flattens(node):
+            return self.linear(node.args[0])
+        layer = self.modules[node.target] if node.op == "call_module" else None
+        if not isinstance(layer, FrozenQuantizedConv2d) or not layer.takes_codes() or watched(layer):
+            return self.linear(node)
+        return True
+
+    def averaged(self, node: fx.Node) -> bool:
+        """Whether a node's mean alone is read."""
+        return len(node.users) == 1 and all(averages(user) and self.takes(user) for user in node.users)
+
+    def linear(self, node: fx.Node) -> bool:
+        layer = self.modules[node.target] if node.op == "call_module" else None
+        return layer is not None and is_linear(layer) and not watched(layer) and averages(node.args[0])
+
+
 def gather(graph: fx.Graph, modules: dict[str, nn.Module], pooling: Callable) -> dict[str, PackedSteps]:
     """Puts one module, by the name returned, in the place of each run of two or more such steps in `graph` that starts
     from one value and ends in one. `pooling`: the function of the graph's max pooling."""
-
-    def takes(node: fx.Node) -> bool:
-        """A mean, with the norm and the ReLU before it, only where no rounding comes after, which would make a
-        difference of the last bit larger."""
-        if node.op == "call_function" and node.target is pooling:
-            return node.args[4] in (1, (1, 1)) and not node.args[5]
-        if averages(node):
-            return all(linear(user) for user in node.users)
-        if is_relu(node, modules):
-            return averaged(node) and is_norm(node.args[0], modules) and len(node.args[0].users) == 1
-        if is_norm(node, modules):
-            (user,) = node.users if len(node.users) == 1 else (None,)
-            return averaged(node) or (user is not None and is_relu(user, modules) and takes(user))
-        if flattens(node):
-            return linear(node.args[0])
-        layer = modules[node.target] if node.op == "call_module" else None
-        if not isinstance(layer, FrozenQuantizedConv2d) or not layer.takes_codes() or watched(layer):
-            return linear(node)
-        return True
-
-    def averaged(node: fx.Node) -> bool:
-        """Whether a node's mean alone is read."""
-        return len(node.users) == 1 and all(averages(user) and takes(user) for user in node.users)
-
-    def linear(node: fx.Node) -> bool:
-        layer = modules[node.target] if node.op == "call_module" else None
-        return layer is not None and is_linear(layer) and not watched(layer) and averages(node.args[0])
-
-    found = {}
-    nodes = list(graph.nodes)
+    found, nodes, taken = {}, list(graph.nodes), _Taken(modules, pooling)
     while nodes:
-        run = next(_closed(nodes, takes, modules), None)
+        run = next(_closed(nodes, taken.takes, modules), None)
         if run is None:
             nodes.pop(0)
             continue
