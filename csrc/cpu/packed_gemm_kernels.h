@@ -93,8 +93,7 @@ struct PackedCodes {
 };
 
 // Two blocks at once, or one and whatever `block_bytes` of 0 makes of the other, where x is int8 and the columns share
-// a scale. Each instruction set has an order of its own of
-// their 64 sums, until they are finished.
+// a scale. Each instruction set has an order of its own of their 64 sums, until they are finished.
 constexpr int kPairRows = 2 * kBlockRows;
 constexpr int64_t kPairStepBytes = kPairRows * kStepColumns;
 

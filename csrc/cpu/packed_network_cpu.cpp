@@ -249,8 +249,8 @@ class PackedNetwork {
         const int64_t image = i / parts, c = i % parts * kMeans, channels = std::min(kMeans, x.channels - c);
         float* const to = static_cast<float*>(y.data) + image * y.image_stride + c;
         const float* const from = static_cast<const float*>(x.data) + image * x.image_stride + c;
-        const float *const scale = step.scale ? step.scale + c : nullptr, *const shift =
-                                                                              scale ? step.conv.bias + c : nullptr;
+        const float* const scale = step.scale ? step.scale + c : nullptr;
+        const float* const shift = scale ? step.conv.bias + c : nullptr;
         floats_.sums({from, x.column_stride, positions, channels, to, scale, shift, step.conv.relu});
         for (int64_t k = 0; k < channels; ++k) to[k] /= float(positions);
       }

@@ -36,8 +36,8 @@ class PackedStrip {
   // For `panel`. Its memory is the calling thread's, until that makes the next one.
   PackedStrip(const PackedConv2dArgs& args, const PackedGemm& gemm, Panel panel, const Parallel& parallel);
 
-  // Images [first, first + n), of at most geometry().images. `adds`: whether `sums`
-  // will be asked for, without which x itself needs nothing.
+  // Images [first, first + n), of at most geometry().images. `adds`: whether `sums` will be asked for, without which x
+  // itself needs nothing.
   void fill(int64_t first, int64_t n, bool adds);
 
   bool is_input() const { return is_input_; }  // whether the strip is x itself

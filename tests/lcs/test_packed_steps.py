@@ -172,27 +172,38 @@ def test_a_view_fits_what_a_run_of_packed_steps_gives(changed):
     assert bool(frozen._forwards) != changed and ("view" in frozen.counters.unfused) == changed
 
 
-@pytest.mark.parametrize("line", [False, True])
-def test_a_run_of_packed_steps_ends_in_the_classifier(monkeypatch, line):
-    """Whose sums come in another order, of 512 products and of 4 positions."""
-    torch.manual_seed(3)
-    model, calls = models.build("resnet18", 10, seed=0, norm="batch"), []
-    x = torch.randn(3, 3, 64, 64)
+def _in_one_call(monkeypatch, model, x, line):
+    """A frozen network of `model`, what it makes of x at 4 bits, and the networks of all calls of packed steps: one, as
+    there are none from now on."""
+    calls, run = [], packed_steps.packed_network
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         subspace = trained(model, lcs.Quantized(line=line), x, norm="keep", dense=model.classifier_name)
     frozen = subspace.freeze(strict=True)
-    run = packed_steps.packed_network
-    monkeypatch.setattr(packed_steps, "packed_network", lambda *given: calls.append(given) or run(*given))
+    monkeypatch.setattr(packed_steps, "packed_network", lambda *given: calls.append(given[1]) or run(*given))
     found = frozen(x, bits=4)
     assert len(calls) == 1
-    seen, product = [], frozen.model.fc._conv_forward
     monkeypatch.setattr(packed_steps.PackedSteps, "_takes", lambda *_: False)
+    return frozen, found, calls
+
+
+def _sizes_of_sums(frozen, x, line, values):
+    """Of the classifier's products with `values`, in magnitude."""
+    packed = frozen._packed(level := frozen.recipe.level(4), frozen._chosen(level, (x.shape,), (x,), {}))
+    w = packed.tensors[frozen.model.fc.index][0] if line else frozen.model.fc.weight
+    return F.conv2d(values.abs(), w.abs()).flatten(1)
+
+
+@pytest.mark.parametrize("line", [False, True])
+def test_a_run_of_packed_steps_ends_in_the_classifier(monkeypatch, line):
+    """Whose sums come in another order, of 512 products and of 4 positions."""
+    torch.manual_seed(3)
+    x = torch.randn(3, 3, 64, 64)
+    frozen, found, calls = _in_one_call(monkeypatch, models.build("resnet18", 10, seed=0, norm="batch"), x, line)
+    seen, product = [], frozen.model.fc._conv_forward
     monkeypatch.setattr(frozen.model.fc, "_conv_forward", lambda x, *given: seen.append(x) or product(x, *given))
     expected = frozen(x, bits=4)
-    weight = frozen._packed(level := frozen.recipe.level(4), frozen._chosen(level, (x.shape,), (x,), {}))
-    w = weight.tensors[frozen.model.fc.index][0] if line else frozen.model.fc.weight
-    bound = (512 + 4 + 2) * torch.finfo(torch.float32).eps * F.conv2d(seen[0].abs(), w.abs()).flatten(1)
+    bound = (512 + 4 + 2) * torch.finfo(torch.float32).eps * _sizes_of_sums(frozen, x, line, seen[0])
     assert len(calls) == 1 and found.shape == expected.shape and ((found - expected).abs() <= bound).all()
 
 
@@ -200,26 +211,18 @@ def test_a_run_of_packed_steps_ends_in_the_classifier(monkeypatch, line):
 def test_a_run_of_packed_steps_takes_the_norm_before_the_mean(monkeypatch, line):
     """As pre-activation networks end: by 256 products, after 256 positions. Elements round a few times more."""
     torch.manual_seed(5)
-    model, calls = models.build("cpreresnet20", 10, seed=0, norm="batch", norm_after=True), []
     x = torch.randn(3, 3, 64, 64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        subspace = trained(model, lcs.Quantized(line=line), x, norm="keep", dense=model.classifier_name)
-    frozen = subspace.freeze(strict=True)
-    run = packed_steps.packed_network
-    monkeypatch.setattr(packed_steps, "packed_network", lambda *given: calls.append(given) or run(*given))
-    found = frozen(x, bits=4)
-    assert len(calls) == 1 and calls[0][1].steps[-2].scales == 256 and calls[0][1].steps[-2].relu
+    model = models.build("cpreresnet20", 10, seed=0, norm="batch", norm_after=True)
+    frozen, found, calls = _in_one_call(monkeypatch, model, x, line)
+    mean = calls[0].steps[-2]
+    assert mean.scales == 256 and mean.relu
     seen, norm = [], F.batch_norm
-    monkeypatch.setattr(packed_steps.PackedSteps, "_takes", lambda *_: False)
     monkeypatch.setattr(F, "batch_norm", lambda *given: seen.append(given) or norm(*given))
     expected = frozen(x, bits=4)
     values, mean, var, weight, bias, *_, eps = seen[-1]
     scale = (var + eps).rsqrt() * weight
     sizes = (values.abs() + mean.abs()[:, None, None]) * scale.abs()[:, None, None] + bias.abs()[:, None, None]
-    packed = frozen._packed(level := frozen.recipe.level(4), frozen._chosen(level, (x.shape,), (x,), {}))
-    w = packed.tensors[frozen.model.fc.index][0] if line else frozen.model.fc.weight
-    most = F.conv2d(sizes.mean((2, 3), keepdim=True), w.abs()).flatten(1)
+    most = _sizes_of_sums(frozen, x, line, sizes.mean((2, 3), keepdim=True))
     bound = (256 + 256 + 10) * torch.finfo(torch.float32).eps * most
     assert len(calls) == 1 and found.shape == expected.shape and ((found - expected).abs() <= bound).all()
 
