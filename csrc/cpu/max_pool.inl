@@ -1,25 +1,24 @@
 // Compiled once per instruction set, after its lanes and `largest_of`, in an unnamed namespace inside its target
 // region.
-constexpr int kAtOnce = 4;  // vectors, so that none waits for its own comparison
+constexpr int kAtOnce = 4;  // vectors
 
-// NaN is the largest of all.
+// Times 0 only what is not finite is NaN, which then may still be infinite.
 bool nan(const float* x, int64_t n) {
-  Float most[kAtOnce];
+  Float sum[kAtOnce];
   LCS_UNROLL
-  for (int k = 0; k < kAtOnce; ++k) most[k] = set1(0.0f);
+  for (int k = 0; k < kAtOnce; ++k) sum[k] = set1(0.0f);
   int64_t i = 0;
   for (; i + kAtOnce * kLanes <= n; i += kAtOnce * kLanes) LCS_UNROLL
-  for (int k = 0; k < kAtOnce; ++k) most[k] = largest_of(load(x + i + k * kLanes), most[k]);
+  for (int k = 0; k < kAtOnce; ++k) sum[k] = fmadd(load(x + i + k * kLanes), set1(0.0f), sum[k]);
   float each[kAtOnce * kLanes];
   LCS_UNROLL
-  for (int k = 0; k < kAtOnce; ++k) store(each + k * kLanes, most[k]);
-  bool found = false;
-  for (const float y : each) found |= y != y;
-  for (; i < n; ++i) found |= x[i] != x[i];
-  return found;
+  for (int k = 0; k < kAtOnce; ++k) store(each + k * kLanes, sum[k]);
+  const auto is_nan = [](float y) { return y != y; };
+  if (std::none_of(each, each + kAtOnce * kLanes, is_nan)) return std::any_of(x + i, x + n, is_nan);
+  return std::any_of(x, x + n, is_nan);
 }
 
-inline float larger(float x, float y) { return x > y || x != x ? x : y; }
+inline float larger(float x, float y) { return x < y || y != y ? y : x; }
 
 inline float float_of(float x) { return x; }
 inline float float_of(BFloat16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
@@ -27,46 +26,63 @@ inline float float_of(BFloat16 x) { return std::bit_cast<float>(uint32_t{x.bits}
 inline void put(float x, float* y) { *y = x; }
 inline void put(float x, BFloat16* y) { y->bits = uint16_t(std::bit_cast<uint32_t>(x) >> 16); }
 
+// The larger one. `kNumbers`: neither is NaN, or both are.
+template <bool kNumbers>
+inline Float most_of(Float x, Float y) {
+  return kNumbers ? raised_to(x, y) : largest_of(x, y);
+}
+
+// The largest of `n` values, `apart` apart, of each of so many vectors' lanes.
+template <int kVectors, bool kNumbers, class T>
+inline void largest(const T* x, int64_t apart, int64_t n, Float* most) {
+  LCS_UNROLL
+  for (int k = 0; k < kVectors; ++k) most[k] = load(x + k * kLanes);
+  for (int64_t i = 1; i < n; ++i) LCS_UNROLL
+  for (int k = 0; k < kVectors; ++k) most[k] = most_of<kNumbers>(load(x + i * apart + k * kLanes), most[k]);
+}
+
+// Of each of `size` values next to each other.
+template <bool kNumbers, class T, class Y>
+inline void largest_each(const T* x, int64_t apart, int64_t n, int64_t size, Y* y) {
+  Float most[kAtOnce];
+  int64_t i = 0;
+  for (; i + kAtOnce * kLanes <= size; i += kAtOnce * kLanes) {
+    largest<kAtOnce, kNumbers>(x + i, apart, n, most);
+    LCS_UNROLL
+    for (int k = 0; k < kAtOnce; ++k) store(y + i + k * kLanes, most[k]);
+  }
+  for (; i + kLanes <= size; i += kLanes) {
+    largest<1, kNumbers>(x + i, apart, n, most);
+    store(y + i, most[0]);
+  }
+  for (; i < size; ++i) {
+    float one = float_of(x[i]);
+    for (int64_t k = 1; k < n; ++k) one = larger(float_of(x[k * apart + i]), one);
+    put(one, y + i);
+  }
+}
+
 template <class T>
 void rows_of(const LargestRow& l) {
   const T* const x = static_cast<const T*>(l.x);
-  int64_t i = 0;
-  for (; i + kLanes <= l.n; i += kLanes) {
-    Float most = load(x + i);
-    for (int64_t r = 1; r < l.rows; ++r) most = largest_of(load(x + r * l.stride + i), most);
-    store(l.y + i, most);
-  }
-  for (; i < l.n; ++i) {
-    l.y[i] = float_of(x[i]);
-    for (int64_t r = 1; r < l.rows; ++r) l.y[i] = larger(float_of(x[r * l.stride + i]), l.y[i]);
-  }
+  l.numbers ? largest_each<true>(x, l.stride, l.rows, l.n, l.y) : largest_each<false>(x, l.stride, l.rows, l.n, l.y);
 }
 
 void rows(const LargestRow& l) { l.dtype == DType::bfloat16 ? rows_of<BFloat16>(l) : rows_of<float>(l); }
 
-// The largest of a window's columns [begin, end), in each channel.
-template <class T>
-void window(const LargestColumns& l, int64_t begin, int64_t end, T* y) {
-  const float* const x = l.x + begin * l.channels;
-  int64_t c = 0;
-  for (; c + kLanes <= l.channels; c += kLanes) {
-    Float most = load(x + c);
-    for (int64_t i = 1; i < end - begin; ++i) most = largest_of(load(x + i * l.channels + c), most);
-    store(y + c, most);
-  }
-  for (; c < l.channels; ++c) {
-    float most = x[c];
-    for (int64_t i = 1; i < end - begin; ++i) most = larger(x[i * l.channels + c], most);
-    put(most, y + c);
+template <bool kNumbers, class T>
+void columns_of(const LargestColumns& l) {
+  for (int64_t o = 0; o < l.outputs; ++o) {
+    const int64_t first = o * l.stride - l.padding, begin = first < 0 ? 0 : first,
+                  end = std::min(first + l.kernel, l.columns);
+    largest_each<kNumbers>(l.x + begin * l.channels, l.channels, end - begin, l.channels,
+                           static_cast<T*>(l.y) + o * l.channels);
   }
 }
 
 template <class T>
 void columns_of(const LargestColumns& l) {
-  for (int64_t o = 0; o < l.outputs; ++o) {
-    const int64_t begin = o * l.stride - l.padding, end = begin + l.kernel;
-    window(l, begin < 0 ? 0 : begin, end < l.columns ? end : l.columns, static_cast<T*>(l.y) + o * l.channels);
-  }
+  l.numbers ? columns_of<true, T>(l) : columns_of<false, T>(l);
 }
 
 void columns(const LargestColumns& l) { l.dtype == DType::bfloat16 ? columns_of<BFloat16>(l) : columns_of<float>(l); }

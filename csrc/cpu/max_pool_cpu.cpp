@@ -18,8 +18,9 @@ void pool_row(const MaxPoolArgs& a, int64_t row, const void* from, int64_t begin
   const int64_t first = row * v.stride - v.padding, top = std::max<int64_t>(first, 0),
                 bottom = std::min(first + v.kernel, a.x.height), n = a.x.width * a.x.channels;
   float* const largest = scratch.reserve(n);
-  run.rows({advance(from, (top - begin) * a.x.row_stride, a.dtype), a.x.row_stride, bottom - top, n, a.dtype, largest});
-  run.columns({largest, a.x.width, a.x.channels, h.kernel, h.stride, h.padding, to, a.y.width, dtype});
+  run.rows({advance(from, (top - begin) * a.x.row_stride, a.dtype), a.x.row_stride, bottom - top, n, a.dtype, largest,
+            a.numbers});
+  run.columns({largest, a.x.width, a.x.channels, h.kernel, h.stride, h.padding, to, a.y.width, dtype, a.numbers});
 }
 
 }  // namespace

@@ -3,7 +3,8 @@
 
 #include "lcs/dtype.h"
 
-// What each instruction set implements of max pooling, for which NaN is the largest.
+// What each instruction set implements of max pooling, for which NaN is the largest. `numbers`: each window holds either
+// no NaN or nothing else.
 namespace lcs {
 
 // y[i] = the largest of x[i], x[stride + i], ..., of so many rows.
@@ -12,6 +13,7 @@ struct LargestRow {
   int64_t stride, rows, n;
   DType dtype;
   float* y;
+  bool numbers;
 };
 
 // y[o * channels + c] = the largest of x[i * channels + c], of the columns i from o * stride - padding on, `kernel` of
@@ -23,6 +25,7 @@ struct LargestColumns {
   void* y;
   int64_t outputs;
   DType dtype;  // of y
+  bool numbers;
 };
 
 struct MaxPoolKernels {

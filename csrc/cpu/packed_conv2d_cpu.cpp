@@ -1,6 +1,7 @@
 #include "lcs/packed_conv2d.h"
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "packed_conv2d_kernels.h"
 #include "packed_depthwise.h"
 #include "packed_gemm.h"
+#include "packed_pool.h"
 #include "packed_result.h"
 #include "packed_strip.h"
 #include "packed_winograd.h"
@@ -50,7 +52,10 @@ class PackedConv2d {
     for (first_ = 0; first_ < a_.x.n; first_ += g_.images) {
       const int64_t images = std::min(g_.images, a_.x.n - first_);
       strip_.fill(first_, images, !adds_late_);
-      if (!winograd || !winograd->multiply(first_, images)) multiply(images);
+      if (a_.largest)
+        multiply_largest();
+      else if (!winograd || !winograd->multiply(first_, images))
+        multiply(images);
     }
   }
 
@@ -80,7 +85,8 @@ class PackedConv2d {
     const int64_t steps = layout_.segment_steps(), height = a_.y.height, width = a_.y.width;
     const std::vector<TapRun> all_rows{{0, height, 0, g_.rows.kernel}}, all_columns{{0, width, 0, g_.row_taps}};
     for (const TapRun& r : several ? tap_runs(g_.rows, a_.x.height, height) : all_rows) {
-      const bool apart = several && !g_.joined && g_.images * (r.end - r.begin) > 1;  // corners of more than a position
+      const bool apart =
+          several && !a_.largest && !g_.joined && g_.images * (r.end - r.begin) > 1;  // corners of more than a position
       for (const TapRun& c : apart ? tap_runs(g_.columns, a_.x.width, width) : all_columns) {
         Region region{r.begin, r.end - r.begin, c.begin, c.end - c.begin, {}, 0, {c.first, r.first}, {c.last, r.last}};
         for (int64_t tap = r.first; tap < r.last; ++tap) {
@@ -92,7 +98,7 @@ class PackedConv2d {
             region.runs.push_back(run);
         }
         // Rows that follow each other are one.
-        if (region.columns == width && g_.rows.stride * g_.line == width * g_.stride)
+        if (!a_.largest && region.columns == width && g_.rows.stride * g_.line == width * g_.stride)
           region.columns *= std::exchange(region.rows, 1);
         regions_.push_back(std::move(region));
       }
@@ -236,6 +242,62 @@ class PackedConv2d {
     for (int place = 0; place < kPairRows; ++place) start[place] *= -strip_.zero();
   }
 
+  // Of output positions: where their windows begin, the sums of these less the zero point of x, the scale of x, and
+  // where their results go, from position `base` on.
+  struct Rows {
+    int64_t x[kTile];
+    int32_t sums[kTile];
+    float scale[kTile];
+    int64_t place[kTile];
+  };
+
+  // All but its channels and where its results go.
+  PackedPairMultiply product(const Region& region, int64_t block, int64_t n, const Rows& rows,
+                             const UnitPanel& panel) const {
+    const PackedGemm::PairFactors& factors = panel.pair_factors;
+    return {panel.panel,
+            region.runs.data(),
+            int64_t(region.runs.size()),
+            strip_.data() + block / layout_.part_blocks() * g_.segment,
+            rows.x,
+            strip_.steps(),
+            n,
+            panel.start.data() + (&region - regions_.data()) * kPairRows,
+            {rows.place, rows.sums, layout_.columns, gemm_.shift(), factors.center, factors.scale, rows.scale, nullptr,
+             nullptr, 0, a_.relu, 0, nullptr, nullptr, 0, result_.codes()},
+            nullptr,
+            layout_.plane_bytes(),
+            0};
+  }
+
+  // Of an image, unit by unit and row by row.
+  void multiply_largest() const {
+    const int64_t row_size = packed_pool_row_size(a_), size = row_size / int64_t(units_.size());
+    UnitPanel panel;
+    for (size_t unit = 0; unit < units_.size(); ++unit) {
+      expand_pair(int64_t(unit), panel);
+      panel.unit = int64_t(unit);
+      for (const Region& region : regions_)
+        for (int64_t r = 0; r < region.rows; ++r)
+          multiply_largest(region, r, panel, a_.largest + (region.row + r) * row_size + int64_t(unit) * size);
+    }
+  }
+
+  void multiply_largest(const Region& region, int64_t row, const UnitPanel& panel, int32_t* to) const {
+    static_assert(kTile % 2 == 0);
+    const auto [block, blocks] = units_[size_t(panel.unit)];
+    int32_t before[kPairRows];
+    std::fill_n(before, kPairRows, std::numeric_limits<int32_t>::min());
+    for (int64_t c = 0; c < region.columns; c += kTile, to += kTile / 2 * kPairRows) {
+      const int64_t n = std::min(kTile, region.columns - c);
+      Rows rows;
+      find_rows(region, block, row * region.columns + c, n, rows);
+      PackedPairMultiply product = this->product(region, block, n, rows, panel);
+      product.output.channels = int((blocks - 1) * kBlockRows + gemm_.rows(block + blocks - 1));
+      gemm_.kernels().multiply_pair_largest(product, before, to);
+    }
+  }
+
   void multiply_pair(const Region& region, int64_t first, int64_t n, bool load_next, const UnitPanel& panel) const {
     const int64_t units = int64_t(units_.size()), unit = panel.unit;
     const auto [block, blocks] = units_[size_t(unit)];
@@ -249,32 +311,20 @@ class PackedConv2d {
     const PackedResult::Channels channels{gemm_.first_row(block), (blocks - 1) * kBlockRows + gemm_.rows(last),
                                           kPairRows, true, true};
     const PackedResult::Output out = result_.output(channels, start, n, tile, tile + kTile * kPairRows, bias);
-    const PackedGemm::PairFactors& factors = panel.pair_factors;
-    gemm_.kernels().multiply_pair(
-        {panel.panel,
-         region.runs.data(),
-         int64_t(region.runs.size()),
-         strip_.data() + block / layout_.part_blocks() * g_.segment,
-         rows.x,
-         strip_.steps(),
-         n,
-         panel.start.data() + (&region - regions_.data()) * kPairRows,
-         {rows.place, rows.sums, layout_.columns, gemm_.shift(), factors.center, factors.scale, rows.scale, out.bias,
-          out.residual, out.residual_stride, a_.relu, int(channels.n), out.y, out.codes, out.stride, result_.codes()},
-         gemm_.planes(more ? units_[size_t(unit + 1)].block : block),
-         layout_.plane_bytes(),
-         more ? a_.bits : 0});
+    PackedPairMultiply product = this->product(region, block, n, rows, panel);
+    product.output.bias = out.bias;
+    product.output.residual = out.residual;
+    product.output.residual_stride = out.residual_stride;
+    product.output.channels = int(channels.n);
+    product.output.y = out.y;
+    product.output.codes = out.codes;
+    product.output.stride = out.stride;
+    product.next = gemm_.planes(more ? units_[size_t(unit + 1)].block : block);
+    product.planes = more ? a_.bits : 0;
+    gemm_.kernels().multiply_pair(product);
     if (out.y == tile) result_.store(channels, start, n, tile);
   }
 
-  // Of output positions: where their windows begin, the sums of these less the zero point of x, the scale of x, and
-  // where their results go, from position `base` on.
-  struct Rows {
-    int64_t x[kTile];
-    int32_t sums[kTile];
-    float scale[kTile];
-    int64_t place[kTile];
-  };
   int64_t base(int64_t first) const { return regions_.size() > 1 ? 0 : first; }
 
   void find_rows(const Region& region, int64_t block, int64_t first, int64_t n, Rows& to) const {

@@ -146,6 +146,15 @@ struct PackedPairMultiply {
   int planes;  // 0: none
 };
 
+// Rows of sums as `multiply_pair_largest` makes them, the largest of which are finished; output.shift and output.sums
+// are 0.
+struct PackedPairLargest {
+  const int32_t* rows[3];
+  int count;  // of rows
+  int64_t n;  // windows
+  PackedPairOutput output;
+};
+
 // Winograd's F(2 x 2, 3 x 3) and F(4 x 4, 3 x 3) [A. Lavin, S. Gray: Fast algorithms for convolutional neural networks,
 // 2015] of a 3 x 3 kernel w at stride 1, in integers: a tile of outputs is, but for factors, A^T ((B^T d B) * (G w
 // G^T)) A, the product in the middle element by element and summed over the channels; d is the window that the tile
@@ -278,6 +287,12 @@ struct PackedGemmKernels {
   // Both or neither.
   void (*expand_pair)(const PackedPair& pair) = nullptr;
   void (*multiply_pair)(const PackedPairMultiply& multiply) = nullptr;
+
+  // Both or neither. A row of outputs less its scales: to[i][64] = the largest of sum * 2^shift + center * sums[row] in
+  // columns 2i - 1, 2i and 2i + 1, as far as there are any. `before`: 64, what the column before the first holds, at
+  // the end what the last one does if its number is odd.
+  void (*multiply_pair_largest)(const PackedPairMultiply& multiply, int32_t* before, int32_t* to) = nullptr;
+  void (*finish_pair_largest)(const PackedPairLargest& largest) = nullptr;
 
   WinogradKernels winograd_2x2{}, winograd_4x4{};
 };

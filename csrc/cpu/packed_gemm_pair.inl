@@ -121,7 +121,7 @@ class PairFinish {
     const float* const residual = o_.residual;
     float* const y = o_.y;
     int8_t* const codes = o_.codes;
-    const bool few = o_.terms <= kFewTerms;
+    const bool few = has_few_terms();
     const __mmask64 all = all_;
     __mmask16 mask[kVectors];
     LCS_UNROLL
@@ -131,9 +131,7 @@ class PairFinish {
       const int64_t row = first + m, at = place ? place[row] : row;
       const __m512 of_row = _mm512_set1_ps(row_scale[row]);
       __m512i whole[kVectors];
-      LCS_UNROLL
-      for (int v = 0; v < kVectors; ++v) whole[v] = _mm512_sllv_epi32(sum[m][v], shift_);
-      few ? add_few(sums[row], whole) : add_many(sums[row], whole);
+      this->whole(few, sums[row], sum[m], whole);
       __m512 value[kVectors];
       LCS_UNROLL
       for (int v = 0; v < kVectors; ++v)
@@ -153,9 +151,25 @@ class PairFinish {
     }
   }
 
-  // Of row m, all of which is one piece.
-  [[gnu::always_inline]] inline void operator()(int64_t m, int, const __m512i* sum) const {
-    rows<kPairVectors, 1>(m, reinterpret_cast<const __m512i(*)[kPairVectors]>(sum));
+  // sum * 2^shift + center * sums; `few`: whether has_few_terms().
+  template <int kVectors>
+  [[gnu::always_inline]] inline void whole(bool few, int32_t sums, const __m512i* sum, __m512i (&to)[kVectors]) const {
+    LCS_UNROLL
+    for (int v = 0; v < kVectors; ++v) to[v] = _mm512_sllv_epi32(sum[v], shift_);
+    few ? add_few(sums, to) : add_many(sums, to);
+  }
+  bool has_few_terms() const { return o_.terms <= kFewTerms; }
+  const int32_t* sums() const { return o_.sums; }
+
+  // Of outputs of tiles, those that have a place; all of a row is one piece.
+  template <int kRows>
+  [[gnu::always_inline]] inline void outputs(int64_t first, int, const __m512i (*sum)[kPairVectors]) const {
+    const int64_t* const place = o_.place + first;
+    int64_t signs = 0;
+    for (int m = 0; m < kRows; ++m) signs |= place[m];
+    if (signs >= 0) return rows<kPairVectors, kRows>(first, sum);
+    for (int m = 0; m < kRows; ++m)
+      if (place[m] >= 0) rows<kPairVectors, 1>(first + m, sum + m);
   }
 
  private:
@@ -212,8 +226,8 @@ class WordMask {
   __mmask32 mask_;
 };
 
-template <int kVectors, int kRows>
-void multiply_pair_tile(const PackedPairMultiply& p, int64_t row, const PairFinish& finish, const uint8_t* next,
+template <int kVectors, int kRows, class Finish>
+void multiply_pair_tile(const PackedPairMultiply& p, int64_t row, const Finish& finish, const uint8_t* next,
                         int planes) {
   const char* x[kRows];
   LCS_UNROLL
@@ -241,14 +255,14 @@ void multiply_pair_tile(const PackedPairMultiply& p, int64_t row, const PairFini
       }
     }
   }
-  finish.rows<kVectors, kRows>(row, sum);
+  finish.template rows<kVectors, kRows>(row, sum);
 }
 
-template <int kVectors, int... kRows>
-void multiply_pair_of(const PackedPairMultiply& p, int64_t row, int rows, const PairFinish& finish, const uint8_t* next,
+template <int kVectors, class Finish, int... kRows>
+void multiply_pair_of(const PackedPairMultiply& p, int64_t row, int rows, const Finish& finish, const uint8_t* next,
                       int planes, std::integer_sequence<int, kRows...>) {
-  static constexpr void (*kTable[])(const PackedPairMultiply&, int64_t, const PairFinish&, const uint8_t*,
-                                    int) = {multiply_pair_tile<kVectors, kRows + 1>...};
+  static constexpr void (*kTable[])(const PackedPairMultiply&, int64_t, const Finish&, const uint8_t*,
+                                    int) = {multiply_pair_tile<kVectors, kRows + 1, Finish>...};
   kTable[rows - 1](p, row, finish, next, planes);
 }
 

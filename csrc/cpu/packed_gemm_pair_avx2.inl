@@ -40,14 +40,22 @@ class PairFinish {
   explicit PairFinish(const PackedPairOutput& output)
       : o_(output), floor_(_mm256_set1_ps(o_.relu ? 0.0f : -__builtin_inff())), codes_(o_.grid) {}
 
-  // Of a piece of row m of x: eight rows of the weight, and those 16 behind them.
-  void operator()(int64_t m, int piece, const __m256i* sum) const {
+  // Of a piece of outputs of tiles, those that have a place.
+  template <int kRows>
+  void outputs(int64_t first, int piece, const __m256i (*sum)[kAtOnce]) const {
+    for (int m = 0; m < kRows; ++m)
+      if (o_.place[first + m] >= 0) row(first + m, piece, sum[m]);
+  }
+
+ private:
+  // Eight rows of the weight, and those 16 behind them.
+  void row(int64_t m, int piece, const __m256i* sum) const {
     const __m256 row_scale = _mm256_set1_ps(o_.row_scale[m]);
     const __m256i sums = _mm256_set1_epi32(o_.sums[m]);
     const __m128i shift = _mm_cvtsi32_si128(o_.shift);
     const __m256i rows[2] = {_mm256_permute2x128_si256(sum[0], sum[1], 0x20),
                              _mm256_permute2x128_si256(sum[0], sum[1], 0x31)};
-    const int64_t place = o_.place ? o_.place[m] : m;
+    const int64_t place = o_.place[m];
     LCS_UNROLL
     for (int half = 0; half < 2; ++half) {
       const int row = kBlockRows * (piece / 2) + piece % 2 * 8 + 16 * half, channels = std::min(o_.channels - row, 8);
@@ -69,7 +77,6 @@ class PairFinish {
     }
   }
 
- private:
   const PackedPairOutput o_;
   const __m256 floor_;
   const EightCodes codes_;

@@ -47,6 +47,8 @@ constexpr bool kTiles = false;
 // After what it is written in.
 #include "packed_gemm_pair.inl"
 // After what it is written in.
+#include "packed_gemm_pair_largest.inl"
+// After what it is written in.
 #include "packed_gemm_winograd_2x2.inl"
 // After what it shares with it.
 #include "packed_gemm_winograd_4x4.inl"
@@ -59,6 +61,8 @@ PackedGemmKernels packed_gemm_kernels() {
   kernels.settle = settle;
   kernels.expand_pair = expand_pair;
   kernels.multiply_pair = multiply_pair;
+  kernels.multiply_pair_largest = multiply_pair_largest;
+  kernels.finish_pair_largest = finish_pair_largest;
   kernels.winograd_2x2 = {2, 1, 0, 1, bytes::weights, bytes::input, bytes::multiply, [](int) {
                             return starts_two_products() ? WinogradCosts{16, 600, 250} : WinogradCosts{16, 400, 90};
                           }};

@@ -149,6 +149,27 @@ inline void gather(__m512i a, __m512i b, __m512i c, __m512i d, __m512i* to) {
 }
 
 template <int kTiles>
+inline void finish_tile(int64_t tile, const PairFinish& finish, const __m512i (*products)[kTiles][kPairVectors],
+                        int m) {
+  __m512i sums[4][kPairVectors];
+  LCS_UNROLL
+  for (int v = 0; v < kPairVectors; ++v) {
+    __m512i rows[kSide][2];  // of columns
+    LCS_UNROLL
+    for (int j = 0; j < kSide; ++j)
+      gather(products[j][m][v], products[4 + j][m][v], products[8 + j][m][v], products[12 + j][m][v], rows[j]);
+    LCS_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      __m512i to[2];
+      gather(rows[0][i], rows[1][i], rows[2][i], rows[3][i], to);
+      LCS_UNROLL
+      for (int j = 0; j < 2; ++j) sums[2 * i + j][v] = _mm512_srai_epi32(to[j], 2);
+    }
+  }
+  finish.outputs<4>(4 * tile, 0, sums);
+}
+
+template <int kTiles>
 void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairFinish& finish) {
   const char* const first = p.x + tile * p.tile;
   __m512i products[kPositions][kTiles][kPairVectors];
@@ -177,25 +198,7 @@ void multiply_tiles(const WinogradMultiply& p, int64_t tile, const PairFinish& f
     for (int m = 0; m < kTiles; ++m) LCS_UNROLL
     for (int v = 0; v < kPairVectors; ++v) products[position][m][v] = sum[m][v];
   }
-  for (int m = 0; m < kTiles; ++m) {
-    __m512i sums[4][kPairVectors];
-    LCS_UNROLL
-    for (int v = 0; v < kPairVectors; ++v) {
-      __m512i rows[kSide][2];  // of columns
-      LCS_UNROLL
-      for (int j = 0; j < kSide; ++j)
-        gather(products[j][m][v], products[4 + j][m][v], products[8 + j][m][v], products[12 + j][m][v], rows[j]);
-      LCS_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        __m512i to[2];
-        gather(rows[0][i], rows[1][i], rows[2][i], rows[3][i], to);
-        LCS_UNROLL
-        for (int j = 0; j < 2; ++j) sums[2 * i + j][v] = _mm512_srai_epi32(to[j], 2);
-      }
-    }
-    for (int i = 0; i < 4; ++i)
-      if (const int64_t at = 4 * (tile + m) + i; p.output.place[at] >= 0) finish(at, 0, sums[i]);
-  }
+  for (int m = 0; m < kTiles; ++m) finish_tile<kTiles>(tile + m, finish, products, m);
 }
 
 template <int... kTiles>

@@ -231,25 +231,25 @@ inline void gather_rows(const Sums (*rows)[kSide][kAtOnce], Sums (*to)[kAtOnce])
   }
 }
 
+// Channels that were multiplied before are added, and more are to come, or the sums are finished.
 inline void finish_tile(const WinogradMultiply& p, int64_t tile, const PairFinish& finish, int piece,
                         const Sums (*rows)[kSide][kAtOnce]) {
   Sums outputs[kOutputs][kAtOnce];
   gather_rows(rows, outputs);
-  for (int i = 0; i < kOutputs; ++i) {
-    const int64_t at = tile * kOutputs + i;
-    if (p.output.place[at] < 0) continue;
-    int32_t* const sums = p.sums + at * kPairRows + piece * kPieceRows;
-    Wide whole[kAtOnce];
+  const int64_t first = tile * kOutputs;
+  int32_t* const sums = p.sums + first * kPairRows + piece * kPieceRows;
+  for (int i = 0; p.more && i < kOutputs; ++i) LCS_UNROLL
+  for (int v = 0; v < kAtOnce; ++v) outputs[i][v] += (Sums)wide_load(sums + i * kPairRows + kSums * v);
+  for (int i = 0; !p.last && i < kOutputs; ++i) LCS_UNROLL
+  for (int v = 0; v < kAtOnce; ++v) wide_store(sums + i * kPairRows + kSums * v, (Wide)outputs[i][v]);
+  if (!p.last) return;
+  for (int i = 0; i < kOutputs; i += kSide) {
+    Wide whole[kSide][kAtOnce];
     LCS_UNROLL
-    for (int v = 0; v < kAtOnce; ++v) {
-      if (p.more) outputs[i][v] += (Sums)wide_load(sums + kSums * v);
-      if (p.last)
-        outputs[i][v] += (Sums)wide_load(p.start + piece * kPieceRows + kSums * v);
-      else
-        wide_store(sums + kSums * v, (Wide)outputs[i][v]);
-      whole[v] = (Wide)outputs[i][v];
-    }
-    if (p.last) finish(at, piece, whole);
+    for (int j = 0; j < kSide; ++j) LCS_UNROLL
+    for (int v = 0; v < kAtOnce; ++v)
+      whole[j][v] = (Wide)(outputs[i + j][v] + (Sums)wide_load(p.start + piece * kPieceRows + kSums * v));
+    finish.outputs<kSide>(first + i, piece, whole);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "dispatch.h"
@@ -10,6 +11,7 @@
 #include "lcs/parallel_region.h"
 #include "max_pool_kernels.h"
 #include "packed_network_kernels.h"
+#include "packed_pool.h"
 #include "packed_strip.h"
 #include "scratch.h"
 #include "tasks.h"
@@ -267,20 +269,38 @@ class PackedNetwork {
     });
   }
 
+  // How a convolution's results are pooled.
+  struct Pooling {
+    MaxPoolArgs args;
+    bool largest;  // of its sums, before they are finished
+    int64_t row;   // of them or of its results: elements of a row
+  };
+
+  Pooling pooling_of(int64_t i, const Images& y) const {
+    const PackedNetworkStep &step = a_.steps[i], &next = a_.steps[i + 1];
+    Pooling pooling{this->pooling(next, channels_last(nullptr, 1, step.conv.y), y), false, 0};
+    pooling.args.numbers = values_[size_t(i + 1)].known;  // then all of an image is NaN, or nothing
+    pooling.largest = packed_pool_fits(step.conv, pooling.args);
+    pooling.row = pooling.largest ? packed_pool_row_size(step.conv) : pooling.args.x.row_stride;
+    return pooling;
+  }
+
   // Rows of the convolution stay in the second-level cache until they have been pooled.
   void convolve_and_pool(const Group& g, int64_t i) const {
-    const PackedNetworkStep &step = a_.steps[i], &next = a_.steps[i + 1];
+    const PackedNetworkStep& step = a_.steps[i];
     const Images &made = step.conv.y, x = floats_of(g, step.input), y = floats_of(g, i + 2);
-    const int64_t row_bytes = made.channels * made.width * 4, needed = ceil_div(made.height * row_bytes, kBandBytes);
+    const Pooling pooling = pooling_of(i, y);
+    const int64_t needed = ceil_div(made.height * pooling.row * 4, kBandBytes);
     const int64_t bands = std::min(ceil_div(needed, kBands) * kBands, y.height);
     bool* spoilt = spoilt_of(g, step.input);
     std::vector<char> own(size_t(spoilt ? 0 : x.n));
     if (!spoilt) find_nan(x, spoilt = reinterpret_cast<bool*>(own.data()), g.parallel);
-    const MaxPoolArgs pooled = pooling(next, channels_last(nullptr, 1, made), y);
     share_tasks<Rows>(g.parallel, x.n * bands, [&](int64_t task, Rows& rows) {
       const int64_t image = task / bands, band = task % bands;
       const Band part{image, y.height * band / bands, y.height * (band + 1) / bands};
-      pool_band(g, i, pooled, part, convolve_band(step, pooled, x, spoilt + image, part, bands, rows));
+      const char* const made = convolve_band(step, pooling, x, spoilt + image, part, bands, rows);
+      pooling.largest ? finish_band(g, i, pooling, part, spoilt[image], reinterpret_cast<const int32_t*>(made))
+                      : pool_band(g, i, pooling.args, part, reinterpret_cast<const float*>(made));
     });
   }
 
@@ -294,17 +314,18 @@ class PackedNetwork {
   };
 
   // Those of the convolution that a band reads, of which the band before has left some; from the first one on.
-  const float* convolve_band(const PackedNetworkStep& step, const MaxPoolArgs& pooled, const Images& x,
-                             const bool* spoilt, const Band& band, int64_t bands, Rows& made) const {
-    static thread_local Scratch<float> scratch;
-    const Axis &conv = step.conv.vertical, &pool = pooled.vertical;
-    const int64_t row_size = pooled.x.row_stride, first = first_row(pool, band),
-                  last = std::min((band.end - 1) * pool.stride - pool.padding + pool.kernel, pooled.x.height);
-    float* const rows = scratch.reserve((ceil_div(pooled.y.height, bands) * pool.stride + pool.kernel) * row_size);
+  const char* convolve_band(const PackedNetworkStep& step, const Pooling& pooling, const Images& x, const bool* spoilt,
+                            const Band& band, int64_t bands, Rows& made) const {
+    static thread_local Scratch<char> scratch;
+    const Axis &conv = step.conv.vertical, &pool = pooling.args.vertical;
+    const int64_t row_bytes = pooling.row * 4, height = pooling.args.x.height, first = first_row(pool, band),
+                  last = std::min((band.end - 1) * pool.stride - pool.padding + pool.kernel, height);
+    char* const rows =
+        scratch.reserve((ceil_div(pooling.args.y.height, bands) * pool.stride + pool.kernel) * row_bytes);
     const bool follows = made.image == band.image && made.begin <= first && first < made.end && made.end <= last;
     const int64_t from = follows ? made.end : first;
     if (follows && first > made.begin)
-      std::copy(rows + (first - made.begin) * row_size, rows + (from - made.begin) * row_size, rows);
+      std::memmove(rows, rows + (first - made.begin) * row_bytes, size_t((from - first) * row_bytes));
     made = {band.image, first, last};
     const int64_t line = from * conv.stride - conv.padding, row = std::max<int64_t>(line, 0);
     PackedConv2dArgs part = step.conv;
@@ -315,12 +336,32 @@ class PackedNetwork {
     part.x.height = std::max<int64_t>(x.height - row, 0);
     part.x.data = static_cast<float*>(x.data) + band.image * x.image_stride + row * x.row_stride;
     part.y.height = last - from;
-    part.y = channels_last(rows + (from - first) * row_size, 1, part.y);
+    char* const to = rows + (from - first) * row_bytes;
+    part.y = channels_last(to, 1, part.y);
+    if (pooling.largest) part.largest = reinterpret_cast<int32_t*>(to);
     packed_conv2d(part, serial);
     return rows;
   }
   static int64_t first_row(const Axis& pool, const Band& band) {
     return std::max<int64_t>(band.begin * pool.stride - pool.padding, 0);
+  }
+
+  void finish_band(const Group& g, int64_t i, const Pooling& pooling, const Band& band, bool spoilt,
+                   const int32_t* rows) const {
+    const Axis& pool = pooling.args.vertical;
+    const Images& y = pooling.args.y;
+    const Value& made = values_[size_t(i + 2)];
+    PackedPoolRow row{{}, 0, spoilt, nullptr, nullptr, {}};
+    if (made.twin) row.grid = lcs::codes_of(*made.twin);
+    for (int64_t r = band.begin; r < band.end; ++r) {
+      const int64_t first = r * pool.stride - pool.padding, at = band.image * y.image_stride + r * y.row_stride,
+                    top = std::max<int64_t>(first, 0), bottom = std::min(first + pool.kernel, pooling.args.x.height);
+      row.count = int(bottom - top);
+      for (int k = 0; k < row.count; ++k) row.rows[k] = rows + (top + k - first_row(pool, band)) * pooling.row;
+      if (made.floats) row.y = static_cast<float*>(y.data) + at;
+      if (made.twin) row.codes = codes_of(g, i + 2) + at;
+      packed_pool_row(a_.steps[i].conv, row);
+    }
   }
 
   void pool_band(const Group& g, int64_t i, const MaxPoolArgs& pooled, const Band& band, const float* rows) const {

@@ -186,6 +186,21 @@ def test_rows_of_codes_that_are_pooled_as_they_are_made(isa, threads, channels):
         assert torch.equal(packed_network(x, network), expected)
 
 
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+@pytest.mark.parametrize("width", [1, 2, 29, 121, 250])
+@pytest.mark.parametrize("out", [3, 64, 130])
+def test_sums_are_pooled_as_their_results_would_be(isa, threads, out, width):
+    """Of rows that take several tiles, of several pairs of blocks, at the ends of the image, and of NaN."""
+    torch.manual_seed(out + width)
+    x = torch.randn(3, 8, 12, width)
+    x[1, 7, 11, width - 1] = torch.nan
+    for kernel, options in (((1, 1), {}), ((3, 3), {"padding": 1, "relu": True}), ((5, 1), {"padding": (2, 0)})):
+        steps = [conv(0, out, 8, kernel, y_bits=8, **options), MaxPool(1, 3, 2, 1)]
+        check(x, steps)
+        check(x, [*steps, conv(2, 16, out, (1, 1))])
+        check(x, [*steps, conv(2, out, out, (1, 1), residual=2, y_range=HIDDEN), conv(3, 16, out, (1, 1))])
+
+
 @pytest.mark.parametrize("bits", [8, 3])
 @pytest.mark.parametrize("images", [1, 3])
 def test_codes_without_padding_are_read_where_they_lie(isa, images, bits):

@@ -10,6 +10,7 @@ struct MaxPoolArgs {
   Images x, y;  // of as many channels, both compact; x channels last
   Axis vertical, horizontal;
   DType dtype;
+  bool numbers = false;  // that each window holds either no NaN or nothing else is known
 };
 
 void max_pool(const MaxPoolArgs& args, const Parallel& parallel);

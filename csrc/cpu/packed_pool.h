@@ -1,0 +1,28 @@
+#pragma once
+#include <cstdint>
+
+#include "lcs/max_pool.h"
+#include "lcs/packed_conv2d.h"
+#include "packed_conv2d_kernels.h"
+
+// A packed convolution whose sums are pooled before they are finished, of windows of 3 x 3 at stride 2: as no step from
+// a sum to its result falls, the largest sum becomes the largest result, bit for bit.
+namespace lcs {
+
+// Whether it can be: of one image that holds NaN nowhere or everywhere.
+bool packed_pool_fits(const PackedConv2dArgs& conv, const MaxPoolArgs& pool);
+
+// Of what becomes of a row of the convolution, in `largest`: how many integers. The largest of each window's columns.
+int64_t packed_pool_row_size(const PackedConv2dArgs& conv);
+
+struct PackedPoolRow {
+  const int32_t* rows[3];  // of the convolution
+  int count;               // of these
+  bool spoilt;             // whether the image counts as one that holds NaN
+  float* y;                // channels last; null: not written
+  int8_t* codes;           // what y rounds to; null: not written
+  PackedCodes grid;
+};
+void packed_pool_row(const PackedConv2dArgs& conv, const PackedPoolRow& row);
+
+}  // namespace lcs

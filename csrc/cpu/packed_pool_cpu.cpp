@@ -1,0 +1,72 @@
+#include "packed_pool.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "packed_gemm.h"
+#include "packed_result.h"
+#include "packed_strip.h"
+#include "walk.h"
+
+namespace lcs {
+namespace {
+
+constexpr float kLeastScale = 0x1p-50f, kLeastRangeScale = 0x1p-30f;  // whose products are no denormal numbers
+
+PackedGemm gemm_of(const PackedConv2dArgs& a) { return {a.weight, a.bits, nullptr, false, a.exact}; }
+
+bool fits(const Axis& pool) { return pool.kernel == 3 && pool.stride == 2 && pool.padding == 1; }
+
+}  // namespace
+
+bool packed_pool_fits(const PackedConv2dArgs& a, const MaxPoolArgs& pool) {
+  const PackedGemm gemm = gemm_of(a);
+  const bool can = gemm.pairs() && gemm.kernels().multiply_pair_largest && !a.depthwise && !packed_conv2d_winograd(a) &&
+                   a.weight.layout.parts == 1 && a.dtype == DType::float32 && !a.y_range && !a.residual;
+  if (!can || !pool.numbers || !fits(pool.vertical) || !fits(pool.horizontal)) return false;
+  const float* const scales = a.weight.scales;
+  return a.range && scale_of(*a.range) >= kLeastRangeScale &&
+         std::all_of(scales, scales + (a.weight.per_row ? a.y.channels : 1), [](float s) { return s >= kLeastScale; });
+}
+
+int64_t packed_pool_row_size(const PackedConv2dArgs& a) {
+  return ceil_div(a.weight.layout.blocks(), 2) * ceil_div(a.y.width, 2) * kPairRows;
+}
+
+void packed_pool_row(const PackedConv2dArgs& a, const PackedPoolRow& row) {
+  const PackedGemm gemm = gemm_of(a);
+  const int64_t blocks = a.weight.layout.blocks(), width = ceil_div(a.y.width, 2);
+  const int32_t no_sums[kTile] = {};
+  float row_scale[kTile], bias[kPairRows];
+  std::fill_n(row_scale, kTile, row.spoilt ? std::numeric_limits<float>::quiet_NaN() : scale_of(*a.range) * 0.5f);
+  for (int64_t block = 0; block < blocks; block += 2) {
+    const int64_t pair = std::min<int64_t>(2, blocks - block), channel = gemm.first_row(block),
+                  channels = (pair - 1) * kBlockRows + gemm.rows(block + pair - 1);
+    const PackedGemm::PairFactors factors = gemm.pair_factors(block, pair);
+    if (a.bias) std::fill(std::copy_n(a.bias + channel, channels, bias), bias + kPairRows, 0.0f);
+    for (int64_t c = 0; c < width; c += kTile) {
+      const int64_t at = (block / 2 * width + c) * kPairRows, to = c * a.y.channels + channel;
+      PackedPairLargest largest{{}, row.count, std::min(kTile, width - c), {}};
+      for (int i = 0; i < row.count; ++i) largest.rows[i] = row.rows[i] + at;
+      largest.output = {nullptr,
+                        no_sums,
+                        0,
+                        0,
+                        factors.center,
+                        factors.scale,
+                        row_scale,
+                        a.bias ? bias : nullptr,
+                        nullptr,
+                        0,
+                        a.relu,
+                        int(channels),
+                        row.y ? row.y + to : nullptr,
+                        row.codes ? row.codes + to : nullptr,
+                        a.y.channels,
+                        row.grid};
+      gemm.kernels().finish_pair_largest(largest);
+    }
+  }
+}
+
+}  // namespace lcs
