@@ -155,9 +155,25 @@ inline void sums_of_sixteen(const int8_t* x, int32_t* to) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_sub_epi32(eight, _mm256_set1_epi32(128 * 16)));
 }
 
+// Of four positions of 24 bytes each, which follow each other: three eights each.
+inline void sums_of_twenty_four(const int8_t* x, int32_t* to) {
+  const __m256i all = _mm256_set1_epi8(-1);
+  const __m256i a = sums_of_eight(x, 32, all), b = sums_of_eight(x + 32, 32, all), c = sums_of_eight(x + 64, 32, all);
+  // One of each position, in the order of 0, 1, 2, 3; of 1, 0, 3, 2; and of 2, 3, 0, 1.
+  const __m256i ordered = _mm256_blend_epi32(_mm256_blend_epi32(a, b, 0x3c), c, 0xc0),
+                swapped = _mm256_blend_epi32(_mm256_blend_epi32(b, a, 0x0c), c, 0x30),
+                turned = _mm256_blend_epi32(c, a, 0xf0);
+  const __m256i sum = _mm256_add_epi64(_mm256_add_epi64(ordered, _mm256_shuffle_epi32(swapped, 0x4e)),
+                                       _mm256_permute4x64_epi64(turned, 0x4e));
+  const __m128i four =
+      _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(sum, _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6)));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_sub_epi32(four, _mm_set1_epi32(128 * 24)));
+}
+
 // Of four positions at once.
 void sums(const int8_t* x, int64_t stride, int64_t n, int64_t count, int32_t* to) {
   for (; n == 16 && stride == 16 && count >= 8; count -= 8, x += 8 * stride, to += 8) sums_of_sixteen(x, to);
+  for (; n == 24 && stride == 24 && count >= 4; count -= 4, x += 4 * stride, to += 4) sums_of_twenty_four(x, to);
   const int64_t whole = std::max<int64_t>((n + 31) / 32 * 32, 32);
   const __m256i last =
       _mm256_cmpgt_epi32(_mm256_set1_epi32(int((n - whole + 32) / 4)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

@@ -351,7 +351,8 @@ class PackedNetwork {
     const Axis& pool = pooling.args.vertical;
     const Images& y = pooling.args.y;
     const Value& made = values_[size_t(i + 2)];
-    PackedPoolRow row{{}, 0, spoilt, nullptr, nullptr, {}};
+    const PackedPool finished(a_.steps[i].conv, spoilt);
+    PackedPoolRow row{{}, 0, nullptr, nullptr, {}};
     if (made.twin) row.grid = lcs::codes_of(*made.twin);
     for (int64_t r = band.begin; r < band.end; ++r) {
       const int64_t first = r * pool.stride - pool.padding, at = band.image * y.image_stride + r * y.row_stride,
@@ -360,7 +361,7 @@ class PackedNetwork {
       for (int k = 0; k < row.count; ++k) row.rows[k] = rows + (top + k - first_row(pool, band)) * pooling.row;
       if (made.floats) row.y = static_cast<float*>(y.data) + at;
       if (made.twin) row.codes = codes_of(g, i + 2) + at;
-      packed_pool_row(a_.steps[i].conv, row);
+      finished.finish(row);
     }
   }
 

@@ -33,19 +33,27 @@ int64_t packed_pool_row_size(const PackedConv2dArgs& a) {
   return ceil_div(a.weight.layout.blocks(), 2) * ceil_div(a.y.width, 2) * kPairRows;
 }
 
-void packed_pool_row(const PackedConv2dArgs& a, const PackedPoolRow& row) {
-  const PackedGemm gemm = gemm_of(a);
-  const int64_t blocks = a.weight.layout.blocks(), width = ceil_div(a.y.width, 2);
+PackedPool::PackedPool(const PackedConv2dArgs& conv, bool spoilt)
+    : a_(conv),
+      gemm_(gemm_of(conv)),
+      scale_(spoilt ? std::numeric_limits<float>::quiet_NaN() : scale_of(*conv.range) * 0.5f) {
+  const int64_t blocks = conv.weight.layout.blocks();
+  for (int64_t block = 0; block < blocks; block += 2)
+    factors_.push_back(gemm_.pair_factors(block, std::min<int64_t>(2, blocks - block)));
+}
+
+void PackedPool::finish(const PackedPoolRow& row) const {
+  const int64_t blocks = a_.weight.layout.blocks(), width = ceil_div(a_.y.width, 2);
   const int32_t no_sums[kTile] = {};
-  float row_scale[kTile], bias[kPairRows];
-  std::fill_n(row_scale, kTile, row.spoilt ? std::numeric_limits<float>::quiet_NaN() : scale_of(*a.range) * 0.5f);
+  float scale[kTile], bias[kPairRows];
+  std::fill_n(scale, kTile, scale_);
   for (int64_t block = 0; block < blocks; block += 2) {
-    const int64_t pair = std::min<int64_t>(2, blocks - block), channel = gemm.first_row(block),
-                  channels = (pair - 1) * kBlockRows + gemm.rows(block + pair - 1);
-    const PackedGemm::PairFactors factors = gemm.pair_factors(block, pair);
-    if (a.bias) std::fill(std::copy_n(a.bias + channel, channels, bias), bias + kPairRows, 0.0f);
+    const int64_t pair = std::min<int64_t>(2, blocks - block), channel = gemm_.first_row(block),
+                  channels = (pair - 1) * kBlockRows + gemm_.rows(block + pair - 1);
+    const PackedGemm::PairFactors& factors = factors_[size_t(block / 2)];
+    if (a_.bias) std::fill(std::copy_n(a_.bias + channel, channels, bias), bias + kPairRows, 0.0f);
     for (int64_t c = 0; c < width; c += kTile) {
-      const int64_t at = (block / 2 * width + c) * kPairRows, to = c * a.y.channels + channel;
+      const int64_t at = (block / 2 * width + c) * kPairRows, to = c * a_.y.channels + channel;
       PackedPairLargest largest{{}, row.count, std::min(kTile, width - c), {}};
       for (int i = 0; i < row.count; ++i) largest.rows[i] = row.rows[i] + at;
       largest.output = {nullptr,
@@ -54,17 +62,17 @@ void packed_pool_row(const PackedConv2dArgs& a, const PackedPoolRow& row) {
                         0,
                         factors.center,
                         factors.scale,
-                        row_scale,
-                        a.bias ? bias : nullptr,
+                        scale,
+                        a_.bias ? bias : nullptr,
                         nullptr,
                         0,
-                        a.relu,
+                        a_.relu,
                         int(channels),
                         row.y ? row.y + to : nullptr,
                         row.codes ? row.codes + to : nullptr,
-                        a.y.channels,
+                        a_.y.channels,
                         row.grid};
-      gemm.kernels().finish_pair_largest(largest);
+      gemm_.kernels().finish_pair_largest(largest);
     }
   }
 }

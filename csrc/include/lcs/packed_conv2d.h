@@ -34,7 +34,7 @@ struct PackedConv2dArgs {
   std::optional<int> winograd{};  // the side of Winograd's tiles, 2 or 4, 0: directly; none: what is fastest
   bool depthwise = false;         // whether the weight is laid out as that of a depthwise convolution
   int8_t* y_codes = nullptr;      // with y_range, laid out as y: codes go here, and y is of `dtype`; null: they are y
-  int32_t* largest = nullptr;     // where packed_pool_fits: what packed_pool_row pools goes here, and nothing to y
+  int32_t* largest = nullptr;     // where packed_pool_fits: what PackedPool finishes goes here, and nothing to y
 };
 
 // Whether a weight of `out` channels, which read `in` channels of each of `groups`, reads a channel of its own for
