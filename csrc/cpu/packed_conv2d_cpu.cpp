@@ -46,7 +46,9 @@ class PackedConv2d {
     choose_units();
     choose_regions();
     choose_ranges();
-    adds_late_ = !winograd_ && strip_.is_input() && g_.rows.kernel * g_.row_taps == 1 && units_.size() <= kFewUnits;
+    // Of what strides leave out, nothing is added up.
+    adds_late_ = !winograd_ && g_.is_input && g_.rows.kernel * g_.row_taps == 1 &&
+                 int64_t(units_.size()) <= kFewUnits * g_.rows.stride * g_.stride;
     std::optional<PackedWinograd> winograd;
     if (winograd_) winograd.emplace(a_, winograd_, gemm_, strip_, result_, parallel_);
     for (first_ = 0; first_ < a_.x.n; first_ += g_.images) {

@@ -15,6 +15,7 @@ float scale_of(const ActivationRange& range);  // what a code counts for
 
 // Of a strip; distances are in elements of it.
 struct StripGeometry {
+  bool is_input;  // whether it is x itself
   Walk rows, columns;
   int64_t groups, inputs, segment;  // channels of a group, and with their padding; all in one of a depthwise weight
   int64_t element;                  // bytes
@@ -40,8 +41,6 @@ class PackedStrip {
   // itself needs nothing.
   void fill(int64_t first, int64_t n, bool adds);
 
-  bool is_input() const { return is_input_; }  // whether the strip is x itself
-
   const StripGeometry& geometry() const { return g_; }
   const char* data() const { return data_; }
   const int64_t* steps() const { return steps_.data(); }  // bytes from where a window begins to its elements of a step
@@ -56,7 +55,6 @@ class PackedStrip {
 
  private:
   bool sums() const { return !a_.exact && !a_.depthwise; }
-  bool lies_ready() const;
   bool reads_all() const;
   void find_steps();
   void find_scales();
@@ -94,8 +92,7 @@ class PackedStrip {
   std::vector<int64_t> steps_;
   std::vector<float> inverse_, scale_;  // of each image of x
   int64_t first_ = 0;                   // of the images
-  const bool is_input_;
-  char* own_;  // memory for a strip that is not x itself
+  char* own_;                           // memory for a strip that is not x itself
   const char* data_;
   int32_t* sums_;
 };

@@ -23,6 +23,23 @@ QuantizeGrid grid_of(const ActivationRange& range) {
   return quantize_grid({range.low, range.high}, quantize_codes(range.bits, false));
 }
 
+// Whether x holds codes that need neither padding nor any other order.
+bool lies_ready(const PackedConv2dArgs& a, Panel panel) {
+  const Images& x = a.x;
+  const NestedLayout& layout = a.weight.layout;
+  return a.x_codes && panel == Panel::bytes && !a.depthwise && layout.parts == 1 && layout.joined == 1 &&
+         x.channels == layout.segment_steps() * kStepColumns && a.vertical.padding == 0 && a.horizontal.padding == 0 &&
+         x.channel_stride == 1 && x.column_stride == x.channels && x.row_stride == x.width * x.channels &&
+         x.image_stride == x.height * x.row_stride;
+}
+
+// Of x itself, which leaves nothing out.
+Walk walk_of(const Axis& axis, bool is_input) {
+  Walk walk(axis);
+  if (is_input) walk.step = 1, walk.stride = axis.stride;
+  return walk;
+}
+
 }  // namespace
 
 PackedCodes codes_of(const ActivationRange& range) {
@@ -33,8 +50,9 @@ PackedCodes codes_of(const ActivationRange& range) {
 float scale_of(const ActivationRange& range) { return grid_of(range).scale; }
 
 StripGeometry::StripGeometry(const PackedConv2dArgs& args, Panel panel)
-    : rows(args.vertical),
-      columns(args.horizontal),
+    : is_input(lies_ready(args, panel)),
+      rows(walk_of(args.vertical, is_input)),
+      columns(walk_of(args.horizontal, is_input)),
       groups(args.weight.layout.parts),
       inputs(args.x.channels / groups),
       segment(args.depthwise ? ceil_div(inputs, kStepColumns) * kStepColumns
@@ -43,8 +61,10 @@ StripGeometry::StripGeometry(const PackedConv2dArgs& args, Panel panel)
       joined(args.weight.layout.joined > 1),
       row_taps(joined ? 1 : columns.kernel),
       stride(joined ? 1 : columns.stride),
-      lines(rows.length(args.y.height)),
-      line(joined ? args.y.width : columns.length(args.y.width)),
+      lines(is_input ? args.x.height : rows.length(args.y.height)),
+      line(is_input ? args.x.width
+           : joined ? args.y.width
+                    : columns.length(args.y.width)),
       column(groups * segment),
       row(line * column),
       image(lines * row) {
@@ -59,25 +79,15 @@ PackedStrip::PackedStrip(const PackedConv2dArgs& args, const PackedGemm& gemm, P
       panel_(panel),
       run_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx2::packed_conv2d_kernels)),
       copies_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
-      g_(args, panel),
-      is_input_(lies_ready()) {
+      g_(args, panel) {
   static thread_local Scratch<char> scratch;
   const int64_t sums = this->sums() ? g_.groups * g_.images * g_.lines * g_.line : 0;
-  const int64_t bytes = is_input_ ? 0 : (g_.images * g_.image * g_.element + 63) / 64 * 64;
+  const int64_t bytes = g_.is_input ? 0 : (g_.images * g_.image * g_.element + 63) / 64 * 64;
   data_ = own_ = scratch.reserve(bytes + sums * 4);
   sums_ = reinterpret_cast<int32_t*>(own_ + bytes);
   if (a_.range) codes_ = codes_of(*a_.range);
   if (!a_.depthwise) find_steps();
   find_scales();
-}
-
-// Whether x holds codes that need neither padding nor any other order.
-bool PackedStrip::lies_ready() const {
-  const Images& x = a_.x;
-  return a_.x_codes && panel_ == Panel::bytes && !a_.depthwise && g_.groups == 1 && g_.inputs == g_.segment &&
-         g_.rows.step == 1 && g_.columns.step == 1 && g_.rows.padding == 0 && g_.columns.padding == 0 &&
-         g_.lines == x.height && g_.line == x.width && x.channel_stride == 1 && x.column_stride == g_.column &&
-         x.row_stride == g_.row && x.image_stride == g_.image;
 }
 
 void PackedStrip::find_steps() {
@@ -92,15 +102,15 @@ void PackedStrip::find_steps() {
 
 void PackedStrip::fill(int64_t first, int64_t n, bool adds) {
   first_ = first;
-  if (is_input_) data_ = static_cast<const char*>(a_.x.data) + first * g_.image;
-  if (is_input_ && !adds) return;
-  const bool by_row = !is_input_ && (a_.x.channel_stride == 1 || a_.exact);
+  if (g_.is_input) data_ = static_cast<const char*>(a_.x.data) + first * g_.image;
+  if (g_.is_input && !adds) return;
+  const bool by_row = !g_.is_input && (a_.x.channel_stride == 1 || a_.exact);
   const int64_t at_once = by_row ? 1 : ceil_div(kRun, a_.x.width + 1);
   const int64_t bands = ceil_div(g_.lines, at_once);
   parallel_(n * bands, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / bands, line = i % bands * at_once, last = std::min(line + at_once, g_.lines);
-      if (is_input_)
+      if (g_.is_input)
         add_up(data_ + image * g_.image + line * g_.row, image, line, last);
       else
         a_.exact ? copy(image, line) : quantize(image, line, last);

@@ -47,6 +47,13 @@ NETWORKS = {
         conv(3, 40, 40, (1, 1), bits, residual=2),
     ],
     "one step": lambda bits: [conv(0, 5, 3, (3, 2), bits)],
+    "codes read where they lie": lambda bits: [
+        conv(0, 16, 3, (3, 3), bits, y_range=HIDDEN),
+        conv(1, 24, 16, (3, 3), bits, x_range=HIDDEN, stride=(2, 3), y_range=HIDDEN),
+        conv(2, 16, 24, (1, 2), bits, x_range=HIDDEN, stride=(1, 2), dilation=(1, 2), y_range=HIDDEN),
+        conv(3, 300, 16, (1, 1), bits, x_range=HIDDEN, stride=2),
+        conv(1, 300, 16, (1, 1), bits, x_range=HIDDEN, stride=(4, 14), residual=4),
+    ],
     "pooling first and last": lambda bits: [
         MaxPool(0, (2, 3), (1, 2)),
         conv(1, 64, 3, (3, 3), bits, padding=1),
