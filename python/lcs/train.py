@@ -48,12 +48,16 @@ def train(config: TrainConfig) -> Path:
 
     Raises ConfigError, RunError, CheckpointError (all ValueError), or Interrupted after Ctrl-C.
     """
-    config = config.resolved()
+    config, directory = config.resolved(), RunDirectory(config.out)
+    if config.resume and not directory.exists():
+        raise RunError(
+            f"{directory.path}: holds no run to resume (no config.yaml); give the --out directory of one, or start one "
+            "without --resume"
+        )
     accelerator = make_accelerator(config)
     with _threads(config.threads):
         dataset = load_data(config)
         subspace = build(config, dataset)
-        directory = RunDirectory(config.out)
         with directory.prepared(config) if accelerator.is_main_process else nullcontext():
             accelerator.wait_for_everyone()
             loop = Loop(config, dataset, subspace, accelerator)

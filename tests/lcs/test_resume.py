@@ -109,12 +109,13 @@ def test_resume_of_a_finished_run_changes_nothing(uninterrupted):
     assert digest(uninterrupted) == before
 
 
-def test_killed_before_the_settings_are_written(uninterrupted, tmp_path):
+def test_killed_before_the_settings_are_written_it_starts_again(uninterrupted, tmp_path):
     out = tmp_path / "run"
     (out / "checkpoints").mkdir(parents=True)
     (out / "config.yamlabc.tmp").write_bytes(b"model: cpre")
     from lcs.cli import main
 
-    assert main(command(out, "--resume")[3:]) == 0
+    assert main(command(out, "--resume")[3:]) == 1
+    assert main(command(out)[3:]) == 0
     assert digest(out) == digest(uninterrupted)
     assert not [name for name in os.listdir(out) if name.endswith(".tmp")]

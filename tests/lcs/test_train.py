@@ -188,8 +188,8 @@ def test_refuses_a_directory_with_other_files(tiny, tmp_path):
     (tmp_path / "run").mkdir()
     thesis = tmp_path / "run" / "thesis.txt"
     thesis.write_text("words")
-    for flag in ("overwrite", "resume"):
-        with pytest.raises(RunError, match="is not empty and holds no run"):
+    for flag, words in (("overwrite", "is not empty and holds no run"), ("resume", "holds no run to resume")):
+        with pytest.raises(RunError, match=words):
             train(tiny(**{flag: True}))
     assert os.listdir(tmp_path / "run") == ["thesis.txt"] and thesis.read_text() == "words"
 
@@ -219,6 +219,16 @@ def test_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(tin
     with pytest.raises(RunError, match="the norm of the gradient is inf at step 0; try a lower --lr than 0.1"):
         loop.train_step(loop.load_batch(list(range(8)), 0))
     assert all(torch.equal(p, before[name]) for name, p in loop.parameters.items())
+
+
+@pytest.mark.parametrize("begun", [(), ("checkpoints",)], ids=["absent", "killed before its settings were written"])
+def test_resume_starts_no_run(tiny, begun):
+    run = tiny().out
+    for name in begun:
+        (run / name).mkdir(parents=True)
+    with pytest.raises(RunError, match="run: holds no run to resume .*; give the --out directory of one, or start one"):
+        train(tiny(resume=True))
+    assert run.exists() == bool(begun) and not (run / "config.yaml").exists()
 
 
 def test_resume_refuses_other_settings(tiny):
