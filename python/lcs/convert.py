@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -130,11 +131,21 @@ def unconvert(subspace: Subspace, level: Level | None = None, **setting: Unpack[
     """Bakes in the weights of one level, given as to `Subspace.at`: the model, in place, is made of plain torch modules
     again, and returned.
 
-    `subspace` is spent after it. A replaced batch norm stays the norm that replaced it.
+    `subspace` is spent after it. A replaced batch norm stays the norm that replaced it. Raises TypeError for what is no
+    Subspace, RuntimeError for a spent one.
     """
+    if not isinstance(subspace, Subspace):
+        raise TypeError(
+            f"lcs.unconvert takes the lcs.Subspace that lcs.convert returned, got a {type(subspace).__name__}"
+        )
     layers, level, recipe = list(subspace._layers().values()), subspace._resolve(level, setting), subspace.recipe
     weights = made_weights(layers, level, recipe)
-    replace_modules(subspace.model, {layer: recipe.plain(layer, level, weights.get(layer)) for layer in layers})
+    return put_in_place(subspace, {layer: recipe.plain(layer, level, weights.get(layer)) for layer in layers})
+
+
+def put_in_place(subspace: Subspace, plain: Mapping[SubspaceLayer, nn.Module]) -> nn.Module:
+    """The model of `subspace`, which is spent, with plain modules in the places of its layers."""
+    replace_modules(subspace.model, plain)
     for hook in subspace._hooks:
         hook.remove()
     return subspace.model

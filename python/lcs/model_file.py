@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import checkpoint, models
 from .checkpoint import CheckpointError
-from .convert import convert
+from .convert import convert, put_in_place
 from .frozen import CACHE_BYTES, PACKERS, Frozen
 from .layers.support import is_batch_norm
 from .recipe import Recipe
@@ -51,8 +51,8 @@ def load(
     """The frozen network that `save` wrote to `path`; its results are the same bit for bit.
 
     Args:
-        model: dense, as it was before `lcs.convert`, of any weights; it is converted in place. Needed where
-            `lcs.models.build` did not make the model.
+        model: dense, as it was before `lcs.convert`, of any weights; it is converted in place, or stays as it was where
+            the file does not fit it. Needed where `lcs.models.build` did not make the model.
         device: where the weights go.
         cache_bytes, strict: as of `Subspace.freeze`.
 
@@ -65,18 +65,22 @@ def load(
             f"{path}: holds a training checkpoint, not a frozen network; write one with `lcs freeze RUN --out FILE`"
         )
     try:
-        subspace = _converted(_built(path, manifest) if model is None else model, manifest)
+        dense = _built(path, manifest) if model is None else model
+        modules = dict(dense.named_modules())
+        subspace = _converted(dense, manifest)
     except CheckpointError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its manifest and the model do not fit: {error}") from error
-    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-    wanted = {name: t.to(dtypes.get(name, t.dtype)) for name, t in subspace.model.state_dict().items()}
-    checkpoint.check_tensors(path, tensors, wanted)
-    if model is not None:
-        model.to(device)  # what its state_dict leaves out
-    subspace.model.load_state_dict({name: tensor.to(device) for name, tensor in tensors.items()}, assign=True)
-    return subspace.freeze(cache_bytes=cache_bytes, strict=strict)
+    try:
+        _check_fits(path, tensors, subspace)
+        if model is not None:
+            model.to(device)  # what its state_dict leaves out
+        subspace.model.load_state_dict({name: tensor.to(device) for name, tensor in tensors.items()}, assign=True)
+        return subspace.freeze(cache_bytes=cache_bytes, strict=strict)
+    except BaseException:
+        put_in_place(subspace, {layer: modules[name] for name, layer in subspace._layers().items()})
+        raise
 
 
 def _manifest(frozen: Frozen) -> dict[str, Any]:
@@ -114,14 +118,22 @@ def _built(path: Path, manifest: dict[str, Any]) -> nn.Module:
         return models.build(**manifest["architecture"])
 
 
+def _check_fits(path: Path, tensors: dict[str, Tensor], subspace: Subspace) -> None:
+    """But for their dtypes, which are taken."""
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    wanted = {name: t.to(dtypes.get(name, t.dtype)) for name, t in subspace.model.state_dict().items()}
+    checkpoint.check_tensors(path, tensors, wanted)
+
+
 def _converted(model: nn.Module, manifest: dict[str, Any]) -> Subspace:
     recipe, compressed = _recipe(manifest["recipe"]), manifest["layers"]
     missing = compressed.keys() - dict(model.named_modules()).keys()
     if missing:
         raise ValueError(f"{type(model).__name__} has no module {min(missing)}")
     whole = [name for name, is_compressed in compressed.items() if not is_compressed]
+    kept = tuple(manifest.get("kept", ()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of batch statistics: said when it was converted
         subspace = convert(model, recipe, include=list(compressed), dense=whole, norm=manifest["norm"])
-    subspace.kept = tuple(manifest.get("kept", ()))
+    subspace.kept = kept
     return subspace

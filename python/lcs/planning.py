@@ -188,7 +188,7 @@ def _union(found: list[tuple[Pattern, set[nn.Module]]]) -> set[nn.Module]:
 def _check_model(model: nn.Module) -> None:
     kind = type(model).__name__
     if any(isinstance(module, SubspaceLayer) for module in model.modules()):
-        raise ValueError(f"{kind} is converted already; lcs.unconvert it first")
+        raise ValueError(f"{kind} is converted already; build it anew, or lcs.unconvert its lcs.Subspace first")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(model, "_orig_mod"):
         raise ValueError(f"the model is wrapped in {kind}: convert it first, then wrap or compile it")
     if base_of(model) is not None:

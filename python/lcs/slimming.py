@@ -108,7 +108,7 @@ def slim(model: nn.Module, width: float, *, selection: Selection = "exact") -> S
     if selection not in ("exact", "strict"):
         raise ValueError(f"slim: selection must be exact or strict, got {selection!r}")
     if any(isinstance(m, SubspaceLayer) for m in model.modules()):
-        raise ValueError(f"slim: {type(model).__name__} is a subspace; lcs.unconvert it first")
+        raise ValueError(f"slim: {type(model).__name__} is converted; lcs.unconvert its lcs.Subspace first")
     network = copy.deepcopy(model).eval()
     modules = dict(network.named_modules())
     norms = {name: m for name, m in modules.items() if isinstance(m, _NORMS) and m.weight is not None}

@@ -119,7 +119,7 @@ def test_the_error_names_what_is_near():
         (lambda: lcs.convert(nn.DataParallel(Net()), LINE), "wrapped in DataParallel"),
         (lambda: lcs.convert(nn.Sequential(nn.LSTM(3, 3)), LINE), r"(?s)nothing of Sequential.*LSTM .*not supported"),
         (lambda: lcs.convert(Net(), LINE, dense=["*"]), "nothing of Net would be compressed"),
-        (lambda: lcs.convert(lcs.convert(Net(), LINE).model, LINE), "Net is converted already"),
+        (lambda: lcs.convert(lcs.convert(Net(), LINE).model, LINE), "Net is converted already.*its lcs.Subspace"),
         (lambda: lcs.convert(nn.Sequential(lcs.convert(Net(), LINE)), LINE), "Sequential is converted already"),
     ],
 )
@@ -128,9 +128,17 @@ def test_refused_conversions(call, words):
         call()
 
 
-@pytest.mark.parametrize("call", [lambda: lcs.convert(Net(), "line"), lambda: lcs.plan(Net(), LINE, dense=[3])])
-def test_refused_types(call):
-    with pytest.raises(TypeError):
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: lcs.convert(Net(), "line"), "expected an nn.Module and a recipe"),
+        (lambda: lcs.plan(Net(), LINE, dense=[3]), "dense: a pattern is .*, got 3"),
+        (lambda: lcs.unconvert(lcs.convert(Net(), LINE).model, density=0.1), "takes the lcs.Subspace .*, got a Net"),
+        (lambda: lcs.unconvert(lcs.convert(Net(), LINE).freeze(), density=0.1), "takes the lcs.Subspace .* a Frozen"),
+    ],
+)
+def test_refused_types(call, words):
+    with pytest.raises(TypeError, match=words):
         call()
 
 

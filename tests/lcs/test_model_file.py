@@ -126,6 +126,21 @@ def test_another_model_is_refused_by_name(tmp_path):
         lcs.load(file, nn.Sequential(nn.Linear(3, 3)))
 
 
+def test_a_model_that_does_not_fit_stays_as_it_was(tmp_path):
+    file, model = tmp_path / "own.lcs", Network()
+    lcs.save(own_network(), file)
+    model.head = nn.Linear(8, 7)
+    modules, parameters = list(model.modules()), list(model.parameters())
+    with pytest.raises(CheckpointError, match="tensor head.bias"):
+        lcs.load(file, model)
+    assert all(p is before for p, before in zip(model.parameters(), parameters, strict=True))
+    assert list(model.modules()) == modules and not model._forward_hooks and not model._forward_pre_hooks
+    model.head = nn.Linear(8, 5)
+    with pytest.raises(ValueError, match="cache_bytes"):
+        lcs.load(file, model, cache_bytes=-1)
+    assert torch.equal(lcs.load(file, model)(X, density=0.3), lcs.load(file, Network())(X, density=0.3))
+
+
 def test_what_is_damaged_is_said(tmp_path):
     frozen, file = subspace_of(lcs.Unstructured()).freeze(), tmp_path / "model.lcs"
     lcs.save(frozen, file)

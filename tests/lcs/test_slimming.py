@@ -244,7 +244,7 @@ def test_refusals(model, options, words):
 
 def test_a_subspace_is_refused():
     subspace = lcs.convert(two_norms([1.0] * 3, [1.0] * 3), lcs.Structured(target=1.0), norm="keep", dense="5")
-    with pytest.raises(ValueError, match="is a subspace; lcs.unconvert it first"):
+    with pytest.raises(ValueError, match="is converted; lcs.unconvert its lcs.Subspace first"):
         lcs.slim(subspace.model, 0.5)
 
 
