@@ -146,6 +146,7 @@ class Frozen:
         replace_modules(model, self._packer.kept([modules[name] for name in self.kept if name in modules]))
         self._named = {name: m for name, m in model.named_modules() if isinstance(m, SubspaceLayer)}
         self._layers = list(self._named.values())
+        self._packer.check(self._named)
         for index, layer in enumerate(self._layers):
             layer.slot, layer.index = slot, index
             layer.__class__ = self._packer.layers.get(type(layer), type(layer))

@@ -60,6 +60,9 @@ class Packer:
         """Of modules that a point has left as they are, those that run better as layers that are never compressed."""
         return {}
 
+    def check(self, layers: Mapping[str, SubspaceLayer]) -> None:
+        """Raises ValueError naming the first of a network's layers that cannot run at any level."""
+
     def stored(self, layer: SubspaceLayer, level: Level) -> int:
         """How many of a compressed layer's weights are stored at `level`."""
         raise NotImplementedError

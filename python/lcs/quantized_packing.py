@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -38,6 +38,15 @@ class QuantizedPacker(Packer):
     @functools.cached_property
     def _backends(self) -> dict[str, str]:
         return lcs_kernels.backends()["packed_conv2d"]
+
+    def check(self, layers: Mapping[str, SubspaceLayer]) -> None:
+        for name, layer in layers.items():
+            for end in (w for w in layer.ends("weight") if layer.compressed and w is not None and not w.is_meta):
+                if wrong := int((~end.isfinite()).sum()):
+                    raise ValueError(
+                        f"freeze: the weight of {name} holds {wrong} values that are not finite, which cannot be "
+                        "rounded: load weights from before training made them"
+                    )
 
     def stored(self, layer: SubspaceLayer, level: Level) -> int:
         return layer.weight.numel()

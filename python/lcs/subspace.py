@@ -144,6 +144,9 @@ class Subspace(nn.Module):
         It has a copy of the model, in evaluation mode; this subspace and its training go on as they were.
 
         cache_bytes: of the levels that are held besides the ends. strict: raise where a layer has no sparse kernel.
+
+        Raises RuntimeError for a spent subspace, ValueError where cache_bytes is negative, or where a weight that is to
+        be rounded holds NaN or infinity, naming its layer.
         """
         self._check_converted()
         return freeze(self, cache_bytes=cache_bytes, strict=strict)

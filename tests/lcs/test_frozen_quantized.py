@@ -372,3 +372,13 @@ def test_a_level_that_draws_bits_for_each_layer(nested):
         bits = [view.bits for view, *_ in packed.tensors]
         assert bits == [recipe.bits_of(layer, level) for layer in frozen._layers]
         check_layers(frozen, x, level)
+
+
+@pytest.mark.parametrize("recipe", [RECIPES[0], RECIPES[4]], ids=str)
+@pytest.mark.parametrize("wrong", [float("nan"), float("-inf")])
+def test_a_weight_that_cannot_be_rounded_is_named_at_freeze(recipe, wrong):
+    subspace = small(recipe)
+    with torch.no_grad():
+        [w for w in subspace.model[2].ends("weight") if w is not None][-1][0, 1] = wrong
+    with pytest.raises(ValueError, match="freeze: the weight of 2 holds 1 values that are not finite"):
+        subspace.freeze()
