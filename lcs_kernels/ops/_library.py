@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+if TYPE_CHECKING:
+    from lcs_kernels.formats import NestedWeight, SparseWeight
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# What only a weight of each form has: the forms themselves import the ops.
+_OWN = {"SparseWeight": "mask_bits", "NestedWeight": "planes", "WidthWeight": "check_unchanged"}
 
 _LIBRARY = torch.library.Library("lcs", "DEF")
 
@@ -106,22 +112,30 @@ def check_finite_weights(op: str, **weights: Tensor | None) -> None:
             raise ValueError(f"{op}: {name} holds {int((~torch.isfinite(w)).sum())} values that are not finite")
 
 
-def check_packed(op: str, x: Tensor, weight, bits: int, bias: Tensor | None, codes: bool = False) -> Tensor | None:
-    """Raises where x, a NestedWeight, a width and a bias do not fit; returns the bias as the op takes it.
+def check_operands(op: str, x, weight, form: str) -> None:
+    """Raises TypeError where x is no tensor, or the weight not of `form`, a class of `lcs_kernels.formats`."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: x must be a tensor, got {_kind(x)}; the weight comes second")
+    if not hasattr(weight, _OWN[form]):
+        raise TypeError(
+            f"{op}: weight must be a {form}, got {_kind(weight)}; {form}.pack(w) of lcs_kernels.formats makes one"
+        )
+
+
+def check_packed(
+    op: str, x: Tensor, weight: NestedWeight, bits: int, bias: Tensor | None, codes: bool = False
+) -> Tensor | None:
+    """Raises where x, a weight, a width and a bias do not fit; returns the bias as the op takes it.
 
     codes: whether x may be int8.
     """
-    if not hasattr(weight, "planes"):
-        raise TypeError(f"{op}: weight must be a NestedWeight, got {_kind(weight)}; NestedWeight.pack(w) makes one")
     if not 2 <= bits <= weight.depth:
         raise ValueError(f"{op}: bits must lie in [2, {weight.depth}], got {bits}")
     return _check_activations(op, x, weight.planes, weight.shape, bias, codes)
 
 
-def check_sparse(op: str, x: Tensor, weight, bias: Tensor | None) -> Tensor | None:
-    """Raises where x, a SparseWeight and a bias do not fit each other; returns the bias as the op takes it."""
-    if not hasattr(weight, "mask_bits"):
-        raise TypeError(f"{op}: weight must be a SparseWeight, got {_kind(weight)}; SparseWeight.pack(w) makes one")
+def check_sparse(op: str, x: Tensor, weight: SparseWeight, bias: Tensor | None) -> Tensor | None:
+    """Raises where x, a weight and a bias do not fit each other; returns the bias as the op takes it."""
     return _check_activations(op, x, weight.values, weight.shape, bias)
 
 

@@ -111,7 +111,10 @@ def nested_pack(codes: Tensor, depth: int = PLANES) -> Tensor:
     """
     ensure_loaded()
     if codes.dtype != torch.uint8:
-        raise TypeError(f"nested_pack: codes must be uint8, got {codes.dtype}")
+        raise TypeError(
+            f"nested_pack: codes must be uint8, got {codes.dtype}; NestedWeight.pack(w) of lcs_kernels.formats rounds "
+            "a dense weight"
+        )
     if not 2 <= depth <= PLANES:
         raise ValueError(f"nested_pack: depth must lie in [2, {PLANES}], got {depth}")
     if depth < PLANES and codes.numel() and not (codes.is_meta or torch.compiler.is_compiling()):

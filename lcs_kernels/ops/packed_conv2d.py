@@ -12,7 +12,7 @@ from lcs_kernels._load import ensure_loaded
 from lcs_kernels.levels import range_tensors
 
 from ._convolution import backward, check_channels, check_fits, geometry, laid_out_residual, memory_format, output_size
-from ._library import check_packed, define, wants_grad, without_autocast
+from ._library import check_operands, check_packed, define, wants_grad, without_autocast
 from .nested_pack import STEP, codes_of, reference_unpack
 from .packed_linear import quantized
 from .quantize import grid
@@ -220,11 +220,12 @@ def packed_conv2d(
 
     Raises:
         ValueError: shapes, devices, bits, ranges or settings that do not fit.
-        TypeError: another dtype.
+        TypeError: another dtype, or another weight.
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
     ensure_loaded()
     name = "packed_conv2d"
+    check_operands(name, x, weight, "NestedWeight")
     stride, padding, dilation = geometry(name, stride, padding, dilation)
     check_channels(name, x, weight.shape, groups)
     check_fits(name, x, weight.shape, padding, dilation)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lcs_kernels._load import ensure_loaded
 
-from ._library import check_packed, define, wants_grad, without_autocast
+from ._library import check_operands, check_packed, define, wants_grad, without_autocast
 from ._linear import backward, check_fits
 from .nested_pack import codes_of, reference_unpack
 
@@ -113,10 +113,11 @@ def packed_linear(
 
     Raises:
         ValueError: shapes, devices or bits that do not fit.
-        TypeError: another dtype.
+        TypeError: another dtype, or another weight.
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
     ensure_loaded()
+    check_operands("packed_linear", x, weight, "NestedWeight")
     check_fits("packed_linear", x, weight.shape)
     bias = check_packed("packed_linear", x, weight, bits, bias)
     by_reference = _by_reference(x, weight, exact)

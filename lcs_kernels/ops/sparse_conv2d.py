@@ -23,7 +23,7 @@ from ._convolution import (
     memory_format,
     output_size,
 )
-from ._library import check_sparse, check_vector, define, is_wide, wants_grad, widened, without_autocast
+from ._library import check_operands, check_sparse, check_vector, define, is_wide, wants_grad, widened, without_autocast
 from .sparse_pack import MAX_BLOCK, reference_unpack
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def by_reference(x: Tensor, block: int) -> bool:
 def checked(x: Tensor, weight: SparseWeight, bias: Tensor | None, stride, padding, dilation, groups: int) -> tuple:
     """Geometry, block and prepack as the op takes them. Raises as `sparse_conv2d` does."""
     ensure_loaded()
+    check_operands("sparse_conv2d", x, weight, "SparseWeight")
     stride, padding, dilation = geometry("sparse_conv2d", stride, padding, dilation)
     check_channels("sparse_conv2d", x, weight.shape, groups)
     check_fits("sparse_conv2d", x, weight.shape, padding, dilation)
@@ -152,7 +153,7 @@ def sparse_conv2d(
 
     Raises:
         ValueError: shapes, devices or settings that do not fit; a cap without ReLU.
-        TypeError: another dtype.
+        TypeError: another dtype, or another weight.
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
     geometry = (stride, padding, dilation, groups)

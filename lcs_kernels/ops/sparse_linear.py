@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lcs_kernels import costs
 from lcs_kernels._load import ensure_loaded
 
-from ._library import check_sparse, define, wants_grad, without_autocast
+from ._library import check_operands, check_sparse, define, wants_grad, without_autocast
 from ._linear import backward, check_fits
 from .sparse_pack import MAX_BLOCK, reference_unpack
 
@@ -101,10 +101,11 @@ def sparse_linear(x: Tensor, weight: SparseWeight, bias: Tensor | None = None, *
 
     Raises:
         ValueError: shapes or devices that do not fit.
-        TypeError: another dtype.
+        TypeError: another dtype, or another weight.
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
     ensure_loaded()
+    check_operands("sparse_linear", x, weight, "SparseWeight")
     check_fits("sparse_linear", x, weight.shape)
     bias = check_sparse("sparse_linear", x, weight, bias)
     return run(x, weight, bias, relu, takes_tiles(x, weight))

@@ -20,7 +20,7 @@ from ._convolution import (
     memory_format,
     output_size,
 )
-from ._library import define, is_wide, wants_grad, widened, without_autocast
+from ._library import check_operands, define, is_wide, wants_grad, widened, without_autocast
 
 if TYPE_CHECKING:
     from lcs_kernels.formats import WidthWeight
@@ -282,7 +282,7 @@ def width_conv2d(
     Raises:
         ValueError: shapes, devices or settings that do not fit; a width that the groups do not share evenly; a cap that
             is not above 0, or without ReLU.
-        TypeError: another dtype.
+        TypeError: another dtype, or another weight.
         LcsUnavailableError: no compiled kernel and no way to build one (see `lcs doctor`).
     """
     geometry = (stride, padding, dilation, groups)
@@ -307,8 +307,10 @@ def bound_width_conv2d(
     """`width_conv2d`, all checked, for any x of the shape, dtype and device of this one, and any residual, which comes
     second. Raises as it does."""
     ensure_loaded()
-    stride, padding, dilation = geometry("width_conv2d", stride, padding, dilation)
     whole = None if isinstance(weight, Tensor) else weight
+    if whole is not None:
+        check_operands("width_conv2d", x, whole, "WidthWeight")
+    stride, padding, dilation = geometry("width_conv2d", stride, padding, dilation)
     packed = None if whole is None else prepacked(x, whole, groups)
     version = None if whole is None else version_of(whole)
     weight = weight if whole is None else whole.weight

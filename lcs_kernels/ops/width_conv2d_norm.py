@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lcs_kernels._load import ensure_loaded
 
 from ._convolution import geometry, memory_format, window
-from ._library import define, is_wide, wants_grad, widened
+from ._library import check_operands, define, is_wide, wants_grad, widened
 from .line_norm import line_norm, ready_alpha
 from .width_conv2d import prepacked, version_of, width, width_conv2d
 
@@ -105,6 +105,8 @@ def bound_width_conv2d_norm(
     """`width_conv2d_norm`, made ready for any x of the shape, dtype and device of this one, and any residual, which
     comes second. What raises as it does is this or the call."""
     ensure_loaded()
+    if not isinstance(weight, Tensor):
+        check_operands("width_conv2d_norm", x, weight, "WidthWeight")
     norm_groups = norm_groups or out_channels
     if not type(stride) is type(padding) is type(dilation) is tuple:
         stride, padding, dilation = geometry("width_conv2d", stride, padding, dilation)

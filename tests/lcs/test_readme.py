@@ -46,6 +46,7 @@ def test_the_examples_run(tmp_path, monkeypatch):
         assert not torch.equal(layer.weight, before[f"{name}.weight"]), name
         assert not torch.equal(layer.weight_1, layer.weight), name
     assert names["w"].count_nonzero() == 4
+    assert names["y_sparse"].shape == names["y_packed"].shape == (4, 64)
 
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"

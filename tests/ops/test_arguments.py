@@ -49,6 +49,29 @@ def test_gradients_of_vectors_of_any_strides():
     assert torch.equal(*gradients) and gradients[0].any()
 
 
+TAKES = {
+    "sparse_linear": ("SparseWeight", lambda x, w: lcs.sparse_linear(x, w)),
+    "sparse_conv2d": ("SparseWeight", lambda x, w: lcs.sparse_conv2d(x, w)),
+    "packed_linear": ("NestedWeight", lambda x, w: lcs.packed_linear(x, w, 4)),
+    "packed_conv2d": ("NestedWeight", lambda x, w: lcs.packed_conv2d(x, w, 4)),
+    "width_conv2d": ("WidthWeight", lambda x, w: lcs.width_conv2d(x, w)),
+    "width_conv2d_norm": ("WidthWeight", lambda x, w: lcs.width_conv2d_norm(x, w, OUT, (None,) * 5)),
+}
+FORMS = {"SparseWeight": SparseWeight, "NestedWeight": NestedWeight, "WidthWeight": WidthWeight}
+
+
+@pytest.mark.parametrize("op", TAKES)
+def test_another_weight_is_named_with_what_makes_the_ops_own(op):
+    form, call = TAKES[op]
+    others = {f"a {name}": FORMS[name].pack(FILTERS) for name in FORMS if name != form}
+    others |= {"a tuple": lcs.sparse_pack(FILTERS)} | ({} if form == "WidthWeight" else {"a dense tensor": FILTERS})
+    for kind, weight in others.items():
+        with pytest.raises(TypeError, match=rf"^{op}: weight must be a {form}, got {kind}; {form}\.pack\(w\) of lcs_k"):
+            call(IMAGES, weight)
+    with pytest.raises(TypeError, match=f"^{op}: x must be a tensor, got a {form}; the weight comes second"):
+        call(*[FORMS[form].pack(FILTERS)] * 2)
+
+
 FORWARD = {
     "interpolate_prune": lambda x: lcs.interpolate_prune(x, None, 0.3, 0.5),
     "interpolate_prune_foreach": lambda x: lcs.interpolate_prune_foreach([x], None, 0.3, 0.5)[0],

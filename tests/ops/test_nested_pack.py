@@ -81,7 +81,7 @@ def test_opcheck():
 
 
 def test_refuses():
-    with pytest.raises(TypeError, match="nested_pack: codes must be uint8, got torch.int32"):
+    with pytest.raises(TypeError, match="nested_pack: codes must be uint8, got torch.int32; NestedWeight.pack"):
         nested_pack(torch.ones(3, dtype=torch.int32))
     with pytest.raises(ValueError, match="nested_pack: codes of depth 4 must be below 16, got 200"):
         nested_pack(torch.tensor([3, 200, 15, 16], dtype=torch.uint8), 4)

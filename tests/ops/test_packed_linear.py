@@ -5,7 +5,7 @@ from torch.library import opcheck
 from torch.nn import functional as F
 
 from lcs_kernels import packed_linear
-from lcs_kernels.formats import NestedWeight, SparseWeight
+from lcs_kernels.formats import NestedWeight
 from lcs_kernels.ops.packed_linear import MAX_COLUMNS, quantized, reference
 
 from ..conftest import as_it_is
@@ -296,10 +296,3 @@ def test_the_op_refuses_sums_that_do_not_fit():
     x = torch.ones(1, MAX_COLUMNS + 1)
     with pytest.raises(RuntimeError, match="groups of 32769 columns run by the reference, above 32768"):
         OP(x, *fields(weight), 1, weight.group, 8, None, False, False, [])
-
-
-def test_another_weight_is_named():
-    w = torch.ones(5, 7)
-    for weight, kind in ((w, "a dense tensor"), (SparseWeight.pack(w), "a SparseWeight")):
-        with pytest.raises(TypeError, match=f"packed_linear: weight must be a NestedWeight, got {kind}; Nested"):
-            packed_linear(torch.ones(2, 7), weight, 4)

@@ -5,7 +5,6 @@ from torch.library import opcheck
 from torch.nn import functional as F
 
 from lcs_kernels import sparse_linear
-from lcs_kernels.formats import NestedWeight
 from lcs_kernels.ops.sparse_linear import reference, takes_tiles
 
 from .sparse_cases import DTYPES, assert_within_roundings, float_weight, integer_weight, integers, stored
@@ -283,10 +282,3 @@ def test_the_op_refuses(change, words):
     arguments = fields | {"bias": None, "relu": False, "block": 3, "prepack": []} | change
     with pytest.raises(RuntimeError, match=f"sparse_linear: .*{words}"):
         OP(*arguments.values())
-
-
-def test_another_weight_is_named():
-    w = torch.ones(5, 7)
-    for weight, kind in ((w, "a dense tensor"), (NestedWeight.pack(w), "a NestedWeight")):
-        with pytest.raises(TypeError, match=f"sparse_linear: weight must be a SparseWeight, got {kind}; Sparse"):
-            sparse_linear(torch.ones(2, 7), weight)
