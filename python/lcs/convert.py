@@ -188,7 +188,9 @@ def _warn_of_batch_statistics(model: nn.Module, recipe: Recipe) -> None:
     names = [name for name, m in model.named_modules() if isinstance(getattr(m, "running_mean", None), Tensor)]
     if names and recipe.target is None:
         warnings.warn(
-            f"running statistics are kept for all levels together and are valid for none of them: {', '.join(names)}",
+            f"running statistics are kept for all levels together and are valid for none of them: {', '.join(names)}; "
+            f"let lcs.convert replace such norms (norm={recipe.norm!r}, and none excluded), or train for one level "
+            "(target=...)",
             UserWarning,
             stacklevel=3,
         )
