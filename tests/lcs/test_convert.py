@@ -203,6 +203,14 @@ def test_weights_that_a_parent_reads_itself_are_left(line):
         torch.testing.assert_close(model[0](x), hidden)
 
 
+def test_of_a_transformer_encoder_the_last_norm_alone_is_converted():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, nn.LayerNorm(8))
+    plan = actions(nn.Sequential(encoder, nn.Linear(8, 3)))
+    assert {name for name, action in plan.items() if action != "leave"} == {"0.norm", "1"}
+    with pytest.raises(ValueError, match="nothing of TransformerEncoder would be compressed"):
+        lcs.convert(encoder, LINE)
+
+
 def test_a_module_registered_twice_is_converted_once_and_comes_back_once():
     shared = nn.Linear(4, 4)
     model = nn.Sequential(shared, nn.ReLU(), nn.Sequential(shared))
