@@ -26,6 +26,7 @@ from .layers.support import replace_modules
 from .layers.weights import WEIGHT_LAYERS
 from .level_cache import LevelCache
 from .levels import UNITS, Level, Setting
+from .no_module import NoModule
 from .packed_steps import hooks_of, watched
 from .packing import RUNNING, Choice, Choices, FrozenSlot, Packed, Packer, Shape, Trace, nbytes, pack
 from .planning import columns
@@ -101,7 +102,7 @@ class Counters:
     contiguous: str
 
 
-class Frozen:
+class Frozen(NoModule):
     """What `Subspace.freeze` returns: `fast(x, density=0.1)`, a level per call, thread safe.
 
     Every level is made from the two stored ends, once, when it is first asked for, and never changed. A call looks its
@@ -396,7 +397,7 @@ class Frozen:
             raise RuntimeError(f"strict: {len(failed)} layers cannot run packed: {'; '.join(failed)}")
 
 
-class FrozenLevel:
+class FrozenLevel(NoModule):
     """A frozen network at one level."""
 
     def __init__(self, frozen: Frozen, level: Level) -> None:
