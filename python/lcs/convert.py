@@ -94,7 +94,8 @@ def convert(
     Raises:
         ValueError: a pattern that matches nothing or nothing convertible, two modules that share a Parameter, a model
             that is converted or wrapped already, nothing to compress, an argument out of range, or with
-            `lcs.Structured` channels that meet where no width fits (`lcs.channels`), naming the layers.
+            `lcs.Structured` channels that meet where no width fits (`lcs.channels`), or a batch norm of one value a
+            channel that would be an instance norm, naming the layers.
     """
     rows = plan(
         model,

@@ -141,7 +141,9 @@ def make_plan(
     _check_shared(model, {modules[row.name] for row in rows if row.action != "leave"})
     if not any(row.action == "compress" for row in rows):
         raise ValueError(f"nothing of {type(model).__name__} would be compressed:\n{Plan(rows, '-')}")
-    arriving(model, recipe, rows)
+    found = arriving(model, recipe, rows)
+    if norm == "instance":
+        _check_deviations(modules, found)
     folded(model, recipe, rows, norm)
     device = next(model.parameters()).device.type
     kernels = lcs_kernels.backends().get(recipe.op)
@@ -202,6 +204,17 @@ def _check_convertible(planner: Planner, argument: str, found: list[tuple[Patter
             name = next(iter(refusals))
             raise ValueError(
                 f"{argument}: {pattern!r} covers no module that can be converted ({name}: {refusals[name]})"
+            )
+
+
+def _check_deviations(modules: Mapping[str, nn.Module], found: Mapping[str, Channels | None]) -> None:
+    """An instance norm in the place of a batch norm needs several values of each channel."""
+    for name, x in found.items():
+        if is_batch_norm(modules[name]) and x is not None and x.dim == -1:
+            group = f"nn.GroupNorm(1, {modules[name].num_features})"
+            raise ValueError(
+                f"{name} would be an instance norm of what {x.layer} makes, one value a channel, which has no "
+                f"deviation: put {group} there before lcs.convert, or give it norm='keep'"
             )
 
 

@@ -155,6 +155,20 @@ def test_a_linear_network_with_a_layer_norm():
     assert model[1].normalized_shape == (4,)
 
 
+@pytest.mark.filterwarnings("ignore:running statistics")
+def test_a_batch_norm_of_one_value_a_channel_is_named():
+    def model(norm):
+        return nn.Sequential(nn.Linear(8, 16), norm, nn.ReLU(), nn.Linear(16, 4))
+
+    for call in (lcs.plan, lcs.convert):
+        with pytest.raises(ValueError, match=r"1 would be an instance norm of what 0 makes.*nn\.GroupNorm\(1, 16\)"):
+            call(model(nn.BatchNorm1d(16)), lcs.Structured(), dense=["3"])
+    for norm, how in ((nn.BatchNorm1d(16), {"norm": "keep"}), (nn.GroupNorm(1, 16), {})):
+        subspace = lcs.convert(model(norm), lcs.Structured(), dense=["3"], **how)
+        with subspace.at(width=0.5):
+            assert subspace(torch.randn(4, 8)).shape == (4, 4)
+
+
 @pytest.mark.parametrize("view", [lambda x: x.view(x.size(0), -1), lambda x: x.reshape((x.shape[0], -1)), nn.Flatten()])
 def test_a_flattened_image_keeps_its_first_channels(view):
     subspace = lcs.convert(Flattened(view), RECIPE, dense=["head"])

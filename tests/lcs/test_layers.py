@@ -246,9 +246,9 @@ def test_a_copy_computes_the_same_and_shares_nothing(copier, what):
 
 @pytest.mark.parametrize("recipe", [lcs.Structured(), lcs.Unstructured()], ids=str)
 def test_an_instance_norm_of_single_values_is_refused(recipe):
-    """Which torch would take for one sample without a batch."""
-    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
-    subspace = lcs.convert(model, recipe, dense="2", norm="instance")
+    """Which torch would take for one sample without a batch. Behind a layer that no width cuts only a forward shows."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Linear(8, 2))
+    subspace = lcs.convert(model, recipe, dense=["0", "3"], norm="instance")
     for samples in (3, 8):
         with pytest.raises(ValueError, match=rf"\({samples}, 8\), one value a channel.*nn.GroupNorm\(1, 8\)"):
             with subspace.at(**{recipe.unit: 1.0}):
