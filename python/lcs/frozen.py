@@ -175,7 +175,7 @@ class Frozen(NoModule):
 
         density=, width=, bits= and alpha= are the level's and do not reach the model.
         """
-        return self._call(self._resolve(level, _setting(kwargs)), args, kwargs)
+        return self._call(self._taken(level, kwargs), args, kwargs)
 
     def at(self, level: Level | None = None, **setting: Unpack[Setting]) -> FrozenLevel:
         """This network at one level, to be called like a module. It costs nothing and shares all that is stored."""
@@ -184,13 +184,13 @@ class Frozen(NoModule):
     @compiling.disabled
     def prepare(self, *args, level: Level | None = None, **kwargs) -> None:
         """Makes a level ahead of a call with these arguments, where it is not held."""
-        level = self._resolve(level, _setting(kwargs))
+        level = self._taken(level, kwargs)
         self._packed(level, self._chosen(level, signature(args, kwargs), args, kwargs))
 
     def report(self, *args, level: Level | None = None, fused: bool = True, **kwargs) -> FrozenReport:
         """Which kernel each layer runs at a level on these arguments of the model, and why. Runs the model on them;
         not `fused`: by its own forward, in which each layer does its own work alone."""
-        level = self._resolve(level, _setting(kwargs))
+        level = self._taken(level, kwargs)
         self._call(level, args, kwargs, fused)
         inputs = signature(args, kwargs)
         choices = self._chosen(level, inputs, args, kwargs)
@@ -250,6 +250,13 @@ class Frozen(NoModule):
 
     def __repr__(self) -> str:
         return f"Frozen({type(self.model).__name__}, {self.recipe}, {len(self._cache)} levels held)"
+
+    def _taken(self, level: Level | None, kwargs: dict) -> Level:
+        """Takes what names a level out of the keywords of a call."""
+        setting = {name: kwargs.pop(name) for name in (*UNITS, "alpha") if name in kwargs}
+        if level is None and not setting:  # what is not the model's either may be a mistyped name
+            setting = {name: kwargs[name] for name in kwargs if name not in self._parameters.parameters}
+        return self._resolve(level, setting)
 
     def _resolve(self, level: Level | None, setting: Setting) -> Level:
         if level is None and len(setting) == 1:
@@ -469,11 +476,6 @@ def _run(model: Callable, running: Packed | Trace, args: tuple, kwargs: dict):
 
 def _kernel(layer: SubspaceLayer, choice: Choice) -> str:
     return NORM if layer.takes_ends else choice.kernel
-
-
-def _setting(kwargs: dict) -> Setting:
-    """Takes what names a level out of the keywords of a call."""
-    return {name: kwargs.pop(name) for name in (*UNITS, "alpha") if name in kwargs}
 
 
 def _size(layer: SubspaceLayer) -> int:

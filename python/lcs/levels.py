@@ -19,6 +19,19 @@ class Setting(TypedDict, total=False):
     alpha: float | None
 
 
+def check_number(name: str, value: object) -> None:
+    """Raises TypeError where a value is none."""
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def bounds(name: str, value: object) -> tuple[float, float]:
+    """The lowest and the highest level. Raises TypeError where `value` is not two numbers."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(hasattr(v, "__float__") for v in value):
+        raise TypeError(f"{name} must be (low, high), two numbers, got {value!r}; one level alone is a target")
+    return tuple(value)
+
+
 @dataclass(frozen=True)
 class Level:
     """The weights compress((1 - alpha) * w0 + alpha * w1) of arXiv 2110.04252, section 3.

@@ -56,8 +56,12 @@ def load(
         device: where the weights go.
         cache_bytes, strict: as of `Subspace.freeze`.
 
-    Raises CheckpointError naming the file where it is damaged, of another version or kind, or of another model.
+    Raises CheckpointError naming the file where it is damaged, of another version or kind, or of another model, and
+    TypeError where `model` is no module.
     """
+    if model is not None and not isinstance(model, nn.Module):
+        given = f"the class {model.__name__}: make one" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise TypeError(f"lcs.load: model must be an nn.Module, got {given}")
     path = Path(path)
     tensors, manifest = checkpoint.load(path)
     if manifest.get("kind") != KIND:

@@ -17,7 +17,7 @@ from .channels import trace
 from .layers import SubspaceLayer
 from .layers.base import blend
 from .layers.quantized import QUANTIZED_LAYERS, RANGES
-from .levels import Level
+from .levels import Level, bounds
 from .recipe import Recipe
 
 LEAST, MOST = 2, 8
@@ -55,7 +55,7 @@ class Quantized(Recipe):
     per_layer: bool = False
 
     def __post_init__(self) -> None:
-        low, high = (_whole("bits", value) for value in self.bits)
+        low, high = (_whole("bits", value) for value in bounds("Quantized: bits", self.bits))
         if low > high:
             raise ValueError(f"Quantized: bits must be (low, high) with low <= high, got {self.bits}")
         object.__setattr__(self, "bits", (low, high))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .layers import SubspaceLayer
 from .layers.base import blend
 from .layers.weights import WEIGHT_LAYERS
-from .levels import UNITS, Level, Setting
+from .levels import UNITS, Level, Setting, check_number
 
 if TYPE_CHECKING:
     from .channels import Channels
@@ -102,10 +102,13 @@ class Recipe:
         return isinstance(layer, tuple(WEIGHT_LAYERS))
 
     def resolve(self, level: Level | None, setting: Setting) -> Level:
-        """From a level, or a value of the recipe's unit and perhaps alpha."""
+        """From a level, or a value of the recipe's unit and perhaps alpha. Raises TypeError for another name or no
+        number, ValueError where both or neither are given, or one is out of range."""
         given = {name: value for name, value in setting.items() if value is not None}
         if unknown := set(given) - {*UNITS, "alpha"}:
             raise TypeError(f"a level has no {min(unknown)}; give {self.unit}=..., and alpha=... on a line")
+        for name, value in given.items():
+            check_number(name, value)
         if level is not None:
             if not isinstance(level, Level):
                 raise TypeError(f"a level is a lcs.Level, got {level!r}; as a {self.unit} it is {self.unit}={level!r}")

@@ -14,7 +14,7 @@ from .layers import SubspaceLayer
 from .layers.base import blend
 from .layers.structured import STRUCTURED_LAYERS, narrow
 from .layers.weights import WEIGHT_LAYERS
-from .levels import Level
+from .levels import Level, bounds
 from .recipe import Recipe, Tensors
 
 _STATISTICS = ("running_mean", "running_var")
@@ -50,7 +50,7 @@ class Structured(Recipe):
     per_width: bool = False
 
     def __post_init__(self) -> None:
-        low, high = self.width
+        low, high = bounds("Structured: width", self.width)
         if not 0.0 < low <= high <= 1.0:
             raise ValueError(f"Structured: width must be (low, high) with 0 < low <= high <= 1, got {self.width}")
         object.__setattr__(self, "width", (float(low), float(high)))

@@ -10,7 +10,7 @@ from torch import Tensor
 from lcs_kernels import interpolate_prune_foreach, keep_count
 
 from .layers import SubspaceLayer
-from .levels import Level
+from .levels import Level, bounds
 from .recipe import Recipe
 
 
@@ -35,7 +35,7 @@ class Unstructured(Recipe):
     keep_rounding: Literal["half_even", "truncate"] = "half_even"
 
     def __post_init__(self) -> None:
-        low, high = self.density
+        low, high = bounds("Unstructured: density", self.density)
         if not 0.0 <= low <= high <= 1.0:
             raise ValueError(
                 f"Unstructured: density must be (low, high) with 0 <= low <= high <= 1, got {self.density}"

@@ -284,6 +284,8 @@ def test_a_device_without_a_sparse_kernel_runs_dense_and_is_named(sparse):
     ("call", "error", "words"),
     [
         (lambda f: f(X), ValueError, "give a level"),
+        (lambda f: f(X, desnity=0.5), TypeError, "a level has no desnity; give density="),
+        (lambda f: f(X, density="0.5"), TypeError, "density must be a number, got '0.5'"),
         (lambda f: f(X, density=1.5), ValueError, "density must lie in .* got 1.5"),
         (lambda f: f(X, level=0.5), TypeError, "a level is a lcs.Level, got 0.5"),
         (lambda f: f(X, level=lcs.Level(0, 1), density=0.5), ValueError, "give either"),

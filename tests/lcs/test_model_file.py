@@ -124,6 +124,9 @@ def test_another_model_is_refused_by_name(tmp_path):
         lcs.load(file, wider)
     with pytest.raises(CheckpointError, match=r"Sequential has no module body"):
         lcs.load(file, nn.Sequential(nn.Linear(3, 3)))
+    for model, words in ((Network, "got the class Network: make one"), ({}, "got a dict")):
+        with pytest.raises(TypeError, match=f"lcs.load: model must be an nn.Module, {words}"):
+            lcs.load(file, model)
 
 
 def test_a_model_that_does_not_fit_stays_as_it_was(tmp_path):

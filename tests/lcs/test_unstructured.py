@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lcs import Level, Unstructured
+from lcs import Level, Quantized, Structured, Unstructured
 
 RECIPES = [Unstructured(), Unstructured(line=False), Unstructured(target=0.1)]
 
@@ -38,6 +38,21 @@ def test_a_line_maps_density_to_alpha_and_a_point_has_alpha_0():
 )
 def test_out_of_range_is_refused_by_name(call, words):
     with pytest.raises(ValueError, match=words):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: Unstructured(density=0.1), r"Unstructured: density must be \(low, high\), two numbers, got 0.1"),
+        (lambda: Unstructured(density=(0.1, 0.5, 1.0)), r"density must be \(low, high\)"),
+        (lambda: Unstructured(density=("0.1", 1.0)), r"density must be \(low, high\)"),
+        (lambda: Structured(width=0.5), r"Structured: width must be \(low, high\), two numbers, got 0.5"),
+        (lambda: Quantized(bits=4), r"Quantized: bits must be \(low, high\), two numbers, got 4; .* a target"),
+    ],
+)
+def test_a_range_is_asked_for(call, words):
+    with pytest.raises(TypeError, match=words):
         call()
 
 
