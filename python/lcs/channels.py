@@ -16,8 +16,9 @@ from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from .arguments import same
 from .layers.norms import NORM_LAYERS
 from .layers.weights import WEIGHT_LAYERS
 
@@ -114,14 +115,14 @@ def untouched(model: nn.Module) -> Iterator[list[str]]:
     Gives a list, which then names those that were not."""
     containers = ("_parameters", "_buffers", "_modules")
     before = {m: (dict(vars(m)), {name: dict(vars(m)[name]) for name in containers}) for m in model.modules()}
-    values = [(name, buffer, buffer._version, buffer.clone()) for name, buffer in model.named_buffers()]
+    values = [(name, buffer, _version(buffer), buffer.clone()) for name, buffer in model.named_buffers()]
     changed: list[str] = []
     try:
         with torch.random.fork_rng(devices=[]):
             yield changed
     finally:
         for name, buffer, version, value in values:
-            if buffer._version != version:
+            if _changed(buffer, version, value):
                 changed.append(name)
                 with torch.no_grad():
                     buffer.copy_(value)
@@ -133,6 +134,18 @@ def untouched(model: nn.Module) -> Iterator[list[str]]:
             for name, items in held.items():
                 attributes[name].clear()
                 attributes[name].update(items)
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Torch's count of writes; None where it keeps none."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _changed(tensor: Tensor, version: int | None, value: Tensor) -> bool:
+    """Since it had a version and a value."""
+    if version is None and not tensor.is_meta:
+        return not same(tensor, value)
+    return _version(tensor) != version
 
 
 class Tracer(fx.Tracer):

@@ -465,3 +465,15 @@ def test_pooling_and_padding_over_the_channels_is_refused(pool):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), pool, nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(8, 2))
     with pytest.raises(ValueError, match="go into 1, which is not known to keep them the first ones"):
         lcs.plan(model, lcs.Structured(), dense=["4"])
+
+
+@pytest.mark.filterwarnings("ignore:running statistics")
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_buffers_made_in_inference_mode_have_no_versions_and_are_traced(device):
+    with torch.inference_mode(), torch.device(device):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
+        before = [buffer.clone() for buffer in model.buffers()]
+        subspace = lcs.convert(model, lcs.Structured(), dense=["2"], norm="keep").eval()
+        with subspace.at(width=0.5):
+            assert subspace(torch.ones(1, 3, 6, 6)).shape == (1, 4, 4, 4)
+    assert device == "meta" or all(map(torch.equal, model.buffers(), before))
