@@ -206,6 +206,13 @@ class TrainConfig(pydantic.BaseModel):
     resume: StrictBool = Field(False, description="go on from the newest checkpoint in the run directory, if any")
     overwrite: StrictBool = Field(False, description="replace the run in the run directory")
 
+    def __init__(self, **settings: Any) -> None:
+        """Raises ConfigError naming every wrong setting."""
+        try:
+            super().__init__(**settings)
+        except pydantic.ValidationError as error:
+            raise ConfigError("\n".join(map(_line, error.errors()))) from error
+
     @property
     def unit(self) -> str:
         """What the levels are named by."""
@@ -248,13 +255,16 @@ class TrainConfig(pydantic.BaseModel):
         if low > high:
             raise ConfigError(f"{self.unit}: the lower bound {low} lies above the upper bound {high}")
         target = f"target_{self.unit}"
+        for compression, unit in UNITS.items():
+            if unit != self.unit and getattr(self, f"target_{unit}") is not None:
+                raise ConfigError(
+                    f"target_{unit}: is of compression {compression}, the run's is {self.compression}; give "
+                    f"--compression {compression}, or {target} in its place"
+                )
         if self.method == "target" and self.target_level() is None:
             raise ConfigError(f"{target}: method target needs one")
         if self.method != "target" and self.target_level() is not None:
             raise ConfigError(f"{target}: only method target takes one, the method is {self.method}")
-        for unit in set(UNITS.values()) - {self.unit}:
-            if getattr(self, f"target_{unit}") is not None:
-                raise ConfigError(f"target_{unit}: a run of compression {self.compression} takes {target}")
         if self.compression == "structured":
             self._check_widths()
         elif self.method in SLIMMABLE:
@@ -314,19 +324,16 @@ class TrainConfig(pydantic.BaseModel):
 def parse(values: Mapping[str, Any], source: str) -> TrainConfig:
     """A checked TrainConfig. Raises ConfigError naming `source` and every wrong key."""
     try:
-        return TrainConfig.model_validate(values)
-    except pydantic.ValidationError as error:
-        raise ConfigError("\n".join(_lines(error, source))) from error
+        return TrainConfig(**{str(key): value for key, value in values.items()})
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"{source}: {line}" for line in str(error).splitlines())) from error
 
 
-def _lines(error: pydantic.ValidationError, source: str) -> list[str]:
-    lines = []
-    for problem in error.errors():
-        key = ".".join(map(str, problem["loc"]))
-        unknown = problem["type"] == "extra_forbidden"
-        reason = f"no such setting{_near(key)}" if unknown else f"{problem['msg']}, got {problem['input']!r}"
-        lines.append(f"{source}: {key}: {reason}")
-    return lines
+def _line(problem: Mapping[str, Any]) -> str:
+    key = ".".join(map(str, problem["loc"]))
+    unknown = problem["type"] == "extra_forbidden"
+    reason = f"no such setting{_near(key)}" if unknown else f"{problem['msg']}, got {problem['input']!r}"
+    return f"{key}: {reason}"
 
 
 def _near(key: str) -> str:

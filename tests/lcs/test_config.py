@@ -135,6 +135,16 @@ def test_contradictions(settings, key):
         TrainConfig(**settings).resolved()
 
 
+def test_a_target_of_another_compression_asks_for_that():
+    with pytest.raises(ConfigError, match="target_width: is of compression structured, .* --compression structured"):
+        TrainConfig(method="target", target_width=0.5).resolved()
+
+
+def test_wrong_settings_are_named_in_python_too():
+    with pytest.raises(ConfigError, match="^epochs: Input should be greater than 0, got 0\nlr: .*, got -1$"):
+        TrainConfig(epochs=0, lr=-1)
+
+
 def test_digest_is_of_what_weights_depend_on():
     base = TrainConfig()
     same = TrainConfig(out=Path("elsewhere"), threads=3, checkpoint_interval=7, keep_rounding="half_even", epochs=30)
