@@ -128,6 +128,8 @@ def test_freeze_writes_a_file_that_loads(tmp_path, capsys):
     assert f"{file.stat().st_size:,} bytes" in shown and "width 0.25 to 1" in shown
     x = torch.randn(2, 3, 16, 16)
     assert torch.equal(lcs.load(file)(x, width=0.5), evaluate.load_run(run, "cpu")[2].freeze()(x, width=0.5))
+    assert main(["eval", str(file), "--widths", "0.5"]) == 1
+    assert f"{file}: is a file, not the --out directory of lcs train; lcs.load('{file}')" in capsys.readouterr().err
     assert main(["freeze", str(run), "--out", str(tmp_path / "absent" / "model.lcs")]) == 1
     assert "cannot be written: No such file or directory" in capsys.readouterr().err
     assert main(["freeze", str(tmp_path / "absent"), "--out", str(file)]) == 1
