@@ -18,7 +18,7 @@ bool nan(const float* x, int64_t n) {
   return std::any_of(x, x + n, is_nan);
 }
 
-inline float larger(float x, float y) { return x < y || y != y ? y : x; }
+inline float larger(float x, float y) { return x > y || x != x ? x : y; }
 
 inline float float_of(float x) { return x; }
 inline float float_of(BFloat16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
@@ -26,10 +26,10 @@ inline float float_of(BFloat16 x) { return std::bit_cast<float>(uint32_t{x.bits}
 inline void put(float x, float* y) { *y = x; }
 inline void put(float x, BFloat16* y) { y->bits = uint16_t(std::bit_cast<uint32_t>(x) >> 16); }
 
-// The larger one. `kNumbers`: neither is NaN, or both are.
+// The larger one, y where they are equal. `kNumbers`: neither is NaN, or both are.
 template <bool kNumbers>
 inline Float most_of(Float x, Float y) {
-  return kNumbers ? raised_to(x, y) : largest_of(x, y);
+  return kNumbers ? raised_to(y, x) : largest_of(x, y);
 }
 
 // The largest of `n` values, `apart` apart, of each of so many vectors' lanes.

@@ -14,9 +14,9 @@ namespace lcs::avx2 {
 namespace {
 #include "lanes_avx2.inl"
 
-// vmaxps gives its second operand where one is NaN.
+// vmaxps gives its second operand where one is NaN, or both are equal.
 inline Float largest_of(Float x, Float y) {
-  return _mm256_blendv_ps(_mm256_max_ps(y, x), y, _mm256_cmp_ps(y, y, _CMP_UNORD_Q));
+  return _mm256_blendv_ps(_mm256_max_ps(x, y), x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
 }
 
 // After the lanes it is written in.

@@ -14,9 +14,9 @@ namespace lcs::avx512 {
 namespace {
 #include "lanes_avx512.inl"
 
-// vmaxps gives its second operand where one is NaN.
+// vmaxps gives its second operand where one is NaN, or both are equal.
 inline Float largest_of(Float x, Float y) {
-  return _mm512_mask_mov_ps(_mm512_max_ps(y, x), _mm512_cmp_ps_mask(y, y, _CMP_UNORD_Q), y);
+  return _mm512_mask_mov_ps(_mm512_max_ps(x, y), _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), x);
 }
 
 // After the lanes it is written in.

@@ -3,8 +3,8 @@
 
 #include "lcs/dtype.h"
 
-// What each instruction set implements of max pooling, for which NaN is the largest. `numbers`: each window holds either
-// no NaN or nothing else.
+// What each instruction set implements of max pooling, for which NaN is the largest. `numbers`: each window holds
+// either no NaN or nothing else.
 namespace lcs {
 
 // y[i] = the largest of x[i], x[stride + i], ..., of so many rows.

@@ -12,7 +12,7 @@ namespace lcs::scalar {
 namespace {
 #include "lanes_scalar.inl"
 
-inline Float largest_of(Float x, Float y) { return x < y || y != y ? y : x; }
+inline Float largest_of(Float x, Float y) { return x > y || x != x ? x : y; }
 
 // After the lanes it is written in.
 #include "max_pool.inl"

@@ -146,8 +146,8 @@ struct PackedPairMultiply {
   int planes;  // 0: none
 };
 
-// Rows of sums as `multiply_pair_largest` makes them, the largest of which are finished; output.shift and output.sums
-// are 0.
+// Rows of sums as `multiply_pair_largest` makes them, the largest of which are finished: output.shift, output.terms and
+// all of output.sums are 0.
 struct PackedPairLargest {
   const int32_t* rows[3];
   int count;  // of rows

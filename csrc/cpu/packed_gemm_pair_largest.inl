@@ -38,10 +38,12 @@ class LargestSums {
 
 template <int kVectors>
 void multiply_largest_vectors(const PackedPairMultiply& p, int32_t* before, int32_t* to) {
+  constexpr int kTile = pair_tile(kVectors);
+  static_assert(kTile % 2 == 0);
   const LargestSums largest(p.output, before, to);
-  for (int64_t row = 0; row < p.rows; row += kPairTile)
-    multiply_pair_of<kVectors>(p, row, int(std::min<int64_t>(kPairTile, p.rows - row)), largest, nullptr, 0,
-                               std::make_integer_sequence<int, kPairTile>());
+  for (int64_t row = 0; row < p.rows; row += kTile)
+    multiply_pair_of<kVectors>(p, row, int(std::min<int64_t>(kTile, p.rows - row)), largest, nullptr, 0,
+                               std::make_integer_sequence<int, kTile>());
 }
 
 template <int... kVectors>

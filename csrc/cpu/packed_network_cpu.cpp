@@ -298,9 +298,9 @@ class PackedNetwork {
     share_tasks<Rows>(g.parallel, x.n * bands, [&](int64_t task, Rows& rows) {
       const int64_t image = task / bands, band = task % bands;
       const Band part{image, y.height * band / bands, y.height * (band + 1) / bands};
-      const char* const made = convolve_band(step, pooling, x, spoilt + image, part, bands, rows);
-      pooling.largest ? finish_band(g, i, pooling, part, spoilt[image], reinterpret_cast<const int32_t*>(made))
-                      : pool_band(g, i, pooling.args, part, reinterpret_cast<const float*>(made));
+      const char* const from = convolve_band(step, pooling, x, spoilt + image, part, bands, rows);
+      pooling.largest ? finish_band(g, i, pooling, part, spoilt[image], reinterpret_cast<const int32_t*>(from))
+                      : pool_band(g, i, pooling.args, part, reinterpret_cast<const float*>(from));
     });
   }
 
@@ -338,7 +338,7 @@ class PackedNetwork {
     part.y.height = last - from;
     char* const to = rows + (from - first) * row_bytes;
     part.y = channels_last(to, 1, part.y);
-    if (pooling.largest) part.largest = reinterpret_cast<int32_t*>(to);
+    if (pooling.largest) part.winograd = 0, part.largest = reinterpret_cast<int32_t*>(to);
     packed_conv2d(part, serial);
     return rows;
   }

@@ -11,7 +11,7 @@
 // a sum to its result falls, the largest sum becomes the largest result, bit for bit.
 namespace lcs {
 
-// Whether it can be: of one image that holds NaN nowhere or everywhere.
+// Whether it can be: of results that are NaN nowhere in an image, or everywhere. It then multiplies directly.
 bool packed_pool_fits(const PackedConv2dArgs& conv, const MaxPoolArgs& pool);
 
 // Of what becomes of a row of the convolution, in `largest`: how many integers. The largest of each window's columns.
@@ -27,7 +27,7 @@ struct PackedPoolRow {
 
 class PackedPool {
  public:
-  // Of an image; `spoilt`: whether it counts as one that holds NaN.
+  // Of rows of an image; `spoilt`: whether it counts as one that holds NaN.
   PackedPool(const PackedConv2dArgs& conv, bool spoilt);
 
   void finish(const PackedPoolRow& row) const;

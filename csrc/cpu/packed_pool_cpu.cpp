@@ -21,8 +21,8 @@ bool fits(const Axis& pool) { return pool.kernel == 3 && pool.stride == 2 && poo
 
 bool packed_pool_fits(const PackedConv2dArgs& a, const MaxPoolArgs& pool) {
   const PackedGemm gemm = gemm_of(a);
-  const bool can = gemm.pairs() && gemm.kernels().multiply_pair_largest && !a.depthwise && !packed_conv2d_winograd(a) &&
-                   a.weight.layout.parts == 1 && a.dtype == DType::float32 && !a.y_range && !a.residual;
+  const bool can = gemm.pairs() && gemm.kernels().multiply_pair_largest && !a.depthwise && a.weight.layout.parts == 1 &&
+                   a.dtype == DType::float32 && !a.y_range && !a.residual;
   if (!can || !pool.numbers || !fits(pool.vertical) || !fits(pool.horizontal)) return false;
   const float* const scales = a.weight.scales;
   return a.range && scale_of(*a.range) >= kLeastRangeScale &&

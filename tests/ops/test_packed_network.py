@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.library import opcheck
 
 from lcs_kernels import packed_conv2d, packed_network
@@ -160,6 +161,13 @@ def test_finite_values_that_make_nan(isa):
     assert y[0].isnan().all() and not y[1].isnan().any()
 
 
+def test_pooling_keeps_the_first_of_equal_values(isa):
+    torch.manual_seed(0)
+    x = torch.where(torch.rand(2, 37, 9, 11) < 0.5, -0.0, 0.0)
+    y = packed_network(x, Network.of([MaxPool(0, 3, 2, 1)]))
+    assert torch.equal(y.signbit(), F.max_pool2d(x, 3, 2, 1).signbit())
+
+
 def test_pooling_keeps_nan_and_infinity(isa):
     x = torch.randn(2, 19, 9, 11)
     x[0, ::3, ::4, ::3], x[1, 2, 3], x[1, 3, 4] = torch.nan, torch.inf, -torch.inf
@@ -202,10 +210,22 @@ def test_sums_are_pooled_as_their_results_would_be(isa, threads, out, width):
     x = torch.randn(3, 8, 12, width)
     x[1, 7, 11, width - 1] = torch.nan
     for kernel, options in (((1, 1), {}), ((3, 3), {"padding": 1, "relu": True}), ((5, 1), {"padding": (2, 0)})):
-        steps = [conv(0, out, 8, kernel, y_bits=8, **options), MaxPool(1, 3, 2, 1)]
+        steps = [conv(0, out, 8, kernel, **options), MaxPool(1, 3, 2, 1)]
         check(x, steps)
         check(x, [*steps, conv(2, 16, out, (1, 1))])
         check(x, [*steps, conv(2, out, out, (1, 1), residual=2, y_range=HIDDEN), conv(3, 16, out, (1, 1))])
+
+
+@pytest.mark.parametrize("scale", [-0.25, 0.0, 2.0**-51, 2.0**-140, 2.0**51, torch.inf, torch.nan])
+@pytest.mark.parametrize("unit", [1.0, 2.0**-31, 2.0**31])
+def test_pools_what_any_scale_makes(isa, scale, unit):
+    """The largest result is not that of the largest sum where a scale is negative, or products round to 0."""
+    torch.manual_seed(0)
+    weight = nested_weight((70, 8, 3, 3))
+    weight.scales[5:9] = scale
+    ends = -3 * unit, 3 * unit
+    steps = [Convolution(0, weight, 8, ends, torch.randn(70), padding=1), MaxPool(1, 3, 2, 1)]
+    check(torch.randn(2, 8, 12, 11) * unit, steps)
 
 
 @pytest.mark.parametrize("bits", [8, 3])
