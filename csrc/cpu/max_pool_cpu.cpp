@@ -14,12 +14,12 @@ namespace {
 void pool_row(const MaxPoolArgs& a, int64_t row, const void* from, int64_t begin, void* to, DType dtype) {
   static thread_local Scratch<float> scratch;
   const MaxPoolKernels run = best(scalar::max_pool_kernels, avx2::max_pool_kernels, avx512::max_pool_kernels);
-  const Axis &v = a.vertical, &h = a.horizontal;
-  const int64_t first = row * v.stride - v.padding, top = std::max<int64_t>(first, 0),
-                bottom = std::min(first + v.kernel, a.x.height), n = a.x.width * a.x.channels;
+  const Axis& h = a.horizontal;
+  const PooledRows read = pooled_rows(a, row);
+  const int64_t n = a.x.width * a.x.channels;
   float* const largest = scratch.reserve(n);
-  run.rows({advance(from, (top - begin) * a.x.row_stride, a.dtype), a.x.row_stride, bottom - top, n, a.dtype, largest,
-            a.numbers});
+  run.rows({advance(from, (read.begin - begin) * a.x.row_stride, a.dtype), a.x.row_stride, read.end - read.begin, n,
+            a.dtype, largest, a.numbers});
   run.columns({largest, a.x.width, a.x.channels, h.kernel, h.stride, h.padding, to, a.y.width, dtype, a.numbers});
 }
 

@@ -295,7 +295,7 @@ class PackedConv2d {
       Rows rows;
       find_rows(region, block, row * region.columns + c, n, rows);
       PackedPairMultiply product = this->product(region, block, n, rows, panel);
-      product.output.channels = int((blocks - 1) * kBlockRows + gemm_.rows(block + blocks - 1));
+      product.output.channels = int(gemm_.rows(block, blocks));
       gemm_.kernels().multiply_pair_largest(product, before, to);
     }
   }
@@ -309,9 +309,7 @@ class PackedConv2d {
     find_rows(region, block, first, n, rows);
     float bias[kPairRows];
     const int64_t start = first_ * pixels_ + base(first);
-    const int64_t last = block + blocks - 1;
-    const PackedResult::Channels channels{gemm_.first_row(block), (blocks - 1) * kBlockRows + gemm_.rows(last),
-                                          kPairRows, true, true};
+    const PackedResult::Channels channels{gemm_.first_row(block), gemm_.rows(block, blocks), kPairRows, true, true};
     const PackedResult::Output out = result_.output(channels, start, n, tile, tile + kTile * kPairRows, bias);
     PackedPairMultiply product = this->product(region, block, n, rows, panel);
     product.output.bias = out.bias;

@@ -38,6 +38,7 @@ class PackedGemm {
   // Rows of a block, from `first` on.
   int64_t first_row(int64_t block) const;
   int64_t rows(int64_t block) const;
+  int64_t rows(int64_t block, int64_t blocks) const { return (blocks - 1) * kBlockRows + rows(block + blocks - 1); }
 
   // What a doubled code of each place of a block counts for, and from where.
   struct Factors {

@@ -318,8 +318,8 @@ class PackedNetwork {
                             const Band& band, int64_t bands, Rows& made) const {
     static thread_local Scratch<char> scratch;
     const Axis &conv = step.conv.vertical, &pool = pooling.args.vertical;
-    const int64_t row_bytes = pooling.row * 4, height = pooling.args.x.height, first = first_row(pool, band),
-                  last = std::min((band.end - 1) * pool.stride - pool.padding + pool.kernel, height);
+    const int64_t row_bytes = pooling.row * 4, first = pooled_rows(pooling.args, band.begin).begin,
+                  last = pooled_rows(pooling.args, band.end - 1).end;
     char* const rows =
         scratch.reserve((ceil_div(pooling.args.y.height, bands) * pool.stride + pool.kernel) * row_bytes);
     const bool follows = made.image == band.image && made.begin <= first && first < made.end && made.end <= last;
@@ -342,23 +342,21 @@ class PackedNetwork {
     packed_conv2d(part, serial);
     return rows;
   }
-  static int64_t first_row(const Axis& pool, const Band& band) {
-    return std::max<int64_t>(band.begin * pool.stride - pool.padding, 0);
-  }
 
+  // By the largest of sums, of which `rows` holds those that the band reads.
   void finish_band(const Group& g, int64_t i, const Pooling& pooling, const Band& band, bool spoilt,
                    const int32_t* rows) const {
-    const Axis& pool = pooling.args.vertical;
+    const int64_t first = pooled_rows(pooling.args, band.begin).begin;
     const Images& y = pooling.args.y;
     const Value& made = values_[size_t(i + 2)];
     const PackedPool finished(a_.steps[i].conv, spoilt);
     PackedPoolRow row{{}, 0, nullptr, nullptr, {}};
     if (made.twin) row.grid = lcs::codes_of(*made.twin);
     for (int64_t r = band.begin; r < band.end; ++r) {
-      const int64_t first = r * pool.stride - pool.padding, at = band.image * y.image_stride + r * y.row_stride,
-                    top = std::max<int64_t>(first, 0), bottom = std::min(first + pool.kernel, pooling.args.x.height);
-      row.count = int(bottom - top);
-      for (int k = 0; k < row.count; ++k) row.rows[k] = rows + (top + k - first_row(pool, band)) * pooling.row;
+      const PooledRows read = pooled_rows(pooling.args, r);
+      const int64_t at = band.image * y.image_stride + r * y.row_stride;
+      row.count = int(read.end - read.begin);
+      for (int k = 0; k < row.count; ++k) row.rows[k] = rows + (read.begin + k - first) * pooling.row;
       if (made.floats) row.y = static_cast<float*>(y.data) + at;
       if (made.twin) row.codes = codes_of(g, i + 2) + at;
       finished.finish(row);
@@ -376,7 +374,7 @@ class PackedNetwork {
     for (int64_t r = band.begin; r < band.end; ++r) {
       const int64_t at = band.image * y.image_stride + r * y.row_stride;
       float* const to = made.floats ? static_cast<float*>(y.data) + at : scratch.reserve(y.row_stride);
-      max_pool_row(pooled, r, rows, first_row(pooled.vertical, band), to);
+      max_pool_row(pooled, r, rows, pooled_rows(pooled, band.begin).begin, to);
       if (!made.twin) continue;
       int8_t* const row = codes_of(g, i + 2) + at;
       convs_.quantize({to, DType::float32, 1, y.row_stride, 1, y.row_stride, own ? own : row, y.row_stride, codes});

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "packed_gemm.h"
 #include "packed_result.h"
 #include "packed_strip.h"
 #include "walk.h"
@@ -49,7 +48,7 @@ void PackedPool::finish(const PackedPoolRow& row) const {
   std::fill_n(scale, kTile, scale_);
   for (int64_t block = 0; block < blocks; block += 2) {
     const int64_t pair = std::min<int64_t>(2, blocks - block), channel = gemm_.first_row(block),
-                  channels = (pair - 1) * kBlockRows + gemm_.rows(block + pair - 1);
+                  channels = gemm_.rows(block, pair);
     const PackedGemm::PairFactors& factors = factors_[size_t(block / 2)];
     if (a_.bias) std::fill(std::copy_n(a_.bias + channel, channels, bias), bias + kPairRows, 0.0f);
     for (int64_t c = 0; c < width; c += kTile) {

@@ -260,8 +260,8 @@ void PackedWinograd::multiply(int64_t first, const Tiles& tiles, int64_t unit, i
 void PackedWinograd::multiply(int64_t first, const Tiles& tiles, int64_t begin, int64_t end, Panel& panel) const {
   const int64_t steps = a_.weight.layout.segment_steps(), channel = steps * panel.part / parts();
   const int64_t bands = result_.direct() ? end - begin : 1, first_tile = tiles.at(begin * tiles.band);
-  const PackedResult::Channels channels{gemm_.first_row(panel.block), kBlockRows + gemm_.rows(panel.block + 1),
-                                        kPairRows, true, true};
+  const PackedResult::Channels channels{gemm_.first_row(panel.block), gemm_.rows(panel.block, 2), kPairRows, true,
+                                        true};
   float bias[kPairRows];
   for (int64_t band = begin; band < end; band += bands) {
     const int64_t row = band * tiles.band, last = std::min((band + bands) * tiles.band, tiles.rows);

@@ -44,8 +44,7 @@ class QuantizedPacker(Packer):
             for end in (w for w in layer.ends("weight") if layer.compressed and w is not None and not w.is_meta):
                 if wrong := int((~end.isfinite()).sum()):
                     raise ValueError(
-                        f"freeze: the weight of {name} holds {wrong} values that are not finite, which cannot be "
-                        "rounded: load weights from before training made them"
+                        f"freeze: the weight of {name} holds {wrong} values that are not finite and cannot be rounded"
                     )
 
     def stored(self, layer: SubspaceLayer, level: Level) -> int:

@@ -43,8 +43,8 @@ class RunDirectory:
         """The settings that the run was started with. Raises RunError where there is no run."""
         if self.path.is_file():
             raise RunError(
-                f"{self.path}: is a file, not the --out directory of lcs train; lcs.load({str(self.path)!r}) opens a "
-                "frozen network, which is measured as the run that it was frozen from"
+                f"{self.path}: is a file, not the --out directory of lcs train; lcs.load({str(self.path)!r}) opens one "
+                "that lcs freeze wrote, which is measured as the run that it was frozen from"
             )
         if not self.exists():
             raise RunError(f"{self.path}: holds no run (no config.yaml); give the --out directory of lcs train")

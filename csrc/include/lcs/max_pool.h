@@ -1,4 +1,7 @@
 #pragma once
+#include <algorithm>
+#include <cstdint>
+
 #include "lcs/dtype.h"
 #include "lcs/images.h"
 #include "lcs/parallel.h"
@@ -12,6 +15,17 @@ struct MaxPoolArgs {
   DType dtype;
   bool numbers = false;  // that each window holds either no NaN or nothing else is known
 };
+
+// Rows [begin, end) of x.
+struct PooledRows {
+  int64_t begin, end;
+};
+
+// Those that row `row` of y is the largest of.
+inline PooledRows pooled_rows(const MaxPoolArgs& a, int64_t row) {
+  const int64_t first = row * a.vertical.stride - a.vertical.padding;
+  return {std::max<int64_t>(first, 0), std::min(first + a.vertical.kernel, a.x.height)};
+}
 
 void max_pool(const MaxPoolArgs& args, const Parallel& parallel);
 
