@@ -31,6 +31,29 @@ struct PackedDepthwise {
   PackedCodes grid;
 };
 
+// A span: 64 outputs next to each other, of a position or of several.
+constexpr int kSpan = kPairRows;
+
+// Where of a span the kernel keeps an output: vector q holds four of every 16, from 4 q on.
+constexpr int span_place(int output) { return output % 16 / 4 * 16 + output / 16 * 4 + output % 4; }
+
+constexpr int64_t kMostSpanTaps = 255;  // whose sum of x fits 16 bits
+
+// y[output] = (((sum over the taps of code * x) * 2^shift + center * (sum over the taps of x) + start) * scale) *
+// row_scale + bias + residual, then ReLU on request, of rows of spans that all have the same weight.
+struct PackedDepthwiseSpans {
+  const char* x;            // of the first span: int8, 64 of which may be read
+  const int64_t* taps;      // from there to each tap's, in bytes
+  int64_t count, used;      // of taps: a multiple of four, of which the first ones count
+  int64_t rows, spans;      // of each row
+  int64_t x_row, x_span;    // bytes from one to the next
+  int64_t y_row, y_span;    // likewise of y and of the residual, in elements
+  const uint8_t* weight;    // of each four taps, by places: codes of the four
+  const int32_t* start;     // by places
+  const int32_t* center;    // likewise, of 16 bits, above which it is 0
+  PackedPairOutput output;  // its scale and bias by places; row_scale of all; strides of 1; `place` and sums unused
+};
+
 struct PackedDepthwiseKernels {
   void (*multiply)(const PackedDepthwise& args);
 };
@@ -40,6 +63,9 @@ PackedDepthwiseKernels packed_depthwise_kernels();
 }
 namespace avx2 {
 PackedDepthwiseKernels packed_depthwise_kernels();
+}
+namespace vnni {
+void packed_depthwise_spans(const PackedDepthwiseSpans& spans);
 }
 
 }  // namespace lcs

@@ -44,6 +44,7 @@ constexpr bool kTiles = false;
 #include "packed_gemm.inl"
 // After what it is written in.
 #include "packed_gemm_vnni.inl"
+#include "packed_pair_finish.inl"
 // After what it is written in.
 #include "packed_gemm_pair.inl"
 // After what it is written in.

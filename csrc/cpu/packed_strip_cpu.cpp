@@ -15,6 +15,7 @@
 namespace lcs {
 namespace {
 
+constexpr int64_t kBehind = 64;                // bytes behind a strip that may be read, too
 constexpr int64_t kStripBytes = 2 << 20;       // of the images that are quantised before they are multiplied
 constexpr int64_t kPiece = 1 << 14;            // elements of which the largest is looked for
 constexpr int64_t kChannels = 16, kRun = 256;  // read at once of NCHW images: channels, and elements of each
@@ -83,7 +84,7 @@ PackedStrip::PackedStrip(const PackedConv2dArgs& args, const PackedGemm& gemm, P
   static thread_local Scratch<char> scratch;
   const int64_t sums = this->sums() ? g_.groups * g_.images * g_.lines * g_.line : 0;
   const int64_t bytes = g_.is_input ? 0 : (g_.images * g_.image * g_.element + 63) / 64 * 64;
-  data_ = own_ = scratch.reserve(bytes + sums * 4);
+  data_ = own_ = scratch.reserve(bytes + sums * 4 + kBehind);
   sums_ = reinterpret_cast<int32_t*>(own_ + bytes);
   if (a_.range) codes_ = codes_of(*a_.range);
   if (!a_.depthwise) find_steps();
