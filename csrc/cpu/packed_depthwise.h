@@ -10,7 +10,4 @@ void packed_depthwise(const PackedConv2dArgs& args, const Parallel& parallel);
 void packed_depthwise_by_spans(const PackedConv2dArgs& args, const Parallel& parallel);
 bool packed_depthwise_fits(const PackedConv2dArgs& args);
 
-// Of a step's 32 rows: the codes of a column.
-void packed_column_codes(const uint8_t* planes, int64_t plane_bytes, int bits, int column, uint8_t* codes);
-
 }  // namespace lcs

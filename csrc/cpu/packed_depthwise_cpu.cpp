@@ -18,6 +18,20 @@ namespace {
 static_assert(kDepthwiseChannels == kBlockRows);
 constexpr int64_t kTasks = 16;  // enough to keep the threads even
 
+// Of a step's 32 rows: the codes of a column, eight at once.
+void column_codes(const uint8_t* planes, int64_t plane_bytes, int bits, int column, uint8_t* codes) {
+  constexpr uint64_t kOnes = 0x0101010101010101;
+  for (int64_t row = 0; row < kBlockRows; row += 8) {
+    uint64_t eight = 0;
+    for (int p = 0; p < bits; ++p) {
+      uint64_t plane;
+      std::memcpy(&plane, planes + p * plane_bytes + row, 8);
+      eight = 2 * eight + (plane >> column & kOnes);
+    }
+    std::memcpy(codes + row, &eight, 8);
+  }
+}
+
 // The input becomes a strip, all channels next to each other. Of these 32 at once meet the taps of a row of outputs.
 class Depthwise {
  public:
@@ -76,8 +90,8 @@ class Depthwise {
     }
     for (int64_t tap = 0; tap < w.layout.columns; ++tap) {
       uint8_t codes[kBlockRows];
-      packed_column_codes(gemm_.planes(block) + tap / kStepColumns * kBlockRows, w.layout.plane_bytes(), a_.bits,
-                          int(tap % kStepColumns), codes);
+      column_codes(gemm_.planes(block) + tap / kStepColumns * kBlockRows, w.layout.plane_bytes(), a_.bits,
+                   int(tap % kStepColumns), codes);
       for (int64_t row = 0; row < kBlockRows; ++row) value[row] = (codes[row] << gemm_.shift()) + center[row];
       put(to, tap, value);
     }
@@ -124,20 +138,6 @@ class Depthwise {
 };
 
 }  // namespace
-
-// Eight at once.
-void packed_column_codes(const uint8_t* planes, int64_t plane_bytes, int bits, int column, uint8_t* codes) {
-  constexpr uint64_t kOnes = 0x0101010101010101;
-  for (int64_t row = 0; row < kBlockRows; row += 8) {
-    uint64_t eight = 0;
-    for (int p = 0; p < bits; ++p) {
-      uint64_t plane;
-      std::memcpy(&plane, planes + p * plane_bytes + row, 8);
-      eight = 2 * eight + (plane >> column & kOnes);
-    }
-    std::memcpy(codes + row, &eight, 8);
-  }
-}
 
 void packed_depthwise(const PackedConv2dArgs& args, const Parallel& parallel) {
   packed_depthwise_fits(args) ? packed_depthwise_by_spans(args, parallel) : Depthwise(args, parallel).run();

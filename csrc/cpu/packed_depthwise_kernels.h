@@ -47,11 +47,11 @@ struct PackedDepthwiseSpans {
   int64_t count, used;      // of taps: a multiple of four, of which the first ones count
   int64_t rows, spans;      // of each row
   int64_t x_row, x_span;    // bytes from one to the next
-  int64_t y_row, y_span;    // likewise of y and of the residual, in elements
+  int64_t y_row, y_span;    // likewise of y and of the residual, in positions
   const uint8_t* weight;    // of each four taps, by places: codes of the four
   const int32_t* start;     // by places
   const int32_t* center;    // likewise, of 16 bits, above which it is 0
-  PackedPairOutput output;  // its scale and bias by places; row_scale of all; strides of 1; `place` and sums unused
+  PackedPairOutput output;  // its scale and bias by places; row_scale of all; `place` and sums unused
 };
 
 struct PackedDepthwiseKernels {
@@ -66,6 +66,10 @@ PackedDepthwiseKernels packed_depthwise_kernels();
 }
 namespace vnni {
 void packed_depthwise_spans(const PackedDepthwiseSpans& spans);
-}
+// A column's codes after each other, of a block's 32 rows, of `steps` times 8 columns.
+void packed_depthwise_codes(const uint8_t* planes, int64_t plane_bytes, int bits, int64_t steps, uint8_t* codes);
+// The weight of spans, from a span's codes of each tap, a multiple of four; and the sum of each output's.
+void packed_depthwise_weight(const uint8_t* codes, int64_t taps, uint8_t* weight, int32_t* sums);
+}  // namespace vnni
 
 }  // namespace lcs

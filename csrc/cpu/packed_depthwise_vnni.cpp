@@ -10,9 +10,8 @@ namespace {
 
 inline __m512i load(const void* p) { return _mm512_loadu_si512(p); }
 
-// Of four taps, beside each other: of each output a group of four bytes.
-inline void by_fours(const char* x, const int64_t* taps, __m512i (&to)[kPairVectors]) {
-  const __m512i a = load(x + taps[0]), b = load(x + taps[1]), c = load(x + taps[2]), d = load(x + taps[3]);
+// Of each output its bytes of four taps, in groups by places.
+inline void by_fours(__m512i a, __m512i b, __m512i c, __m512i d, __m512i (&to)[kPairVectors]) {
   const __m512i low = _mm512_unpacklo_epi8(a, b), high = _mm512_unpackhi_epi8(a, b),
                 other_low = _mm512_unpacklo_epi8(c, d), other_high = _mm512_unpackhi_epi8(c, d);
   to[0] = _mm512_unpacklo_epi16(low, other_low), to[1] = _mm512_unpackhi_epi16(low, other_low);
@@ -39,7 +38,8 @@ void multiply(const PackedDepthwiseSpans& s) {
       LCS_UNROLL
       for (int64_t four = 0; four < fours; ++four) {
         __m512i values[kPairVectors];
-        by_fours(x, taps + 4 * four, values);
+        const int64_t* const tap = taps + 4 * four;
+        by_fours(load(x + tap[0]), load(x + tap[1]), load(x + tap[2]), load(x + tap[3]), values);
         LCS_UNROLL
         for (int v = 0; v < kPairVectors; ++v) {
           sum[v] = _mm512_dpbusd_epi32(sum[v], load(weight + (four * kPairVectors + v) * 64), values[v]);
@@ -59,6 +59,43 @@ void multiply(const PackedDepthwiseSpans& s) {
 
 void packed_depthwise_spans(const PackedDepthwiseSpans& spans) {
   spans.count == 12 ? multiply<3>(spans) : multiply<0>(spans);
+}
+
+void packed_depthwise_codes(const uint8_t* planes, int64_t plane_bytes, int bits, int64_t steps, uint8_t* codes) {
+  for (int64_t step = 0; step < steps; ++step, planes += kBlockRows, codes += kStepColumns * kBlockRows) {
+    __m256i code[kStepColumns];
+    LCS_UNROLL
+    for (int i = 0; i < kStepColumns; ++i) code[i] = _mm256_setzero_si256();
+    for (int p = 0; p < bits; ++p) {
+      const __m256i plane = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(planes + p * plane_bytes));
+      LCS_UNROLL
+      for (int i = 0; i < kStepColumns; ++i) {
+        const __m256i bit = _mm256_movm_epi8(_mm256_test_epi8_mask(plane, _mm256_set1_epi8(char(1 << i))));  // 0 or -1
+        code[i] = _mm256_sub_epi8(_mm256_add_epi8(code[i], code[i]), bit);
+      }
+    }
+    LCS_UNROLL
+    for (int i = 0; i < kStepColumns; ++i)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + i * kBlockRows), code[i]);
+  }
+}
+
+void packed_depthwise_weight(const uint8_t* codes, int64_t taps, uint8_t* weight, int32_t* sums) {
+  const __m512i ones = _mm512_set1_epi8(1);
+  __m512i sum[kPairVectors];
+  LCS_UNROLL
+  for (int v = 0; v < kPairVectors; ++v) sum[v] = _mm512_setzero_si512();
+  for (int64_t tap = 0; tap < taps; tap += 4, codes += 4 * kSpan) {
+    __m512i fours[kPairVectors];
+    by_fours(load(codes), load(codes + kSpan), load(codes + 2 * kSpan), load(codes + 3 * kSpan), fours);
+    LCS_UNROLL
+    for (int v = 0; v < kPairVectors; ++v, weight += 64) {
+      _mm512_storeu_si512(weight, fours[v]);
+      sum[v] = _mm512_dpbusd_epi32(sum[v], fours[v], ones);
+    }
+  }
+  LCS_UNROLL
+  for (int v = 0; v < kPairVectors; ++v) _mm512_storeu_si512(sums + 16 * v, sum[v]);
 }
 
 }  // namespace lcs::vnni

@@ -36,10 +36,8 @@ class PackedResult {
     int64_t stride;
   };
 
-  // Of y itself, from a channel of position `start` on, where `direct`.
-  Output place(int64_t start, int64_t channel) const;
-
-  // The same where the kernel can write all of it, else of `tile`, as `residual` of n positions.
+  // Of y itself where the kernel can write all of it, else of `tile`, as `residual` of n positions. `bias` null: none
+  // is wanted.
   Output output(const Channels& channels, int64_t start, int64_t n, float* tile, float* residual, float* bias) const;
 
   // A tile's results to y; of codes at most kTile.

@@ -17,37 +17,29 @@ PackedResult::PackedResult(const PackedConv2dArgs& args, bool pairs)
   if (a_.y_range) codes_ = codes_of(*a_.y_range);
 }
 
-PackedResult::Output PackedResult::place(int64_t start, int64_t channel) const {
-  const int64_t at = start * a_.y.channels + channel;  // channels last
-  const float* const residual = a_.residual ? static_cast<const float*>(a_.residual) + at : nullptr;
-  int8_t* const codes = codes_of_y();
-  return {nullptr,
-          residual,
-          a_.y.channels,
-          floats() ? static_cast<float*>(a_.y.data) + at : nullptr,
-          codes ? codes + at : nullptr,
-          a_.y.channels};
-}
-
 PackedResult::Output PackedResult::output(const Channels& c, int64_t start, int64_t n, float* tile, float* residual,
                                           float* bias) const {
-  const Output in_place = place(start, c.first);
+  const int64_t at = start * a_.y.channels + c.first;  // channels last
   const bool whole = a_.y.channel_stride == 1 && (c.part || c.n == c.wide);
   const bool direct = whole && a_.dtype == DType::float32;
   Output out{nullptr, nullptr, c.wide, tile, nullptr, c.wide};
-  if (a_.bias) {
+  if (a_.bias && bias) {
     std::fill(std::copy_n(a_.bias + c.first, c.n, bias), bias + c.wide, 0.0f);
     out.bias = bias;
   }
   if (a_.residual && direct) {
-    out.residual = in_place.residual;
-    out.residual_stride = in_place.residual_stride;
+    out.residual = static_cast<const float*>(a_.residual) + at;
+    out.residual_stride = a_.y.channels;
   } else if (a_.residual) {
     load_residual(c, start, n, residual);
     out.residual = residual;
   }
-  if ((!in_place.codes || c.codes) && (!floats() || direct))
-    out.stride = in_place.stride, out.codes = in_place.codes, out.y = in_place.y;
+  int8_t* const codes = codes_of_y();
+  if ((!codes || c.codes) && (!floats() || direct)) {
+    out.stride = a_.y.channels;
+    out.codes = codes ? codes + at : nullptr;
+    out.y = floats() ? static_cast<float*>(a_.y.data) + at : nullptr;
+  }
   return out;
 }
 

@@ -15,6 +15,13 @@ DEPTHWISE = {
     "blocks and a part": ((1, 77, 11, 6), (77, 1, 5, 5), (2, 1), 2, 1, 77),
     "many columns": ((1, 9, 4, 140), (9, 1, 2, 3), 1, 0, (1, 2), 9),
     "one tap": ((3, 40, 5, 6), (40, 1, 1, 1), (1, 2), 0, 1, 40),
+    "spans over many positions": ((2, 8, 5, 21), (8, 1, 3, 3), 1, 1, 1, 8),
+    "spans over positions": ((2, 48, 6, 13), (48, 1, 5, 3), (2, 1), (2, 1), (1, 2), 48),
+    "whole spans": ((1, 128, 9, 8), (128, 1, 3, 3), 1, 1, 1, 128),
+    "whole spans, strided": ((3, 144, 8, 9), (144, 1, 3, 3), 2, 1, 1, 144),
+    "spans over positions, many phases": ((1, 144, 7, 10), (144, 1, 3, 3), 1, 1, 1, 144),
+    "one column, spans beyond it": ((2, 24, 6, 1), (24, 1, 3, 1), 1, (1, 0), 1, 24),
+    "more taps than a span takes": ((1, 16, 17, 19), (16, 1, 16, 16), 1, 1, 1, 16),
     "padding beyond the kernel": ((2, 10, 3, 3), (10, 1, 3, 3), 2, 4, 1, 10),
 }
 
