@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lcs_kernels import packed_conv2d
 from lcs_kernels.formats import NestedWeight
-from lcs_kernels.ops.packed_conv2d import reference
+from lcs_kernels.ops.packed_conv2d import codes_on, reference
 
 from .harness import Row, multiply_adds
 
@@ -21,10 +21,12 @@ DEPTHWISE = ((32, 112), (144, 56), (384, 14), (960, 7))
 DEPTHWISE_WIDTHS = (8, 4)
 WIDTHS = (8, 4, 3, 2)
 LOW, HIGH = -4.0, 4.0
+IN_INT8 = "oneDNN int8, x and y in int8"
 
 
 def onednn(x: Tensor, w: Tensor, groups: int) -> dict[str, Callable[[], Tensor]]:
-    """oneDNN's int8 convolution to float32, its weight laid out for it: of x in int8, and with x quantised first."""
+    """oneDNN's int8 convolution, its weight laid out for it: to float32 of x in int8, and with x quantised first; and
+    from int8 to int8."""
     scale, zero, ones = (HIGH - LOW) / 255, 128, [1, 1]
     scales = w.abs().amax((1, 2, 3)) / 127
     codes = (w / scales[:, None, None, None]).round().to(torch.int8)
@@ -34,15 +36,16 @@ def onednn(x: Tensor, w: Tensor, groups: int) -> dict[str, Callable[[], Tensor]]
     def quantized() -> Tensor:
         return ((x * (1 / scale)).round() + zero).clamp(0, 255).to(torch.uint8)
 
-    def convolved(q: Tensor) -> Tensor:
-        output = 1.0, 0, torch.float32, "none", [], ""
+    def convolved(q: Tensor, *to: float | int | torch.dtype) -> Tensor:
+        output = *to, "none", [], ""
         return torch.ops.onednn.qconv_pointwise(q, scale, zero, *weight, ones, ones, ones, groups, *output)
 
-    codes_of_x = quantized()
+    codes_of_x, floats = quantized(), (1.0, 0, torch.float32)
     quantize = torch.compile(quantized)
     return {
-        "oneDNN int8, x quantised": lambda: convolved(quantize()),
-        "oneDNN int8, x in int8": lambda: convolved(codes_of_x),
+        "oneDNN int8, x quantised": lambda: convolved(quantize(), *floats),
+        "oneDNN int8, x in int8": lambda: convolved(codes_of_x, *floats),
+        IN_INT8: lambda: convolved(codes_of_x, scale, zero, torch.uint8),
     }
 
 
@@ -97,14 +100,42 @@ def row(x: Tensor, weight: NestedWeight, bits: int, peers: dict[str, Callable[[]
     )
 
 
+def row_of_codes(x: Tensor, weight: NestedWeight, bits: int, peer: Callable[[], Tensor]) -> Row:
+    """From int8 to int8, as layers of a network after each other."""
+    images, channels, side, _ = x.shape
+    ends = torch.tensor(LOW), torch.tensor(HIGH)
+    codes = codes_on(x, *ends, 8)
+    given = {"padding": 1, "groups": channels, "x_range": ends, "y_range": ends, "y_bits": 8}
+
+    def check() -> None:
+        floats = {name: given[name] for name in ("padding", "groups", "x_range")}
+        expected = codes_on(packed_conv2d(x, weight, bits, **floats), *ends, 8)
+        if not torch.equal(packed_conv2d(codes, weight, bits, **given), expected):
+            raise AssertionError("packed_conv2d's codes differ from those of its results")
+
+    out = torch.empty_like(codes)
+    return Row(
+        op="packed_conv2d",
+        case=f"{images} x {channels} x {side} x {side}, 3 x 3 depthwise, {bits} bits, x and y in int8",
+        candidates={"lcs": lambda: packed_conv2d(codes, weight, bits, **given), IN_INT8: peer},
+        limit=lambda: out.copy_(codes),
+        bytes=2 * codes.nbytes + weight.nbytes_at(bits),
+        check=check,
+        limited_by="memory",
+    )
+
+
 def layer(n: int, channels: int, side: int, groups: int, widths: tuple[int, ...]) -> Iterator[Row]:
     x, w = torch.randn(n, channels, side, side), torch.randn(channels, channels // groups, 3, 3) / 16
     x = x.contiguous(memory_format=torch.channels_last)
     weight = NestedWeight.pack(w)
     peers = on_a_gpu(x, w, groups) if x.is_cuda else {**onednn(x, w, groups), "torch float32": prepacked(x, w, groups)}
     peers["F.conv2d"] = lambda: F.conv2d(x, w, None, 1, 1, 1, groups)
+    in_int8 = peers.pop(IN_INT8, None)
     for bits in widths:
         yield row(x, weight, bits, peers)
+    if groups > 1 and in_int8:
+        yield row_of_codes(x, weight, widths[0], in_int8)
 
 
 def rows() -> Iterator[Row]:

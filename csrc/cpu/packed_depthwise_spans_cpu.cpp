@@ -17,8 +17,8 @@ namespace lcs {
 namespace {
 
 constexpr int64_t kTasks = 16;             // enough to keep the threads even
-constexpr int64_t kLeastPositions = 64;    // of a task that is not a part of what there is of channels
-constexpr int64_t kMostPhases = 16;        // of channels that follow those of the position before
+constexpr int64_t kLeastPositions = 64;    // of a task, where channels can be shared out, too
+constexpr int64_t kMostPhases = 16;        // where spans are of several positions: more would have too few spans each
 constexpr int64_t kCacheBytes = 24 << 10;  // half of the first-level cache
 
 int64_t spans_until_repeated(int64_t channels) { return channels / std::gcd(channels, int64_t{kSpan}); }
