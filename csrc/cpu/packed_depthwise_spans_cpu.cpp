@@ -49,8 +49,7 @@ class DepthwiseSpans {
 
   void run() {
     static thread_local Scratch<uint8_t> scratch;
-    uint8_t* const codes = scratch.reserve(phases_ * codes_bytes());
-    const std::vector<Phase> phases = expand(codes);
+    const std::vector<Phase> phases = expand(scratch.reserve(phases_ * weight_bytes()));
     for (int64_t first = 0; first < a_.x.n; first += g_.images) {
       const int64_t images = std::min(g_.images, a_.x.n - first);
       strip_.fill(first, images, false);
@@ -74,7 +73,7 @@ class DepthwiseSpans {
  private:
   // By places.
   struct Phase {
-    const uint8_t* codes;
+    const uint8_t* weight;
     int32_t start[kSpan], center[kSpan];
     float scale[kSpan], bias[kSpan];
   };
@@ -90,14 +89,15 @@ class DepthwiseSpans {
   };
 
   int64_t used() const { return g_.rows.kernel * g_.columns.kernel; }
-  int64_t codes_bytes() const { return int64_t(taps_.size()) * kSpan; }
+  int64_t weight_bytes() const { return int64_t(taps_.size()) * kSpan; }
 
-  std::vector<Phase> expand(uint8_t* codes) const {
+  std::vector<Phase> expand(uint8_t* memory) const {
     std::vector<Phase> phases(static_cast<size_t>(phases_));
     parallel_(phases_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) {
-        phases[size_t(p)].codes = codes + p * codes_bytes();
-        expand(p * kSpan, codes + p * codes_bytes(), phases[size_t(p)]);
+        uint8_t* const weight = memory + p * weight_bytes();
+        phases[size_t(p)].weight = weight;
+        expand(p * kSpan, weight, phases[size_t(p)]);
       }
     });
     return phases;
@@ -191,7 +191,7 @@ class DepthwiseSpans {
     args.rows = band.rows, args.spans = s.n;
     args.x_row = g_.rows.stride * g_.row, args.x_span = s.x_step;
     args.y_row = a_.y.width, args.y_span = s.step;
-    args.weight = phase.codes, args.start = phase.start, args.center = phase.center;
+    args.weight = phase.weight, args.start = phase.start, args.center = phase.center;
     PackedPairOutput& output = args.output;
     output.shift = gemm_.shift(), output.center = phase.center;
     output.scale = phase.scale, output.row_scale = &row_scale, output.bias = a_.bias ? phase.bias : nullptr;
