@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -44,8 +45,7 @@ class PackedConv2d {
 
   void run() {
     choose_units();
-    choose_regions();
-    choose_ranges();
+    if (!winograd_) choose_parts();
     // Of what strides leave out, nothing is added up.
     adds_late_ = !winograd_ && g_.is_input && g_.rows.kernel * g_.row_taps == 1 &&
                  int64_t(units_.size()) <= kFewUnits * g_.rows.stride * g_.stride;
@@ -54,10 +54,9 @@ class PackedConv2d {
     for (first_ = 0; first_ < a_.x.n; first_ += g_.images) {
       const int64_t images = std::min(g_.images, a_.x.n - first_);
       strip_.fill(first_, images, !adds_late_);
-      if (a_.largest)
-        multiply_largest();
-      else if (!winograd || !winograd->multiply(first_, images))
-        multiply(images);
+      if (winograd && winograd->multiply(first_, images)) continue;
+      if (regions_.empty()) choose_parts();
+      a_.largest ? multiply_largest() : multiply(images);
     }
   }
 
@@ -69,6 +68,7 @@ class PackedConv2d {
 
   void choose_units() {
     const int64_t most = gemm_.pairs() ? 2 : 1, blocks = layout_.part_blocks();
+    units_.reserve(size_t(layout_.parts * ceil_div(blocks, most)));
     for (int64_t part = 0; part < layout_.parts; ++part)
       for (int64_t b = 0; b < blocks; b += most) units_.push_back({part * blocks + b, std::min(most, blocks - b)});
   }
@@ -77,33 +77,49 @@ class PackedConv2d {
   // positions of `g_.images` images are numbered region by region, and in a region image by image.
   struct Region {
     int64_t row, rows, column, columns;
-    std::vector<PackedRun> runs;
-    int64_t steps, taps_begin[2], taps_end[2];  // taps of the kernel's columns, and of its rows
+    TapRun row_taps, column_taps;
+    int64_t first_run, runs, steps;
   };
+
+  void choose_parts() {
+    choose_regions();
+    choose_ranges();
+  }
 
   // One for all where results do not go right to their places.
   void choose_regions() {
-    const bool several = gemm_.pairs() && result_.direct();
-    const int64_t steps = layout_.segment_steps(), height = a_.y.height, width = a_.y.width;
-    const std::vector<TapRun> all_rows{{0, height, 0, g_.rows.kernel}}, all_columns{{0, width, 0, g_.row_taps}};
-    for (const TapRun& r : several ? tap_runs(g_.rows, a_.x.height, height) : all_rows) {
-      const bool apart =
-          several && !a_.largest && !g_.joined && g_.images * (r.end - r.begin) > 1;  // corners of more than a position
-      for (const TapRun& c : apart ? tap_runs(g_.columns, a_.x.width, width) : all_columns) {
-        Region region{r.begin, r.end - r.begin, c.begin, c.end - c.begin, {}, 0, {c.first, r.first}, {c.last, r.last}};
-        for (int64_t tap = r.first; tap < r.last; ++tap) {
-          const PackedRun run{(tap * g_.row_taps + c.first) * steps, (tap * g_.row_taps + c.last) * steps};
-          region.steps += run.end - run.begin;
-          if (!region.runs.empty() && region.runs.back().end == run.begin)
-            region.runs.back().end = run.end;
-          else
-            region.runs.push_back(run);
-        }
+    const bool several = gemm_.pairs() && result_.direct(), columns_too = several && !a_.largest && !g_.joined;
+    const int64_t height = a_.y.height, width = a_.y.width;
+    const TapRun all_rows{0, height, 0, g_.rows.kernel}, all_columns{0, width, 0, g_.row_taps};
+    std::vector<TapRun> rows, columns;
+    if (several) rows = tap_runs(g_.rows, a_.x.height, height);
+    if (columns_too) columns = tap_runs(g_.columns, a_.x.width, width);
+    regions_.reserve(std::max<size_t>(rows.size(), 1) * std::max<size_t>(columns.size(), 1));
+    runs_.reserve(regions_.capacity() * size_t(g_.rows.kernel));
+    for (const TapRun& r : several ? std::span(rows) : std::span(&all_rows, 1)) {
+      const bool apart = columns_too && g_.images * (r.end - r.begin) > 1;  // corners of more than a position
+      for (const TapRun& c : apart ? std::span(columns) : std::span(&all_columns, 1)) {
+        Region region{r.begin, r.end - r.begin, c.begin, c.end - c.begin, r, c, int64_t(runs_.size()), 0, 0};
+        add_runs(region);
         // Rows that follow each other are one.
         if (!a_.largest && region.columns == width && g_.rows.stride * g_.line == width * g_.stride)
           region.columns *= std::exchange(region.rows, 1);
-        regions_.push_back(std::move(region));
+        regions_.push_back(region);
       }
+    }
+  }
+
+  // Taps that follow each other are one.
+  void add_runs(Region& region) {
+    const int64_t steps = layout_.segment_steps();
+    const TapRun &rows = region.row_taps, &columns = region.column_taps;
+    for (int64_t tap = rows.first; tap < rows.last; ++tap) {
+      const PackedRun run{(tap * g_.row_taps + columns.first) * steps, (tap * g_.row_taps + columns.last) * steps};
+      region.steps += run.end - run.begin;
+      if (region.runs > 0 && runs_.back().end == run.begin)
+        runs_.back().end = run.end;
+      else
+        runs_.push_back(run), ++region.runs;
     }
   }
 
@@ -165,7 +181,7 @@ class PackedConv2d {
     char* more = nullptr;  // memory for a tile's results
     PackedGemm::Factors factors;
     PackedGemm::PairFactors pair_factors;
-    std::vector<int32_t> start;  // of each region and place: minus the zero point of x times the sum of the codes
+    int32_t* start = nullptr;  // of each region and place: minus the zero point of x times the sum of the codes
   };
 
   // What a thread keeps from task to task.
@@ -200,19 +216,20 @@ class PackedConv2d {
   void expand(int64_t unit, UnitPanel& to) const {
     const int64_t block = units_[size_t(unit)].block, tile = kTile * kBlockRows * 4;
     const int64_t size = layout_.steps() * panel_bytes(gemm_.panel());
-    to.panel = reserve(unit, size + 3 * tile);
+    to.panel = reserve(unit, size + 3 * tile + kBlockRows * 4);
     to.more = to.panel + size;
+    to.start = reinterpret_cast<int32_t*>(to.more + 3 * tile);
     to.factors = gemm_.factors(block, 0);
     gemm_.expand(block, 0, layout_.steps(), to.factors, to.panel);
-    to.start.assign(kBlockRows, 0);
-    if (!a_.exact) correct(to.panel, to.start.data());
+    std::fill_n(to.start, kBlockRows, 0);
+    if (!a_.exact) correct(to.panel, to.start);
   }
 
   void multiply_block(const Region& region, int64_t first, int64_t n, const UnitPanel& panel) const {
     const int64_t block = units_[size_t(panel.unit)].block;
     int32_t* const acc = reinterpret_cast<int32_t*>(panel.more);
     float* const tile = reinterpret_cast<float*>(acc + kTile * kBlockRows);
-    for (int64_t m = 0; m < n; ++m) std::copy_n(panel.start.data(), kBlockRows, acc + m * kBlockRows);
+    for (int64_t m = 0; m < n; ++m) std::copy_n(panel.start, kBlockRows, acc + m * kBlockRows);
     Rows rows;
     find_rows(region, block, first, n, rows);
     multiply_tile(block, n, rows, panel.panel, acc);
@@ -221,25 +238,26 @@ class PackedConv2d {
 
   void expand_pair(int64_t unit, UnitPanel& to) const {
     const auto [block, blocks] = units_[size_t(unit)];
-    const int64_t size = layout_.steps() * kPairStepBytes;
+    const int64_t size = layout_.steps() * kPairStepBytes, tiles = 2 * kTile * kPairRows * 4;
     const int64_t steps = layout_.segment_steps(), taps = strip_.zero() ? layout_.segments() : 0;
-    to.panel = reserve(unit, size + 2 * kTile * kPairRows * 4);
+    const int64_t starts = int64_t(regions_.size()) * kPairRows;
+    to.panel = reserve(unit, size + tiles + (starts + taps * kPairRows) * 4);
     to.more = to.panel + size;
+    to.start = reinterpret_cast<int32_t*>(to.more + tiles);
+    int32_t* const sums = to.start + starts;
     to.pair_factors = gemm_.pair_factors(block, blocks);
-    std::vector<int32_t> sums(size_t(taps * kPairRows));
     for (int64_t tap = 0; tap < taps; ++tap)
       gemm_.expand_pair(block, blocks, tap * steps, steps, to.panel + tap * steps * kPairStepBytes,
-                        sums.data() + tap * kPairRows);
+                        sums + tap * kPairRows);
     if (!taps) gemm_.expand_pair(block, blocks, 0, layout_.steps(), to.panel, nullptr);
-    to.start.assign(regions_.size() * kPairRows, 0);
-    for (size_t r = 0; r < regions_.size() && taps; ++r)
-      find_start(regions_[r], sums.data(), to.start.data() + r * kPairRows);
+    std::fill_n(to.start, starts, 0);
+    for (size_t r = 0; r < regions_.size() && taps; ++r) find_start(regions_[r], sums, to.start + r * kPairRows);
   }
 
   // From the sums of the codes of each tap.
   void find_start(const Region& region, const int32_t* sums, int32_t* start) const {
-    for (int64_t i = region.taps_begin[1]; i < region.taps_end[1]; ++i)
-      for (int64_t j = region.taps_begin[0]; j < region.taps_end[0]; ++j)
+    for (int64_t i = region.row_taps.first; i < region.row_taps.last; ++i)
+      for (int64_t j = region.column_taps.first; j < region.column_taps.last; ++j)
         for (int place = 0; place < kPairRows; ++place) start[place] += sums[(i * g_.row_taps + j) * kPairRows + place];
     for (int place = 0; place < kPairRows; ++place) start[place] *= -strip_.zero();
   }
@@ -258,13 +276,13 @@ class PackedConv2d {
                              const UnitPanel& panel) const {
     const PackedGemm::PairFactors& factors = panel.pair_factors;
     return {panel.panel,
-            region.runs.data(),
-            int64_t(region.runs.size()),
+            runs_.data() + region.first_run,
+            region.runs,
             strip_.data() + block / layout_.part_blocks() * g_.segment,
             rows.x,
             strip_.steps(),
             n,
-            panel.start.data() + (&region - regions_.data()) * kPairRows,
+            panel.start + (&region - regions_.data()) * kPairRows,
             {rows.place, rows.sums, layout_.columns, gemm_.shift(), factors.center, factors.scale, rows.scale, nullptr,
              nullptr, 0, a_.relu, 0, nullptr, nullptr, 0, result_.codes()},
             nullptr,
@@ -411,6 +429,7 @@ class PackedConv2d {
   bool adds_late_ = false;  // whether a tile adds up what it reads of the strip itself, as that takes no fork
   std::vector<Unit> units_;
   std::vector<Region> regions_;
+  std::vector<PackedRun> runs_;  // of all regions
 };
 
 }  // namespace

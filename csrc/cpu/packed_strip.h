@@ -1,6 +1,5 @@
 #pragma once
 #include <cstdint>
-#include <vector>
 
 #include "lcs/packed_conv2d.h"
 #include "packed_conv2d_kernels.h"
@@ -43,7 +42,7 @@ class PackedStrip {
 
   const StripGeometry& geometry() const { return g_; }
   const char* data() const { return data_; }
-  const int64_t* steps() const { return steps_.data(); }  // bytes from where a window begins to its elements of a step
+  const int64_t* steps() const { return steps_; }  // bytes from where a window begins to its elements of a step
   // Of the columns of a row, from `column` on: sums of the elements of a group that a row of the kernel reads there.
   // None of a depthwise weight.
   const int32_t* sums(int64_t group, int64_t image, int64_t line, int64_t column) const {
@@ -51,7 +50,7 @@ class PackedStrip {
   }
   const PackedCodes& codes() const { return codes_; }
   int32_t zero() const { return codes_.zero; }
-  float scale(int64_t image) const { return scale_[size_t(first_ + image)]; }  // half of what a unit of x is worth
+  float scale(int64_t image) const { return scale_[first_ + image]; }  // half of what a unit of x is worth
 
  private:
   bool sums() const { return !a_.exact && !a_.depthwise; }
@@ -89,12 +88,12 @@ class PackedStrip {
   const SparseConv2dKernels copies_;
   const StripGeometry g_;
   PackedCodes codes_{0.0f, 0, -127, 127};
-  std::vector<int64_t> steps_;
-  std::vector<float> inverse_, scale_;  // of each image of x
-  int64_t first_ = 0;                   // of the images
-  char* own_;                           // memory for a strip that is not x itself
+  int64_t first_ = 0;  // of the images
+  char* own_;          // memory for a strip that is not x itself
   const char* data_;
   int32_t* sums_;
+  int64_t* steps_;
+  float *inverse_, *scale_;  // of each image of x
 };
 
 }  // namespace lcs

@@ -84,16 +84,19 @@ PackedStrip::PackedStrip(const PackedConv2dArgs& args, const PackedGemm& gemm, P
   static thread_local Scratch<char> scratch;
   const int64_t sums = this->sums() ? g_.groups * g_.images * g_.lines * g_.line : 0;
   const int64_t bytes = g_.is_input ? 0 : (g_.images * g_.image * g_.element + 63) / 64 * 64;
-  data_ = own_ = scratch.reserve(bytes + sums * 4 + kBehind);
+  const int64_t steps = a_.depthwise ? 0 : a_.weight.layout.steps(), all_sums = ceil_div(sums, 2) * 2;
+  data_ = own_ = scratch.reserve(bytes + all_sums * 4 + steps * 8 + a_.x.n * 8 + kBehind);
   sums_ = reinterpret_cast<int32_t*>(own_ + bytes);
+  steps_ = reinterpret_cast<int64_t*>(sums_ + all_sums);
+  inverse_ = reinterpret_cast<float*>(steps_ + steps);
+  scale_ = inverse_ + a_.x.n;
   if (a_.range) codes_ = codes_of(*a_.range);
   if (!a_.depthwise) find_steps();
   find_scales();
 }
 
 void PackedStrip::find_steps() {
-  steps_.resize(size_t(a_.weight.layout.steps()));
-  auto step = steps_.begin();
+  int64_t* step = steps_;
   for (int64_t row = 0; row < g_.rows.kernel; ++row)
     for (int64_t tap = 0; tap < g_.row_taps; ++tap) {
       const int64_t at = row * g_.rows.dilation * g_.row + tap * g_.columns.dilation * g_.column;
@@ -129,10 +132,10 @@ bool PackedStrip::reads_all() const {
 
 // Of every image: how it is quantised, and what half of a unit is worth.
 void PackedStrip::find_scales() {
-  inverse_.assign(size_t(a_.x.n), codes_.inverse);
-  scale_.assign(size_t(a_.x.n), a_.exact || !a_.range ? 0.5f : scale_of(*a_.range) * 0.5f);
+  std::fill_n(inverse_, a_.x.n, codes_.inverse);
+  std::fill_n(scale_, a_.x.n, a_.exact || !a_.range ? 0.5f : scale_of(*a_.range) * 0.5f);
   for (int64_t image = 0; a_.spoilt && image < a_.x.n; ++image)
-    if (a_.spoilt[image]) scale_[size_t(image)] = std::numeric_limits<float>::quiet_NaN();
+    if (a_.spoilt[image]) scale_[image] = std::numeric_limits<float>::quiet_NaN();
   if (a_.exact || a_.x_codes || a_.spoilt || (a_.range && reads_all())) return;
   const int64_t n = a_.x.channels * a_.x.height * a_.x.width, pieces = ceil_div(n, kPiece);
   std::vector<float> largest(size_t(a_.x.n * pieces));
@@ -149,8 +152,8 @@ void PackedStrip::find_scales() {
       most = std::max(most, std::bit_cast<int32_t>(largest[size_t(image * pieces + i)]));
     const float found = std::bit_cast<float>(most);
     const Quantization q(found);
-    if (!a_.range) inverse_[size_t(image)] = q.inverse;
-    if (!a_.range || std::isnan(found)) scale_[size_t(image)] = q.half_scale;
+    if (!a_.range) inverse_[image] = q.inverse;
+    if (!a_.range || std::isnan(found)) scale_[image] = q.half_scale;
   }
 }
 
@@ -327,11 +330,10 @@ void PackedStrip::quantize_row(int64_t image, int64_t row, int64_t channel, int6
     return;
   }
   PackedCodes codes = codes_;
-  codes.inverse = inverse_[size_t(first_ + image)];
+  codes.inverse = inverse_[first_ + image];
   if (run_.quantize({advance(x.data, in.from + channel * x.channel_stride, a_.dtype), a_.dtype, x.channel_stride, step,
                      dense ? 1 : n, dense ? n * channels : channels, to, column, codes}))
-    std::atomic_ref(scale_[size_t(first_ + image)])
-        .store(std::numeric_limits<float>::quiet_NaN(), std::memory_order_relaxed);
+    std::atomic_ref(scale_[first_ + image]).store(std::numeric_limits<float>::quiet_NaN(), std::memory_order_relaxed);
 }
 
 }  // namespace lcs

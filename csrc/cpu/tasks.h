@@ -16,7 +16,8 @@ class Tasks {
     int64_t begin, end;  // equal: none is left
   };
 
-  explicit Tasks(int64_t n) : taken_(size_t(n)) {}
+  explicit Tasks(int64_t n) : more_(n > kFew ? size_t(n) : 0), n_(n), taken_(n > kFew ? more_.data() : few_) {}
+  Tasks(const Tasks&) = delete;
 
   class Taker {
    public:
@@ -43,22 +44,32 @@ class Tasks {
   };
 
  private:
-  int64_t size() const { return int64_t(taken_.size()); }
+  static constexpr int64_t kFew = 32;  // which take no memory of their own
+
+  int64_t size() const { return n_; }
   bool take(int64_t i) {
-    std::atomic<bool>& is = taken_[size_t(i)].is;
+    std::atomic<bool>& is = taken_[i].is;
     return !is.load(std::memory_order_relaxed) && !is.exchange(true, std::memory_order_relaxed);
   }
 
   struct alignas(64) Taken {
     std::atomic<bool> is{false};
   };
-  std::vector<Taken> taken_;
+  Taken few_[kFew];
+  std::vector<Taken> more_;
+  const int64_t n_;
+  Taken* const taken_;
 };
 
 // task(i, state) of `tasks` tasks, which threads with a state of their own take one by one: so what lies next to each
 // other stays in one thread's caches from call to call.
 template <class State, class Task>
 void share_tasks(const Parallel& parallel, int64_t tasks, const Task& task) {
+  if (is_serial(parallel)) {
+    State state;
+    for (int64_t i = 0; i < tasks; ++i) task(i, state);
+    return;
+  }
   Tasks shared(tasks);
   parallel(tasks, 1, [&](int64_t begin, int64_t end) {
     State state;

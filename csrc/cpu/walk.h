@@ -40,6 +40,7 @@ struct TapRun {
 
 inline std::vector<TapRun> tap_runs(const Walk& axis, int64_t size, int64_t outputs) {
   std::vector<TapRun> runs;
+  runs.reserve(4);  // mostly of the beginning, the middle and the end
   const int64_t whole = axis.last(size) - 1 - (axis.kernel - 1) * axis.dilation;  // of the last with every tap inside
   for (int64_t i = 0; i < outputs;) {
     const auto tap_at = [&](int64_t coordinate) {

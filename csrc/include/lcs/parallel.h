@@ -1,10 +1,29 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <type_traits>
 
 namespace lcs {
 
-using Range = std::function<void(int64_t begin, int64_t end)>;
+// What is done of [begin, end): a reference to something that is called so, and lives as long as the call that it is
+// given to.
+class Range {
+ public:
+  template <class Body>
+    requires(!std::is_same_v<std::remove_cvref_t<Body>, Range>)
+  Range(Body&& body)
+      : body_(const_cast<void*>(static_cast<const void*>(std::addressof(body)))),
+        call_([](void* of, int64_t begin, int64_t end) {
+          (*static_cast<std::remove_reference_t<Body>*>(of))(begin, end);
+        }) {}
+
+  void operator()(int64_t begin, int64_t end) const { call_(body_, begin, end); }
+
+ private:
+  void* body_;
+  void (*call_)(void* body, int64_t begin, int64_t end);
+};
 
 // Runs `range` over [0, n) split among threads, in pieces of at least `grain` but for the last; returns when all are
 // done. A kernel's result never depends on how the range was split.
