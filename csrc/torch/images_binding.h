@@ -50,16 +50,20 @@ inline const void* residual_data(const char* op, const std::optional<Tensor>& re
   return residual->const_data_ptr();
 }
 
+inline Axis axis(const char* op, const Axis& given) {
+  constexpr int64_t kMost = INT32_MAX;  // so that no coordinate overflows
+  const auto [stride, padding, dilation, kernel] = given;
+  STD_TORCH_CHECK(kernel >= 1 && kernel <= kMost, op, ": a kernel of ", kernel, " is out of range");
+  STD_TORCH_CHECK(stride >= 1 && padding >= 0 && dilation >= 1 && std::max({stride, padding, dilation}) <= kMost, op,
+                  ": stride ", stride, ", padding ", padding, " or dilation ", dilation, " is out of range");
+  return given;
+}
+
 inline Axis axis(const char* op, const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                  const std::vector<int64_t>& dilation, int64_t kernel, size_t d) {
   STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 2 && dilation.size() == 2, op,
                   ": stride, padding and dilation must hold 2 numbers each");
-  constexpr int64_t kMost = INT32_MAX;  // so that no coordinate overflows
-  STD_TORCH_CHECK(kernel >= 1 && kernel <= kMost, op, ": a kernel of ", kernel, " is out of range");
-  STD_TORCH_CHECK(
-      stride[d] >= 1 && padding[d] >= 0 && dilation[d] >= 1 && std::max({stride[d], padding[d], dilation[d]}) <= kMost,
-      op, ": stride ", stride[d], ", padding ", padding[d], " or dilation ", dilation[d], " is out of range");
-  return {stride[d], padding[d], dilation[d], kernel};
+  return axis(op, {stride[d], padding[d], dilation[d], kernel});
 }
 
 inline int64_t output_size(const char* op, const Axis& a, int64_t size) {

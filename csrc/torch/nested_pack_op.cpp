@@ -103,13 +103,13 @@ int width_of(const char* op, int64_t bits, int64_t planes) {
 }
 
 Nested nested(const char* op, const Tensor& planes, const NestedScales& scales, const NestedLayout& layout,
-              const std::vector<Tensor>& parts) {
+              const Tensor* part) {
   check_layout(op, layout);
   plane_words_of(op, planes, layout.rows * layout.columns);
-  Nested made{scaled(planes, scales, layout), parts.empty() ? prepack(op, planes, layout) : parts[0]};
+  Nested made{scaled(planes, scales, layout), part ? *part : prepack(op, planes, layout)};
   const Tensor& p = made.planes;
   STD_TORCH_CHECK(p.is_cpu() && p.is_contiguous() && p.scalar_type() == ScalarType::Byte && p.dim() == 2 &&
-                      p.size(0) == planes.size(0) && p.size(1) == layout.plane_bytes() && parts.size() <= 1,
+                      p.size(0) == planes.size(0) && p.size(1) == layout.plane_bytes(),
                   op, ": prepack is not what nested_prepack makes of this weight, got shape ", shape_of(p));
   made.prepack.planes = static_cast<const uint8_t*>(p.const_data_ptr());
   return made;
@@ -119,7 +119,8 @@ Nested nested(const char* op, const Tensor& planes, const Tensor& scales, const 
               const NestedLayout& layout, const std::vector<Tensor>& parts) {
   check_layout(op, layout);
   plane_words_of(op, planes, layout.rows * layout.columns);
-  return nested(op, planes, scales_of(op, scales, zero_points, layout), layout, parts);
+  STD_TORCH_CHECK(parts.size() <= 1, op, ": prepack must hold at most one tensor, got ", parts.size());
+  return nested(op, planes, scales_of(op, scales, zero_points, layout), layout, parts.empty() ? nullptr : &parts[0]);
 }
 
 }  // namespace lcs::binding

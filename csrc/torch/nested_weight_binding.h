@@ -5,7 +5,8 @@
 // The fields of a NestedWeight as the packed ops' schemas take them, checked.
 namespace lcs::binding {
 
-// A prepack and what keeps it alive. `parts` is what nested_prepack returned for this weight; empty: made here.
+// A prepack and what keeps it alive. `part`, or the only one of `parts`, is what nested_prepack returned for this
+// weight; without it, it is made here.
 struct Nested {
   NestedPrepack prepack;
   Tensor planes;
@@ -19,7 +20,7 @@ struct NestedScales {
 };
 
 Nested nested(const char* op, const Tensor& planes, const NestedScales& scales, const NestedLayout& layout,
-              const std::vector<Tensor>& parts);
+              const Tensor* part);
 Nested nested(const char* op, const Tensor& planes, const Tensor& scales, const Tensor& zero_points,
               const NestedLayout& layout, const std::vector<Tensor>& parts);
 

@@ -58,6 +58,7 @@ class Builder {
                     kPackedNetwork, ": numbers must be steps x ", kNumbers, " contiguous int64 on the CPU, got shape ",
                     shape_of(numbers));
     const auto count = size_t(numbers.size(0));
+    values_.reserve(count + 1);
     values_.push_back({images(x, nullptr, true), false});
     steps_.reserve(count);
     ranges_.reserve(2 * count);
@@ -106,11 +107,9 @@ class Builder {
     STD_TORCH_CHECK(n.residual < 0 || n.kind == int64_t(Kind::convolution), kPackedNetwork, ": step ", step_,
                     " adds a residual, and is no convolution");
     lcs::PackedNetworkStep step{Kind(n.kind), int(n.input), int(n.residual), {}};
-    const std::vector<int64_t> stride{n.stride_h, n.stride_w}, padding{n.padding_h, n.padding_w},
-        dilation{n.dilation_h, n.dilation_w};
     lcs::PackedConv2dArgs& a = step.conv;
-    a.vertical = axis(kPackedNetwork, stride, padding, dilation, n.kernel_h, 0);
-    a.horizontal = axis(kPackedNetwork, stride, padding, dilation, n.kernel_w, 1);
+    a.vertical = axis(kPackedNetwork, {n.stride_h, n.padding_h, n.dilation_h, n.kernel_h});
+    a.horizontal = axis(kPackedNetwork, {n.stride_w, n.padding_w, n.dilation_w, n.kernel_w});
     a.x = x.shape;
     a.y = x.shape;
     a.y.height = output_size(kPackedNetwork, a.vertical, x.shape.height);
@@ -176,7 +175,7 @@ class Builder {
     STD_TORCH_CHECK(n.scales == 1 || n.scales == n.out_channels, kPackedNetwork, ": step ", step_, " has ", n.scales,
                     " scales, not 1 or ", n.out_channels);
     const Tensor& planes = next();
-    const std::vector<Tensor> prepack(n.prepacked ? 1 : 0, n.prepacked ? next() : planes);
+    const Tensor* const prepack = n.prepacked ? &next() : nullptr;
     const NestedScales scales{floats_.some(n.scales, step_), zero_points_.some(n.scales, step_),
                               n.scales == n.out_channels};
     weights_.push_back(

@@ -5,16 +5,20 @@ import sys
 from collections.abc import Callable
 
 import torch
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
 
 def disabled(function: Callable) -> Callable:
-    """`function`, which torch.compile leaves alone, and which runs no slower where nothing is ever compiled."""
+    """`function`, which torch.compile leaves alone, and which runs no slower where nothing is compiled."""
 
     uncompiled = None
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        return (function if "torch._dynamo" not in sys.modules else made())(*args, **kwargs)
+        return (made() if compiles() else function)(*args, **kwargs)
+
+    def compiles() -> bool:
+        return "torch._dynamo" in sys.modules and get_eval_frame_callback() is not None
 
     def made() -> Callable:
         nonlocal uncompiled

@@ -9,7 +9,6 @@ import inspect
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +19,7 @@ from torch.utils import _pytree as pytree
 from . import compiling
 from .arguments import channels_last, copied, same, signature
 from .compiled import CompiledForward
+from .frozen_report import NORM, Counters, FrozenReport, LayerReport
 from .fusing import NotTraceable, fused
 from .layers import SubspaceLayer
 from .layers.support import replace_modules
@@ -29,11 +29,10 @@ from .levels import UNITS, Level, Setting
 from .no_module import NoModule
 from .packed_steps import hooks_of, watched
 from .packing import RUNNING, Choice, Choices, FrozenSlot, Packed, Packer, Shape, Trace, nbytes, pack
-from .planning import columns
 from .quantized import Quantized
 from .quantized_packing import QuantizedPacker
 from .recipe import Recipe
-from .recorded import Unrecorded, can_record, record
+from .recorded import Recorded, Unrecorded, can_record, record
 from .sparse_packing import SparsePacker
 from .structured import Structured
 from .unstructured import Unstructured
@@ -51,55 +50,8 @@ PACKERS: dict[type[Recipe], type[Packer]] = {
     Unstructured: SparsePacker,
 }
 LEVELS = 128  # that are held at most
-NORM = "line_norm"
 _REMEMBERED = 1024  # inputs, and inputs at levels, whose choices are kept
 _RECORDED = 64  # kinds of inputs that a level keeps recordings for
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One layer at one level: the kernel that it runs, why none on a packed weight, weights stored, and bytes held."""
-
-    layer: str
-    kernel: str
-    why: str
-    stored: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class FrozenReport:
-    """The layers in the model's order; `print` shows them as a table."""
-
-    level: Level
-    rows: tuple[LayerReport, ...]
-
-    def __str__(self) -> str:
-        packed = sum(row.kernel not in ("torch", NORM) for row in self.rows)
-        total = sum(row.bytes for row in self.rows)
-        end = f"{self.level}: {packed} of {len(self.rows)} layers packed, {total:,} bytes"
-        return columns(LayerReport, self.rows, end)
-
-
-@dataclass(frozen=True)
-class Counters:
-    """What a frozen network has done so far.
-
-    hits, builds, evictions: of levels. levels, nbytes: held now. dense: {"layer: reason": levels built so} of the
-    compressible layers that run dense; fallbacks: those of them that should run packed and cannot. unfused: why the
-    model's forward runs as it is written, without steps in place; empty where it does not. contiguous: likewise, why
-    its inputs stay contiguous, not channels last.
-    """
-
-    hits: int
-    builds: int
-    evictions: int
-    levels: int
-    nbytes: int
-    dense: dict[str, int]
-    fallbacks: dict[str, int]
-    unfused: str
-    contiguous: str
 
 
 class Frozen(NoModule):
@@ -164,6 +116,7 @@ class Frozen(NoModule):
         self._cache: LevelCache[Packed] = LevelCache(cache_bytes, LEVELS)
         self._shapes: dict[tuple, dict[int, Shape]] = {}
         self._choices: dict[tuple[Level | None, tuple], Choices] = {}
+        self._ready: dict[tuple, tuple[tuple, bool]] = {}  # of levels and tensors with recordings: see _find
         self._level = functools.lru_cache(LEVELS)(recipe.level)
         self._dense: Counter[tuple[str, bool]] = Counter()
         self._counting = threading.Lock()
@@ -266,19 +219,44 @@ class Frozen(NoModule):
         return self.recipe.resolve(level, setting)
 
     def _call(self, level: Level, args: tuple, kwargs: dict, fused: bool = True):
+        if fused and (found := self._find(level, args, kwargs)):
+            recorded, x = found
+            return recorded(x)
         with _autocast_off(self._device):
             inputs = signature(args, kwargs)
-            packed = self._packed(level, self._chosen(level, inputs, args, kwargs))
+            choices = self._chosen(level, inputs, args, kwargs)
+            packed = self._packed(level, choices)
             fused = fused and inputs in self._forwards and not self._watched()
             drawn, last = self._drawn(args, kwargs) if fused else None, self._last.get(inputs)
             given = (args, kwargs) if drawn is None else drawn
-            if last or (last is not None and drawn is not None):
+            moves = last or (last is not None and drawn is not None)
+            if moves:
                 given = channels_last(*given)
             output = _run(self.model, packed, *given) if drawn is None else self._run_recorded(packed, given)
         if inputs not in packed.inputs:
             _remember(packed.inputs, inputs, None)
             self._cache.settle()
+        elif drawn is not None and can_record(args, kwargs) and _recording(packed, *given[0]):
+            _remember(self._ready, (level, _kind(*args)), (choices.key(level), moves))
         return output
+
+    def _find(self, level: Level, args: tuple, kwargs: dict) -> tuple[Recorded, Tensor] | None:
+        """What a call like this one has run as, and its tensor as that takes it: by a glance at what the call would
+        find out step by step."""
+        if not can_record(args, kwargs) or self._watched() or _autocasts(self._device):
+            return None
+        (x,) = args
+        key, moves = self._ready.get((level, _kind(x)), (None, False))
+        packed = self._cache.held(key)
+        if packed is None:
+            return None
+        if moves and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        recorded = _recording(packed, x)
+        if recorded is None:
+            return None
+        self._cache.use(key)
+        return recorded, x
 
     def _packed(self, level: Level, choices: Choices) -> Packed:
         return self._cache.get(choices.key(level), lambda: self._pack(level, choices))
@@ -359,16 +337,16 @@ class Frozen(NoModule):
         if not can_record(*drawn):
             return self._run_fused(packed, drawn)
         (x,), _ = drawn
-        key = x.shape, x.stride(), x.dtype
-        found = packed.recorded.get(key)  # in one step, as other threads may clear them
+        kind = _kind(x)
+        found = packed.recorded.get(kind)  # in one step, as other threads may clear them
         if found is None:
-            _remember(packed.recorded, key, Unrecorded.ONCE, _RECORDED)
+            _remember(packed.recorded, kind, Unrecorded.ONCE, _RECORDED)
         elif found is Unrecorded.ONCE:
             output, found = record(lambda x: self._run_fused(packed, ((x,), {})), x)
-            _remember(packed.recorded, key, found or Unrecorded.NEVER, _RECORDED)
+            _remember(packed.recorded, kind, found or Unrecorded.NEVER, _RECORDED)
             return output
-        elif found is not Unrecorded.NEVER and found.is_current:
-            return found(x)
+        elif recorded := _recording(packed, x):
+            return recorded(x)
         return self._run_fused(packed, drawn)
 
     def _drawn(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
@@ -488,10 +466,22 @@ def _remember(memory: dict, key, value, most: int = _REMEMBERED) -> None:
     memory[key] = value
 
 
+def _kind(x: Tensor) -> tuple:
+    """All that a recording depends on."""
+    return x.shape, x.stride(), x.dtype
+
+
+def _recording(packed: Packed, x: Tensor) -> Recorded | None:
+    found = packed.recorded.get(_kind(x))
+    return found if isinstance(found, Recorded) and found.is_current else None
+
+
+def _autocasts(device: str | None) -> bool:
+    return device is not None and torch.is_autocast_enabled(device)
+
+
 def _autocast_off(device: str | None):
-    if device is not None and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False) if _autocasts(device) else contextlib.nullcontext()
 
 
 def _rebuild(model: nn.Module, recipe: Recipe, kept: tuple[str, ...], cache_bytes: int, strict: bool) -> Frozen:

@@ -53,6 +53,17 @@ class LevelCache(Generic[Value]):
             if value is not None:
                 return value  # else the other thread's build failed: try it here, for an error of our own
 
+    def held(self, key: Hashable) -> Value | None:
+        """The value of `key`, where it is held; `use` says that it is used."""
+        return self._values.get(key)
+
+    def use(self, key: Hashable) -> None:
+        """Counts what `held` has returned as `get` would."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            self.hits += 1
+
     def _build(self, key: Hashable, build: Callable[[], Value], done: Future) -> Value:
         value = None
         try:

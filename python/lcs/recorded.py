@@ -37,6 +37,8 @@ def can_record(args: tuple, kwargs: dict) -> bool:
     """Whether a call is of one plain tensor on the CPU, without a gradient, that nobody else watches."""
     if len(args) != 1 or kwargs or type(args[0]) is not Tensor or not args[0].is_cpu:
         return False
+    if args[0].layout is not torch.strided:
+        return False
     differentiates = (args[0].requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0
     watched = _len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None
     return not differentiates and not watched
@@ -61,7 +63,7 @@ class Recorded:
     steps: tuple[Step, ...]
     values: int
     outputs: list  # leaves, and a `_Value` for each that is computed
-    structure: pytree.TreeSpec
+    structure: pytree.TreeSpec | None  # None: the only leaf is the result
     weights: tuple[tuple[Tensor, int], ...]  # shared by levels, with torch's counts of writes to them
 
     def __call__(self, x: Tensor) -> object:
@@ -69,7 +71,8 @@ class Recorded:
         values[0] = x
         for step in self.steps:
             step(values)
-        return pytree.tree_unflatten([_filled(place, values) for place in self.outputs], self.structure)
+        results = [_filled(place, values) for place in self.outputs]
+        return results[0] if self.structure is None else pytree.tree_unflatten(results, self.structure)
 
     @property
     def is_current(self) -> bool:
@@ -137,7 +140,8 @@ class _Places:
                 steps.append(self._called(run[0], drops))
             needed |= reads
         weights = tuple((weight, weight._version) for weight in _shared_weights(self._calls))
-        return Recorded(tuple(reversed(steps)), len(self._at), outputs, structure, weights)
+        given = None if pytree.tree_is_leaf(output) else structure
+        return Recorded(tuple(reversed(steps)), len(self._at), outputs, given, weights)
 
     def _runs(self) -> list[tuple[bool, list[Call]]]:
         """Calls that one step makes, and whether `replay` can: of ours those that follow each other, but for what

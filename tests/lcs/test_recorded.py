@@ -115,6 +115,30 @@ def test_views_of_what_comes_in_are_no_part_of_a_step():
         assert output[1].data_ptr() == x.data_ptr()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_call_like_earlier_ones_is_found_at_a_glance_and_counted(layout):
+    fast, x = frozen(Classifier()), torch.randn(2, 3, 9, 8).contiguous(memory_format=layout)
+    runner = fast.at(density=0.3)
+    for known in (False, False, True, True, True):
+        assert bool(fast._ready) is known
+        runner(x)
+    assert (fast.counters.builds, fast.counters.hits) == (1, 4)
+    packed = level_of(fast, x, density=0.3)
+    expected = fast._run_fused(packed, ((x,), {}))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fast._find(runner.level, (x,), {}) is None
+        assert torch.equal(runner(x), expected)
+    assert fast._find(runner.level, (x,), {}) is not None
+    handle = fast.model.norm.register_forward_hook(lambda module, args, output: output + 1)
+    assert fast._find(runner.level, (x,), {}) is None
+    assert not torch.equal(runner(x), expected)
+    handle.remove()
+    fast._cache._values.clear()
+    assert fast._find(runner.level, (x,), {}) is None
+    assert torch.equal(runner(x), expected)
+    assert fast.counters.builds == 2
+
+
 @pytest.mark.filterwarnings("ignore:running statistics")
 def test_another_layout_is_another_recording():
     fast, x = frozen(), torch.randn(2, 3, 9, 8)
