@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -14,13 +15,15 @@
 #include "packed_pool.h"
 #include "packed_strip.h"
 #include "scratch.h"
+#include "second_level.h"
 #include "tasks.h"
 #include "walk.h"
 
 namespace lcs {
 namespace {
 
-constexpr int64_t kImages = 4;             // that a thread takes through all steps, so that they stay in its caches
+constexpr int64_t kImages = 8;             // that a thread takes through all steps
+constexpr int64_t kStageShare = 2;         // of the second-level cache, what a step may read and make of its images
 constexpr int64_t kBandBytes = 512 << 10;  // of the results that are pooled as they are made
 constexpr int64_t kBands = 8;              // enough to keep the threads even
 constexpr int64_t kPiece = 1 << 14;        // elements that are looked through for NaN at once
@@ -85,12 +88,24 @@ class PackedNetwork {
     bool floats = true;                         // whether others read it
   };
 
+  // Steps up to `end`, which run on so many images at once. Those before a stage have run on them by then, in as many
+  // turns as they need.
+  struct Stage {
+    int64_t end, images;
+  };
+
   bool codes(int64_t value) const { return value > 0 && a_.steps[value - 1].conv.y_range; }
   int64_t element(int64_t value) const { return codes(value) ? 1 : 4; }
   const Images& shape(int64_t value) const { return value == 0 ? a_.x : a_.steps[value - 1].conv.y; }
   int64_t size(int64_t value) const {
     const Images& y = shape(value);
-    return images_ * y.channels * y.height * y.width;
+    return y.channels * y.height * y.width;
+  }
+  const Stage& stage_of(int64_t step) const {
+    return *std::find_if(stages_.begin(), stages_.end(), [step](const Stage& stage) { return step < stage.end; });
+  }
+  int64_t images_of(int64_t value) const {  // that are there at once: those of the stage that reads it last
+    return stage_of(std::max(values_[size_t(value)].read, value - 1)).images;
   }
   bool takes_codes(int64_t i) const { return a_.steps[i].kind == Kind::convolution && !banded_[size_t(i)]; }
   // Whether step i reads codes that were made beside its input.
@@ -111,8 +126,28 @@ class PackedNetwork {
                            !codes(step.input);
     }
     find_twins();
+    choose_stages();
     for (int64_t v = 1; v < a_.count; ++v)
       if (!banded_[size_t(v - 1)]) place(v);
+  }
+
+  // Large images few at once, so that they stay in the second-level cache; small ones many, for which weights are
+  // unpacked once.
+  void choose_stages() {
+    const int64_t room = kStageShare * second_level();
+    int64_t most = images_;
+    for (int64_t i = a_.count - 1; i >= 0; --i) {
+      if (banded_[size_t(i)]) continue;
+      const PackedNetworkStep& step = a_.steps[i];
+      const int input = i > 0 && banded_[size_t(i - 1)] ? a_.steps[i - 1].input : step.input;
+      int64_t bytes = size(i + 1) * element(i + 1) + size(input) * element(input);
+      if (step.residual >= 0) bytes += size(step.residual) * 4;
+      const auto fit = std::bit_floor(uint64_t(std::max<int64_t>(room / std::max<int64_t>(bytes, 1), 1)));
+      most = std::min(most, int64_t(fit));
+      if (stages_.empty() || stages_.back().images != most) stages_.push_back({i + 1, most});
+    }
+    std::reverse(stages_.begin(), stages_.end());
+    images_ = stages_.back().images;
   }
 
   bool pooled_as_made(int64_t v) const { return v > 1 && banded_[size_t(v - 2)]; }
@@ -145,13 +180,14 @@ class PackedNetwork {
   }
 
   int64_t float_bytes(int64_t v) const {
-    return values_[size_t(v)].floats ? ceil_div(size(v) * element(v), kLine) * kLine : 0;
+    return values_[size_t(v)].floats ? ceil_div(images_of(v) * size(v) * element(v), kLine) * kLine : 0;
   }
 
   void place(int64_t v) {
     Value& value = values_[size_t(v)];
-    value.made = v - 1 - pooled_as_made(v);
-    value.bytes = float_bytes(v) + (value.twin ? ceil_div(size(v), kLine) * kLine : 0);
+    const bool crosses = images_of(v) != stage_of(v - 1).images;  // then the steps before are not over
+    value.made = crosses ? 0 : v - 1 - pooled_as_made(v);
+    value.bytes = float_bytes(v) + (value.twin ? ceil_div(images_of(v) * size(v), kLine) * kLine : 0);
     for (bool moved = true; moved;) {
       moved = false;
       for (int64_t u = 1; u < v; ++u) {
@@ -164,9 +200,9 @@ class PackedNetwork {
     bytes_ = std::max(bytes_, value.offset + value.bytes);
   }
 
-  // Images of a group on their way through the steps.
+  // Images of a group on their way through the steps: n of them from `at` on, of those from `first` on.
   struct Group {
-    int64_t first, n;
+    int64_t first, at, n;
     char* memory;
     bool* spoilt;  // of each value that is known, which images hold NaN; null: nobody asks
     const Parallel& parallel;
@@ -175,27 +211,45 @@ class PackedNetwork {
   Images floats_of(const Group& g, int64_t value) const {
     if (value == 0) {
       Images x = a_.x;
-      x.data = static_cast<float*>(x.data) + g.first * x.image_stride;
+      x.data = static_cast<float*>(x.data) + (g.first + g.at) * x.image_stride;
       x.n = g.n;
       return x;
     }
-    if (value < a_.count) return channels_last(g.memory + values_[size_t(value)].offset, g.n, shape(value));
-    return channels_last(static_cast<float*>(a_.y.data) + g.first * a_.y.image_stride, g.n, a_.y);
+    if (value == a_.count)
+      return channels_last(static_cast<float*>(a_.y.data) + (g.first + g.at) * a_.y.image_stride, g.n, a_.y);
+    const int64_t at = g.at % images_of(value) * size(value) * element(value);
+    return channels_last(g.memory + values_[size_t(value)].offset + at, g.n, shape(value));
   }
   int8_t* codes_of(const Group& g, int64_t value) const {
-    return reinterpret_cast<int8_t*>(g.memory + values_[size_t(value)].offset + float_bytes(value));
+    char* const codes = g.memory + values_[size_t(value)].offset + float_bytes(value);
+    return reinterpret_cast<int8_t*>(codes) + g.at % images_of(value) * size(value);
   }
   // Null: it is not known.
   bool* spoilt_of(const Group& g, int64_t value) const {
-    return g.spoilt && values_[size_t(value)].known ? g.spoilt + value * images_ : nullptr;
+    return g.spoilt && values_[size_t(value)].known ? g.spoilt + value * images_ + g.at : nullptr;
   }
 
   void run_images(int64_t first, int64_t n, const Parallel& parallel) const {
     static thread_local Scratch<char> scratch;
     char* const memory = scratch.reserve(bytes_ + (a_.count + 1) * images_);
-    const Group group{first, n, memory, twins_ ? reinterpret_cast<bool*>(memory + bytes_) : nullptr, parallel};
+    const Group group{first, 0, n, memory, twins_ ? reinterpret_cast<bool*>(memory + bytes_) : nullptr, parallel};
     if (twins_) find_nan(floats_of(group, 0), group.spoilt, parallel);
-    for (int64_t i = 0; i < a_.count; ++i) {
+    run_stage(group, stages_.size() - 1);
+  }
+
+  void run_stage(const Group& whole, size_t stage) const {
+    for (int64_t at = 0; stage > 0 && at < whole.n; at += stages_[stage - 1].images) {
+      Group part = whole;
+      part.at += at;
+      part.n = std::min(stages_[stage - 1].images, whole.n - at);
+      run_stage(part, stage - 1);
+    }
+    run_steps(whole, stage > 0 ? stages_[stage - 1].end : 0, stages_[stage].end);
+  }
+
+  void run_steps(const Group& group, int64_t begin, int64_t end) const {
+    const Parallel& parallel = group.parallel;
+    for (int64_t i = begin; i < end; ++i) {
       const PackedNetworkStep& step = a_.steps[i];
       spread_nan(group, i);
       if (banded_[size_t(i)]) {
@@ -402,6 +456,7 @@ class PackedNetwork {
   const PackedConv2dKernels convs_;
   std::vector<Value> values_;
   std::vector<bool> banded_;
+  std::vector<Stage> stages_;
   int64_t images_ = 1, bytes_ = 0;
   bool twins_ = false;  // whether there are codes beside values
 };

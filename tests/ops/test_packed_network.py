@@ -112,6 +112,24 @@ def test_many_bands():
     check(torch.randn(2, 3, 226, 224), stem())
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)
+@pytest.mark.parametrize("images", [2, 7, 11, 19])
+def test_large_images_go_a_few_at_a_time_through_the_first_steps(threads, images):
+    torch.manual_seed(images)
+    smaller = [
+        MaxPool(7, 3, 2, 1),
+        conv(8, 128, 128, (3, 3), padding=1, y_range=HIDDEN),
+        conv(9, 128, 128, (1, 1), x_range=HIDDEN, residual=8),
+        MaxPool(10, 2, 2),
+        conv(11, 64, 128, (1, 1)),
+    ]
+    x = torch.randn(images, 3, 160, 150)
+    x[-2, 1, 20, 31] = torch.nan
+    y = check(x, stem() + smaller)
+    spoilt = y.isnan().flatten(1)
+    assert spoilt[-2].all() and spoilt.sum() == spoilt[-2].sum()
+
+
 @pytest.mark.parametrize("images", [1, 4])
 def test_an_image_that_holds_nan_is_nan_and_no_other(isa, images):
     torch.manual_seed(0)
