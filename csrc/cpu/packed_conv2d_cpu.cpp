@@ -36,7 +36,7 @@ class PackedConv2d {
         parallel_(parallel),
         layout_(args.weight.layout),
         gemm_(args.weight, args.bits, nullptr, false, args.exact),
-        run_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx2::packed_conv2d_kernels)),
+        run_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx512::packed_conv2d_kernels)),
         winograd_(packed_conv2d_winograd(args)),
         strip_(args, gemm_, winograd_ ? Panel::bytes : gemm_.panel(), parallel),
         g_(strip_.geometry()),

@@ -50,5 +50,8 @@ PackedConv2dKernels packed_conv2d_kernels();
 namespace avx2 {
 PackedConv2dKernels packed_conv2d_kernels();
 }
+namespace avx512 {
+PackedConv2dKernels packed_conv2d_kernels();
+}
 
 }  // namespace lcs

@@ -11,7 +11,7 @@ namespace lcs {
 PackedResult::PackedResult(const PackedConv2dArgs& args, bool pairs)
     : a_(args),
       pairs_(pairs),
-      run_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx2::packed_conv2d_kernels)),
+      run_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx512::packed_conv2d_kernels)),
       copies_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
       pixels_(args.y.height * args.y.width) {
   if (a_.y_range) codes_ = codes_of(*a_.y_range);

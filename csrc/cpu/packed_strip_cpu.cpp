@@ -78,7 +78,7 @@ PackedStrip::PackedStrip(const PackedConv2dArgs& args, const PackedGemm& gemm, P
       gemm_(gemm),
       parallel_(parallel),
       panel_(panel),
-      run_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx2::packed_conv2d_kernels)),
+      run_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx512::packed_conv2d_kernels)),
       copies_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
       g_(args, panel) {
   static thread_local Scratch<char> scratch;
