@@ -9,9 +9,9 @@ LCS_TARGET_BEGIN(LCS_TARGET_AVX512)
 namespace lcs::avx512 {
 namespace {
 
-constexpr int64_t kMostBytes = 1984;  // of a position: the sums of a quarter of their 128 bits' words fit 16 bits
+constexpr int64_t kMostBytes = 1984;  // of a position, an eighth of which sums to 16 bits
 
-// Of the bytes of each position, 64 times a number of them, sixteenths.
+// Sixteen partial sums of n bytes, a multiple of 64.
 inline __m512i sixteenths(const int8_t* x, int64_t n) {
   const __m512i ones = _mm512_set1_epi8(1);
   __m512i words = _mm512_setzero_si512();
@@ -20,12 +20,12 @@ inline __m512i sixteenths(const int8_t* x, int64_t n) {
   return _mm512_madd_epi16(words, _mm512_set1_epi16(1));
 }
 
-// Neighbours of a, and behind them of b, in every 128 bits.
+// Of every 128 bits the sums of neighbours in a, and behind them of those in b.
 inline __m512i halved(__m512i a, __m512i b) {
   return _mm512_madd_epi16(_mm512_packs_epi32(a, b), _mm512_set1_epi16(1));
 }
 
-// Likewise of the 128 bits themselves.
+// The sums of neighbouring 128 bits of a, and behind them of those of b.
 inline __m512i lanes_halved(__m512i a, __m512i b) {
   return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
 }

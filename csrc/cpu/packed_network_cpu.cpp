@@ -23,7 +23,7 @@ namespace lcs {
 namespace {
 
 constexpr int64_t kImages = 8;             // that a thread takes through all steps
-constexpr int64_t kStageShare = 2;         // of the second-level cache, what a step may read and make of its images
+constexpr int64_t kStageShare = 2;         // second-level caches, of which a step may read and make so much at once
 constexpr int64_t kBandBytes = 512 << 10;  // of the results that are pooled as they are made
 constexpr int64_t kBands = 8;              // enough to keep the threads even
 constexpr int64_t kPiece = 1 << 14;        // elements that are looked through for NaN at once
@@ -65,23 +65,22 @@ class PackedNetwork {
 
   void run() {
     // Images go their way alone, each in one thread, where that keeps the threads even.
-    const int64_t n = a_.x.n, each = ceil_div(n, a_.threads);
-    const bool alone = n >= a_.threads && 5 * n >= 4 * each * a_.threads;
+    const int64_t n = a_.x.n, threads = a_.threads, each = ceil_div(n, threads);
+    const bool alone = n >= threads && 5 * n >= 4 * each * threads;
     images_ = alone ? ceil_div(each, ceil_div(each, kImages)) : std::min(n, kImages);
-    plan();
-    const int64_t groups = ceil_div(n, images_);
+    plan(kStageShare * second_level() * (alone ? 1 : threads));
     const auto all = [&](int64_t begin, int64_t end, const Parallel& parallel) {
-      for (int64_t i = begin; i < end; ++i) run_images(i * images_, std::min(images_, n - i * images_), parallel);
+      for (int64_t i = begin; i < end; i += images_) run_images(i, std::min(images_, end - i), parallel);
     };
-    if (alone)
-      parallel_(groups, 1, [&](int64_t begin, int64_t end) { all(begin, end, serial); });
-    else
-      all(0, groups, parallel_);
+    if (!alone) return all(0, n, parallel_);
+    parallel_(threads, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) all(n * i / threads, n * (i + 1) / threads, serial);
+    });
   }
 
  private:
   struct Value {
-    int64_t readers = 0, made = -1, read = -1;  // by which step, and by which one last
+    int64_t readers = 0, made = -1, read = -1;  // by which step, and by which one last: if by none, that which makes it
     int64_t offset = 0, bytes = 0;              // in the scratch memory
     bool known = false;                         // whether its images hold NaN just where what it is made of does
     const ActivationRange* twin = nullptr;      // of codes that are made beside it, for the steps that read these
@@ -105,7 +104,7 @@ class PackedNetwork {
     return *std::find_if(stages_.begin(), stages_.end(), [step](const Stage& stage) { return step < stage.end; });
   }
   int64_t images_of(int64_t value) const {  // that are there at once: those of the stage that reads it last
-    return stage_of(std::max(values_[size_t(value)].read, value - 1)).images;
+    return stage_of(values_[size_t(value)].read).images;
   }
   bool takes_codes(int64_t i) const { return a_.steps[i].kind == Kind::convolution && !banded_[size_t(i)]; }
   // Whether step i reads codes that were made beside its input.
@@ -115,7 +114,8 @@ class PackedNetwork {
   }
 
   // Which convolutions are pooled as they are made, and where each value lies while it is needed.
-  void plan() {
+  void plan(int64_t room) {
+    for (int64_t v = 1; v <= a_.count; ++v) values_[size_t(v)].read = v - 1;
     for (int64_t i = 0; i < a_.count; ++i)
       for (const int value : {a_.steps[i].input, a_.steps[i].residual})
         if (value >= 0) ++values_[size_t(value)].readers, values_[size_t(value)].read = i;
@@ -126,16 +126,16 @@ class PackedNetwork {
                            !codes(step.input);
     }
     find_twins();
-    choose_stages();
+    choose_stages(room);
     for (int64_t v = 1; v < a_.count; ++v)
       if (!banded_[size_t(v - 1)]) place(v);
   }
 
   // Large images few at once, so that they stay in the second-level cache; small ones many, for which weights are
   // unpacked once.
-  void choose_stages() {
-    const int64_t room = kStageShare * second_level();
+  void choose_stages(int64_t room) {
     int64_t most = images_;
+    stages_.push_back({a_.count, most});
     for (int64_t i = a_.count - 1; i >= 0; --i) {
       if (banded_[size_t(i)]) continue;
       const PackedNetworkStep& step = a_.steps[i];
@@ -144,10 +144,9 @@ class PackedNetwork {
       if (step.residual >= 0) bytes += size(step.residual) * 4;
       const auto fit = std::bit_floor(uint64_t(std::max<int64_t>(room / std::max<int64_t>(bytes, 1), 1)));
       most = std::min(most, int64_t(fit));
-      if (stages_.empty() || stages_.back().images != most) stages_.push_back({i + 1, most});
+      if (stages_.back().images != most) stages_.push_back({i + 1, most});
     }
     std::reverse(stages_.begin(), stages_.end());
-    images_ = stages_.back().images;
   }
 
   bool pooled_as_made(int64_t v) const { return v > 1 && banded_[size_t(v - 2)]; }
@@ -185,7 +184,7 @@ class PackedNetwork {
 
   void place(int64_t v) {
     Value& value = values_[size_t(v)];
-    const bool crosses = images_of(v) != stage_of(v - 1).images;  // then the steps before are not over
+    const bool crosses = images_of(v) != stage_of(v - 1).images;  // steps before it run again while it is kept
     value.made = crosses ? 0 : v - 1 - pooled_as_made(v);
     value.bytes = float_bytes(v) + (value.twin ? ceil_div(images_of(v) * size(v), kLine) * kLine : 0);
     for (bool moved = true; moved;) {

@@ -194,10 +194,8 @@ class Builder {
     if (n.residual < 0) return;
     const Value& residual = values_[size_t(n.residual)];
     const lcs::Images& r = residual.shape;
-    STD_TORCH_CHECK(n.residual > 0 && !residual.codes && r.channels == a.y.channels && r.height == a.y.height &&
-                        r.width == a.y.width,
-                    kPackedNetwork, ": the residual of step ", step_,
-                    " must be a float32 value of an earlier step, of the result's shape");
+    STD_TORCH_CHECK(!residual.codes && r.channels == a.y.channels && r.height == a.y.height && r.width == a.y.width,
+                    kPackedNetwork, ": the residual of step ", step_, " must be a float32 value of the result's shape");
   }
 
   const std::vector<Tensor>& tensors_;
@@ -215,11 +213,11 @@ Tensor packed_network_cpu(Tensor x, std::vector<Tensor> weights, Tensor floats, 
   STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float, kPackedNetwork,
                   ": x must be float32 (n, c, h, w), got shape ", shape_of(x));
   const Builder network(x, weights, floats, zero_points, numbers);
-  const auto pools_x = [](const lcs::PackedNetworkStep& step) {
-    return step.kind == Kind::max_pool && step.input == 0;
+  const auto needs_last = [](const lcs::PackedNetworkStep& step) {  // of x
+    return (step.kind == Kind::max_pool && step.input == 0) || step.residual == 0;
   };
   const bool is_last = wants_channels_last(x);
-  const bool last = is_last || std::any_of(network.steps().begin(), network.steps().end(), pools_x);
+  const bool last = is_last || std::any_of(network.steps().begin(), network.steps().end(), needs_last);
   const Tensor input = is_last ? x
                        : last  ? torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast)
                                : torch::stable::contiguous(x);

@@ -102,7 +102,7 @@ class Frozen(NoModule):
         self._packer.check(self._named)
         for index, layer in enumerate(self._layers):
             layer.slot, layer.index = slot, index
-            layer.__class__ = self._packer.layers.get(type(layer), type(layer))
+            layer.__class__ = self._packer.frozen(layer)
         self._cpu = (device := next(model.parameters()).device.type) == "cpu"
         self._parameters = inspect.signature(model.forward)
         values = self._parameters.parameters.values()
@@ -241,8 +241,8 @@ class Frozen(NoModule):
         return output
 
     def _find(self, level: Level, args: tuple, kwargs: dict) -> tuple[Recorded, Tensor] | None:
-        """What a call like this one has run as, and its tensor as that takes it: by a glance at what the call would
-        find out step by step."""
+        """The recording of calls like this one, and the tensor as that takes it; None where the call would not end in
+        that recording."""
         if not can_record(args, kwargs) or self._watched() or _autocasts(self._device):
             return None
         (x,) = args
@@ -254,6 +254,7 @@ class Frozen(NoModule):
             x = x.contiguous(memory_format=torch.channels_last)
         recorded = _recording(packed, x)
         if recorded is None:
+            self._ready.pop((level, _kind(args[0])), None)
             return None
         self._cache.use(key)
         return recorded, x

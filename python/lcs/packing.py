@@ -56,6 +56,10 @@ class Packer:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
+    def frozen(self, layer: SubspaceLayer) -> type[SubspaceLayer]:
+        """The type that a layer becomes."""
+        return self.layers.get(type(layer), type(layer))
+
     def kept(self, modules: Iterable[nn.Module]) -> dict[nn.Module, SubspaceLayer]:
         """Of modules that a point has left as they are, those that run better as layers that are never compressed."""
         return {}

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import lcs_kernels
 from lcs_kernels.formats import NestedWeight
 from lcs_kernels.ops.packed_conv2d import MAX_RANGED_TERMS, prepacked
 
+from .dense_packing import WholeWeights, dense_kernel, view
 from .layers import SubspaceLayer
 from .layers.base import blend
+from .layers.frozen import FrozenConv2d
 from .layers.frozen_quantized import FROZEN_LAYERS, NestedView
+from .layers.quantized import QuantizedConv2d
+from .layers.weights import SubspaceConv2d
 from .levels import Level
+from .packed_steps import watched
 from .packing import Choice, Packer, Shape, Weight
 from .quantized import MOST, folded_factor
 from .recipe import Recipe
@@ -25,19 +30,33 @@ from .recipe import Recipe
 
 class QuantizedPacker(Packer):
     """Each width is rounded on its own, so that a level holds `bits` planes of its codes. Of a nested point all widths
-    are the first planes of one weight, which is made once; a level is only how many of them it reads."""
+    are the first planes of one weight, which is made once; a level is only how many of them it reads.
 
+    Layers that stay float32 run by the engine's dense convolution where that is faster than torch's. It sums in another
+    order, so that an input code behind it may differ by one where a value lies on the border of two."""
+
+    dense = True
     keeps_layout = False
-    layers = FROZEN_LAYERS
+    layers = {**FROZEN_LAYERS, SubspaceConv2d: FrozenConv2d}
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
+        self._wholes = WholeWeights()
         self._packed: dict[SubspaceLayer, NestedView] = {}
         self._packing = threading.Lock()
 
     @functools.cached_property
     def _backends(self) -> dict[str, str]:
         return lcs_kernels.backends()["packed_conv2d"]
+
+    def frozen(self, layer: SubspaceLayer) -> type[SubspaceLayer]:
+        """A float32 convolution, as the first layer of a network, runs by the engine's dense op; a classifier is a step
+        of the network of integers before it."""
+        return FrozenConv2d if type(layer) is QuantizedConv2d and _is_dense(layer) else super().frozen(layer)
+
+    def kept(self, modules: Iterable[nn.Module]) -> dict[nn.Module, SubspaceLayer]:
+        free = [m for m in modules if type(m) is nn.Conv2d and not watched(m)]
+        return {m: SubspaceConv2d.of(m) for m in free if _is_dense(m)}
 
     def check(self, layers: Mapping[str, SubspaceLayer]) -> None:
         for name, layer in layers.items():
@@ -52,6 +71,9 @@ class QuantizedPacker(Packer):
 
     def choose(self, layer: SubspaceLayer, x_shape: Shape | None, level: Level) -> Choice:
         device, dtype = layer.weight.device.type, str(layer.weight.dtype).removeprefix("torch.")
+        if not layer.compressed:
+            kernel = dense_kernel(layer, x_shape) if isinstance(layer, FrozenConv2d) else "torch"
+            return Choice(kernel, "never compressed")
         if level.bits is None:
             return Choice("torch", "full precision")
         if not isinstance(layer, tuple(FROZEN_LAYERS.values())):
@@ -67,7 +89,13 @@ class QuantizedPacker(Packer):
 
     def weights(self, layers: Sequence[SubspaceLayer], level: Level, kernels: Sequence[str]) -> Iterator[Weight]:
         for layer, kernel in zip(layers, kernels, strict=True):
-            yield self.recipe.weights([layer], level)[0] if kernel == "torch" else self._view(layer, level)
+            if kernel == "packed_conv2d":
+                yield self._view(layer, level)
+            elif kernel != "torch" and not layer.line:
+                yield self._wholes.of(layer)
+            else:
+                w = self.recipe.weights([layer], level)[0]
+                yield w if kernel == "torch" else view(w, shared=False)
 
     def input(self, layer: SubspaceLayer, x: Tensor, level: Level) -> Tensor:
         bits = self.recipe.extras(layer, level)
@@ -109,3 +137,10 @@ class QuantizedPacker(Packer):
         shift = None if norm.bias is None else blend(norm.bias, getattr(norm, "bias_1", None), level.alpha)
         mean = norm.running_mean if bias is None else norm.running_mean - bias
         return -mean * factor if shift is None else shift - mean * factor
+
+
+def _is_dense(layer: nn.Conv2d) -> bool:
+    """Whether it is a float32 convolution of more than single positions, at every level."""
+    return (
+        not getattr(layer, "compressed", False) and layer.kernel_size != (1, 1) and layer.weight.dtype == torch.float32
+    )

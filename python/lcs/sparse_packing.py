@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -11,12 +10,11 @@ from torch import Tensor, nn
 
 import lcs_kernels
 from lcs_kernels import costs, interpolate_prune_foreach_masks, isa
-from lcs_kernels.formats import SparseWeight, WidthWeight
-from lcs_kernels.formats.width_weight import packing_pays
+from lcs_kernels.formats import SparseWeight
 
+from .dense_packing import WholeWeights, dense_kernel, is_depthwise, pays_packed, view
 from .layers import SubspaceLayer
 from .layers.frozen import FROZEN_LAYERS, FrozenConv2d, FrozenLinear
-from .layers.frozen_norm import WidthView
 from .layers.norms import SubspaceGroupNorm, SubspaceInstanceNorm2d
 from .layers.weights import SubspaceConv2d
 from .levels import Level
@@ -24,7 +22,6 @@ from .packed_steps import watched
 from .packing import Choice, Packer, Shape, Weight
 from .recipe import Recipe
 
-_SMALL = 1 << 16  # weights, of which torch's convolution takes longer to call, or to lay out, than ours
 _KEPT = {nn.Conv2d: SubspaceConv2d, nn.GroupNorm: SubspaceGroupNorm, nn.InstanceNorm2d: SubspaceInstanceNorm2d}
 # Products of an image, and densities, at most, of convolutions that networks run sparse whatever they cost alone: in
 # lanes after each other (`lcs_kernels.replay`) they take less time than laying images out for dense ones. Of what
@@ -39,8 +36,7 @@ class SparsePacker(Packer):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        self._wholes: dict[SubspaceLayer, WidthView] = {}  # of layers that no level changes
-        self._packing = threading.Lock()
+        self._wholes = WholeWeights()
 
     def kept(self, modules: Iterable[nn.Module]) -> dict[nn.Module, SubspaceLayer]:
         free = [m for m in modules if type(m) in _KEPT and not watched(m)]
@@ -52,9 +48,7 @@ class SparsePacker(Packer):
     def choose(self, layer: SubspaceLayer, x_shape: Shape | None, level: Level) -> Choice:
         device, dtype = layer.weight.device.type, str(layer.weight.dtype).removeprefix("torch.")
         if not layer.compressed:
-            packed = "width_conv2d_norm" if self._does_the_norm(layer) else ""
-            packed = packed or ("width_conv2d" if _pays_packed(layer, x_shape) else "torch")
-            return Choice(packed, "never compressed")
+            return Choice(dense_kernel(layer, x_shape), "never compressed")
         if not isinstance(layer, (FrozenConv2d, FrozenLinear)):
             return Choice("torch", f"no sparse op for {layer.original.__name__}", fallback=True)
         if layer.weight.dtype not in (torch.float32, torch.bfloat16):
@@ -69,27 +63,21 @@ class SparsePacker(Packer):
             shape = tuple(layer.weight.shape)
             few = _does_few(layer, x_shape, density)
             pays = few or costs.pays(layer.sparse_op, x_shape, shape, density, stride=stride)
-            if _is_depthwise(layer) or not pays:
-                packed = "width_conv2d" if _pays_packed(layer, x_shape) else "torch"
+            if is_depthwise(layer) or not pays:
+                packed = "width_conv2d" if pays_packed(layer, x_shape) else "torch"
                 return Choice(packed, "dense is faster here", dense=True)
         return Choice(layer.sparse_op, "not reached by this input" if x_shape is None else "")
-
-    def _does_the_norm(self, layer: SubspaceLayer) -> bool:
-        """Whether the engine's dense convolution can do the norm behind it, too, as of a first layer."""
-        behind = vars(layer).get("behind")
-        known = (torch.float32,) if isinstance(behind, nn.BatchNorm2d) else (torch.float32, torch.bfloat16)
-        return behind is not None and layer.weight.is_cpu and layer.weight.dtype in known and layer.groups == 1
 
     def weights(self, layers: Sequence[SubspaceLayer], level: Level, kernels: Sequence[str]) -> Iterator[Weight]:
         changing = [layer for layer in layers if layer.compressed or layer.line]
         made = iter(self._made(changing, level))
         for layer, kernel in zip(layers, kernels, strict=True):
             if not (layer.compressed or layer.line):  # at every level its own
-                yield layer.weight if kernel == "torch" else self._whole(layer)
+                yield layer.weight if kernel == "torch" else self._wholes.of(layer)
                 continue
             w, mask_bits = next(made)
             if kernel.startswith("width_conv2d"):
-                yield _view(w, shared=False)
+                yield view(w, shared=False)
             else:
                 yield w if kernel == "torch" else SparseWeight.pack(w, mask_bits)
 
@@ -99,32 +87,6 @@ class SparsePacker(Packer):
         w0s, w1s, keep = self.recipe.prune_arguments(layers, level)
         made = interpolate_prune_foreach_masks(w0s, w1s, level.alpha, keep=keep, dtype=w0s[0].dtype, extrapolate=True)
         return zip(*made, strict=True)
-
-    def _whole(self, layer: SubspaceLayer) -> WidthView:
-        with self._packing:
-            if layer not in self._wholes:
-                self._wholes[layer] = _view(layer.weight, shared=True)
-            return self._wholes[layer]
-
-
-def _view(weight: Tensor, shared: bool) -> WidthView:
-    whole = WidthWeight.pack(weight)
-    whole.prepack(pairs=True)  # before threads share it
-    return WidthView(whole, len(weight), shared=shared)
-
-
-def _pays_packed(layer: SubspaceLayer, x_shape: Shape | None) -> bool:
-    """Whether the engine's dense convolution is faster than torch's. A small one is, and a pointwise one where it takes
-    in a batch norm, which else would be a pass of its own, and of single pixels, as a classifier."""
-    if _is_depthwise(layer):
-        return True
-    if not isinstance(layer, FrozenConv2d) or layer.groups != 1 or not layer.weight.is_cpu:
-        return False
-    pixels = x_shape is not None and x_shape[2:] == (1, 1)
-    normed = isinstance(vars(layer).get("behind"), nn.BatchNorm2d)
-    if layer.weight.numel() <= _SMALL or (layer.kernel_size == (1, 1) and (pixels or normed)):
-        return layer.weight.dtype == torch.float32
-    return layer.stride == layer.dilation == (1, 1) and packing_pays(layer.weight)
 
 
 def _does_few(layer: SubspaceLayer, x_shape: Shape, density: float) -> bool:
@@ -137,11 +99,3 @@ def _does_few(layer: SubspaceLayer, x_shape: Shape, density: float) -> bool:
     positions = math.prod(x_shape[2:]) // math.prod(layer.stride)
     most = _FEW_DENSITY_WINOGRAD if plain else _FEW_DENSITY
     return density <= most and layer.weight.numel() * positions <= _FEW
-
-
-def _is_depthwise(layer: SubspaceLayer) -> bool:
-    """Whether it is a convolution with a kernel of its own for each channel, whose few taps vectors run along: leaving
-    some out saves less than it costs."""
-    if not isinstance(layer, FrozenConv2d) or not layer.in_channels == layer.out_channels == layer.groups > 1:
-        return False
-    return layer.weight.is_cpu and layer.weight.dtype == torch.float32

@@ -80,7 +80,8 @@ class Keeping(nn.Module):
 
 def test_what_no_call_asked_for_changes_nothing(monkeypatch):
     monkeypatch.setattr("lcs.sparse_packing._FEW", 0)  # so that torch runs the convolution: other sums round otherwise
-    monkeypatch.setattr("lcs.sparse_packing._pays_packed", lambda layer, x_shape: False)
+    for module in ("dense_packing", "sparse_packing"):
+        monkeypatch.setattr(f"lcs.{module}.pays_packed", lambda layer, x_shape: False)
     model, seen = Keeping(), []
     for recipe in (lcs.Quantized(), lcs.Structured()):
         lcs.plan(nn.Sequential(model, nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)), recipe, norm="keep", dense="2")

@@ -44,7 +44,8 @@ def dense(pays):
 @pytest.fixture
 def direct(monkeypatch):
     """Dense layers run torch's ops, in whose order the subspace sums."""
-    monkeypatch.setattr("lcs.sparse_packing._pays_packed", lambda layer, x_shape: False)
+    for module in ("dense_packing", "sparse_packing"):
+        monkeypatch.setattr(f"lcs.{module}.pays_packed", lambda layer, x_shape: False)
     monkeypatch.setattr("lcs.sparse_packing._KEPT", {})
 
 

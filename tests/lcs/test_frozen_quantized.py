@@ -16,6 +16,7 @@ from lcs.measure import check_layers, measure_speed
 from lcs.packing import RUNNING
 from lcs_kernels import packed_conv2d
 from lcs_kernels.formats import NestedWeight
+from lcs_kernels.ops.replay import Recorder
 
 RECIPES = [
     lcs.Quantized(),
@@ -62,7 +63,7 @@ def test_every_layer_computes_what_training_evaluates(recipe):
     frozen = subspace.freeze(strict=True)
     for bits in widths(recipe):
         level = recipe.level(bits)
-        assert check_layers(frozen, x, level) == 21
+        assert check_layers(frozen, x, level) == 21 + 1  # the float32 stem
         packed = frozen._packed(level, frozen._chosen(level, (x.shape,), (x,), {}))
         layers = [layer for layer in frozen._layers if layer.compressed]
         for layer, w in zip(layers, recipe.weights(layers, level), strict=True):
@@ -382,3 +383,22 @@ def test_a_weight_that_cannot_be_rounded_is_named_at_freeze(recipe, wrong):
         [w for w in subspace.model[2].ends("weight") if w is not None][-1][0, 1] = wrong
     with pytest.raises(ValueError, match="freeze: the weight of 2 holds 1 values that are not finite"):
         subspace.freeze()
+
+
+@pytest.mark.filterwarnings("ignore:running statistics")
+@pytest.mark.parametrize("recipe", [RECIPES[0], RECIPES[3]], ids=str)
+@pytest.mark.parametrize("images", [1, 5])
+def test_a_float32_first_layer_is_one_op_and_all_behind_it_another(recipe, images):
+    """The pooled result is a residual of the network of integers, and its x."""
+    torch.manual_seed(0)
+    model, x = models.build("resnet18", 10, norm="batch", seed=0), torch.randn(images, 3, 64, 64)
+    subspace = trained(model, recipe, x, dense=[model.stem_name, model.classifier_name], norm="keep")
+    frozen, level = subspace.freeze(strict=True), recipe.level(8)
+    report = frozen.report(x, level=level)
+    assert report.rows[0].kernel == "width_conv2d_norm"
+    packed = frozen._packed(level, frozen._chosen(level, (x.shape,), (x,), {}))
+    with torch.no_grad(), Recorder() as recorder:
+        y = frozen._run_fused(packed, ((x,), {}))
+    assert [call.name for call in recorder.calls] == ["width_conv2d_norm", "packed_network"]
+    assert not frozen.counters.unfused and y.isfinite().all()
+    assert check_layers(frozen, x, level) == len(report.rows) - sum(row.kernel == "torch" for row in report.rows)

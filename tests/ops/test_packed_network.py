@@ -72,6 +72,13 @@ NETWORKS = {
         conv(1, 64, 64, (3, 3), bits, x_range=HIDDEN, padding=1, residual=2),
         conv(3, 64, 64, (1, 1), bits, residual=1),
     ],
+    "x as a residual": lambda bits: [
+        conv(0, 64, 3, (3, 3), bits, padding=1, relu=True, y_range=HIDDEN),
+        conv(1, 3, 64, (3, 3), bits, x_range=HIDDEN, padding=1, residual=0, relu=True),
+        conv(2, 64, 3, (1, 1), bits, stride=2),
+        conv(0, 3, 3, (1, 1), bits, residual=2),
+        conv(4, 64, 3, (1, 1), bits, stride=2, residual=3),
+    ],
     "pooled with a residual": lambda bits: [
         conv(0, 64, 3, (3, 3), bits, padding=1),
         conv(1, 64, 64, (3, 3), bits, padding=2, dilation=2, residual=1),
@@ -117,11 +124,12 @@ def test_many_bands():
 def test_large_images_go_a_few_at_a_time_through_the_first_steps(threads, images):
     torch.manual_seed(images)
     smaller = [
+        conv(2, 64, 64, (1, 1)),  # which nothing reads
         MaxPool(7, 3, 2, 1),
-        conv(8, 128, 128, (3, 3), padding=1, y_range=HIDDEN),
-        conv(9, 128, 128, (1, 1), x_range=HIDDEN, residual=8),
-        MaxPool(10, 2, 2),
-        conv(11, 64, 128, (1, 1)),
+        conv(9, 128, 128, (3, 3), padding=1, y_range=HIDDEN),
+        conv(10, 128, 128, (1, 1), x_range=HIDDEN, residual=9),
+        MaxPool(11, 2, 2),
+        conv(12, 64, 128, (1, 1)),
     ]
     x = torch.randn(images, 3, 160, 150)
     x[-2, 1, 20, 31] = torch.nan
@@ -364,7 +372,7 @@ def test_refuses_steps(steps, words):
         (lambda: [conv(0, 4, 3, (1, 1), y_range=HIDDEN)], "the last step makes codes"),
         (lambda: [conv(0, 4, 3, (1, 1), y_range=HIDDEN), MaxPool(1, 2, 2)], "step 1 pools codes"),
         (lambda: [conv(0, 4, 3, (1, 1)), conv(1, 4, 4, (2, 2), residual=1)], "of the result's shape"),
-        (lambda: [conv(0, 3, 3, (1, 1), residual=0)], "a float32 value of an earlier step"),
+        (lambda: [conv(0, 3, 3, (1, 1), y_range=HIDDEN), conv(1, 3, 3, (1, 1), residual=1)], "must be a float32 value"),
         (lambda: [conv(0, 4, 3, (1, 1)), Mean(1, (torch.ones(3), torch.ones(3)))], "has 3 scales, not 0 or 4"),
         (lambda: [Mean(0)], "step 0 must read a float32 value of an earlier step"),
         (lambda: [conv(0, 4, 3, (1, 1), y_range=HIDDEN), Mean(1)], "step 1 must read a float32 value"),

@@ -6,8 +6,7 @@
 
 namespace lcs {
 
-// What is done of [begin, end): a reference to something that is called so, and lives as long as the call that it is
-// given to.
+// What is done of [begin, end): a non-owning reference to a callable, which must outlive every call of it.
 class Range {
  public:
   template <class Body>

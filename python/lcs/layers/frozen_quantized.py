@@ -147,13 +147,13 @@ class FrozenQuantizedConv2d(_FrozenConvolution, QuantizedConv2d):
         """What `forward` does with the `value` of a network (`packed_network`) of this shape, and its result's shape.
 
         residual: likewise a value and its shape. None: at this level it is no integer product, or clips what it does
-        not round, or the residual is the network's input or of another shape.
+        not round, or the residual is of another shape.
         """
         weight, bias, *bits = self.slot.tensors(self)
         made = (shape[0], self.out_channels, *self._size(shape))
         if isinstance(weight, Tensor) or not bits or not self.takes_codes() or (norm and weight.folded is None):
             return None
-        if residual is not None and (residual[0] == 0 or residual[1] != made):
+        if residual is not None and residual[1] != made:
             return None
         whole, bias = weight.folded if norm else (weight.whole, bias)
         rounding = self._rounding() if after.pop("codes", False) else {}

@@ -129,6 +129,8 @@ void masked_store_eight(void* to, unsigned mask, Vector x) {
 #define _mm512_maskz_loadu_ps lcs::emulated::masked_floats
 #undef _mm512_mask_storeu_ps
 #define _mm512_mask_storeu_ps lcs::emulated::masked_store
+#undef _mm512_mask_storeu_epi32
+#define _mm512_mask_storeu_epi32 lcs::emulated::masked_store
 #undef _mm512_mask_storeu_epi8
 #define _mm512_mask_storeu_epi8 lcs::emulated::masked_store
 #undef _mm512_maskz_loadu_epi16
