@@ -17,9 +17,9 @@ struct PackedNetworkStep {
   const float* scale = nullptr;  // of a mean, which is of x * scale + bias, then ReLU on request; null: of x
 };
 
-// Steps in order, of float32 images (channels last where x is pooled or added); the last one's float32 values are y, channels
-// last. Values in between are codes where a convolution has a y_range, and else float32. NaN is the largest in its
-// window.
+// Steps in order, of float32 images (channels last where x is pooled or added); the last one's float32 values are y,
+// channels last. Values in between are codes where a convolution has a y_range, and else float32. NaN is the largest in
+// its window.
 struct PackedNetworkArgs {
   const PackedNetworkStep* steps;
   int64_t count;
