@@ -119,7 +119,8 @@ Nested nested(const char* op, const Tensor& planes, const Tensor& scales, const 
               const NestedLayout& layout, const std::vector<Tensor>& parts) {
   check_layout(op, layout);
   plane_words_of(op, planes, layout.rows * layout.columns);
-  STD_TORCH_CHECK(parts.size() <= 1, op, ": prepack must hold at most one tensor, got ", parts.size());
+  STD_TORCH_CHECK(parts.size() <= 1, op, ": prepack is not what nested_prepack makes of this weight, got ",
+                  parts.size(), " tensors");
   return nested(op, planes, scales_of(op, scales, zero_points, layout), layout, parts.empty() ? nullptr : &parts[0]);
 }
 
