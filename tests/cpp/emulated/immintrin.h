@@ -117,8 +117,21 @@ void masked_store_eight(void* to, unsigned mask, Vector x) {
     if (mask >> i & 1) static_cast<T*>(to)[i] = all[i];
 }
 
+// Which bytes share a bit.
+inline uint32_t tested(simde__m256i a, simde__m256i b) {
+  uint8_t x[32], y[32];
+  std::memcpy(x, &a, sizeof a);
+  std::memcpy(y, &b, sizeof b);
+  uint32_t mask = 0;
+  for (int i = 0; i < 32; ++i) mask |= uint32_t((x[i] & y[i]) != 0) << i;
+  return mask;
+}
+
 }  // namespace lcs::emulated
 
+#ifndef _mm256_test_epi8_mask
+#define _mm256_test_epi8_mask lcs::emulated::tested
+#endif
 #ifndef _MM_PERM_DBCA
 #define _MM_PERM_DBCA 0xd8
 #endif
