@@ -23,7 +23,7 @@ namespace lcs {
 namespace {
 
 constexpr int64_t kImages = 8;             // that a thread takes through all steps
-constexpr int64_t kStageShare = 2;         // second-level caches, of which a step may read and make so much at once
+constexpr int64_t kStageShare = 2;         // second-level caches that a step's inputs and results may fill
 constexpr int64_t kBandBytes = 512 << 10;  // of the results that are pooled as they are made
 constexpr int64_t kBands = 8;              // enough to keep the threads even
 constexpr int64_t kPiece = 1 << 14;        // elements that are looked through for NaN at once
