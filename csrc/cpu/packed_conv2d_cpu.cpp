@@ -55,7 +55,7 @@ class PackedConv2d {
       const int64_t images = std::min(g_.images, a_.x.n - first_);
       strip_.fill(first_, images, !adds_late_);
       if (winograd && winograd->multiply(first_, images)) continue;
-      if (regions_.empty()) choose_parts();
+      if (regions_.empty()) choose_parts();  // of codes that do not fit Winograd's
       a_.largest ? multiply_largest() : multiply(images);
     }
   }
