@@ -55,6 +55,24 @@ def copied(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return pytree.tree_map(lambda leaf: made.get(id(leaf), leaf), (args, kwargs))
 
 
+def telling(args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """A call's arguments with random numbers for floats that could hide what a step does to them, as all are alike or
+    some are not finite; None where there are none."""
+    made = {}
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and id(leaf) not in made and _hides(leaf):
+            drawn = torch.rand(leaf.shape, generator=torch.Generator().manual_seed(0))
+            made[id(leaf)] = torch.empty_like(leaf).copy_(2 * drawn - 1)
+    return pytree.tree_map(lambda leaf: made.get(id(leaf), leaf), (args, kwargs)) if made else None
+
+
+def _hides(x: Tensor) -> bool:
+    if not x.is_floating_point() or x.numel() < 2 or x.layout is not torch.strided or x.is_meta:
+        return False
+    low, high = x.detach().float().aminmax()
+    return not bool(low < high) or not bool(torch.isfinite(low) & torch.isfinite(high))
+
+
 def same(a, b) -> bool:
     """Whether two outputs of a model are the same bits, NaNs included; of what is neither a tensor nor a container or a
     dataclass of them, whether it is equal."""

@@ -7,20 +7,18 @@ the first ones, and refuses every other step.
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from .arguments import same
 from .layers.norms import NORM_LAYERS
 from .layers.weights import WEIGHT_LAYERS
+from .tracing import Tracer, defaults_of, untouched
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,8 @@ _IMAGES = {
     *(torch.adaptive_avg_pool1d, torch.avg_pool1d),
 }
 _BINARY = {
-    *(operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv),
+    *(operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul),
+    *(operator.truediv, operator.itruediv),
     *(torch.add, torch.sub, torch.mul, torch.maximum, torch.minimum),
     *("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"),
 }
@@ -100,63 +99,6 @@ def trace(model: nn.Module, layers: Iterable[str], caller: str) -> fx.Graph:
             f"{caller}: the forward of {type(model).__name__} cannot be traced, so it is not known which "
             f"channels meet where: {type(error).__name__}: {error}"
         ) from error
-
-
-def defaults_of(model: nn.Module) -> dict[str, object]:
-    """The parameters of its forward that have a default, with it."""
-    parameters = inspect.signature(model.forward).parameters.items()
-    return {name: p.default for name, p in parameters if p.default is not inspect.Parameter.empty}
-
-
-@contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[list[str]]:
-    """A trace runs the forward, which may count its calls or keep what it computes, here a proxy: all modules'
-    attributes, and the values of their buffers, are afterwards what they were, and so is torch's generator on the CPU.
-    Gives a list, which then names those that were not."""
-    containers = ("_parameters", "_buffers", "_modules")
-    before = {m: (dict(vars(m)), {name: dict(vars(m)[name]) for name in containers}) for m in model.modules()}
-    values = [(name, buffer, _version(buffer), buffer.clone()) for name, buffer in model.named_buffers()]
-    changed: list[str] = []
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield changed
-    finally:
-        for name, buffer, version, value in values:
-            if _changed(buffer, version, value):
-                changed.append(name)
-                with torch.no_grad():
-                    buffer.copy_(value)
-        for module, (attributes, held) in before.items():
-            names = {*vars(module), *attributes} - {*containers}
-            changed += [name for name in names if vars(module).get(name, ...) is not attributes.get(name, ...)]
-            vars(module).clear()
-            vars(module).update(attributes)
-            for name, items in held.items():
-                attributes[name].clear()
-                attributes[name].update(items)
-
-
-def _version(tensor: Tensor) -> int | None:
-    """Torch's count of writes; None where it keeps none."""
-    return None if tensor.is_inference() else tensor._version
-
-
-def _changed(tensor: Tensor, version: int | None, value: Tensor) -> bool:
-    """Since it had a version and a value."""
-    if version is None and not tensor.is_meta:
-        return not same(tensor, value)
-    return _version(tensor) != version
-
-
-class Tracer(fx.Tracer):
-    """Keeps its graph alone after the trace: torch's own holds itself, and so the model's memory, until Python looks
-    for cycles."""
-
-    def trace(self, root: nn.Module, concrete_args: dict | None = None) -> fx.Graph:
-        try:
-            return super().trace(root, concrete_args)
-        finally:
-            self.__dict__ = {name: value for name, value in vars(self).items() if name == "graph"}
 
 
 class _Tracer(Tracer):

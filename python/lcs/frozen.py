@@ -7,7 +7,8 @@ import copy
 import functools
 import inspect
 import threading
-from collections import Counter
+import weakref
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,9 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.utils import _pytree as pytree
 
 from . import compiling
-from .arguments import channels_last, copied, same, signature
+from .arguments import channels_last, copied, same, signature, telling
 from .compiled import CompiledForward
+from .frozen_level import FrozenLevel
 from .frozen_report import NORM, Counters, FrozenReport, LayerReport
 from .fusing import NotTraceable, fused
 from .layers import SubspaceLayer
@@ -52,6 +54,7 @@ PACKERS: dict[type[Recipe], type[Packer]] = {
 LEVELS = 128  # that are held at most
 _REMEMBERED = 1024  # inputs, and inputs at levels, whose choices are kept
 _RECORDED = 64  # kinds of inputs that a level keeps recordings for
+_RECORDINGS = 512  # of all levels
 
 
 class Frozen(NoModule):
@@ -75,7 +78,8 @@ class Frozen(NoModule):
         read of it: nothing may be written to it, replaced in it or moved after the first one.
     kept: modules that a point has left as they are (`Subspace.kept`); convolutions and norms among them run as layers.
     cache_bytes: of the levels held besides the ends, with what the kernels derive from them; the least recently used
-        are dropped, as of more than 128. The level used last is always held.
+        are dropped, as of more than 128. The level used last is always held. Calls that run again are not in it: of all
+        levels the 512 newest are remembered.
     strict: raise where a layer has no packed kernel for its type, dtype or device, instead of running it dense.
     """
 
@@ -114,6 +118,7 @@ class Frozen(NoModule):
         self._contiguous = ""
         self._device = device if torch.amp.is_autocast_available(device) else None
         self._cache: LevelCache[Packed] = LevelCache(cache_bytes, LEVELS)
+        self._recordings: deque[tuple[weakref.ref[Packed], tuple]] = deque()  # the oldest first
         self._shapes: dict[tuple, dict[int, Shape]] = {}
         self._choices: dict[tuple[Level | None, tuple], Choices] = {}
         self._ready: dict[tuple, tuple[tuple, bool]] = {}  # of levels and tensors with recordings: see _find
@@ -290,6 +295,10 @@ class Frozen(NoModule):
             expected = _run(self.model, trace, *copied(args, kwargs))
             if self._fused is not None:
                 self._try_fused(inputs, expected, trace, args, kwargs)
+                if inputs in self._forwards and (given := telling(args, kwargs)):
+                    del self._forwards[inputs]
+                    expected = _run(self.model, trace, *copied(*given))
+                    self._try_fused(inputs, expected, trace, *given)
             if self._packer.channels_last and self._cpu:
                 self._try_channels_last(inputs, trace, args, kwargs)
         _remember(self._shapes, inputs, trace.shapes)
@@ -305,6 +314,8 @@ class Frozen(NoModule):
             if not self._packer.keeps_layout:
                 self._run_fused(trace, self._drawn(*channels_last(*copied(args, kwargs))))
         except Exception as error:  # a graph was drawn from one path through the forward, and may not fit another
+            if _is_shortage(error):
+                raise  # the next call finds out
             self._unfused = f"the fused forward fails: {type(error).__name__}: {error}"
             return
         if same(expected, found):
@@ -320,6 +331,8 @@ class Frozen(NoModule):
                 _remember(self._last, inputs, False)
             _run(self.model, trace, *channels_last(*copied(args, kwargs)))
         except Exception as error:  # as a view does that fits one layout
+            if _is_shortage(error):
+                raise
             if inputs not in self._last:
                 self._contiguous = f"the forward fails on channels last: {type(error).__name__}: {error}"
         else:
@@ -345,6 +358,11 @@ class Frozen(NoModule):
         elif found is Unrecorded.ONCE:
             output, found = record(lambda x: self._run_fused(packed, ((x,), {})), x)
             _remember(packed.recorded, kind, found or Unrecorded.NEVER, _RECORDED)
+            self._recordings.append((weakref.ref(packed), kind))
+            if len(self._recordings) > _RECORDINGS:
+                first, kind = self._recordings.popleft()
+                if (level := first()) is not None:
+                    level.recorded.pop(kind, None)
             return output
         elif recorded := _recording(packed, x):
             return recorded(x)
@@ -381,30 +399,6 @@ class Frozen(NoModule):
         failed = [f"{name}: {c.why}" for name, c in zip(self._named, choices.layers, strict=True) if c.fallback]
         if self.strict and failed:
             raise RuntimeError(f"strict: {len(failed)} layers cannot run packed: {'; '.join(failed)}")
-
-
-class FrozenLevel(NoModule):
-    """A frozen network at one level."""
-
-    def __init__(self, frozen: Frozen, level: Level) -> None:
-        self.frozen, self.level = frozen, level
-
-    @compiling.disabled
-    def __call__(self, *args, **kwargs):
-        """`model(*args, **kwargs)` at this level."""
-        return self.frozen._call(self.level, args, kwargs)
-
-    def eval(self) -> FrozenLevel:
-        """Itself, as of `Frozen`."""
-        return self
-
-    def train(self, mode: bool = True) -> FrozenLevel:
-        """As of `Frozen`."""
-        self.frozen.train(mode)
-        return self
-
-    def __repr__(self) -> str:
-        return f"{self.frozen!r} at {self.level}"
 
 
 def freeze(subspace: Subspace, *, cache_bytes: int = CACHE_BYTES, strict: bool = False) -> Frozen:
@@ -451,6 +445,11 @@ def _run(model: Callable, running: Packed | Trace, args: tuple, kwargs: dict):
         return model(*args, **kwargs)
     finally:
         RUNNING.reset(token)
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Whether memory ran out, which says nothing of what failed."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 def _kernel(layer: SubspaceLayer, choice: Choice) -> str:

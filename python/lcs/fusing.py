@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import operator
-import warnings
 from collections.abc import Callable, Collection, Iterator
 from operator import attrgetter
 
@@ -20,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .batch_norm import LoneBatchNorm
-from .channels import Tracer, defaults_of, untouched
 from .in_place import add_into, add_relu_into, relu_into
 from .layers import SubspaceLayer
 from .layers.frozen_batch_norm import BatchNormBehind, has_statistics
@@ -29,12 +27,9 @@ from .layers.frozen_quantized import FrozenQuantizedConv2d
 from .layers.norms import FusedNorm
 from .packed_steps import gather, module_of, watched
 from .pooling import max_pool2d
+from .tracing import AUGMENTED, Tracer, defaults_of, quiet, untouched
 
-_INPLACE = {
-    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow),
-    *(operator.imatmul, operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift),
-    *(operator.iconcat, operator.setitem, operator.delitem, setattr),
-}
+_INPLACE = {*AUGMENTED, operator.iconcat, operator.setitem, operator.delitem, setattr}
 _KNOWN = ("torch", "_operator", "math", "builtins", "lcs.")  # whose other functions change nothing in place
 
 
@@ -66,8 +61,7 @@ def _drawn(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
         if not isinstance(value, (type(None), bool, int, float, str)):
             raise NotTraceable(f"its {name} is {value!r} by default, a {type(value).__name__}")
     try:
-        with untouched(model) as changed, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a graph is for these defaults alone
+        with untouched(model) as changed, quiet():  # of a graph's being for these defaults alone
             graph = _Tracer().trace(model, concrete_args=defaults)
             read = {node.target: attrgetter(node.target)(model) for node in graph.nodes if node.op == "get_attr"}
     except Exception as error:  # a forward is any Python, and may fail on a proxy in any way
@@ -164,8 +158,10 @@ def _step(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[str, tuple]:
         return "view", node.args
     elif plain and node.target is F.relu6:
         return "relu to a cap", (node.args[0], 6.0)
-    elif plain and node.target in (operator.add, torch.add) and all(isinstance(a, fx.Node) for a in node.args):
-        return "add", node.args
+    elif plain and node.target in (operator.add, operator.iadd, torch.add):
+        alone = node.target is not operator.iadd or _fresh(node.args[0], modules)  # nobody sees that it is in place
+        if alone and all(isinstance(a, fx.Node) for a in node.args):
+            return "add", node.args
     elif node.target in (F.max_pool2d, torch.max_pool2d):
         names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
         given = dict(zip(("input", *names), node.args, strict=False)) | node.kwargs

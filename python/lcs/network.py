@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import warnings
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from .recipe import Recipe
 from .schedule import generator
 from .structured import Structured
 from .subspace import Subspace
+from .tracing import quiet
 from .unstructured import Unstructured
 
 
@@ -61,9 +62,7 @@ def build(config: TrainConfig, dataset: Data) -> Subspace:
         norm_after=config.norm_place == "after",
     )
     _check_images(model, config, dataset)
-    with warnings.catch_warnings():
-        if config.norm == "batch":
-            warnings.simplefilter("ignore")  # asked for by name
+    with quiet() if config.norm == "batch" else contextlib.nullcontext():  # asked for by name
         subspace = convert(
             model,
             recipe(config),

@@ -179,6 +179,6 @@ def folded_factor(layer: SubspaceLayer, level: Level) -> Tensor:
 
 
 def _whole(name: str, value: float) -> int:
-    if value != int(value) or not LEAST <= value <= MOST:
+    if not LEAST <= value <= MOST or value != int(value):
         raise ValueError(f"Quantized: {name} must be a whole number from {LEAST} to {MOST}, got {value}")
     return int(value)

@@ -5,12 +5,10 @@ A trace of the model shows them, as far as it gets, and where it fails, traces o
 
 from __future__ import annotations
 
-import warnings
-
 from torch import fx, nn
 
-from .channels import Tracer, defaults_of, untouched
 from .layers.support import base_of
+from .tracing import Tracer, defaults_of, quiet, untouched
 
 _FACTS = {"shape", "dtype", "device", "ndim", "requires_grad", "layout", "is_cuda", "is_meta", "is_leaf"}
 _ASKS = {"size", "dim", "numel", "stride", "is_contiguous", "is_floating_point", "element_size", "data_ptr"}
@@ -38,8 +36,7 @@ def _traced(model: nn.Module) -> tuple[fx.Graph | None, bool]:
     """The forward of `model` as far as a trace of it gets, and whether that is to its end."""
     tracer = _Tracer()
     try:
-        with untouched(model), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with untouched(model), quiet():
             return tracer.trace(model, concrete_args=defaults_of(model)), True
     except Exception:  # a forward is any Python, and may fail on a proxy in any way
         return getattr(tracer, "graph", None), False

@@ -114,6 +114,10 @@ class Recipe:
                 raise TypeError(f"a level is a lcs.Level, got {level!r}; as a {self.unit} it is {self.unit}={level!r}")
             if given:
                 raise ValueError(f"give either {level} or {_written(given)}, not both")
+            if others := {unit for unit in UNITS if getattr(level, unit) != getattr(Level, unit)} - {self.unit}:
+                raise ValueError(
+                    f"lcs.{type(self).__name__} has levels of {self.unit}, not of {min(others)}: got {level}"
+                )
             return level
         alpha = given.pop("alpha", None)
         if others := set(given) - {self.unit}:

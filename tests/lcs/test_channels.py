@@ -128,6 +128,19 @@ def test_a_group_norm_of_one_group_or_of_one_channel_each_is_cut(plain_norms_rou
     assert torch.equal(lcs.unconvert(subspace, width=0.4)(x), y) and model[1].num_channels == 3
 
 
+@pytest.mark.parametrize("line", [False, True])
+def test_a_group_norm_of_several_groups_behind_a_dense_layer_keeps_them(plain_norms_round_alike, line):
+    model = nn.Sequential(conv(3, 8), nn.GroupNorm(4, 8), conv(8, 6), nn.ReLU(), conv(6, 5))
+    subspace = lcs.convert(model, lcs.Structured(line=line), dense=["0", "4"], init="independent")
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad(), subspace.at(width=0.4):
+        y = subspace(x)
+    fast = subspace.freeze()
+    plain = lcs.unconvert(subspace, width=0.4)
+    assert plain[1].num_groups == 4 and torch.equal(plain(x), y)
+    assert torch.allclose(fast(x, width=0.4), y, atol=1e-5)
+
+
 def test_grouped_layers_are_told_to_be_dense():
     with pytest.raises(ValueError, match=r"c has 2 groups.*dense=\['c'\], whose inputs must then be whole too"):
         convert(lambda m, x: m.c(m.a(x)), groups=2, dense=["head", "a"])

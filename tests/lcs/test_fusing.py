@@ -1,5 +1,7 @@
 """The fused forward gives the model's own bits, or the model's own forward runs."""
 
+import operator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -243,6 +245,71 @@ def test_nothing_waits_past_a_change_in_place(kind):
     assert torch.equal(given, x.clamp(max=0.5) if kind is NormedLater else x)
 
 
+class Skips(Stem):
+    """The skip is what the sum has changed."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.head, self.change = nn.Conv2d(4, 2, 1), change
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        skip = x
+        x = self.change(x, self.conv(x))
+        return self.head(self.conv(x) + skip)
+
+
+def _halves(x, y):
+    a, b = x.chunk(2, 1)
+    a += b
+    return x + y
+
+
+CHANGES = {
+    "iadd": lambda x, y: operator.iadd(x, y),
+    "imul": lambda x, y: operator.imul(x, y),
+    "contiguous": lambda x, y: operator.iadd(x.contiguous(), 1) + y,
+    "dropout": lambda x, y: operator.iadd(F.dropout(x, 0.5, False), y),
+    "detach": lambda x, y: operator.isub(x.detach(), y),
+    "chunk": _halves,
+}
+
+
+@pytest.mark.parametrize("first", ["zeros", "nan", "density"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_skip_of_what_changes_in_place(change, first):
+    """Which neither zeros nor NaN show, nor a level at which nothing gets through."""
+    subspace = lcs.convert(Skips(CHANGES[change]), lcs.Unstructured(density=(0.01, 1.0)), init="independent").eval()
+    fast, x = subspace.freeze(), X[:, :, :16, :16]
+    given = {"zeros": 0 * x, "nan": x / 0 * 0, "density": x}[first]
+    fast(given, density=0.01 if first == "density" else 1.0)
+    with torch.no_grad(), subspace.at(density=1.0):
+        expected = subspace(x)
+    for _ in range(3):
+        assert torch.allclose(fast(x, density=1.0), expected, atol=1e-5)
+
+
+def test_a_residual_that_is_added_in_place_is_part_of_the_norm():
+    class Block(Stem):
+        def forward(self, x):
+            x = self.stem(x)
+            y = self.norm(self.conv(x))
+            y += x
+            return y.relu()
+
+    fast = frozen(Block())
+    fast(X[:, :, :16, :16], density=0.5)
+    assert norms(fast) == [{"residual", "relu"}] and fast.counters.unfused == ""
+
+
+@pytest.mark.parametrize("given", [torch.zeros_like(X), torch.full_like(X, torch.nan)], ids=["zeros", "nan"])
+def test_a_first_input_that_hides_a_difference_is_not_believed(given):
+    fast = frozen(nn.Sequential(nn.Conv2d(3, 3, 1, bias=False)))
+    fast._fused.__dict__["forward"] = lambda x: 2 * fast.model(x)
+    fast.prepare(given, density=0.5)
+    assert fast.counters.unfused == "the fused forward gives another result"
+
+
 def test_hooks_on_the_model_itself_still_run():
     model, seen = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()), []
     model.register_forward_pre_hook(lambda m, args: (args[0].clamp(max=0.5),))
@@ -339,3 +406,19 @@ def test_fusing_leaves_the_model_alone():
     before = list(subspace.model.state_dict())
     fused(subspace.model)
     assert list(subspace.model.state_dict()) == before
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_shortage_of_memory_is_no_fault_of_the_fused_forward(error):
+    fast = frozen(nn.Sequential(nn.Conv2d(3, 3, 1)))
+    own = fast._fused.forward
+
+    def fails(x):
+        fast._fused.__dict__["forward"] = own
+        raise error
+
+    fast._fused.__dict__["forward"] = fails
+    with pytest.raises(type(error)):
+        fast(X, density=0.5)
+    fast(X, density=0.5)
+    assert fast.counters.unfused == "" and fast._forwards

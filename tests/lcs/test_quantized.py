@@ -54,6 +54,8 @@ def test_each_width_has_its_place_on_the_line():
         (lambda: lcs.Quantized(bits=(1, 8)), "bits must be a whole number from 2 to 8, got 1"),
         (lambda: lcs.Quantized(target=9), "target must be a whole number from 2 to 8, got 9"),
         (lambda: LINE.level(3.5), "bits must be a whole number from 2 to 8, got 3.5"),
+        (lambda: LINE.level(float("inf")), "bits must be a whole number from 2 to 8, got inf"),
+        (lambda: LINE.level(float("nan")), "bits must be a whole number from 2 to 8, got nan"),
         (lambda: LINE.level(2), r"bits must lie in \[3, 8\], got 2; else give alpha too"),
         (lambda: LINE.level(3, 1.5), r"alpha must lie in \[0, 1\], got 1.5.*lcs\.Level"),
         (lambda: lcs.Quantized(line=False).level(3, 0.5), "a point has no alpha"),

@@ -24,6 +24,7 @@ def test_a_level_is_given_as_one_or_by_the_unit_of_the_recipe(subspace):
         ({"density": 0.5, "width": 0.5}, ValueError, "levels of density, not of width"),
         ({"dense": 0.5}, TypeError, r"a level has no dense; give density=\.\.\."),
         ({"level": lcs.Level(0, 1), "density": 0.5}, ValueError, "give either Level.* or density=0.5, not both"),
+        ({"level": lcs.Level(0, bits=4)}, ValueError, "levels of density, not of bits: got Level"),
         ({"level": 0.5}, TypeError, "as a density it is density=0.5"),
     ],
 )

@@ -296,3 +296,20 @@ def test_a_call_that_cannot_be_repeated_runs_its_forward():
     assert not any(torch.equal(a, b) for a, b in zip(outputs, outputs[1:], strict=False))
     recorded = level_of(fast, x, density=0.3).recorded
     assert not recorded or set(recorded.values()) == {Unrecorded.NEVER}
+
+
+def test_the_oldest_recordings_of_all_levels_go(monkeypatch):
+    monkeypatch.setattr(lcs.frozen, "_RECORDINGS", 3)
+    fast, x = (
+        lcs.convert(nn.Sequential(nn.Linear(4, 4)), lcs.Unstructured(line=False)).eval().freeze(),
+        torch.ones(2, 4),
+    )
+    densities = [0.1, 0.2, 0.3, 0.4, 0.5]
+    for density in densities:
+        for _ in range(3):
+            fast(x, density=density)
+    kept = [bool(level_of(fast, x, density=density).recorded) for density in densities]
+    assert kept == [False, False, True, True, True]
+    expected = fast(x, density=0.1)
+    for _ in range(3):
+        assert torch.equal(fast(x, density=0.1), expected)

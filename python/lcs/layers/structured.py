@@ -53,10 +53,10 @@ class StructuredConv2d(_Convolution, SubspaceConv2d):
 
 
 class StructuredGroupNorm(SubspaceGroupNorm):
-    """Of one group, or of one for each channel."""
+    """Where a width cuts its channels, of one group or of one for each channel."""
 
     def groups_of(self, channels: int) -> int:
-        return 1 if self.num_groups == 1 else channels
+        return self.num_groups if self.incoming is None or self.num_groups == 1 else channels
 
     def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         return self.norm(input, self.groups_of(input.shape[1]), residual, relu)
