@@ -6,16 +6,19 @@ zeros. So any flipped bit and any missing byte is found, and any safetensors rea
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
+import stat
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
@@ -27,6 +30,7 @@ _PREFIX = b'"blake2b":"'
 _DIGITS = 64
 _NAME = re.compile(r"step-(\d{9})\.safetensors")
 _TEMPORARY = ".tmp"
+_NEVER_SYNCED = errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP  # of directories, on some file systems
 
 
 class CheckpointError(ValueError):
@@ -34,60 +38,114 @@ class CheckpointError(ValueError):
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Puts `data` at `path` so that a crash at any moment leaves the old file or the new one. Raises OSError naming
-    `path`."""
-    handle, name = _temporary(path)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    """Puts `data` at `path` so that a crash at any moment leaves the old file or the new one, of the old one's
+    permissions. Links are followed. What is no regular file, as a device or a pipe, is written to instead.
+
+    Raises OSError naming `path`, and CheckpointError where the new file is in place but may not outlast a power cut.
+    """
+    with _named(path):
+        replaced = _replaced(path)
+        if replaced is None:
+            with open(os.open(path, os.O_WRONLY | os.O_TRUNC), "wb") as file:
+                file.write(data)
+            return
+        target, mode = replaced
+        sweep(target.parent, _start(target))
+        with _temporary(target, mode) as (name, file):
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-    _sync_directory(path.parent)
+            os.replace(name, target)
+    _sync_directory_of(target)
 
 
 def check_writable(path: Path) -> None:
     """Raises OSError naming `path` where `write_atomic` could not put a file."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    handle, name = _temporary(path)
-    os.close(handle)
-    os.unlink(name)
+    with _named(path):
+        replaced = _replaced(path)
+        if replaced is not None:
+            with _temporary(*replaced):
+                return
+        if path.is_dir():
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(path, os.W_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def _temporary(path: Path) -> tuple[int, str]:
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
     try:
-        return tempfile.mkstemp(prefix=path.name, suffix=_TEMPORARY, dir=path.parent)
+        yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
+def _replaced(path: Path) -> tuple[Path, int | None] | None:
+    """The file behind all links, and its permissions, if there is one yet; None where what is there cannot be replaced,
+    as it is no regular file, or has no name, as what /dev/stdout leads to may have none."""
+    target = Path(os.path.realpath(path))
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return target, None
+    return (target, mode & 0o777) if stat.S_ISREG(mode) and target.exists() else None
 
 
-def sweep(directory: Path) -> list[Path]:
-    """Removes and returns the temporary files that a killed writer left in `directory`."""
-    orphans = sorted(directory.glob(f"*{_TEMPORARY}"))
-    for orphan in orphans:
-        orphan.unlink()
-    return orphans
+def _start(target: Path) -> str:
+    """Of the names of its temporary files: short, as its own may be as long as a name can be."""
+    return hashlib.blake2b(os.fsencode(target.name), digest_size=6).hexdigest() + "-"
+
+
+@contextlib.contextmanager
+def _temporary(target: Path, mode: int | None) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file beside `target`, removed unless it is renamed. While it is written it is locked, which tells it from
+    one that a killed writer left."""
+    made = False
+    while not made:
+        name = target.with_name(f"{_start(target)}{secrets.token_hex(6)}{_TEMPORARY}")
+        handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else mode)
+        with open(handle, "wb") as file:
+            try:
+                with contextlib.suppress(OSError):  # a file system without locks, where nothing is swept
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                made = name.exists()  # else it was swept before it was locked
+                if made:
+                    if mode is not None:
+                        os.fchmod(handle, mode)
+                    yield name, file
+            finally:
+                name.unlink(missing_ok=True)
+
+
+def _sync_directory_of(path: Path) -> None:
+    try:
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _NEVER_SYNCED:
+            raise CheckpointError(
+                f"{path}: is in place, but may not outlast a power cut: its directory cannot be synced: "
+                f"{error.strerror or error}"
+            ) from error
+
+
+def sweep(directory: Path, start: str = "") -> list[Path]:
+    """Removes and returns the temporary files, of names with this start, that a killed writer left in `directory`."""
+    return [path for path in sorted(directory.glob(f"{start}*{_TEMPORARY}")) if path.is_file() and _removed(path)]
+
+
+def _removed(path: Path) -> bool:
+    """Whether it could be, and nobody writes to it."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            path.unlink()
+    except OSError:
+        return False
+    return True
 
 
 def paths(directory: Path) -> list[Path]:
@@ -128,11 +186,7 @@ def encode(tensors: Mapping[str, Tensor], manifest: Mapping[str, Any]) -> bytes:
         {name: t.clone() if times[t.untyped_storage().data_ptr()] > 1 else t for name, t in plain.items()},
         metadata={"blake2b": "0" * _DIGITS, "manifest": manifest},
     )
-    return blank.replace(_field(b"0" * _DIGITS), _field(_digest(blank)), 1)
-
-
-def _field(digits: bytes) -> bytes:
-    return _PREFIX + digits
+    return blank.replace(_PREFIX + b"0" * _DIGITS, _PREFIX + _digest(blank), 1)
 
 
 def _digest(*blank: bytes | memoryview) -> bytes:
@@ -160,7 +214,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         manifest = json.loads(header["__metadata__"]["manifest"])
         version = manifest.get("format_version")
         tensors = read(data) if version == FORMAT_VERSION else {}
-    except (AttributeError, KeyError, TypeError, ValueError, error_of) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RuntimeError, error_of) as error:
         raise CheckpointError(
             f"{path}: its hash is right, but not its header: {type(error).__name__}: {error}"
         ) from error

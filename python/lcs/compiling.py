@@ -18,6 +18,8 @@ def disabled(function: Callable) -> Callable:
         return (made() if compiles() else function)(*args, **kwargs)
 
     def compiles() -> bool:
+        if torch.compiler.is_compiling():  # whose tracer does not know the next call
+            return True
         return "torch._dynamo" in sys.modules and get_eval_frame_callback() is not None
 
     def made() -> Callable:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,20 @@ from . import checkpoint, models
 from .checkpoint import CheckpointError
 from .convert import convert, put_in_place
 from .frozen import CACHE_BYTES, PACKERS, Frozen
+from .layers import SubspaceLayer
+from .layers.quantized import RANGES
 from .layers.support import is_batch_norm
+from .layers.weights import WEIGHT_LAYERS
+from .quantized import Quantized
 from .recipe import Recipe
 from .subspace import Subspace
+from .tracing import quiet
 
 KIND = "frozen network"
 _RECIPES = {recipe.__name__: recipe for recipe in PACKERS}
+_HALVES = {torch.float16, torch.bfloat16}
+_FLOATS = {*_HALVES, torch.float32, torch.float64}
+_MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def save(frozen: Frozen, path: str | Path) -> None:
@@ -27,7 +36,7 @@ def save(frozen: Frozen, path: str | Path) -> None:
 
     The file is safetensors with a JSON manifest and a hash of the whole; a crash leaves the old file or the new one. It
     holds no code: of a model that `lcs.models.build` made it holds the arguments; any other model `load` must be given.
-    Raises CheckpointError where the file cannot be written.
+    Raises CheckpointError where the file cannot be written, or may not outlast a power cut.
     """
     if not isinstance(frozen, Frozen):
         raise TypeError(f"lcs.save takes what Subspace.freeze returns, got {type(frozen).__name__}")
@@ -36,7 +45,7 @@ def save(frozen: Frozen, path: str | Path) -> None:
         checkpoint.write_atomic(Path(path), data)
     except OSError as error:
         raise CheckpointError(
-            f"{path}: {len(data):,} bytes cannot be written: {error.strerror or error}; what was there is kept"
+            f"{path}: {len(data):,} bytes cannot be written: {error.strerror or error}; a file that was there is kept"
         ) from error
 
 
@@ -68,23 +77,35 @@ def load(
         raise CheckpointError(
             f"{path}: holds a training checkpoint, not a frozen network; write one with `lcs freeze RUN --out FILE`"
         )
-    try:
+    with _named(path):
         dense = _built(path, manifest) if model is None else model
         modules = dict(dense.named_modules())
         subspace = _converted(dense, manifest)
-    except CheckpointError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its manifest and the model do not fit: {error}") from error
     try:
-        _check_fits(path, tensors, subspace)
+        with _named(path):
+            _check_fits(path, tensors, subspace)
+            _check_dtypes(path, tensors, subspace, built=model is None)
+            _check_finite(path, tensors, subspace)
         if model is not None:
             model.to(device)  # what its state_dict leaves out
-        subspace.model.load_state_dict({name: tensor.to(device) for name, tensor in tensors.items()}, assign=True)
+        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+        with _named(path):
+            subspace.model.load_state_dict(tensors, assign=True)
         return subspace.freeze(cache_bytes=cache_bytes, strict=strict)
     except BaseException:
         put_in_place(subspace, {layer: modules[name] for name, layer in subspace._layers().items()})
         raise
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Raises CheckpointError for what a file of the right hash, of another program or model, makes fail."""
+    try:
+        yield
+    except (CheckpointError, torch.OutOfMemoryError):
+        raise
+    except _MISFITS as error:
+        raise CheckpointError(f"{path}: it and the model do not fit: {type(error).__name__}: {error}") from error
 
 
 def _manifest(frozen: Frozen) -> dict[str, Any]:
@@ -123,21 +144,55 @@ def _built(path: Path, manifest: dict[str, Any]) -> nn.Module:
 
 
 def _check_fits(path: Path, tensors: dict[str, Tensor], subspace: Subspace) -> None:
-    """But for their dtypes, which are taken."""
-    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-    wanted = {name: t.to(dtypes.get(name, t.dtype)) for name, t in subspace.model.state_dict().items()}
+    """But for the dtypes of floats, which are taken."""
+    wanted = {name: tensor.to("meta") for name, tensor in subspace.model.state_dict().items()}
+    for name in wanted.keys() & tensors.keys():
+        if {wanted[name].dtype, tensors[name].dtype} <= _FLOATS:
+            wanted[name] = wanted[name].to(tensors[name].dtype)
     checkpoint.check_tensors(path, tensors, wanted)
 
 
+def _check_dtypes(path: Path, tensors: dict[str, Tensor], subspace: Subspace, built: bool) -> None:
+    """One in each layer, and in all that `lcs.models` built, which casts nothing, but for float32 norms of halves."""
+    weights, norms = set(), set()
+    for name, module in subspace.model.named_modules(remove_duplicate=False):
+        if not built and not isinstance(module, SubspaceLayer):
+            continue
+        own = [tensors.get(f"{name}.{n}") for n in (*module._parameters, *module._buffers) if n not in RANGES]
+        dtypes = {tensor.dtype for tensor in own if tensor is not None} & _FLOATS
+        if len(dtypes) > 1:
+            raise CheckpointError(f"{path}: cannot run: {name} is of {_listed(dtypes)}; save it again in one dtype")
+        (weights if isinstance(module, tuple(WEIGHT_LAYERS)) else norms).update(dtypes)
+    dtypes = weights | (norms - {torch.float32} if weights <= _HALVES else norms)
+    if built and len(dtypes) > 1:
+        raise CheckpointError(f"{path}: cannot run: its layers are of {_listed(dtypes)}; save it again in one dtype")
+
+
+def _listed(dtypes: set[torch.dtype]) -> str:
+    return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+
+
+def _check_finite(path: Path, tensors: dict[str, Tensor], subspace: Subspace) -> None:
+    """What is rounded."""
+    if not isinstance(subspace.recipe, Quantized):
+        return
+    for name, module in subspace.model.named_modules(remove_duplicate=False):
+        for end in ("weight", "weight_1") if getattr(module, "compressed", False) else ():
+            if f"{name}.{end}" in tensors and not tensors[f"{name}.{end}"].isfinite().all():
+                raise CheckpointError(f"{path}: {name}.{end} holds NaN or infinity, which cannot be rounded")
+
+
 def _converted(model: nn.Module, manifest: dict[str, Any]) -> Subspace:
-    recipe, compressed = _recipe(manifest["recipe"]), manifest["layers"]
-    missing = compressed.keys() - dict(model.named_modules()).keys()
-    if missing:
-        raise ValueError(f"{type(model).__name__} has no module {min(missing)}")
+    recipe, compressed, kept = _recipe(manifest["recipe"]), manifest["layers"], manifest.get("kept", [])
+    for key, names in (("layers", list(compressed)), ("kept", kept)):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{key} must be names of modules, got {names!r}")
+        if missing := set(names) - dict(model.named_modules()).keys():
+            raise ValueError(f"{type(model).__name__} has no module {min(missing)}")
+    if not all(isinstance(is_compressed, bool) for is_compressed in compressed.values()):
+        raise ValueError(f"layers must say true or false of each, got {compressed}")
     whole = [name for name, is_compressed in compressed.items() if not is_compressed]
-    kept = tuple(manifest.get("kept", ()))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of batch statistics: said when it was converted
+    with quiet():  # of batch statistics: said when it was converted
         subspace = convert(model, recipe, include=list(compressed), dense=whole, norm=manifest["norm"])
-    subspace.kept = kept
+    subspace.kept = tuple(kept)
     return subspace

@@ -1,7 +1,15 @@
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import signal
+import stat
 import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -97,6 +105,7 @@ TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         {"__metadata__": {"blake2b": ZEROS, "manifest": "{"}},
         {"__metadata__": {"blake2b": ZEROS, "manifest": "[]"}},
         {"__metadata__": {"blake2b": ZEROS, "manifest": "null"}},
+        {"__metadata__": {"blake2b": ZEROS, "manifest": "[" * 100_000 + "]" * 100_000}},
         '{"blake2b":"' + ZEROS + '"',
         {"__metadata__": {"blake2b": ZEROS, "manifest": INTACT}, "a": TENSOR | {"data_offsets": [0, 800]}},
         {"__metadata__": {"blake2b": ZEROS, "manifest": INTACT}, "a": TENSOR | {"shape": [2**40, 2**40]}},
@@ -170,6 +179,136 @@ def test_order_of_writing(tmp_path, monkeypatch):
     checkpoint.write_atomic(tmp_path / "file", b"content")
     assert calls == ["fsync", "replace", "fsync"]
     assert (tmp_path / "file").read_bytes() == b"content"
+
+
+def test_what_is_no_regular_file_is_written_to(tmp_path):
+    """A device, a pipe, a pipe by the link of its descriptor, and a file that has no name."""
+    main, terminal = os.openpty()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    read, write = os.pipe()
+    for path, source in ((os.ttyname(terminal), main), (pipe, reader), (f"/dev/fd/{write}", read)):
+        before = os.stat(path)
+        checkpoint.check_writable(Path(path))
+        checkpoint.write_atomic(Path(path), b"content")
+        assert os.read(source, 100) == b"content" and os.path.samestat(os.stat(path), before)
+    with tempfile.TemporaryFile() as unnamed:
+        unnamed.write(b"what was there before")
+        checkpoint.write_atomic(Path(f"/dev/fd/{unnamed.fileno()}"), b"content")
+        assert os.pread(unnamed.fileno(), 100, 0) == b"content"
+    for handle in (main, terminal, reader, read, write):
+        os.close(handle)
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+@pytest.mark.parametrize(
+    "function", [checkpoint.check_writable, lambda path: checkpoint.write_atomic(path, b"content")]
+)
+def test_a_directory_is_refused(function, tmp_path):
+    target = tmp_path / "directory"
+    target.mkdir()
+    with pytest.raises(IsADirectoryError, match="Is a directory: '.*/directory'"):
+        function(target)
+    assert os.listdir(tmp_path) == ["directory"] and not os.listdir(target)
+
+
+def test_the_target_of_a_link_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "file", tmp_path / "link"
+    link.symlink_to(Path("there") / "file")
+    for content in (b"new", b"newer"):
+        checkpoint.write_atomic(link, content)
+        assert link.is_symlink() and target.read_bytes() == content and os.listdir(target.parent) == ["file"]
+
+
+def test_permissions(tmp_path, monkeypatch):
+    """A new file has those that the umask leaves, a replaced one those of the old one; the umask is never set."""
+    new, old = tmp_path / "new", tmp_path / "old"
+    before = os.umask(0o027)
+    try:
+        monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("a write sets the umask of all threads"))
+        checkpoint.write_atomic(new, b"content")
+        for mode in (0o600, 0o666, 0o444):
+            old.touch()
+            old.chmod(mode)
+            checkpoint.write_atomic(old, b"content")
+            assert stat.S_IMODE(old.stat().st_mode) == mode
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    assert stat.S_IMODE(new.stat().st_mode) == 0o640
+
+
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path):
+    path = tmp_path / ("n" * os.pathconf(tmp_path, "PC_NAME_MAX"))
+    checkpoint.check_writable(path)
+    checkpoint.write_atomic(path, b"content")
+    assert path.read_bytes() == b"content"
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write_to_that_path(tmp_path):
+    path, other = tmp_path / "model.lcs", tmp_path / "other.lcs"
+    killed = (
+        "import os, signal, sys; from pathlib import Path; from lcs import checkpoint\n"
+        "os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "checkpoint.write_atomic(Path(sys.argv[1]), b'x' * 1000)"
+    )
+    for target in (path, other):
+        assert subprocess.run([sys.executable, "-c", killed, target], check=False).returncode == -signal.SIGKILL
+    left = set(tmp_path.iterdir())
+    assert [file.stat().st_size for file in left] == [1000, 1000]
+    checkpoint.write_atomic(path, b"content")
+    assert len(left & set(tmp_path.iterdir())) == 1 and path.read_bytes() == b"content"
+    checkpoint.write_atomic(other, b"content")
+    assert set(tmp_path.iterdir()) == {path, other}
+
+
+def test_what_is_being_written_is_not_swept(tmp_path, monkeypatch):
+    path, replace, written = tmp_path / "file", os.replace, []
+
+    def another_write_first(*names):
+        if not written:
+            written.append(names)
+            checkpoint.write_atomic(path, b"other")
+            assert path.read_bytes() == b"other" and checkpoint.sweep(tmp_path) == []
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", another_write_first)
+    checkpoint.write_atomic(path, b"content")
+    assert path.read_bytes() == b"content" and os.listdir(tmp_path) == ["file"]
+
+
+def test_what_is_swept_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    path, lock, swept = tmp_path / "file", fcntl.flock, []
+
+    def swept_first(file, how):
+        monkeypatch.setattr(fcntl, "flock", lock)
+        swept.extend(checkpoint.sweep(tmp_path))
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", swept_first)
+    checkpoint.write_atomic(path, b"content")
+    assert len(swept) == 1 and path.read_bytes() == b"content" and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("step, number", [("open", errno.EACCES), ("fsync", errno.EINVAL), ("fsync", errno.EIO)])
+def test_a_directory_that_cannot_be_synced(step, number, tmp_path, monkeypatch):
+    """One that may be written, but not read; one of a file system that never syncs one; a disk that fails."""
+    path, real = tmp_path / "file", getattr(os, step)
+
+    def fails(what, *flags):
+        if os.path.exists(what) and stat.S_ISDIR(os.stat(what).st_mode):
+            raise OSError(number, os.strerror(number))
+        return real(what, *flags)
+
+    monkeypatch.setattr(os, step, fails)
+    if number == errno.EIO:
+        with pytest.raises(CheckpointError, match="file: is in place, but may not outlast a power cut: .*output error"):
+            checkpoint.write_atomic(path, b"content")
+    else:
+        checkpoint.write_atomic(path, b"content")
+    assert path.read_bytes() == b"content"
 
 
 def test_sweep(tmp_path):

@@ -170,6 +170,12 @@ def test_what_is_damaged_is_said(tmp_path):
         {"layers": {"no.such": True}},
         {"layers": []},
         {"norm": "no such"},
+        {"recipe": {"type": "Quantized", "bits": [float("inf"), 8]}},
+        {"architecture": {"name": "cpreresnet20", "num_classes": 7, "in_channels": 2**62}},
+        {"layers": {"conv1": 1}},
+        {"kept": [["a"]]},
+        {"kept": ["zzz"]},
+        {"kept": "conv1"},
     ],
     ids=json.dumps,
 )
@@ -180,6 +186,77 @@ def test_a_manifest_that_does_not_fit_is_said(change, tmp_path):
     checkpoint.write_atomic(file, checkpoint.encode(tensors, {**manifest, **change}))
     with pytest.raises(CheckpointError, match=r"model\.lcs"):
         lcs.load(file)
+
+
+def resaved(file, change):
+    """`file` with each of its tensors as change(name, tensor) makes it."""
+    tensors, manifest = checkpoint.load(file)
+    tensors = {name: change(name, tensor) for name, tensor in tensors.items()}
+    checkpoint.write_atomic(file, checkpoint.encode(tensors, manifest))
+
+
+def cast(part, dtype):
+    return lambda name, tensor: tensor.to(dtype) if part in name else tensor
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (cast("", torch.int32), r"tensor conv1\.weight is int32 \(16, 3, 3, 3\) there and float32 \(16"),
+        (cast("", torch.bool), "is bool"),
+        (cast("", torch.complex64), "is complex64"),
+        (cast("", torch.float8_e4m3fn), "is float8_e4m3fn"),
+        (cast("conv1.weight_1", torch.bfloat16), "cannot run: conv1 is of bfloat16 and float32; save it again in one"),
+        (cast("fc", torch.float64), "cannot run: its layers are of float32 and float64; save it again in one dtype"),
+        (cast("norm", torch.bfloat16), "cannot run: its layers are of bfloat16 and float32"),
+    ],
+    ids=["integers", "bool", "complex", "float8", "ends", "layers", "norms"],
+)
+def test_dtypes_that_cannot_run_are_said(change, message, tmp_path):
+    file = tmp_path / "model.lcs"
+    lcs.save(subspace_of(lcs.Unstructured()).freeze(), file)
+    resaved(file, change)
+    with pytest.raises(CheckpointError, match=rf"model\.lcs: .*{message}"):
+        lcs.load(file)
+
+
+def test_float32_norms_of_halves_stay_so(tmp_path):
+    frozen, file = subspace_of(lcs.Unstructured()).to(torch.bfloat16), tmp_path / "model.lcs"
+    for module in frozen.model.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.float()
+    frozen = frozen.freeze()
+    lcs.save(frozen, file)
+    x = X.bfloat16()
+    assert torch.equal(lcs.load(file)(x, density=0.2), frozen(x, density=0.2))
+
+
+class Casting(Network):
+    def forward(self, x):
+        x = self.body(self.norm(self.stem(x)).relu()).relu()
+        return self.head(self.last(x).mean((2, 3)).to(self.head.weight.dtype))
+
+
+def test_layers_of_ones_own_model_may_differ_in_dtype(tmp_path):
+    subspace, file = lcs.convert(Casting(), lcs.Unstructured(), exclude=["last"]), tmp_path / "own.lcs"
+    subspace.model.head.double()
+    frozen = subspace.freeze()
+    lcs.save(frozen, file)
+    assert torch.equal(lcs.load(file, Casting())(X, density=0.3), frozen(X, density=0.3))
+    resaved(file, cast("head.bias", torch.float32))
+    with pytest.raises(CheckpointError, match=r"own\.lcs: cannot run: head is of float32 and float64"):
+        lcs.load(file, Casting())
+
+
+@pytest.mark.parametrize("end", ["weight", "weight_1"])
+def test_values_that_cannot_be_rounded_are_said(end, tmp_path):
+    file, model = tmp_path / "own.lcs", Network()
+    lcs.save(lcs.convert(Network(), lcs.Quantized(), exclude=["last"]).freeze(), file)
+    resaved(file, lambda name, tensor: tensor.fill_(float("nan")) if name == f"body.{end}" else tensor)
+    before = dict(model.named_parameters())
+    with pytest.raises(CheckpointError, match=rf"own\.lcs: body\.{end} holds NaN or infinity"):
+        lcs.load(file, model)
+    assert all(p is before[name] for name, p in model.named_parameters())
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
