@@ -1,10 +1,12 @@
 #pragma once
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 
 #include "binding.h"
 #include "lcs/images.h"
+#include "lcs/packed_conv2d.h"
 
 // What the convolutions' bindings share: memory formats and geometry, checked.
 namespace lcs::binding {
@@ -51,7 +53,7 @@ inline const void* residual_data(const char* op, const std::optional<Tensor>& re
 }
 
 inline Axis axis(const char* op, const Axis& given) {
-  constexpr int64_t kMost = INT32_MAX;  // so that no coordinate overflows
+  constexpr int64_t kMost = INT32_MAX;  // so that no coordinate overflows; products of two may, see check_padded
   const auto [stride, padding, dilation, kernel] = given;
   STD_TORCH_CHECK(kernel >= 1 && kernel <= kMost, op, ": a kernel of ", kernel, " is out of range");
   STD_TORCH_CHECK(stride >= 1 && padding >= 0 && dilation >= 1 && std::max({stride, padding, dilation}) <= kMost, op,
@@ -71,6 +73,31 @@ inline int64_t output_size(const char* op, const Axis& a, int64_t size) {
   STD_TORCH_CHECK(left >= 0, op, ": the kernel of ", a.kernel, " does not fit the padded input of ",
                   size + 2 * a.padding);
   return lcs::output_size(a, size);
+}
+
+// How much of the padded input `outputs` read; a single tap leaves out what lies between its strides.
+inline int64_t padded_size(const Axis& a, int64_t outputs) {
+  return a.kernel == 1 ? outputs : (outputs - 1) * a.stride + a.dilation * (a.kernel - 1) + 1;
+}
+
+// Of a kernel that copies an image with its padding, `values` of each position: at most 2^bits, so that no size of the
+// copy overflows.
+inline void check_padded(const char* op, int64_t rows, int64_t columns, int64_t values, int bits) {
+  STD_TORCH_CHECK(double(rows) * double(columns) * double(values) <= std::ldexp(1.0, bits), op,
+                  ": an image of x with its padding would be ", rows, " x ", columns, " positions of ", values,
+                  " values, more than 2^", bits, "; take a smaller padding, stride or dilation");
+}
+
+// Of packed_conv2d, which copies whole images: of joined taps each row once more, before they are put together.
+inline void check_packed_images(const char* op, const PackedConv2dArgs& a) {
+  constexpr int kBits = 40;  // a terabyte of codes
+  if (a.x.n * a.y.channels == 0) return;
+  const NestedLayout& layout = a.weight.layout;
+  const bool joined = layout.joined > 1;
+  const int64_t rows = padded_size(a.vertical, a.y.height), columns = padded_size(a.horizontal, a.y.width);
+  const int64_t values = std::max(a.x.channels, layout.parts * layout.segment_steps() * NestedLayout::kStep);
+  check_padded(op, rows, joined ? a.y.width : columns, a.depthwise ? a.x.channels : values, kBits);
+  if (joined) check_padded(op, 1, columns, a.x.channels, kBits);
 }
 
 }  // namespace lcs::binding

@@ -70,6 +70,7 @@ Tensor packed_conv2d_cpu(Tensor x, Tensor planes, Tensor scales, Tensor zero_poi
                              y_range ? &*y_range : nullptr,
                              residual_data(kPackedConv2d, residual, y, float_type, last)};
   args.depthwise = lcs::packed_conv2d_depthwise(out, weight_shape[1], groups);
+  check_packed_images(kPackedConv2d, args);
   lcs::packed_conv2d(args, parallel);
   return y;
 }

@@ -191,6 +191,7 @@ class Builder {
     a.exact = false;
     a.y.channels = n.out_channels;
     if (n.y_bits) a.y_range = range(n.y_bits);
+    check_packed_images(kPackedNetwork, a);
     if (n.residual < 0) return;
     const Value& residual = values_[size_t(n.residual)];
     const lcs::Images& r = residual.shape;

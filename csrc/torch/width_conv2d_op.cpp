@@ -44,6 +44,20 @@ const void* packed_data(const std::optional<Tensor>& packed, const WidthWeight& 
   return data;
 }
 
+// Bands of rows are copied, which may be all; but for float32 that lies channels last, whose taps are not put together.
+void check_copied(const char* op, const Tensor& x, int64_t out_channels, const Axis& vertical, const Axis& horizontal,
+                  int64_t groups) {
+  constexpr int kBits = 60;
+  constexpr int64_t kMostLanes = 16;
+  const int64_t channels = x.size(1), rows = padded_size(vertical, output_size(op, vertical, x.size(2))),
+                columns = padded_size(horizontal, output_size(op, horizontal, x.size(3)));
+  const bool depthwise = groups > 1 && groups == channels && groups == out_channels, last = wants_channels_last(x);
+  const bool merges = channels < kWidthBlock && groups == 1 && horizontal.dilation == 1;
+  if (x.size(0) * out_channels == 0 || (last && x.scalar_type() == ScalarType::Float && !depthwise && !merges)) return;
+  const int64_t values = depthwise ? (last ? kMostLanes : 1) : channels + kWidthBlock;
+  check_padded(op, std::max(rows, vertical.stride), columns, values, kBits);
+}
+
 }  // namespace
 
 WidthConv2dCall width_conv2d_call(const char* op, const Tensor& x, const Tensor& weight, int64_t out_channels,
@@ -60,9 +74,10 @@ WidthConv2dCall width_conv2d_call(const char* op, const Tensor& x, const Tensor&
       groups >= 1 && x.size(1) % groups == 0 && x.size(1) / groups <= w.in_channels && out_channels % groups == 0, op,
       ": ", groups, " groups do not share ", x.size(1), " channels of x and ", out_channels,
       " of the result, or read more than the weight's ", w.in_channels);
-  return {w, axis(op, stride, padding, dilation, weight.size(2), 0),
-          axis(op, stride, padding, dilation, weight.size(3), 1),
-          static_cast<const float*>(packed_data(packed, w, WidthForm::floats, op)),
+  const Axis vertical = axis(op, stride, padding, dilation, weight.size(2), 0),
+             horizontal = axis(op, stride, padding, dilation, weight.size(3), 1);
+  check_copied(op, x, out_channels, vertical, horizontal, groups);
+  return {w, vertical, horizontal, static_cast<const float*>(packed_data(packed, w, WidthForm::floats, op)),
           static_cast<const BFloat16*>(packed_data(packed, w, WidthForm::pairs, op))};
 }
 

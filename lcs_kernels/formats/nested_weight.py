@@ -156,8 +156,8 @@ class NestedWeight:
         if codes.dim() == 0:
             raise ValueError("NestedWeight: shape must have at least one dimension")
         scales, zero_points = (t.reshape(-1, 1) if t.dim() < 2 else t.contiguous() for t in (scales, zero_points))
-        columns = math.prod(codes.shape[1:])
-        return cls(nested_pack(codes, depth), scales, zero_points, tuple(codes.shape), group or max(columns, 1))
+        group = max(math.prod(codes.shape[1:]), 1) if group is None else group
+        return cls(nested_pack(codes, depth), scales, zero_points, tuple(codes.shape), group)
 
     def unpack(self, bits: int | None = None) -> Tensor:
         """The dense weight at `bits` bits, by default all, float32: the value above, rounded once."""

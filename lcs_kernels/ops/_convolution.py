@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from numbers import Integral
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +64,29 @@ def check_fits(op: str, x: Tensor, weight_shape: Sequence[int], padding: list[in
             raise ValueError(
                 f"{op}: a kernel of {kernel}, dilated by {d}, does not fit an input of {size}, padded by {p}"
             )
+
+
+class Made(NamedTuple):
+    """What checks read of a tensor that is not made yet."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, x: Tensor, channels: int, size: Sequence[int]) -> Made:
+        """Of a convolution of x."""
+        return cls(torch.Size((x.shape[0], channels, *size)), x.dtype, x.device)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups: int) -> Tensor:
+    """torch's, which refuses images without pixels and, of a weight without input channels, loses its output channels:
+    sums of nothing are 0."""
+    if x.numel() and weight.numel():
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    size = output_size(x.shape, weight.shape, stride, padding, dilation)
+    y = x.new_zeros((x.shape[0], weight.shape[0], *size))
+    return y if bias is None else y + bias[:, None, None]
 
 
 def finished(

@@ -18,7 +18,7 @@ def reference(
     x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups, eps, relu
 ) -> tuple[Tensor, Tensor]:
     """y, and the mean and the inverse deviation of each group of each sample as (2, n, groups), empty where given."""
-    _check(x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups, eps)
+    check(x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups, eps)
     wide = _wide(x)
     centred, rstd = x.to(wide), None
     if mean is not None:
@@ -105,7 +105,7 @@ def _laid_out_as(x: Tensor, y: Tensor) -> Tensor:
 
 
 def fake(x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups, eps, relu):
-    _check(x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups, eps)
+    check(x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups, eps)
     statistics = x.new_empty((2, x.shape[0], groups) if mean is None else 0, dtype=_wide(x))
     return _laid_out_as(x, x.new_empty(x.shape)), statistics
 
@@ -216,7 +216,7 @@ def line_norm(
             return LineNorm.apply(*arguments, residual, mean, var, groups, eps, relu)
         return _op(*arguments, mean, var, residual, groups, eps, relu)[0]
     except RuntimeError:
-        _check(*arguments, mean, var, residual, groups, eps)  # says it as a ValueError or a TypeError
+        check(*arguments, mean, var, residual, groups, eps)  # says it as a ValueError or a TypeError
         raise
 
 
@@ -231,11 +231,12 @@ def _is_ready(alpha: float | Tensor, x: Tensor) -> bool:
     return isinstance(alpha, Tensor) and alpha.dim() == 0 and alpha.dtype == torch.float32 and x.dtype != torch.float64
 
 
-def _check(x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups, eps) -> None:
-    """Raises where the arguments do not fit each other, as the op itself does on the CPU."""
+def check(x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups, eps) -> None:
+    """Raises where the arguments do not fit each other, as the op itself does on the CPU. Of x only shape, dtype and
+    device are read."""
     if x.dtype not in FLOATS:
         raise TypeError(f"line_norm: x must be float32, bfloat16, float16 or float64, got {x.dtype}")
-    if x.dim() < 2:
+    if len(x.shape) < 2:
         raise ValueError(f"line_norm: x must be (n, channels, ...), got shape {tuple(x.shape)}")
     if (mean is None) != (var is None):
         raise ValueError("line_norm: give both mean and var, or neither")

@@ -6,12 +6,20 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lcs_kernels._load import ensure_loaded
 from lcs_kernels.levels import range_tensors
 
-from ._convolution import backward, check_channels, check_fits, geometry, laid_out_residual, memory_format, output_size
+from ._convolution import (
+    backward,
+    check_channels,
+    check_fits,
+    conv2d,
+    geometry,
+    laid_out_residual,
+    memory_format,
+    output_size,
+)
 from ._library import check_operands, check_packed, define, wants_grad, without_autocast
 from .nested_pack import STEP, codes_of, reference_unpack
 from .packed_linear import quantized
@@ -44,7 +52,7 @@ def on_range(x: Tensor, low: Tensor, high: Tensor, x_bits: int) -> tuple[Tensor,
 
 def convolved(q: Tensor, codes: Tensor, settings) -> Tensor:
     """In integers; exact, as sums stay below 2^53. Rounded, for a library of convolutions may choose an inexact way."""
-    return F.conv2d(q.double(), codes.double(), None, *settings).round().to(torch.int64)
+    return conv2d(q.double(), codes.double(), None, *settings).round().to(torch.int64)
 
 
 @without_autocast
@@ -60,10 +68,10 @@ def reference(
     float_type = torch.float32 if x.dtype == torch.int8 else wide.dtype
     settings = (stride, padding, dilation, groups)
     columns = max(weight_shape[1] * weight_shape[2] * weight_shape[3], 1)
-    group = min(group or columns, columns)
+    group = columns if group is None else min(group, columns)
     if exact:
         w = reference_unpack(planes, scales, zero_points, weight_shape, group, bits).to(wide.dtype)
-        y = F.conv2d(wide, w, None, *settings)
+        y = conv2d(wide, w, None, *settings)
     else:
         q, half = quantized(wide, (1, 2, 3)) if low is None else on_range(wide, low, high, x_bits)
         codes, dropped = codes_of(planes, weight_shape, bits), planes.shape[0] - bits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import struct
 import weakref
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _len_torch_dispatch_
 from lcs_kernels._load import ensure_loaded
 from lcs_kernels.isa import max_name
 
-from ._library import define, wants_grad
+from ._library import FLOATS, define, wants_grad
 
 # In the kernels' order; torch's, which networks end with, without another dtype.
 OPS = (
@@ -91,7 +92,7 @@ class Recording:
         and the places of the values that nothing reads later; the number of results, and these. A tensor is 2 * i for
         the value i or 2 * i + 1 for the constant i; values are the inputs, then what each step makes. What may be
         absent is 0, or 1 and what it is; a list is its length and its elements; a float is its bits as a double.
-    made: of each result its number of dimensions, its shape and its strides.
+    made: of each result its dtype's place in `FLOATS`, its number of dimensions, its shape and its strides.
     """
 
     constants: list[Tensor]
@@ -149,11 +150,24 @@ class Recording:
             unread += [] if made_of is None else [made_of]
             code += [len(unread), *unread]
         code += [len(results), *(place(t) for t in results)]
-        shapes = [n for t in results for n in (t.dim(), *t.shape, *t.stride())]
+        shapes = [n for t in results for n in (FLOATS.index(t.dtype), t.dim(), *t.shape, *t.stride())]
         return cls(constants, torch.tensor(code, dtype=torch.int64, device="cpu"), shapes)
 
 
+_forked = False  # then a lock of the kept recordings may be held for ever, by a thread that is not in this process
+
+
+def _mark_forked() -> None:
+    global _forked
+    _forked = True
+
+
+os.register_at_fork(after_in_child=_mark_forked)
+
+
 def _forget(number: int) -> None:
+    if _forked:
+        return
     with torch._C._DisableTorchDispatch():
         torch.ops.lcs.replay_forget(number)
 
@@ -177,8 +191,8 @@ def reference(inputs: list[Tensor], constants: list[Tensor], code: Tensor, made:
 def fake(inputs: list[Tensor], constants: list[Tensor], code: Tensor, made: Sequence[int]) -> list[Tensor]:
     results, rest = [], list(made)
     while rest:
-        n, *rest = rest
-        results.append(inputs[0].new_empty_strided(rest[:n], rest[n : 2 * n]))
+        dtype, n, *rest = rest
+        results.append(inputs[0].new_empty_strided(rest[:n], rest[n : 2 * n], dtype=FLOATS[dtype]))
         rest = rest[2 * n :]
     return results
 
@@ -216,9 +230,10 @@ def replay(inputs: Sequence[Tensor], recording: Recording) -> list[Tensor]:
 
 
 def _takes_kept(inputs: Sequence[Tensor]) -> bool:
-    """Whether the CPU's kernels run it, and nobody is to see what they read: no compiler, tracer or mode."""
+    """Whether the CPU's kernels run it, in no forked process, and nobody is to see what they read: no compiler, tracer
+    or mode."""
     watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or _len_torch_dispatch_stack()
-    if watched or max_name() == "reference":
+    if watched or _forked or max_name() == "reference":
         return False
     return bool(inputs) and all(type(t) is Tensor and t.is_cpu for t in inputs)
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lcs_kernels._load import ensure_loaded
 from lcs_kernels.isa import max_name
@@ -17,6 +16,7 @@ from ._convolution import (
     check_cap,
     check_channels,
     check_fits,
+    conv2d,
     finished,
     geometry,
     laid_out_residual,
@@ -52,7 +52,7 @@ def reference(
     wide = torch.promote_types(x.dtype, torch.float32)
     w = reference_unpack(mask_bits, values, weight_shape).to(wide)
     start = None if bias is None or scale is not None else bias.to(wide)
-    y = F.conv2d(x.to(wide), w, start, stride, padding, dilation, groups)
+    y = conv2d(x.to(wide), w, start, stride, padding, dilation, groups)
     y = finished(y, scale, bias if start is None else None, relu, cap, residual)
     return y.to(x.dtype).contiguous(memory_format=memory_format(x))
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ._convolution import Made, output_size
 from ._library import define, is_wide, wants_grad, widened
+from .line_norm import check as check_norm
 from .line_norm import line_norm, ready_alpha
 from .sparse_conv2d import by_reference, checked, sparse_conv2d
 
@@ -105,8 +107,13 @@ def bound_sparse_conv2d_norm(
         try:
             return _op(x, *(ready or settings(widened(bias, x))), residual, *last)
         except RuntimeError:
-            apart(x, residual)  # says it as a ValueError or a TypeError
+            check(x, residual)  # says it as a ValueError or a TypeError
             raise
+
+    def check(x: Tensor, residual: Tensor | None) -> None:
+        checked(x, weight, bias, *geometry)
+        y = Made.of(x, weight.shape[0], output_size(x.shape, weight.shape, *geometry[:3]))
+        check_norm(y, *norm, None, None, residual, norm_groups, eps)
 
     def apart(x: Tensor, residual: Tensor | None) -> Tensor:
         y = sparse_conv2d(x, weight, bias, *geometry)

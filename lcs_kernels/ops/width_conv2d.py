@@ -14,6 +14,7 @@ from lcs_kernels._load import ensure_loaded
 from ._convolution import (
     check_cap,
     check_fits,
+    conv2d,
     finished,
     geometry,
     laid_out_residual,
@@ -51,7 +52,7 @@ def reference(
     """The convolution with the sliced weight in float32 (float64 for float64), rounded once; then the residual."""
     wide = torch.promote_types(x.dtype, torch.float32)
     w = weight[:out_channels, : x.shape[1] // groups].to(wide)
-    y = F.conv2d(x.to(wide), w, None, stride, padding, dilation, groups)
+    y = conv2d(x.to(wide), w, None, stride, padding, dilation, groups)
     if residual is None:
         y = finished(y, scale, bias, relu, cap).to(x.dtype)
     else:
@@ -265,8 +266,9 @@ def width_conv2d(
 
     Args:
         x: (n, c, h, w), float32 or bfloat16, contiguous or channels_last (other strides are copied); float64 runs the
-            eager reference.
-        weight: of the full width, (channels, in_channels / groups, kernel_h, kernel_w), float32 or bfloat16.
+            eager reference and takes a float64 weight tensor (a `WidthWeight` holds none).
+        weight: of the full width, (channels, in_channels / groups, kernel_h, kernel_w), float32 or bfloat16, or
+            float64 as x.
         out_channels: of the result; by default all, of a depthwise convolution those that belong to x's.
         bias: (channels,), of which the first are used; float32 (or x's dtype, which is widened).
         stride, padding, dilation: one number, or one for height and one for width.
@@ -360,7 +362,10 @@ def width(x: Tensor, weight: Tensor, out_channels: int | None, groups: int) -> t
                 f"{name}: {label} must be float32 or bfloat16 (float64 runs the reference), got {tensor.dtype}"
             )
     if (x.dtype == torch.float64) != (weight.dtype == torch.float64):
-        raise TypeError(f"{name}: x is {x.dtype}, the weight {weight.dtype}; float64 takes both")
+        raise TypeError(
+            f"{name}: x is {x.dtype}, the weight {weight.dtype}; float64 x takes a float64 weight tensor (a "
+            "WidthWeight holds none), and no other x does"
+        )
     if x.device != weight.device:
         raise ValueError(f"{name}: x is on {x.device}, the weight on {weight.device}")
     full, inputs, channels = weight.shape[0], weight.shape[1], x.shape[1]

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from lcs_kernels._load import ensure_loaded
 
-from ._convolution import geometry, memory_format, window
+from ._convolution import Made, geometry, memory_format, output_size, window
 from ._library import check_operands, define, is_wide, wants_grad, widened
+from .line_norm import check as check_norm
 from .line_norm import line_norm, ready_alpha
-from .width_conv2d import prepacked, version_of, width, width_conv2d
+from .width_conv2d import bound_width_conv2d, prepacked, version_of, width, width_conv2d
 
 if TYPE_CHECKING:
     from lcs_kernels.formats import WidthWeight
@@ -107,7 +108,7 @@ def bound_width_conv2d_norm(
     ensure_loaded()
     if not isinstance(weight, Tensor):
         check_operands("width_conv2d_norm", x, weight, "WidthWeight")
-    norm_groups = norm_groups or out_channels
+    norm_groups = out_channels if norm_groups is None else norm_groups
     if not type(stride) is type(padding) is type(dilation) is tuple:
         stride, padding, dilation = geometry("width_conv2d", stride, padding, dilation)
     norm = (*norm[:4], ready_alpha(norm[1], norm[3], norm[4], x))
@@ -136,8 +137,15 @@ def bound_width_conv2d_norm(
         try:
             return _op(x, *(ready or settings(widened(bias, x))), residual, *last)
         except RuntimeError:
-            apart(x, residual)  # says it as a ValueError or a TypeError
+            check(x, residual)  # says it as a ValueError or a TypeError
             raise
+
+    def check(x: Tensor, residual: Tensor | None) -> None:
+        bound_width_conv2d(x, weight, out_channels, bias, stride, padding, dilation, groups)
+        size = output_size(x.shape, weight.weight.shape, stride, padding, dilation)
+        y = Made.of(x, out_channels, size)
+        check_norm(y, *norm, mean, var, residual, norm_groups, eps)
+        _check_windows(y, pool)
 
     return run
 
@@ -151,7 +159,11 @@ def _pooled(x: Tensor, y: Tensor, pool: list[int]) -> Tensor:
     """In x's format. Raises ValueError where a window is larger than y with its padding."""
     if not pool:
         return y
-    kernel, stride, padding = pool[:2], pool[2:4], pool[4:]
-    if any(k > n + 2 * p for k, n, p in zip(kernel, y.shape[2:], padding, strict=True)):
+    _check_windows(y, pool)
+    return F.max_pool2d(y, pool[:2], pool[2:4], pool[4:]).contiguous(memory_format=memory_format(x))
+
+
+def _check_windows(y: Tensor | Made, pool: list[int]) -> None:
+    kernel, padding = pool[:2], pool[4:]
+    if any(k > n + 2 * p for k, n, p in zip(kernel, y.shape[2:], padding, strict=False)):
         raise ValueError(f"width_conv2d_norm: a window of {kernel} does not fit {tuple(y.shape)}, padded by {padding}")
-    return F.max_pool2d(y, kernel, stride, padding).contiguous(memory_format=memory_format(x))

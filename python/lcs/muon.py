@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -36,10 +36,16 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             matrices = defaultdict(list)
             for p in group["params"]:
+                if p.grad is None:
+                    continue
                 buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
                 buffer.mul_(group["momentum"]).add_(p.grad)
                 update = p.grad.add(buffer, alpha=group["momentum"])
@@ -47,9 +53,10 @@ class Muon(torch.optim.Optimizer):
                 if p.dim() < 2:
                     p.add_(update.sign_(), alpha=-group["lr"] * _VECTOR_SHARE)
                 else:
-                    matrices[p.shape[0], p[0].numel(), p.device].append((p, update.flatten(1)))
-            for (rows, columns, _), pairs in matrices.items():
+                    matrices[p.shape[0], p[0].numel(), p.dtype, p.device].append((p, update.flatten(1)))
+            for (rows, columns, *_), pairs in matrices.items():
                 updates = orthogonalize(torch.stack([update for _, update in pairs]))
                 rate = group["lr"] * max(1.0, rows / columns) ** 0.5
                 for (p, _), update in zip(pairs, updates, strict=True):
                     p.add_(update.view_as(p), alpha=-rate)
+        return loss

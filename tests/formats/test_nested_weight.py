@@ -77,6 +77,7 @@ W = torch.ones(3, 4)
         (lambda: NestedWeight.pack(W, "group"), "per must be"),
         (lambda: NestedWeight.pack(W, "channel", 4), "per must be"),
         (lambda: NestedWeight.pack(W, "group", 0), "group must be 1 or more, got 0"),
+        (lambda: NestedWeight.from_codes(W.byte(), W[0, 0], W[0, 0].byte(), 0), "group must be 1 or more, got 0"),
         (lambda: NestedWeight.pack(W.long()), "w must be a float tensor"),
         (lambda: NestedWeight.pack(W * math.nan), "w holds 12 values that are not finite"),
         (lambda: NestedWeight.pack(W).unpack(1), r"bits must lie in \[2, 8\], got 1"),

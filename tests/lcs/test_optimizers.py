@@ -17,6 +17,7 @@ SETTINGS = [
     {"optimizer": "adamw", "lr": 0.01},
     {"optimizer": "muon"},
 ]
+DTYPES = torch.float32, torch.float64, torch.bfloat16
 each_optimizer = pytest.mark.parametrize("changes", SETTINGS, ids=["sgd", "sgd-no-momentum", "adamw", "muon"])
 
 
@@ -54,6 +55,41 @@ def test_muon_step_by_hand():
     turned = orthogonalize(gradients[0].view(1, 4, 2)).view(4, 2, 1, 1)
     assert torch.allclose(w, before[0] * (1 - 0.05) - 0.1 * 2**0.5 * turned, rtol=1e-12)
     assert torch.allclose(b, before[1] * (1 - 0.05) - 0.01 * gradients[1].double().sign(), rtol=1e-12)
+
+
+def test_muon_takes_a_closure():
+    w = torch.ones(3, 2, requires_grad=True)
+    optimizer = Muon([w], lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (w * torch.arange(6.0).view(3, 2)).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 15.0 and torch.equal(w.grad, torch.arange(6.0).view(3, 2))
+    assert not torch.equal(w, torch.ones(3, 2)) and optimizer.step() is None
+
+
+def test_muon_skips_what_has_no_gradient():
+    w, b, unused = (torch.ones(s, requires_grad=True) for s in ((3, 2), (3,), (3, 2)))
+    (w.sum() + b.sum()).backward()
+    optimizer = Muon([unused, w, b], lr=0.1, weight_decay=0.5)
+    optimizer.step()
+    assert torch.equal(unused, torch.ones(3, 2)) and unused not in optimizer.state
+    assert not torch.equal(w, torch.ones(3, 2)) and not torch.equal(b, torch.ones(3))
+
+
+def test_muon_takes_dtypes_of_one_shape():
+    gradient = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    together, apart = ([torch.ones(4, 3, dtype=t, requires_grad=True) for t in DTYPES] for _ in range(2))
+    for p in (*together, *apart):
+        p.grad = gradient.to(p.dtype)
+    Muon(together, lr=0.1).step()
+    for p in apart:
+        Muon([p], lr=0.1).step()
+    for p, q in zip(together, apart, strict=True):
+        assert torch.equal(p, q) and p.dtype == q.dtype
 
 
 def test_sgd_is_the_default():

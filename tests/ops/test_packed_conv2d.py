@@ -136,6 +136,18 @@ def test_without_outputs_channels_or_pixels(isa):
         for x_range in (None, (-1.0, 2.0)):
             y = packed_conv2d(x, weight, 5, torch.arange(5.0), padding=1, x_range=x_range)
             assert y.shape == (2, 5, 2, 6) and torch.equal(y, torch.arange(5.0)[:, None, None].expand_as(y))
+            check(x, weight, 5, torch.arange(5.0), (x.shape, kernel, 1, 1, 1, 1), x_range and (*x_range, 8) or NONE)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_sums_of_no_channels(dtype, exact):
+    x, bias = torch.ones(2, 0, 5, 5, dtype=dtype, requires_grad=True), torch.arange(6.0, dtype=dtype).requires_grad_()
+    weight = NestedWeight.pack(torch.ones(6, 0, 3, 3))
+    y = packed_conv2d(x, weight, 8, bias, padding=1, exact=exact)
+    assert torch.equal(y, bias[:, None, None].expand(2, 6, 5, 5)) and not packed_conv2d(x, weight, 8, padding=1).any()
+    y.sum().backward()
+    assert x.grad.shape == x.shape and torch.equal(bias.grad, torch.full_like(bias, 50))
 
 
 def test_no_layout_is_copied_but_those_of_other_strides():

@@ -5,13 +5,52 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 
-from lcs_kernels import packed_conv2d
+from lcs_kernels import packed_conv2d, sparse_conv2d
+from lcs_kernels.formats import NestedWeight, SparseWeight
 from lcs_kernels.ops.packed_conv2d import MAX_RANGED_TERMS, MAX_TERMS, prepacked
 
 from .packed_cases import DTYPES, fields, nested_weight
+from .sparse_cases import integers
 from .test_sparse_conv2d import FORMATS
 
 OP = torch.ops.lcs.packed_conv2d.default
+
+
+FAR = 10**9
+HUGE = {
+    "strided": ((16, 8, 3, 3), {"padding": FAR, "stride": FAR}),
+    "dilated": ((16, 8, 3, 3), {"padding": FAR, "stride": FAR, "dilation": FAR}),
+    "strided taps that are joined": ((16, 3, 3, 3), {"padding": (2 * FAR, 1), "stride": (2 * FAR, 1)}),
+    "depthwise": ((8, 1, 3, 3), {"padding": FAR, "stride": FAR, "groups": 8}),
+    "depthwise, dilated": ((8, 1, 3, 3), {"padding": FAR, "stride": 1, "dilation": FAR, "groups": 8}),
+    "more than a terabyte": ((16, 8, 3, 3), {"padding": 10**6, "stride": 10**6}),
+}
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("name", HUGE)
+def test_padded_images_of_any_size_are_refused(name, exact):
+    """Before their sizes overflow."""
+    shape, geometry = HUGE[name]
+    x = torch.randn(1, shape[1] * geometry.get("groups", 1), 2, 64)
+    with pytest.raises(RuntimeError, match=r"packed_conv2d: an image of x .* more than 2\^40; take a smaller padding"):
+        packed_conv2d(x, nested_weight(shape), 8, **geometry, exact=exact)
+
+
+@pytest.mark.parametrize(
+    ("shape", "geometry"),
+    [
+        ((16, 8, 1, 1), {"padding": FAR, "stride": FAR}),
+        ((16, 3, 3, 3), {"padding": 20_000, "stride": 20_000}),
+        ((4, 8, 3, 1), {"padding": (10_000, 0), "stride": (10_000, 1)}),
+    ],
+    ids=str,
+)
+def test_far_padding_that_is_not_copied(shape, geometry):
+    x, codes = integers(2, shape[1], 2, 2), torch.randint(0, 8, shape, dtype=torch.uint8)
+    weight = NestedWeight.from_codes(codes, torch.tensor(1.0), torch.tensor(4, dtype=torch.uint8))
+    y = packed_conv2d(x, weight, 8, **geometry, exact=True)
+    assert y.any() and torch.equal(y, sparse_conv2d(x, SparseWeight.pack(weight.unpack()), **geometry))
 
 
 @pytest.mark.parametrize("relu", [False, True])

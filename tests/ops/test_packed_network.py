@@ -369,6 +369,10 @@ def test_refuses_steps(steps, words):
     [
         (lambda: [conv(0, 4, 5, (1, 1))], "gets 3"),
         (lambda: [conv(0, 4, 3, (9, 1))], "does not fit the padded input of 8"),
+        (
+            lambda: [conv(0, 8, 3, (1, 1)), conv(1, 4, 8, (3, 3), padding=10**9, stride=10**9)],
+            r"packed_network: an image of x .* more than 2\^40; take a smaller padding",
+        ),
         (lambda: [conv(0, 4, 3, (1, 1), y_range=HIDDEN)], "the last step makes codes"),
         (lambda: [conv(0, 4, 3, (1, 1), y_range=HIDDEN), MaxPool(1, 2, 2)], "step 1 pools codes"),
         (lambda: [conv(0, 4, 3, (1, 1)), conv(1, 4, 4, (2, 2), residual=1)], "of the result's shape"),

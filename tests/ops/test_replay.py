@@ -1,7 +1,10 @@
 """Recorded ops give the very bits that they give one by one, on inputs that they were not recorded with."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,7 +13,7 @@ from torch.library import opcheck
 
 from lcs_kernels import line_norm, replay, sparse_conv2d, sparse_conv2d_norm, width_conv2d, width_conv2d_norm
 from lcs_kernels.formats import WidthWeight
-from lcs_kernels.ops.replay import OPS, Recorder, Recording, reference
+from lcs_kernels.ops.replay import OPS, Recorder, Recording, fake, reference
 
 from .sparse_cases import DTYPES, float_weight
 from .test_sparse_conv2d import FORMATS
@@ -322,6 +325,49 @@ def test_the_op_refuses_a_recording_that_is_gone():
     torch.ops.lcs.replay_forget(number)
 
 
+FORKED = """
+import os, torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from lcs_kernels import replay, sparse_conv2d
+from lcs_kernels.formats import SparseWeight
+from lcs_kernels.ops.replay import Recorder, Recording
+
+torch.set_num_threads(1)
+torch.set_grad_enabled(False)
+weight = SparseWeight.pack(torch.randn(8, 3, 3, 3))
+x = torch.randn(1, 3, 16, 16)
+sparse_conv2d(x, weight)
+with Recorder() as recorder:
+    y = sparse_conv2d(x, weight)
+recording, calls, ops = Recording.of(recorder.calls, [x], [y]), [], torch.ops.lcs
+
+
+def spied(name):
+    op = getattr(ops, name)
+    setattr(ops, name, lambda *args: (calls.append(name), op(*args))[1])
+
+
+for name in ("replay_keep", "replay_kept", "replay_forget"):
+    spied(name)
+assert torch.equal(replay([x], recording)[0], y) and calls == ["replay_keep", "replay_kept"], calls
+pid = os.fork()
+if pid == 0:
+    same = torch.equal(replay([x], recording)[0], y)
+    del recording
+    os._exit(0 if same and calls == ["replay_keep", "replay_kept"] else 1)
+assert os.waitpid(pid, 0)[1] == 0
+assert torch.equal(replay([x], recording)[0], y)
+del recording
+assert calls == ["replay_keep", *["replay_kept"] * 2, "replay_forget"], calls
+"""
+
+
+def test_a_forked_process_opens_no_lock_of_the_kept_recordings():
+    """Which another thread may have held when it was forked."""
+    run = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, env=os.environ, timeout=120)
+    assert run.returncode == 0, run.stderr
+
+
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda r: pickle.loads(pickle.dumps(r))])
 def test_a_copy_is_a_recording_of_its_own(copied):
     recording, x, y = recording_of_one()
@@ -401,6 +447,21 @@ def test_the_schema_holds():
     given = inputs()
     _, recording = recorded(network(), *given)
     opcheck(OP, (given, recording.constants, recording.code, recording.made))
+
+
+def test_results_have_dtypes_of_their_own():
+    given = [torch.randn(1, 3, 8, 8), torch.randn(1, 3, 8, 8).bfloat16()]
+
+    def run(x, other):
+        return sparse_conv2d(x, WEIGHTS[0]), line_norm(other, *[None] * 5, 3)
+
+    run(*given)
+    with Recorder() as recorder:
+        results = run(*given)
+    recording = Recording.of(recorder.calls, given, results)
+    opcheck(OP, (given, recording.constants, recording.code, recording.made))
+    made = fake(given, recording.constants, recording.code, recording.made)
+    assert [t.dtype for t in made] == [t.dtype for t in results] == [torch.float32, torch.bfloat16]
 
 
 def test_compiles_without_a_graph_break():

@@ -139,6 +139,17 @@ def test_without_outputs_channels_or_pixels(isa):
     for x, kernel in [(torch.ones(2, 3, 0, 4), (5, 3, 1, 1)), (torch.ones(2, 0, 2, 6), (5, 0, 3, 3))]:
         y = sparse_conv2d(x, integer_weight(kernel), torch.arange(5.0), padding=1)
         assert y.shape == (2, 5, 2, 6) and torch.equal(y, torch.arange(5.0)[:, None, None].expand_as(y))
+        check(x, integer_weight(kernel), torch.arange(5.0), (x.shape, kernel, 1, 1, 1, 1), relu=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_sums_of_no_channels(dtype):
+    x, bias = torch.ones(2, 0, 5, 5, dtype=dtype, requires_grad=True), torch.arange(6.0, dtype=dtype).requires_grad_()
+    weight = integer_weight((6, 0, 3, 3))
+    y = sparse_conv2d(x, weight, bias, padding=1)
+    assert torch.equal(y, bias[:, None, None].expand(2, 6, 5, 5)) and not sparse_conv2d(x, weight, padding=1).any()
+    y.sum().backward()
+    assert x.grad.shape == x.shape and torch.equal(bias.grad, torch.full_like(bias, 50))
 
 
 def copies_of(call):

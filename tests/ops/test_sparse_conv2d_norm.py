@@ -1,3 +1,5 @@
+import importlib
+
 import pytest
 import torch
 from torch.library import opcheck
@@ -164,6 +166,28 @@ def test_bad_arguments(change, error, words):
     } | change
     with pytest.raises(error, match=words):
         sparse_conv2d_norm(**arguments)
+
+
+def test_an_error_of_the_op_is_raised_as_it_is(monkeypatch):
+    """As where memory is short: after the checks, and without another, larger run."""
+
+    def ran(*_, **__):
+        raise AssertionError("both ran")
+
+    def failing(*_):
+        raise failure
+
+    failure, module = RuntimeError("no memory"), importlib.import_module("lcs_kernels.ops.sparse_conv2d_norm")
+    monkeypatch.setattr(module, "_op", failing)
+    for name in ("sparse_conv2d", "line_norm"):
+        monkeypatch.setattr(module, name, ran)
+    weight = SparseWeight.pack(torch.ones(5, 4, 3, 3))
+    x, norm, residual = torch.ones(2, 4, 6, 6), (None,) * 5, torch.ones(2, 5, 3, 3)
+    with pytest.raises(RuntimeError) as raised:
+        sparse_conv2d_norm(x, weight, norm, 5, padding=1, stride=2, residual=residual)
+    assert raised.value is failure
+    with pytest.raises(ValueError, match="line_norm: residual must be"):
+        sparse_conv2d_norm(x, weight, norm, 5, padding=1, residual=residual)
 
 
 def test_a_number_as_alpha():

@@ -221,6 +221,18 @@ def test_without_channels_or_pixels(isa):
         assert torch.equal(y, torch.arange(4.0)[:, None, None].expand(y.shape))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_sums_of_no_channels(dtype):
+    x, bias = torch.ones(2, 0, 5, 5, dtype=dtype, requires_grad=True), torch.arange(6.0, dtype=dtype).requires_grad_()
+    w = torch.ones(6, 3, 3, 3, dtype=dtype, requires_grad=True)
+    y = width_conv2d(x, w, 6, bias, padding=1)
+    expected = bias[:, None, None].expand(2, 6, 5, 5)
+    assert torch.equal(y, expected) and not width_conv2d(x, w, 6, padding=1).any()
+    assert torch.equal(reference(x, w, 6, None, bias, [1, 1], [1, 1], [1, 1], 1, False, None), expected)
+    y.sum().backward()
+    assert x.grad.shape == x.shape and not w.grad.any() and torch.equal(bias.grad, torch.full_like(bias, 50))
+
+
 def test_the_packed_form(isa):
     for shape in ((1, 1, 1, 1), (16, 3, 3, 3), (37, 5, 2, 3), (20, 33, 2, 1), (0, 3, 1, 1)):
         for dtype in DTYPES:
@@ -390,7 +402,16 @@ def test_meta_tensors_give_shapes():
         ({"x": torch.ones(2, 5, 6, 6)}, ValueError, r"x has 5 channels and out_channels is 5; .* up to 4 and 1 to 5"),
         ({"x": torch.ones(4, 6, 6)}, ValueError, r"x must have 4 dimensions, got shape \(4, 6, 6\)"),
         ({"x": torch.ones(2, 4, 6, 6).half()}, TypeError, "x must be float32 or bfloat16 .*float16"),
-        ({"x": torch.ones(2, 4, 6, 6).double()}, TypeError, "x is torch.float64, the weight torch.float32"),
+        (
+            {"x": torch.ones(2, 4, 6, 6).double()},
+            TypeError,
+            "x is torch.float64, the weight torch.float32; .* float64 weight tensor",
+        ),
+        (
+            {"x": torch.ones(2, 4, 6, 6).double(), "weight": WidthWeight.pack(torch.ones(5, 4, 3, 3))},
+            TypeError,
+            r"the weight torch.float32; float64 x takes a float64 weight tensor \(a WidthWeight holds none\)",
+        ),
         ({"x": torch.ones(2, 4, 6, 6, device="meta")}, ValueError, "x is on meta, the weight on cpu"),
         ({"out_channels": 6}, ValueError, "out_channels is 6; .* 1 to 5"),
         ({"out_channels": 0}, ValueError, "out_channels is 0"),
@@ -436,6 +457,25 @@ def test_bad_arguments(change, error, words):
     arguments = {"x": torch.ones(2, 4, 6, 6), "weight": torch.ones(5, 4, 3, 3)} | change
     with pytest.raises(error, match=f"width_conv2d: .*{words}"):
         width_conv2d(**arguments)
+
+
+FAR = {"padding": 10**9, "dilation": 10**9}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("shape", [(16, 8, 3, 3), (16, 3, 3, 3), (8, 1, 3, 3)], ids=str)
+def test_padded_images_of_any_size_are_refused_where_they_are_copied(shape, layout, dtype):
+    """Before their sizes overflow."""
+    groups = 8 if shape[1] == 1 else 1
+    x, w = (integers(*s, dtype=dtype) for s in ((1, shape[1] * groups, 2, 2), shape))
+    x = x.to(memory_format=layout)
+    if layout == torch.channels_last and dtype == torch.float32 and groups == 1:
+        y = width_conv2d(x, w, **FAR, stride=10**9)
+        assert torch.equal(y, F.conv2d(x[:, :, :1, :1], w[:, :, 1:2, 1:2]))
+        return
+    with pytest.raises(RuntimeError, match=r"width_conv2d: an image of x .* more than 2\^60; take a smaller padding"):
+        width_conv2d(x, w, None, **FAR, groups=groups)
 
 
 @pytest.mark.parametrize(

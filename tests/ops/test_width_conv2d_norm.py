@@ -1,3 +1,5 @@
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -163,6 +165,8 @@ def test_compiles():
         ({"x": torch.ones(2, 4, 6, 6).half()}, TypeError, "width_conv2d: x must be float32 or bfloat16"),
         ({"out_channels": 6}, ValueError, "width_conv2d: .* out_channels is 6"),
         ({"norm_groups": 3}, ValueError, "line_norm: 3 groups do not divide 5 channels"),
+        ({"norm_groups": 0}, ValueError, "line_norm: 0 groups do not divide 5 channels"),
+        ({"norm_groups": 0, "weight": torch.ones(5, 4, 3, 3)}, ValueError, "line_norm: 0 groups do not divide 5"),
         ({"norm": (torch.ones(4), None, None, None, None)}, ValueError, "line_norm: weight0 must be .* at least 5"),
         ({"norm": (torch.ones(5), torch.ones(5), None, None, None)}, ValueError, "line_norm: a line needs an alpha"),
         ({"residual": torch.ones(2, 5, 6, 6)}, ValueError, r"line_norm: residual must be \(2, 5, 4, 4\)"),
@@ -182,6 +186,28 @@ def test_bad_arguments(change, error, words):
     } | change
     with pytest.raises(error, match=words):
         width_conv2d_norm(**arguments)
+
+
+def test_an_error_of_the_op_is_raised_as_it_is(monkeypatch):
+    """As where memory is short: after the checks, and without another, larger run."""
+
+    def ran(*_, **__):
+        raise AssertionError("both ran")
+
+    def failing(*_):
+        raise failure
+
+    failure, module = RuntimeError("no memory"), importlib.import_module("lcs_kernels.ops.width_conv2d_norm")
+    monkeypatch.setattr(module, "_op", failing)
+    for name in ("width_conv2d", "line_norm"):
+        monkeypatch.setattr(module, name, ran)
+    weight = WidthWeight.pack(torch.ones(5, 4, 3, 3))
+    x, norm, residual = torch.ones(2, 4, 6, 6), (None,) * 5, torch.ones(2, 5, 3, 3)
+    with pytest.raises(RuntimeError) as raised:
+        width_conv2d_norm(x, weight, 5, norm, 5, padding=1, stride=2, residual=residual)
+    assert raised.value is failure
+    with pytest.raises(ValueError, match="line_norm: residual must be"):
+        width_conv2d_norm(x, weight, 5, norm, 5, padding=1, residual=residual)
 
 
 def test_a_number_as_alpha():
