@@ -57,12 +57,14 @@ def copied(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
 
 def telling(args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
     """A call's arguments with random numbers for floats that could hide what a step does to them, as all are alike or
-    some are not finite; None where there are none."""
+    some are not finite; None where there are none. Of a number other than 0 they lie next to it, towards 0."""
     made = {}
     for leaf in pytree.tree_leaves((args, kwargs)):
         if isinstance(leaf, Tensor) and id(leaf) not in made and _hides(leaf):
-            drawn = torch.rand(leaf.shape, generator=torch.Generator().manual_seed(0))
-            made[id(leaf)] = torch.empty_like(leaf).copy_(2 * drawn - 1)
+            drawn = torch.rand(leaf.shape, generator=torch.Generator().manual_seed(0)).to(leaf.device)
+            first = leaf.detach().flatten()[0].float()
+            near = torch.isfinite(first) & (first != 0)
+            made[id(leaf)] = torch.empty_like(leaf).copy_(torch.where(near, first * (1 - drawn / 8), 2 * drawn - 1))
     return pytree.tree_map(lambda leaf: made.get(id(leaf), leaf), (args, kwargs)) if made else None
 
 

@@ -46,7 +46,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     with _named(path):
         replaced = _replaced(path)
         if replaced is None:
-            with open(os.open(path, os.O_WRONLY | os.O_TRUNC), "wb") as file:
+            with open(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as file:
                 file.write(data)
             return
         target, mode = replaced
@@ -81,14 +81,15 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _replaced(path: Path) -> tuple[Path, int | None] | None:
-    """The file behind all links, and its permissions, if there is one yet; None where what is there cannot be replaced,
-    as it is no regular file, or has no name, as what /dev/stdout leads to may have none."""
+    """The file behind all links, and its permissions, if there is one yet; None where what is there is not to be
+    replaced, as it is no regular file, or one that is open, as what /dev/stdout leads to."""
     target = Path(os.path.realpath(path))
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         return target, None
-    return (target, mode & 0o777) if stat.S_ISREG(mode) and target.exists() else None
+    is_open = Path(os.path.abspath(path)).parts[1:2] in (("dev",), ("proc",))
+    return (target, mode & 0o777) if stat.S_ISREG(mode) and target.exists() and not is_open else None
 
 
 def _start(target: Path) -> str:

@@ -35,6 +35,7 @@ from .quantized import Quantized
 from .quantized_packing import QuantizedPacker
 from .recipe import Recipe
 from .recorded import Recorded, Unrecorded, can_record, record
+from .shortage import ShortageError, is_shortage
 from .sparse_packing import SparsePacker
 from .structured import Structured
 from .unstructured import Unstructured
@@ -285,7 +286,8 @@ class Frozen(NoModule):
             made = tuple(self._choose(layer, shapes.get(i), level) for i, layer in enumerate(self._layers))
             choices = Choices.of(made)
             self._check(choices)
-            _remember(self._choices, key, choices)
+            if inputs in self._shapes:
+                _remember(self._choices, key, choices)
         return choices
 
     def _trace(self, level: Level, inputs: tuple, args: tuple, kwargs: dict) -> dict[int, Shape]:
@@ -293,14 +295,15 @@ class Frozen(NoModule):
         trace = Trace(pack(self._layers, level, self._packer, ["torch"] * len(self._layers)).tensors)
         with torch.no_grad():
             expected = _run(self.model, trace, *copied(args, kwargs))
-            if self._fused is not None:
-                self._try_fused(inputs, expected, trace, args, kwargs)
+            try:
+                if self._fused is not None:
+                    self._try_fused(inputs, expected, trace, args, kwargs)
                 if inputs in self._forwards and (given := telling(args, kwargs)):
-                    del self._forwards[inputs]
-                    expected = _run(self.model, trace, *copied(*given))
-                    self._try_fused(inputs, expected, trace, *given)
-            if self._packer.channels_last and self._cpu:
-                self._try_channels_last(inputs, trace, args, kwargs)
+                    self._try_again(inputs, trace, *given)
+                if self._packer.channels_last and self._cpu:
+                    self._try_channels_last(inputs, trace, args, kwargs)
+            except ShortageError:  # the next call finds out
+                return trace.shapes
         _remember(self._shapes, inputs, trace.shapes)
         return trace.shapes
 
@@ -314,14 +317,25 @@ class Frozen(NoModule):
             if not self._packer.keeps_layout:
                 self._run_fused(trace, self._drawn(*channels_last(*copied(args, kwargs))))
         except Exception as error:  # a graph was drawn from one path through the forward, and may not fit another
-            if _is_shortage(error):
-                raise  # the next call finds out
+            if is_shortage(error):
+                raise ShortageError from error
             self._unfused = f"the fused forward fails: {type(error).__name__}: {error}"
             return
         if same(expected, found):
             _remember(self._forwards, inputs, None)
         else:
             self._unfused = "the fused forward gives another result"
+
+    def _try_again(self, inputs: tuple, trace: Trace, args: tuple, kwargs: dict) -> None:
+        """On numbers that tell more, unless the model is not made for such."""
+        try:
+            expected = _run(self.model, trace, *copied(args, kwargs))
+        except Exception as error:
+            if is_shortage(error):
+                raise ShortageError from error
+            return
+        del self._forwards[inputs]
+        self._try_fused(inputs, expected, trace, args, kwargs)
 
     def _try_channels_last(self, inputs: tuple, trace: Trace, args: tuple, kwargs: dict) -> None:
         """Gives such inputs to the model with channels last from now on, if it takes them."""
@@ -331,8 +345,8 @@ class Frozen(NoModule):
                 _remember(self._last, inputs, False)
             _run(self.model, trace, *channels_last(*copied(args, kwargs)))
         except Exception as error:  # as a view does that fits one layout
-            if _is_shortage(error):
-                raise
+            if is_shortage(error):
+                raise ShortageError from error
             if inputs not in self._last:
                 self._contiguous = f"the forward fails on channels last: {type(error).__name__}: {error}"
         else:
@@ -445,11 +459,6 @@ def _run(model: Callable, running: Packed | Trace, args: tuple, kwargs: dict):
         return model(*args, **kwargs)
     finally:
         RUNNING.reset(token)
-
-
-def _is_shortage(error: Exception) -> bool:
-    """Whether memory ran out, which says nothing of what failed."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 def _kernel(layer: SubspaceLayer, choice: Choice) -> str:

@@ -158,7 +158,8 @@ def _check_dtypes(path: Path, tensors: dict[str, Tensor], subspace: Subspace, bu
     for name, module in subspace.model.named_modules(remove_duplicate=False):
         if not built and not isinstance(module, SubspaceLayer):
             continue
-        own = [tensors.get(f"{name}.{n}") for n in (*module._parameters, *module._buffers) if n not in RANGES]
+        kept = [n for n in module._buffers if n not in RANGES and not n.startswith("running_")]  # of what is cast
+        own = [tensors.get(f"{name}.{n}") for n in (*module._parameters, *kept)]
         dtypes = {tensor.dtype for tensor in own if tensor is not None} & _FLOATS
         if len(dtypes) > 1:
             raise CheckpointError(f"{path}: cannot run: {name} is of {_listed(dtypes)}; save it again in one dtype")

@@ -1,4 +1,7 @@
-"""Traces of a model's forward as graphs: one at a time in a process, and the model and other threads do not notice."""
+"""Traces of a model's forward as graphs, one at a time in a process.
+
+Neither the model nor other threads notice, but for what torch.compile has made, whose calls torch refuses meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ import operator
 import os
 import threading
 import warnings
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from .arguments import same
 
@@ -21,24 +25,41 @@ AUGMENTED = (  # assignments, as functions
     *(operator.imatmul, operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift),
 )
 _HELD = ("_parameters", "_buffers", "_modules")
-Container = dict | list | set | deque
+_KINDS = (OrderedDict, dict, list, deque, set)
+Container = dict | list | deque | set
+_PATIENCE = 60.0  # seconds to wait for another thread, whose forward may wait for this one
 
-_alone = threading.RLock()
+_lock = threading.RLock()
+_running: Tracer | None = None
 
 
 def _renew() -> None:
-    global _alone
-    _alone = threading.RLock()  # another thread of the process that was forked may have held it
+    """In a forked process, without the threads of the other one, one of which may have been tracing."""
+    global _lock
+    _lock = threading.RLock()
+    if _running is not None and _running.thread != threading.get_ident():
+        _running.thread = None
 
 
 os.register_at_fork(after_in_child=_renew)
 
 
 @contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    lock = _lock
+    if not lock.acquire(timeout=_PATIENCE):
+        raise RuntimeError(f"another thread has been tracing a model for {_PATIENCE:.0f} s, and may wait for this one")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without warnings. In one thread at a time: what is to be warned of is one setting of the process, and who put it
     back last would keep another thread's."""
-    with _alone, warnings.catch_warnings():
+    with _alone(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
@@ -56,7 +77,7 @@ def untouched(model: nn.Module) -> Iterator[list[str]]:
     their classes' containers hold no proxy, and torch's generator on the CPU is as before. Gives a list, which then
     names those that had changed."""
     changed: list[str] = []
-    with _alone:
+    with _alone():
         before = {m: (dict(vars(m)), {name: dict(vars(m)[name]) for name in _HELD}) for m in model.modules()}
         values = [(name, buffer, _version(buffer), buffer.clone()) for name, buffer in model.named_buffers()]
         own = _contents(map(vars, model.modules()))
@@ -69,10 +90,11 @@ def untouched(model: nn.Module) -> Iterator[list[str]]:
                 if not _same_items(container, items):
                     changed.append(name)
                     _refill(container, items)
-            for name, container, items in shared:  # which other threads may fill meanwhile
-                if any(isinstance(item, fx.Proxy) for item in _values(container)):
+            for name, container, _ in shared:  # which other threads may fill meanwhile
+                left = [item for item in _items(container) if not _has_proxy(item, set())]
+                if len(left) < len(container):
                     changed.append(name)
-                    _refill(container, items)
+                    _refill(container, left)
             for name, buffer, version, value in values:
                 if _changed(buffer, version, value):
                     changed.append(name)
@@ -104,9 +126,11 @@ def _contents(owners: Iterable[Mapping]) -> list[tuple[str, Container, list]]:
     found: dict[int, tuple[str, Container, list]] = {}
     while waiting:
         name, value = waiting.pop()
-        if isinstance(value, Container) and name not in _HELD and id(value) not in found:
-            found[id(value)] = name, value, list(value.items() if isinstance(value, dict) else value)
-            waiting += [(name, item) for item in _values(value)]
+        if isinstance(value, tuple):
+            waiting += [(name, item) for item in value]
+        elif isinstance(value, Container) and name not in _HELD and id(value) not in found:
+            found[id(value)] = name, value, _items(value)
+            waiting += [(name, item) for item in (value.values() if isinstance(value, dict) else value)]
     return list(found.values())
 
 
@@ -116,8 +140,17 @@ def _classes(model: nn.Module) -> set[type]:
     return {kind for kind in every if not kind.__module__.startswith(("builtins", "torch.", "lcs."))}
 
 
-def _values(container: Container) -> list:
-    return list(container.values() if isinstance(container, dict) else container)
+def _items(container: Container) -> list:
+    return list(container.items() if isinstance(container, dict) else container)
+
+
+def _has_proxy(value: object, seen: set[int]) -> bool:
+    if isinstance(value, fx.Proxy):
+        return True
+    if not isinstance(value, (Container, tuple)) or id(value) in seen:
+        return False
+    seen.add(id(value))
+    return any(_has_proxy(item, seen) for item in (value if isinstance(value, tuple) else _items(value)))
 
 
 def _same_items(container: Container, items: list) -> bool:
@@ -131,8 +164,10 @@ def _same_items(container: Container, items: list) -> bool:
 
 
 def _refill(container: Container, items: list) -> None:
-    container.clear()
-    container.extend(items) if isinstance(container, (list, deque)) else container.update(items)
+    """Whatever a subclass makes of it, as a Counter would count."""
+    kind = next(kind for kind in _KINDS if isinstance(container, kind))
+    kind.clear(container)
+    kind.extend(container, items) if kind in (list, deque) else kind.update(container, items)
 
 
 def _version(tensor: Tensor) -> int | None:
@@ -152,7 +187,7 @@ class _Proxy(fx.Proxy):
     else holds x as it was."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name not in ("tracer", "node"):
+        if name in ("data", "grad", "requires_grad"):
             raise fx.proxy.TraceError(f"the forward sets the {name} of a tensor, which no graph holds")
         super().__setattr__(name, value)
 
@@ -169,7 +204,8 @@ for _assignment in AUGMENTED:
 
 
 class Tracer(fx.Tracer):
-    """While it traces, torch sends every module's call in the process through it: those of other threads pass.
+    """While it traces, torch sends every module's call in the process through it: those of other threads pass, unless
+    they are part of the trace.
 
     Keeps its graph alone after the trace: torch's own holds itself, and so the model's memory, until Python looks for
     cycles."""
@@ -179,17 +215,24 @@ class Tracer(fx.Tracer):
         self.thread = threading.get_ident()
 
     def trace(self, root: nn.Module, concrete_args: dict | None = None) -> fx.Graph:
+        global _running
+        outer = _running
         try:
-            with _alone:
+            with _alone():
+                _running = self
                 return super().trace(root, concrete_args)
         finally:
+            _running = outer
             graph = {name: value for name, value in vars(self).items() if name == "graph"}
             self.__dict__ = {**graph, "thread": None, "_autowrap_function_ids": set()}  # for calls that have begun
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict):
-        if threading.get_ident() != self.thread:
+        if threading.get_ident() != self.thread and not self._traces((args, kwargs)):
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
+
+    def _traces(self, given: object) -> bool:
+        return any(isinstance(leaf, fx.Proxy) and leaf.tracer is self for leaf in pytree.tree_leaves(given))
 
     def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict[str, fx.Proxy]):
         if threading.get_ident() != self.thread:

@@ -1,13 +1,18 @@
 """A trace leaves the model, its caches, and what other threads run as they were."""
 
+import os
+import signal
 import threading
 import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
 
 import lcs
+from lcs import tracing
 from lcs.tracing import Tracer, untouched
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -62,26 +67,79 @@ def test_traces_of_several_threads_leave_torch_as_it_was():
     assert nn.Module.__call__ is call and nn.Module.__getattr__ is get
 
 
+def test_layers_that_the_forward_calls_in_threads_are_traced():
+    class Threads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            with ThreadPoolExecutor(2) as pool:
+                return sum(f.result() for f in [pool.submit(self.a, x), pool.submit(self.b, x)])
+
+    graph = Tracer().trace(Threads())
+    assert sorted(node.target for node in graph.nodes if node.op == "call_module") == ["a", "b"]
+
+
+def test_a_forward_that_waits_for_another_trace_fails_in_time(monkeypatch):
+    monkeypatch.setattr(tracing, "_PATIENCE", 0.2)
+    failed = []
+
+    def during():
+        try:
+            lcs.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 1)), lcs.Structured(), dense=["1"])
+        except ValueError as error:
+            failed.append(str(error))
+
+    Tracer().trace(Waits(during))
+    assert "another thread has been tracing a model" in failed[0]
+
+
+def test_a_fork_beside_a_trace_runs_modules():
+    other, waiting, go = nn.Sequential(nn.ReLU()), threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: Tracer().trace(Waits(lambda: (waiting.set(), go.wait()))))
+    thread.start()
+    waiting.wait()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        signal.alarm(60)
+        try:
+            with ThreadPoolExecutor(4) as pool:  # which have the idents of the parent's threads
+                shapes = {f.result().shape for f in [pool.submit(other, X) for _ in range(8)]}
+            Tracer().trace(other)
+            code = int(shapes != {X.shape})
+        finally:
+            os._exit(code)
+    go.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
 class Caches(nn.Module):
-    SHARED: dict = {}
+    SHARED: dict = {"other": 1}
 
     def __init__(self):
         super().__init__()
         self.fc, self.out = nn.Linear(16, 16), nn.Linear(16, 4)
-        self.cache, self.seen, self.nested = {"kept": 1}, [], {"inside": set()}
+        self.cache, self.seen, self.nested = {"kept": 1}, [], ({"inside": set()},)
+        self.calls = Counter(kept=3)
         self.register_buffer("table", torch.randn(16))
 
     def forward(self, x):
         if "table" not in self.cache:
             self.cache["table"] = self.table.to(x.dtype)
             self.SHARED["table"] = self.cache["table"]
-            self.nested["inside"].add(self.cache["table"])
+            self.SHARED[x.shape[-1:]] = [(x.mean(), 1)]
+            self.nested[0]["inside"].add(self.cache["table"])
+            self.calls["filled"] += 1
             self.seen.append(self.cache["table"])
         return self.out(self.fc(x) + self.cache["table"] + self.SHARED["table"])
 
 
 def is_untouched(model):
-    return (model.cache, model.seen, model.nested, Caches.SHARED) == ({"kept": 1}, [], {"inside": set()}, {})
+    own = model.cache, model.seen, model.nested, model.calls
+    return own == ({"kept": 1}, [], ({"inside": set()},), Counter(kept=3)) and Caches.SHARED == {"other": 1}
 
 
 @pytest.mark.parametrize("recipe", [lcs.Unstructured, lcs.Quantized])
@@ -102,13 +160,15 @@ def test_a_plan_leaves_a_model_that_runs():
     assert is_untouched(model)
     assert torch.equal(model(x), model(x))
     Caches.SHARED.clear()
+    Caches.SHARED["other"] = 1
 
 
 def test_a_frozen_forward_that_fills_a_cache_runs_as_it_is():
     fast, x = lcs.convert(Caches(), lcs.Unstructured(line=False)).eval().freeze(), torch.randn(2, 16)
     assert torch.equal(fast(x, density=1.0), fast(x, density=1.0))
-    assert fast.counters.unfused.startswith("its forward changes SHARED and cache")
+    assert fast.counters.unfused == "its forward changes SHARED and cache and calls and nested and seen"
     Caches.SHARED.clear()
+    Caches.SHARED["other"] = 1
 
 
 class Rebinds(nn.Module):
