@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field, StrictBool  # noqa: E402
 
 Count = Annotated[int, Field(strict=True, gt=0)]
 Whole = Annotated[int, Field(strict=True, ge=0)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Bits = Annotated[int, Field(strict=True, ge=2, le=8)]
@@ -30,6 +31,11 @@ SUBSPACES = ("lcs_l", "lcs_p")
 # Baselines of width, with batch norms: trained at random widths, at fixed ones, or slimmed after training.
 SLIMMABLE = ("us", "ns", "lec")
 UNITS = {"unstructured": "density", "structured": "width", "quantized": "bits"}  # of the levels, by compression
+OWN = {  # settings of one compression
+    **{name: "unstructured" for name in ("density", "endpoint_probability")},
+    **{name: "structured" for name in ("width", "samples", "fixed_widths")},
+    **{name: "quantized" for name in ("bits", "nested")},
+}
 
 
 class ConfigError(ValueError):
@@ -195,7 +201,7 @@ class TrainConfig(pydantic.BaseModel):
         0.8, description="share of training in which the density warms up, or no input is rounded yet"
     )
     endpoint_probability: Fraction = Field(0.5, description="how often lcs_l draws an end of the density range")
-    seed: Whole = Field(0, description="of weights, data order, augmentation and levels")
+    seed: Seed = Field(0, description="of weights, data order, augmentation and levels")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     precision: Literal["fp32", "bf16", "fp64"] = Field("fp32", description="bf16: autocast; weights stay float32")
     threads: Count | None = Field(None, description="CPU threads of a process; PyTorch's own choice if not given")
@@ -261,6 +267,12 @@ class TrainConfig(pydantic.BaseModel):
                     f"target_{unit}: is of compression {compression}, the run's is {self.compression}; give "
                     f"--compression {compression}, or {target} in its place"
                 )
+        for name, compression in OWN.items():
+            given = getattr(self, name) != TrainConfig.model_fields[name].default
+            if given and compression != self.compression:
+                raise ConfigError(
+                    f"{name}: is of compression {compression}, the run's is {self.compression}; leave it out"
+                )
         if self.method == "target" and self.target_level() is None:
             raise ConfigError(f"{target}: method target needs one")
         if self.method != "target" and self.target_level() is not None:
@@ -318,7 +330,10 @@ class TrainConfig(pydantic.BaseModel):
 
     def to_yaml(self) -> str:
         """The run's file: all settings but the flags `resume` and `overwrite`."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude={"resume", "overwrite"}), sort_keys=False)
+        settings = self.model_dump(mode="json", exclude={"resume", "overwrite"})
+        if self.data_root is not None:  # wherever the run is read from
+            settings["data_root"] = str(self.data_root.expanduser().resolve())
+        return yaml.safe_dump(settings, sort_keys=False)
 
 
 def parse(values: Mapping[str, Any], source: str) -> TrainConfig:

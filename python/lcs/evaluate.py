@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import checkpoint
+from . import checkpoint, strict_json
 from .config import TrainConfig
 from .convert import unconvert
 from .data import Data, Split
@@ -72,7 +71,7 @@ class Evaluation:
     speed: Measurement | None = None
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
+        return strict_json.dumps(asdict(self), indent=2) + "\n"
 
 
 def values_of(config: TrainConfig, *, ends: bool = False) -> list[float]:
@@ -179,6 +178,10 @@ def evaluate(
     if measure_batch is not None and not 1 <= measure_batch <= len(data.test):
         raise RunError(f"measure_batch: must lie in 1 to {len(data.test)}, the test images, got {measure_batch}")
     values = values or values_of(config)
+    if any(layer.compressed and not getattr(layer, "input_known", True) for layer in subspace._layers().values()):
+        warnings.warn(
+            f"{run}: inputs are not rounded yet, at any bits: its warm-up goes on at step {step}", stacklevel=2
+        )
     slimmed = Slimming(config, subspace, values) if config.method == "lec" else None
     rows = slimmed.rows(data, batch_size) if slimmed else _rows(subspace, data, values, batch_size)
     target_rows = [_baseline(path, "target", config, device, batch_size) for path in targets]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -113,16 +113,22 @@ class Loop:
         loss, accuracy = self.backward(batch, levels)
         for scale in self.scales:
             scale.grad.add_(scale.detach().sign(), alpha=config.scale_l1)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters.values()]).item()
-        for name, value in (("loss", loss), ("norm of the gradient", norm)):
-            if not math.isfinite(value):
-                at = f"the {name} is {value} at step {self.step}"
-                raise RunError(f"{config.out}: {at}; try a lower --lr than {config.lr}")
+        self._check_finite("loss", loss)
+        self._check_finite("norm of the gradient", _norm(p.grad for p in self.parameters.values()))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.step += 1
         return StepResult(loss, accuracy, levels[-1], lr, batch.count)
+
+    def check_weights(self) -> None:
+        """Raises RunError where the last update has left one that is not finite."""
+        self._check_finite("norm of the weights", _norm(p.detach() for p in self.parameters.values()))
+
+    def _check_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            at = f"the {name} is {value} at step {self.step}"
+            raise RunError(f"{self.config.out}: {at}; try a lower --lr than {self.config.lr}")
 
     def backward(self, batch: Batch, levels: Sequence[Level]) -> tuple[float, float]:
         """Sets the gradients of the global batch, on every process the same; loss and accuracy at the last level."""
@@ -191,6 +197,10 @@ class Loop:
         self.subspace.model.load_state_dict(model)
         optimizers.load(self.config, self.optimizer, self.parameters, tensors, step)
         self.step = step
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return torch.nn.utils.get_total_norm(list(tensors)).item()
 
 
 def _ahead(function, items: Sequence, workers: int) -> Iterator:

@@ -48,10 +48,11 @@ def _structured(config: TrainConfig) -> Structured:
     return Structured(line=False, target=config.target_width if config.method == "target" else 1.0)
 
 
-def build(config: TrainConfig, dataset: Data) -> Subspace:
+def build(config: TrainConfig, dataset: Data, processes: int = 1) -> Subspace:
     """The untrained subspace of a resolved `config`; its weights depend on the settings alone.
 
-    Raises ConfigError where the images are too small for the model, or a last step's too few for its batch norms.
+    Raises ConfigError where the images are too small for the model, or those of one of the `processes` in a step too
+    few for its batch norms.
     """
     model = models.build(
         config.model,
@@ -61,7 +62,7 @@ def build(config: TrainConfig, dataset: Data) -> Subspace:
         norm=config.norm,
         norm_after=config.norm_place == "after",
     )
-    _check_images(model, config, dataset)
+    _check_images(model, config, dataset, processes)
     with quiet() if config.norm == "batch" else contextlib.nullcontext():  # asked for by name
         subspace = convert(
             model,
@@ -76,7 +77,7 @@ def build(config: TrainConfig, dataset: Data) -> Subspace:
     return subspace
 
 
-def _check_images(model: nn.Module, config: TrainConfig, dataset: Data) -> None:
+def _check_images(model: nn.Module, config: TrainConfig, dataset: Data, processes: int) -> None:
     size, shapes = dataset.image_size, copy.deepcopy(model).to("meta")  # computes no more than shapes
     try:
         shapes(torch.empty(2, dataset.in_channels, size, size, device="meta"))
@@ -85,13 +86,17 @@ def _check_images(model: nn.Module, config: TrainConfig, dataset: Data) -> None:
             f"image_size: {config.model} with {config.norm} norms takes larger images than {size} x {size} pixels "
             f"({error}); give a larger one with --image-size"
         ) from error
-    if config.norm == "batch" and (len(dataset.train) - 1) % config.batch_size == 0:
+    images, size_of_step = len(dataset.train), config.batch_size
+    steps = {min(images, size_of_step), images % size_of_step or size_of_step}
+    if config.norm == "batch" and min(steps) < 2 * processes:
         try:
             shapes(torch.empty(1, dataset.in_channels, size, size, device="meta"))
         except ValueError as error:
+            last = f"{min(steps)} of {images} images to the last step of an epoch"
+            shared = "" if processes == 1 else f", which {processes} processes share"
             raise ConfigError(
-                f"batch_size: {config.batch_size} leaves 1 of {len(dataset.train)} images to the last step of an "
-                f"epoch, too few for {config.model} with batch norms ({error}); give another one with --batch-size"
+                f"batch_size: {size_of_step} leaves {last}{shared}, too few for {config.model} with batch norms "
+                f"({error}); give another one with --batch-size"
             ) from error
 
 

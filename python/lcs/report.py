@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from . import checkpoint, optional
-from .evaluate import Evaluation, Row, evaluate
+from . import checkpoint, optional, strict_json
+from .evaluate import GRIDS, Evaluation, Row, evaluate
 from .plot import LABELS, legend_below, level_axis
 from .rundir import RunDirectory, RunError
 
@@ -30,7 +30,7 @@ class Report:
     runs: list[Evaluation]
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
+        return strict_json.dumps(asdict(self), indent=2) + "\n"
 
 
 def report(
@@ -39,10 +39,13 @@ def report(
     """The evaluation.json of each run where it is of the newest checkpoint; else evaluates as `lcs eval` and writes it.
 
     tell: is given a line before each evaluation. Raises RunError where a path holds no run or nothing trained, a run's
-    data is other than the first one's, or there are two runs of one name.
+    data is other than the first one's, there are two runs of one name, or a dense run was evaluated, but not whole.
     """
     _check(runs)
     found = [_evaluated(run) for run in runs]
+    for evaluation in filter(None, found):
+        if evaluation.method == "dense":
+            _whole(evaluation)
     for run in (run for run, evaluation in zip(runs, found, strict=True) if evaluation is None):
         _check_writable(run / EVALUATION)
     return Report([there or _evaluate(run, device, batch_size, tell) for run, there in zip(runs, found, strict=True)])
@@ -69,6 +72,18 @@ def _evaluated(run: Path) -> Evaluation | None:
     newest = checkpoint.paths(checkpoints)
     found = _read(path) if path.exists() and newest else None
     return found if found and checkpoint.path_for(checkpoints, found.step) == newest[0] else None
+
+
+def _whole(run: Evaluation) -> Row:
+    """Of a dense run, as it was trained."""
+    value = GRIDS[run.unit][-1]
+    row = next((row for row in run.rows if row.value == value), None)
+    if row is None:
+        raise RunError(
+            f"{run.run}: its {EVALUATION} is of other levels than {run.unit} {value:g}, at which a dense run is "
+            f"compared; evaluate it again with lcs eval {run.run}"
+        )
+    return row
 
 
 def _check_writable(path: Path) -> None:
@@ -106,7 +121,7 @@ def print_report(found: Report, console: Console | None = None) -> None:
     """A table of accuracies for each unit of levels: a level a row, a run a column; dense runs below it."""
     console = console or optional.require("rich.console").Console()
     compressed = [run for run in found.runs if run.method != "dense"] or found.runs
-    dense = ", ".join(f"{_name(run)} {run.rows[0].accuracy:.2%}" for run in found.runs if run not in compressed)
+    dense = ", ".join(f"{_name(run)} {_whole(run).accuracy:.2%}" for run in found.runs if run not in compressed)
     for unit in dict.fromkeys(run.unit for run in compressed):
         console.print(f"accuracy at each {unit}, {found.runs[0].images:,} test images")
         console.print(_table(unit, [run for run in compressed if run.unit == unit]))
@@ -161,7 +176,7 @@ def plot_report(found: Report, path: Path, *, over: Over = "level", log_x: bool 
 
 def _draw(axes, run: Evaluation, over: Over) -> None:
     if run.method == "dense":
-        axes.axhline(run.rows[0].accuracy, color="0.3", linestyle="--", label=_name(run))
+        axes.axhline(_whole(run).accuracy, color="0.3", linestyle="--", label=_name(run))
         return
     points = sorted((_place(run, row, over), row.accuracy) for row in run.rows)
     style = "o-" if len(points) > 1 else "D"

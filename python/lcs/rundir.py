@@ -13,7 +13,7 @@ from typing import Any
 
 from lcs_kernels import isa
 
-from . import checkpoint
+from . import checkpoint, strict_json
 from .config import TrainConfig
 from .config import load as load_config
 from .environment import environment
@@ -132,7 +132,7 @@ class Metrics:
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Raises RunError where the disk is full."""
-        line = json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n"
+        line = strict_json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n"
         with self._named():
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

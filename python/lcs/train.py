@@ -37,7 +37,9 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # of an earlier run in this process
     precision = "bf16" if config.precision == "bf16" else "no"
     torch.backends.cudnn.deterministic = True
-    return accelerate.Accelerator(cpu=config.device == "cpu", mixed_precision=precision)
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    on_cpu = config.device == "cpu" or not has_gpu  # several processes there find each other only if told so
+    return accelerate.Accelerator(cpu=on_cpu, mixed_precision=precision)
 
 
 def train(config: TrainConfig) -> Path:
@@ -57,7 +59,7 @@ def train(config: TrainConfig) -> Path:
     accelerator = make_accelerator(config)
     with _threads(config.threads):
         dataset = load_data(config)
-        subspace = build(config, dataset)
+        subspace = build(config, dataset, accelerator.num_processes)
         with directory.prepared(config) if accelerator.is_main_process else nullcontext():
             accelerator.wait_for_everyone()
             loop = Loop(config, dataset, subspace, accelerator)
@@ -94,8 +96,15 @@ def restore(loop: Loop, directory: RunDirectory) -> list[str]:
     tensors, manifest, notices = found
     path = checkpoint.path_for(directory.checkpoints, manifest["step"])
     checkpoint.check_identity(path, manifest["config"], wanted)
+    there, here = manifest.get("data", loop.data.sizes), loop.data.sizes
+    if there != here:
+        raise RunError(f"{path}: was trained on data of {_counts(there)}, which now has {_counts(here)}; put it back")
     loop.load(path, tensors, manifest["step"])
     return [*(f"damaged, going on from the one before: {n}" for n in notices), f"resuming at step {loop.step}: {path}"]
+
+
+def _counts(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in sorted(sizes.items()))
 
 
 class Run:
@@ -137,6 +146,7 @@ class Run:
         mean_loss, mean_accuracy = (
             sum(getattr(r, name) * r.images for r in results) / images for name in ("loss", "accuracy")
         )
+        loop.check_weights()
         self.display.epoch(epoch, mean_loss, mean_accuracy)
         self._evaluate(epoch)
         self.save()
@@ -166,6 +176,7 @@ class Run:
         self.metrics.sync()
         config = self.loop.config
         manifest = {"step": self.loop.step, "config": config.identity(), "config_digest": config.digest()}
+        manifest["data"] = self.loop.data.sizes
         checkpoint.save(checkpoint.path_for(self.directory.checkpoints, self.loop.step), self.loop.tensors(), manifest)
 
     def _stop(self) -> None:

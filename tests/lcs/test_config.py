@@ -45,7 +45,7 @@ def test_vgg19_trains_on_imagenet_in_larger_batches():
 
 
 def test_resolved_survives_yaml(tmp_path):
-    resolved = TrainConfig(data="cifar10", data_root=Path("images"), preset="paper").resolved()
+    resolved = TrainConfig(data="cifar10", data_root=Path("images").resolve(), preset="paper").resolved()
     file = tmp_path / "config.yaml"
     file.write_text(resolved.to_yaml())
     assert config.load(file) == resolved
@@ -61,6 +61,7 @@ def test_resolved_survives_yaml(tmp_path):
         ("batch_size: 1.5", "batch_size"),
         ("lr: -1", "lr"),
         ("lr: .nan", "lr"),
+        ("seed: 99999999999999999999", "seed"),
         ("density: [0.1, 1.5]", "density.1"),
         ("density: [0.1]", "density.1"),
         ("method: lcs", "method"),
@@ -81,6 +82,12 @@ def test_yaml_that_holds_no_settings(tmp_path, text):
     file.write_text(text)
     with pytest.raises(ConfigError, match="run.yaml"):
         config.load(file)
+
+
+def test_a_run_finds_its_data_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(TrainConfig(data="cifar10", data_root=Path("images")).to_yaml())
+    assert config.load(tmp_path / "run.yaml").data_root == tmp_path / "images"
 
 
 def test_missing_yaml(tmp_path):
@@ -110,6 +117,13 @@ def test_yaml_exponent_without_point(tmp_path):
         ({"target_density": 0.1}, "target_density"),
         ({"resume": True, "overwrite": True}, "overwrite"),
         ({"method": "us"}, "method"),
+        ({"width": (0.5, 1.0)}, "width"),
+        ({"samples": 7}, "samples"),
+        ({"bits": (2, 4)}, "bits"),
+        ({"nested": True}, "nested"),
+        ({"compression": "structured", "density": (0.1, 0.5)}, "density"),
+        ({"compression": "quantized", "fixed_widths": (0.5,)}, "fixed_widths"),
+        ({"compression": "quantized", "endpoint_probability": 1.0}, "endpoint_probability"),
         ({"target_width": 0.5, "method": "target", "target_density": 0.5}, "target_width"),
         ({"compression": "structured", "method": "target"}, "target_width"),
         ({"compression": "structured", "width": (0.9, 0.5)}, "width"),

@@ -29,7 +29,8 @@ BATCHES = {"even": [3, 1, 4, 15], "uneven": [9, 2, 6, 5, 13], "one image": [7]}
 
 def settings(out: Path, **changes) -> TrainConfig:
     fixed = {"data": "synthetic", "image_size": 16, "limit": 20, "batch_size": 8, "epochs": 2, "threads": 1}
-    return TrainConfig(device="cpu", precision="fp64", out=out, **{**fixed, **changes}).resolved()
+    device = "cpu" if torch.cuda.is_available() else "auto"
+    return TrainConfig(device=device, precision="fp64", out=out, **{**fixed, **changes}).resolved()
 
 
 def make_loop(config: TrainConfig) -> Loop:

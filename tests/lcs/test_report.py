@@ -87,6 +87,28 @@ def test_tables(found, capsys):
     assert f"{found.runs[0].rows[0].accuracy:.2%}" in row and f"{found.runs[1].rows[0].accuracy:.2%}" in row
 
 
+def test_a_dense_run_that_was_pruned_is_not_taken_for_the_dense_one(runs, found, tmp_path):
+    whole = (runs["dense"] / "evaluation.json").read_text()
+    try:
+        (runs["dense"] / "evaluation.json").write_text(evaluate(runs["dense"], [0.05]).to_json())
+        with pytest.raises(RunError, match="is of other levels than density 1, .* lcs eval"):
+            report([runs["line"], runs["dense"]])
+        (runs["dense"] / "evaluation.json").write_text(evaluate(runs["dense"], [0.05, 1.0]).to_json())
+        plotted = report([runs["line"], runs["dense"]])
+        assert module._whole(plotted.runs[1]) == found.runs[3].rows[0]
+    finally:
+        (runs["dense"] / "evaluation.json").write_text(whole)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_whose_inputs_are_not_rounded_yet_says_so(tmp_path):
+    settings = {"data": "synthetic", "image_size": 16, "limit": 8, "batch_size": 8, "device": "cpu", "threads": 1}
+    more = {"compression": "quantized", "warmup_fraction": 1.0, "epochs": 1, "evaluation_interval": 0}
+    run = train(TrainConfig(**settings, **more, out=tmp_path / "run"))
+    with pytest.warns(UserWarning, match="inputs are not rounded yet"):
+        evaluate(run, [3])
+
+
 @pytest.mark.parametrize("log_x", [False, True], ids=["linear", "log"])
 @pytest.mark.parametrize(
     "over, names", [("level", (0, 1, 3)), ("level", (3,)), ("bytes", (0, 1, 2, 3)), ("macs", (2, 3))]

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import torch
 from lcs import checkpoint, schedule
 from lcs import train as training
 from lcs.checkpoint import CheckpointError
+from lcs.config import ConfigError
 from lcs.loop import Loop, _ahead
 from lcs.network import build, load_data, recipe
 from lcs.rundir import Metrics, RunDirectory, RunError
@@ -219,6 +221,60 @@ def test_gradient_that_is_not_finite_stops_the_run_before_the_weights_change(tin
     with pytest.raises(RunError, match="the norm of the gradient is inf at step 0; try a lower --lr than 0.1"):
         loop.train_step(loop.load_batch(list(range(8)), 0))
     assert all(torch.equal(p, before[name]) for name, p in loop.parameters.items())
+
+
+def test_an_update_that_is_not_finite_is_not_saved(tiny, monkeypatch):
+    step = Loop.train_step
+
+    def diverges(loop, batch):
+        found = step(loop, batch)
+        if loop.step == loop.total_steps:
+            next(iter(loop.parameters.values())).data[0] = math.nan
+        return found
+
+    monkeypatch.setattr(Loop, "train_step", diverges)
+    config = tiny()
+    with pytest.raises(RunError, match="the norm of the weights is nan at step 6; try a lower --lr than 0.1"):
+        train(config)
+    assert [p.name for p in checkpoint.paths(config.out / "checkpoints")] == ["step-000000003.safetensors"]
+
+
+def test_metrics_are_json_whatever_a_loss_is(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.jsonl", 0)
+    metrics.write("test", 1, loss=math.nan, accuracy=0.5, widths=(math.inf, 1.0))
+    metrics.close()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    found = json.loads(line, parse_constant=lambda name: pytest.fail(name))
+    assert found == {"kind": "test", "step": 1, "loss": None, "accuracy": 0.5, "widths": [None, 1.0]}
+
+
+def test_a_data_set_that_has_changed_is_not_gone_on_with(tiny):
+    config = tiny(epochs=2)
+    train(config)
+    path = checkpoint.paths(config.out / "checkpoints")[0]
+    tensors, manifest = checkpoint.load(path)
+    assert manifest["data"] == {"training images": 20, "test images": 20, "classes": 10}
+    manifest["data"]["training images"] = 21
+    checkpoint.save(path, tensors, {k: v for k, v in manifest.items() if k != "format_version"})
+    with pytest.raises(
+        RunError, match="data of .*, 21 training images, which now has .*, 20 training images; put it back"
+    ):
+        train(config.model_copy(update={"resume": True}))
+
+
+@pytest.mark.parametrize("count, processes, fits", [(20, 2, True), (19, 2, False), (18, 2, False), (18, 1, True)])
+def test_processes_share_what_batch_norms_need(tiny, count, processes, fits):
+    changes = {
+        "method": "dense",
+        "norm": "batch",
+        "model": "resnet18",
+        "image_size": 32,
+        "batch_size": 8,
+        "limit": count,
+    }
+    config = tiny(**changes).resolved()
+    with contextlib.nullcontext() if fits else pytest.raises(ConfigError, match="which 2 processes share, too few"):
+        build(config, load_data(config), processes)
 
 
 @pytest.mark.parametrize("begun", [(), ("checkpoints",)], ids=["absent", "killed before its settings were written"])

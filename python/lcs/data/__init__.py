@@ -45,6 +45,15 @@ class Data:
     in_channels: int
     image_size: int
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How much of it there is."""
+        return {
+            "training images": len(self.train),
+            "test images": len(self.test),
+            "classes": self.num_classes,
+        }
+
 
 def load(
     name: str,
