@@ -87,7 +87,7 @@ def keep_tensors(op: str, density, keep, ws: list[Tensor]) -> Tensor:
         total = sum(w.numel() for w in ws)
         return keep_tensor(op, None, keep, ws[0], total)
     if isinstance(density, Tensor):
-        sizes = torch.tensor([w.numel() for w in ws], dtype=torch.float64, device=density.device)
+        sizes = _vector([w.numel() for w in ws], torch.float64, density.device)
         return (
             (_scalar(op, "density", density, ws[0]).double() * sizes)
             .round()
@@ -102,7 +102,14 @@ def keep_tensors(op: str, density, keep, ws: list[Tensor]) -> Tensor:
     for i, (count, w) in enumerate(zip(counts, ws, strict=True)):
         if not 0 <= count <= w.numel():
             raise ValueError(f"{op}: keep[{i}] must lie in [0, {w.numel()}], got {count}")
-    return torch.tensor(counts, dtype=torch.int64, device=ws[0].device)
+    return _vector(counts, torch.int64, ws[0].device)
+
+
+def _vector(values: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A GPU gets them as kernels' arguments: for a copy it would be waited for, and no graph records one."""
+    if device.type == "cpu" or not values:
+        return torch.tensor(values, dtype=dtype, device=device)
+    return torch.stack([torch.full((), value, dtype=dtype, device=device) for value in values])
 
 
 def _check_length(op: str, name: str, length: int, ws: list[Tensor]) -> None:

@@ -83,7 +83,7 @@ def interpolate_quantize(
     size = min(group_size or columns, columns)
     in_row, block = triton.cdiv(columns, size), min(block, triton.next_power_of_2(size))
     tiles, groups = triton.cdiv(size, block), rows * in_row
-    low, high = torch.empty(2, groups, tiles, device=w.device).unbind()
+    low, high = torch.empty(2, groups, tiles, dtype=torch.float32, device=w.device).unbind()
     shape = {"columns": columns, "size": size, "groups_in_row": in_row, "tiles": tiles}
     options = {"LINE": w1 is not None, "BLOCK": block, **OPTIONS}
     with torch.cuda.device_of(w0):

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lcs_kernels.ops._convolution import memory_format
-from lcs_kernels.ops.line_norm import _check
+from lcs_kernels.ops.line_norm import check as check_arguments
 
 from ._common import OPTIONS, TYPES, check, rounded, widened
 
@@ -165,19 +165,20 @@ def line_norm(
     x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups, eps, relu
 ) -> tuple[Tensor, Tensor]:
     """As the op's schema, on the GPU of `x`."""
-    _check(x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups, eps)
+    check_arguments(x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups, eps)
+    vectors = *_contiguous(weight0, weight1, bias0, bias1), alpha, *_contiguous(mean, var)
     if alpha is not None:
         check("line_norm", "alpha", alpha, x, torch.float32, ())
     layout = memory_format(x)
     x = x.contiguous(memory_format=layout)
     residual = None if residual is None else residual.contiguous(memory_format=layout)
     y, given = torch.empty_like(x), mean is not None
-    statistics = torch.empty(0 if given else (2, len(x), groups), device=x.device)
+    statistics = torch.empty(0 if given else (2, len(x), groups), dtype=torch.float32, device=x.device)
     if x.numel():
         programs, numbers = _numbers(x, x.shape[1] if given else groups, layout)
         with torch.cuda.device_of(x):
             norm_kernel[(programs,)](
-                x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, y, statistics, eps, *numbers,
+                x, *vectors, residual, y, statistics, eps, *numbers,
                 **_constants(x, weight0, weight1, bias0, bias1, given), ADDED=residual is not None, RELU=relu,
                 LAST=layout != torch.contiguous_format,
             )  # fmt: skip
@@ -188,28 +189,33 @@ def line_norm_backward(
     grad, x, weight0, weight1, bias0, bias1, alpha, mean, var, statistics, groups, eps, relu
 ) -> tuple[Tensor, ...]:
     """As the op's schema, on the GPU of `x`."""
-    _check(x, weight0, weight1, bias0, bias1, alpha, mean, var, None, groups, eps)
+    check_arguments(x, weight0, weight1, bias0, bias1, alpha, mean, var, None, groups, eps)
+    vectors = *_contiguous(weight0, weight1, bias0, bias1), alpha, *_contiguous(mean, var)
     layout, given = memory_format(x), mean is not None
     x, grad = x.contiguous(memory_format=layout), grad.contiguous(memory_format=layout)
-    grad_x, sums = torch.empty_like(x), torch.zeros(*x.shape[:2], 2, device=x.device)
+    grad_x, sums = torch.empty_like(x), torch.zeros(*x.shape[:2], 2, dtype=torch.float32, device=x.device)
     if x.numel():
         programs, numbers = _numbers(x, x.shape[1] if given else groups, layout)
         with torch.cuda.device_of(x):
             norm_backward_kernel[(programs,)](
-                grad, x, weight0, weight1, bias0, bias1, alpha, mean, var, statistics, grad_x, sums, eps, *numbers,
+                grad, x, *vectors, statistics, grad_x, sums, eps, *numbers,
                 **_constants(x, weight0, weight1, bias0, bias1, given), RELU=relu,
             )  # fmt: skip
     ends, to_alpha, totals = [], torch.zeros((), dtype=torch.float64, device=x.device), sums.double().sum(0)
     for total, end0, end1 in zip(totals.unbind(1), (weight0, bias0), (weight1, bias1), strict=True):
         parts = (total.float() if end1 is None else (1 - alpha) * total.float()), end1 is not None and alpha * total
         for part, end in zip(parts, (end0, end1), strict=True):
-            ends.append(torch.zeros(0 if end is None else len(end), device=x.device))
+            ends.append(torch.zeros(0 if end is None else len(end), dtype=torch.float32, device=x.device))
             if end is not None:
                 ends[-1][: x.shape[1]] = part
         if end1 is not None:
             to_alpha += (total * (end1[: x.shape[1]].double() - end0[: x.shape[1]].double())).sum()
     is_line = weight1 is not None or bias1 is not None
     return grad_x, *ends, to_alpha.float() if is_line else x.new_empty(0, dtype=torch.float32)
+
+
+def _contiguous(*vectors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if vector is None else vector.contiguous() for vector in vectors)
 
 
 def _numbers(x: Tensor, groups: int, layout: torch.memory_format) -> tuple[int, tuple[int, ...]]:

@@ -180,7 +180,7 @@ def _columns(x: Tensor, group: int, exact: bool) -> int:
 def _quantized(x, rows, columns, group, groups, chunks, inputs) -> tuple[Tensor, Tensor, Tensor]:
     """x in int8, (rows, groups, chunks, inputs), what half a unit of each row counts, and the sums of its groups."""
     q = torch.empty((rows, groups, chunks, inputs), dtype=torch.int8, device=x.device)
-    half = torch.empty(rows, device=x.device)
+    half = torch.empty(rows, dtype=torch.float32, device=x.device)
     sums = torch.empty((rows, groups), dtype=torch.int32, device=x.device)
     block = min(triton.next_power_of_2(max(chunks * inputs, 1)), BLOCK)
     at_once = BLOCK // block

@@ -97,6 +97,7 @@ def width_conv2d(
 ) -> Tensor:
     """As the op's schema, on the GPU of `x`; `packed` and `winograd` are for CPUs."""
     _check(x, weight, scale, bias)
+    scale, bias = (None if vector is None else vector.contiguous() for vector in (scale, bias))
     weight = weight.contiguous()
     size = output_size(x.shape, weight.shape, stride, padding, dilation)
     layout = memory_format(x)

@@ -118,7 +118,7 @@ class Quantized(Recipe):
             return ()
         if not layer.training and not layer.input_known:
             return ()
-        return (torch.tensor(self.bits_of(layer, level), device=layer.weight.device),)
+        return (torch.full((), self.bits_of(layer, level), dtype=torch.int64, device=layer.weight.device),)
 
     def prepare(self, layer: SubspaceLayer) -> None:
         if layer.compressed:

@@ -43,7 +43,7 @@ def _ends(layer: SubspaceLayer, level: Level, alphas: dict) -> Tensors:
     like = weight if bias_1 is None else bias
     kind = like.device, torch.float64 if like.dtype == torch.float64 else torch.float32
     if kind not in alphas:
-        alphas[kind] = torch.tensor(level.alpha, device=kind[0], dtype=kind[1])
+        alphas[kind] = torch.full((), level.alpha, device=kind[0], dtype=kind[1])
     return weight, bias, weight_1, bias_1, alphas[kind]
 
 

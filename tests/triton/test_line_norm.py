@@ -51,6 +51,30 @@ def test_given_statistics(dtype):
     assert all(map(torch.equal, found, expected))
 
 
+@pytest.fixture
+def narrow_default():
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_vectors_of_any_strides_and_any_default_dtype(narrow_default):
+    torch.manual_seed(3)
+    x, grad = (integers(3, 10, 7).float() for _ in range(2))
+    ends = [integers(20).float()[::2] for _ in range(4)]
+    given = integers(1).float().expand(10), 4.0 ** torch.randint(-1, 2, (20,)).float()[::2]
+    arguments = (x, *ends, ALPHA, *given, None, 1, 0.0, True)
+    (y, statistics), (expected, _) = run(*arguments), reference(*arguments)
+    assert torch.equal(y, expected)
+    found, expected = (
+        f(grad, x, *ends, ALPHA, *given, statistics, 1, 0.0, True) for f in (run_backward, reference_backward)
+    )
+    assert all(map(torch.equal, found, expected))
+    y, statistics = run(x, *ends, ALPHA, None, None, None, 5, 1e-5, False)
+    expected, others = reference(x, *ends, ALPHA, None, None, None, 5, 1e-5, False)
+    assert statistics.dtype == torch.float32 and torch.allclose(statistics, others, rtol=1e-5)
+
+
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize(("shape", "layout"), laid_out(POWERS_OF_2))
 def test_exact_gradients(shape, relu, layout):

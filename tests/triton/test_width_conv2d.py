@@ -71,3 +71,10 @@ def test_bad_arguments(change, error, words):
     arguments |= {"bias": None, "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "relu": False}
     with pytest.raises(error, match=f"width_conv2d: {words}"):
         run(**arguments | change)
+
+
+def test_vectors_of_any_strides():
+    x, w = integers(2, 6, 5, 5), integers(8, 6, 3, 3)
+    scale, bias = integers(16)[::2], integers(1).expand(8)
+    arguments = (x, w, 8, scale, bias, [1, 1], [1, 1], [1, 1], 1, True, None)
+    assert torch.equal(run(*arguments), reference(*arguments))
