@@ -48,6 +48,16 @@ def write_row_kernel(
     tl.store(table + FIRST_TILE, first)
 
 
+MOST = (1 << 31) - (1 << 16)  # of what a kernel counts by 32 bits, blocks that reach beyond included
+
+
+def check_counts(op: str, **counts: int) -> None:
+    """Raises ValueError naming what there is too much of."""
+    for name, count in counts.items():
+        if count > MOST:
+            raise ValueError(f"{op}: {count:,} {name.replace('_', ' ')} are more than {MOST:,}; split the batch")
+
+
 class Table(NamedTuple):
     rows: Tensor  # int64 (layers, up to a power of two; COLUMNS)
     tiles: int  # over all layers: the grid

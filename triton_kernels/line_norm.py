@@ -8,6 +8,8 @@ These kernels are tested in Triton's interpreter and compiled for sm_80, sm_90 a
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -16,7 +18,7 @@ from torch import Tensor
 from lcs_kernels.ops._convolution import memory_format
 from lcs_kernels.ops.line_norm import check as check_arguments
 
-from ._common import OPTIONS, TYPES, check, rounded, widened
+from ._common import OPTIONS, TYPES, check, check_counts, rounded, widened
 
 BLOCK = 1024
 _NUMBERS = ["channels", "pixels", "groups", "in_group", "x_n", "x_c", "x_p"]
@@ -166,6 +168,7 @@ def line_norm(
 ) -> tuple[Tensor, Tensor]:
     """As the op's schema, on the GPU of `x`."""
     check_arguments(x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups, eps)
+    _check_counts(x, x.shape[1] if mean is not None else groups)
     vectors = *_contiguous(weight0, weight1, bias0, bias1), alpha, *_contiguous(mean, var)
     if alpha is not None:
         check("line_norm", "alpha", alpha, x, torch.float32, ())
@@ -190,6 +193,7 @@ def line_norm_backward(
 ) -> tuple[Tensor, ...]:
     """As the op's schema, on the GPU of `x`."""
     check_arguments(x, weight0, weight1, bias0, bias1, alpha, mean, var, None, groups, eps)
+    _check_counts(x, x.shape[1] if mean is not None else groups)
     vectors = *_contiguous(weight0, weight1, bias0, bias1), alpha, *_contiguous(mean, var)
     layout, given = memory_format(x), mean is not None
     x, grad = x.contiguous(memory_format=layout), grad.contiguous(memory_format=layout)
@@ -212,6 +216,12 @@ def line_norm_backward(
             to_alpha += (total * (end1[: x.shape[1]].double() - end0[: x.shape[1]].double())).sum()
     is_line = weight1 is not None or bias1 is not None
     return grad_x, *ends, to_alpha.float() if is_line else x.new_empty(0, dtype=torch.float32)
+
+
+def _check_counts(x: Tensor, groups: int) -> None:
+    samples, channels = x.shape[:2]
+    group = channels // max(groups, 1) * math.prod(x.shape[2:])
+    check_counts("line_norm", elements_of_a_group=group, channels_of_all_samples=samples * channels)
 
 
 def _contiguous(*vectors: Tensor | None) -> tuple[Tensor | None, ...]:

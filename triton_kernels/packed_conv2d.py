@@ -18,7 +18,7 @@ from torch import Tensor
 from lcs_kernels.ops._convolution import memory_format, output_size
 from lcs_kernels.ops.packed_conv2d import MAX_RANGED_TERMS, MAX_TERMS, result_type
 
-from ._common import TYPES, check, rounded, widened
+from ._common import TYPES, check, check_counts, rounded, widened
 from ._packed import (
     COLUMNS,
     OPTIONS,
@@ -208,10 +208,11 @@ def packed_conv2d(
     """As the op's schema, on the GPU of `x`."""
     _check(x, weight_shape, bias, groups, low, high, x_bits, exact)
     _check_range(x, "y", y_low, y_high, y_bits)
+    size = output_size(x.shape, weight_shape, stride, padding, dilation)
+    _check_counts(x, size)
     taps, inputs = weight_shape[2] * weight_shape[3], weight_shape[1]
     out_layout = (weight_shape[0], inputs * taps, max(inputs * taps, 1), taps, groups)
     weight = weight_of("packed_conv2d", (planes, scales, zero_points), out_layout, bits, prepack, x)
-    size = output_size(x.shape, weight_shape, stride, padding, dilation)
     x_layout = torch.channels_last if x.dtype == torch.int8 else memory_format(x)
     dtype, layout = result_type(x, y_low)
     y = torch.empty((x.shape[0], weight_shape[0], *size), dtype=dtype, device=x.device, memory_format=layout)
@@ -239,6 +240,12 @@ def packed_conv2d(
             ADDED=residual is not None, **tile, **OPTIONS,
         )  # fmt: skip
     return y
+
+
+def _check_counts(x: Tensor, size: Sequence[int]) -> None:
+    n, channels, height, width = x.shape
+    most = n * max(height * width, size[0] * size[1])
+    check_counts("packed_conv2d", positions_of_all_images=most, elements_of_an_image=channels * height * width)
 
 
 def _check(x, weight_shape, bias, groups, low, high, x_bits, exact) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lcs_kernels.ops._convolution import memory_format, output_size
 
-from ._common import TYPES, check, rounded, widened
+from ._common import TYPES, check, check_counts, rounded, widened
 
 TILE = {"POSITIONS": 64, "OUTPUTS": 32, "INPUTS": 16}  # with 4 warps no target spills
 _NUMBERS = [
@@ -100,6 +100,7 @@ def width_conv2d(
     scale, bias = (None if vector is None else vector.contiguous() for vector in (scale, bias))
     weight = weight.contiguous()
     size = output_size(x.shape, weight.shape, stride, padding, dilation)
+    check_counts("width_conv2d", positions_of_all_images=len(x) * size[0] * size[1])
     layout = memory_format(x)
     y = torch.empty((x.shape[0], out_channels, *size), dtype=x.dtype, device=x.device, memory_format=layout)
     depthwise = groups > 1 and groups == x.shape[1] == out_channels

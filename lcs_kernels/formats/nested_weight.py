@@ -211,6 +211,7 @@ class NestedWeight:
         planes = self._prepacks.get((taps, parts, joined))
         if planes is None:
             planes = nested_prepack(self.planes, self.shape[0], self.columns, self.group, taps, parts, joined)
-            if not torch.compiler.is_compiling():  # a graph that changed the dict would be traced anew each time
+            # A graph that changed the dict would be traced anew each time; one that records kernels has not run them.
+            if not (torch.compiler.is_compiling() or (planes.is_cuda and torch.cuda.is_current_stream_capturing())):
                 planes = self._prepacks.setdefault((taps, parts, joined), planes)
         return [planes]

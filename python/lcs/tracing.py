@@ -216,13 +216,14 @@ class Tracer(fx.Tracer):
 
     def trace(self, root: nn.Module, concrete_args: dict | None = None) -> fx.Graph:
         global _running
-        outer = _running
         try:
             with _alone():
-                _running = self
-                return super().trace(root, concrete_args)
+                outer, _running = _running, self
+                try:
+                    return super().trace(root, concrete_args)
+                finally:
+                    _running = outer
         finally:
-            _running = outer
             graph = {name: value for name, value in vars(self).items() if name == "graph"}
             self.__dict__ = {**graph, "thread": None, "_autowrap_function_ids": set()}  # for calls that have begun
 

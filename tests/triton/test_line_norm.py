@@ -109,3 +109,9 @@ def test_bad_arguments():
         run(torch.ones(2, 6), *[None] * 8, 4, 1e-5, False)
     with pytest.raises(TypeError, match="line_norm: alpha must be torch.float32"):
         run(torch.ones(2, 6), *ends_of(6), ALPHA.double(), None, None, None, 2, 1e-5, False)
+
+
+def test_more_than_32_bits_count():
+    x = torch.zeros(1, 1, 1, 1).expand(1, 1, 1 << 16, 1 << 15)
+    with pytest.raises(ValueError, match="line_norm: 2,147,483,648 elements of a group are more than .*; split"):
+        run(x, None, None, None, None, None, None, None, None, 1, 0.0, False)

@@ -193,3 +193,9 @@ def test_bad_arguments(change, error, words):
     given |= {"y_low": None, "y_high": None, "y_bits": 8}
     with pytest.raises(error, match=f"packed_conv2d: .*{words}"):
         run(*(given | change).values())
+
+
+def test_more_than_32_bits_count():
+    x = torch.zeros(1, 1, 1, 1).expand(1 << 15, 8, 1 << 8, 1 << 8)
+    with pytest.raises(ValueError, match="packed_conv2d: 2,147,483,648 positions of all images are more than"):
+        check(x, nested_weight((4, 8, 1, 1)), 4, ((), (), 1, 0, 1, 1))

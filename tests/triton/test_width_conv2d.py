@@ -78,3 +78,9 @@ def test_vectors_of_any_strides():
     scale, bias = integers(16)[::2], integers(1).expand(8)
     arguments = (x, w, 8, scale, bias, [1, 1], [1, 1], [1, 1], 1, True, None)
     assert torch.equal(run(*arguments), reference(*arguments))
+
+
+def test_more_than_32_bits_count():
+    x, one = torch.zeros(1, 1, 1, 1).expand(1 << 15, 1, 1 << 8, 1 << 8), [1, 1]
+    with pytest.raises(ValueError, match="width_conv2d: 2,147,483,648 positions of all images are more than"):
+        run(x, integers(1, 1, 1, 1), 1, None, None, one, [0, 0], one, 1, False, None)
