@@ -188,6 +188,7 @@ def _build_into(library: Path, csrc: Path, deadline: float, progress: Callable[[
             raise LcsBuildError(f"lcs_kernels: {error}\nThe whole log is {log}. Or {WAYS_OUT[name]}") from None
         _noted_hash(built).write_text(hashlib.sha256(built.read_bytes()).hexdigest())
         library.parent.mkdir(exist_ok=True)
-        os.replace(built, library)
         os.replace(_noted_hash(built), _noted_hash(library))
+        os.replace(built, ready := library.with_suffix(".new"))
+    os.replace(ready, library)  # last: where it is found, nothing is left to clean up
     progress(f"compiled in {time.monotonic() - started:.0f} s: {library}")
