@@ -1,7 +1,7 @@
 #include "lcs/packed_conv2d.h"
 
-#include "images_binding.h"
 #include "nested_weight_binding.h"
+#include "packed_conv2d_binding.h"
 
 namespace {
 

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "images_binding.h"
 #include "nested_weight_binding.h"
+#include "packed_conv2d_binding.h"
 
 namespace {
 

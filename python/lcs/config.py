@@ -32,9 +32,9 @@ SUBSPACES = ("lcs_l", "lcs_p")
 SLIMMABLE = ("us", "ns", "lec")
 UNITS = {"unstructured": "density", "structured": "width", "quantized": "bits"}  # of the levels, by compression
 OWN = {  # settings of one compression
-    **{name: "unstructured" for name in ("density", "endpoint_probability")},
-    **{name: "structured" for name in ("width", "samples", "fixed_widths")},
-    **{name: "quantized" for name in ("bits", "nested")},
+    "unstructured": ("density", "target_density", "endpoint_probability"),
+    "structured": ("width", "target_width", "samples", "fixed_widths"),
+    "quantized": ("bits", "target_bits", "nested"),
 }
 
 
@@ -261,17 +261,12 @@ class TrainConfig(pydantic.BaseModel):
         if low > high:
             raise ConfigError(f"{self.unit}: the lower bound {low} lies above the upper bound {high}")
         target = f"target_{self.unit}"
-        for compression, unit in UNITS.items():
-            if unit != self.unit and getattr(self, f"target_{unit}") is not None:
-                raise ConfigError(
-                    f"target_{unit}: is of compression {compression}, the run's is {self.compression}; give "
-                    f"--compression {compression}, or {target} in its place"
-                )
-        for name, compression in OWN.items():
-            given = getattr(self, name) != TrainConfig.model_fields[name].default
+        for compression, names in OWN.items():
+            given = [name for name in names if getattr(self, name) != TrainConfig.model_fields[name].default]
             if given and compression != self.compression:
                 raise ConfigError(
-                    f"{name}: is of compression {compression}, the run's is {self.compression}; leave it out"
+                    f"{given[0]}: is of compression {compression}, the run's is {self.compression}; give "
+                    f"--compression {compression}, or leave it out"
                 )
         if self.method == "target" and self.target_level() is None:
             raise ConfigError(f"{target}: method target needs one")

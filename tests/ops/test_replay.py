@@ -1,10 +1,7 @@
 """Recorded ops give the very bits that they give one by one, on inputs that they were not recorded with."""
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -323,49 +320,6 @@ def test_the_op_refuses_a_recording_that_is_gone():
     with pytest.raises(RuntimeError, match=f"replay: no recording {number} is kept"):
         torch.ops.lcs.replay_kept([x], number)
     torch.ops.lcs.replay_forget(number)
-
-
-FORKED = """
-import os, torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from lcs_kernels import replay, sparse_conv2d
-from lcs_kernels.formats import SparseWeight
-from lcs_kernels.ops.replay import Recorder, Recording
-
-torch.set_num_threads(1)
-torch.set_grad_enabled(False)
-weight = SparseWeight.pack(torch.randn(8, 3, 3, 3))
-x = torch.randn(1, 3, 16, 16)
-sparse_conv2d(x, weight)
-with Recorder() as recorder:
-    y = sparse_conv2d(x, weight)
-recording, calls, ops = Recording.of(recorder.calls, [x], [y]), [], torch.ops.lcs
-
-
-def spied(name):
-    op = getattr(ops, name)
-    setattr(ops, name, lambda *args: (calls.append(name), op(*args))[1])
-
-
-for name in ("replay_keep", "replay_kept", "replay_forget"):
-    spied(name)
-assert torch.equal(replay([x], recording)[0], y) and calls == ["replay_keep", "replay_kept"], calls
-pid = os.fork()
-if pid == 0:
-    same = torch.equal(replay([x], recording)[0], y)
-    del recording
-    os._exit(0 if same and calls == ["replay_keep", "replay_kept"] else 1)
-assert os.waitpid(pid, 0)[1] == 0
-assert torch.equal(replay([x], recording)[0], y)
-del recording
-assert calls == ["replay_keep", *["replay_kept"] * 2, "replay_forget"], calls
-"""
-
-
-def test_a_forked_process_opens_no_lock_of_the_kept_recordings():
-    """Which another thread may have held when it was forked."""
-    run = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, env=os.environ, timeout=120)
-    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda r: pickle.loads(pickle.dumps(r))])
