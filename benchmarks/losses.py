@@ -1,0 +1,39 @@
+"""The rows of whole networks that an engine wins: `python -m lcs_kernels.benchmarks.losses benchmarks/results`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+CPUS = {"zen4": "Zen 4", "zen3": "Zen 3", "emerald-rapids": "Emerald Rapids"}
+PAGES = ("network", "bits-network", "width-network", "cifar-network")
+ENGINES = ("torch", "deepsparse", "openvino")  # how the names of peers begin that are not rows of our own
+
+
+def losses_table(results: Path) -> str:
+    """Markdown: each case and engine that is faster on a CPU of `results`, with its time over ours on every CPU."""
+    ratios: dict[tuple[str, str], dict[str, float]] = {}
+    for page in PAGES:
+        for cpu in CPUS:
+            path = results / f"{cpu}-2-cores-{page}.json"
+            for row in json.loads(path.read_text())["rows"] if path.exists() else ():
+                for peer in row["candidates"]:
+                    if peer["name"].startswith(ENGINES):
+                        ratios.setdefault((row["case"], peer["name"]), {})[cpu] = peer["ratio"]
+    lines = [f"| network | next to | {' | '.join(CPUS.values())} |", "| --- | --- | --- | --- | --- |"]
+    for (case, peer), found in ratios.items():
+        if min(found.values()) < 1:
+            lines.append(f"| {case} | {peer} | {' | '.join(_cell(found.get(cpu)) for cpu in CPUS)} |")
+    return "\n".join(lines)
+
+
+def _cell(ratio: float | None) -> str:
+    if ratio is None:
+        return ""
+    text = f"{ratio:.2f}x"
+    return f"**{text}**" if ratio < 1 else text
+
+
+if __name__ == "__main__":
+    print(losses_table(Path(sys.argv[1])))
