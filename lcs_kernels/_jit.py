@@ -40,7 +40,7 @@ def to_stderr(line: str) -> None:
 def cache_dir() -> Path:
     """$LCS_CACHE, else ~/.cache/lcs-kernels."""
     if folder := os.environ.get("LCS_CACHE"):
-        return Path(folder)
+        return Path(folder).expanduser()
     try:
         return Path("~/.cache/lcs-kernels").expanduser()
     except RuntimeError:  # neither HOME nor a known user: the home that container engines give such a one

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+import lcs_kernels
 from lcs_kernels import LcsUnavailableError, _build, _jit, _load
 
 
@@ -48,6 +49,12 @@ def test_reference_on_request(value, backend, fresh, monkeypatch):
     monkeypatch.setenv("LCS_REFERENCE", value)
     _load.load_installed()
     assert _load.status().backend == backend
+
+
+def test_references_keep_no_memory(fresh, monkeypatch):
+    monkeypatch.setenv("LCS_REFERENCE", "1")
+    _load.load_installed()
+    assert lcs_kernels.release_memory() == 0 and not fresh
 
 
 def test_failure_is_raised_by_each_op_but_tried_once(fresh, monkeypatch):

@@ -61,7 +61,7 @@ class SparseLinear(torch.autograd.Function):
 
 
 def block_for(rows: int, columns: int, density: float) -> int:
-    """Columns of a block: its part of x (`rows` float32 each, at most 128 at once) about fits the first-level cache,
+    """Columns of a block: its part of x (`rows` float32 each, at most MANY at once) about fits the first-level cache,
     unless that would leave a row of the weight with too few values to pay for coming back to its sums."""
     if rows <= 2:
         return min(max(columns, 1), MAX_BLOCK)

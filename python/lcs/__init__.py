@@ -34,7 +34,7 @@ __all__ = [
     "unconvert",
 ]
 
-_SUBMODULES = ("checkpoint", "config", "data", "evaluate", "models", "train")  # imported on first use
+_SUBMODULES = ("checkpoint", "config", "data", "evaluate", "measure", "models", "train")  # imported on first use
 
 
 def __getattr__(name: str):

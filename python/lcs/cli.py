@@ -116,8 +116,8 @@ class EvaluateArguments:
     """of the plot"""
     measure: bool = False
     """also time the frozen network at each level, next to the dense one"""
-    measure_batch: int = 1
-    """images of a timed call"""
+    measure_batch: int | None = None
+    """images of a timed call; 1 if not given"""
     json: Path | None = None
     """where the numbers go; evaluation.json in the run directory if not given"""
     png: Path | None = None
@@ -146,8 +146,13 @@ class EvaluateArguments:
         outside = [bits for bits in self.bits if not 2 <= bits <= 8]
         if outside:
             return f"bits: must lie in 2 to 8, got {outside[0]}"
-        small = [(n, v) for n, v in (("batch_size", self.batch_size), ("measure_batch", self.measure_batch)) if v < 1]
-        return f"{small[0][0]}: must be at least 1, got {small[0][1]}" if small else None
+        for name in ("batch_size", "measure_batch"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                return f"{name}: must be at least 1, got {number}"
+        if self.measure_batch is not None and not self.measure:
+            return "measure_batch: nothing is timed; give --measure, too"
+        return None
 
 
 def _eval(argv: list[str]) -> int:
@@ -172,7 +177,7 @@ def _eval(argv: list[str]) -> int:
         dense=arguments.dense,
         device=arguments.device,
         batch_size=arguments.batch_size,
-        measure_batch=arguments.measure_batch if arguments.measure else None,
+        measure_batch=(arguments.measure_batch or 1) if arguments.measure else None,
     )
     print_table(evaluation)
     write_atomic(json, evaluation.to_json().encode())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +34,7 @@ OWN = {  # settings of one compression
     "structured": ("width", "target_width", "samples", "fixed_widths"),
     "quantized": ("bits", "target_bits", "nested"),
 }
+OF_METHOD = {"beta": "lcs_l", "endpoint_probability": "lcs_l", "fixed_widths": "ns", "scale_l1": "lec"}
 
 
 class ConfigError(ValueError):
@@ -69,6 +68,7 @@ PRESETS = (
         "truncate",
         (*SUBSPACES, *BASELINES),
         "weights kept in a layer of n: density * n rounded half to even, or n minus (1 - density) * n truncated",
+        "unstructured",
     ),
     PresetOption(
         "warmup_evaluation",
@@ -76,6 +76,7 @@ PRESETS = (
         "shifted",
         ("lcs_l", "target"),
         "evaluation before the density warm-up ends: at the density asked for, or shifted as training's densities are",
+        "unstructured",
     ),
     PresetOption(
         "norm",
@@ -262,7 +263,7 @@ class TrainConfig(pydantic.BaseModel):
             raise ConfigError(f"{self.unit}: the lower bound {low} lies above the upper bound {high}")
         target = f"target_{self.unit}"
         for compression, names in OWN.items():
-            given = [name for name in names if getattr(self, name) != TrainConfig.model_fields[name].default]
+            given = [name for name in names if self._given(name)]
             if given and compression != self.compression:
                 raise ConfigError(
                     f"{given[0]}: is of compression {compression}, the run's is {self.compression}; give "
@@ -278,15 +279,19 @@ class TrainConfig(pydantic.BaseModel):
             raise ConfigError(f"method: {self.method} needs compression structured, got {self.compression}")
         if self.compression == "quantized":
             self._check_bits()
-        if self.scale_l1 is not None and self.method != "lec":
-            raise ConfigError(f"scale_l1: only method lec takes one, the method is {self.method}")
+        for name, method in OF_METHOD.items():
+            if self._given(name) and self.method != method:
+                raise ConfigError(f"{name}: only method {method} takes one, the method is {self.method}")
         for option in PRESETS:
-            if option.compression and getattr(self, option.name) is not None and not option.applies(self):
+            if option.name != "norm" and self._given(option.name) and not option.applies(self):
                 raise ConfigError(
                     f"{option.name}: applies to {option.where}, the run is {self.method} ({self.compression})"
                 )
         if self.resume and self.overwrite:
             raise ConfigError("overwrite: cannot be combined with resume")
+
+    def _given(self, name: str) -> bool:
+        return getattr(self, name) != TrainConfig.model_fields[name].default
 
     def _check_widths(self) -> None:
         if self.method == "lec" and self.norm not in (None, "batch"):
@@ -318,10 +323,6 @@ class TrainConfig(pydantic.BaseModel):
         elsewhere = {"data_root", "device", "threads", "workers", "out", "resume", "overwrite"}
         intervals = {"checkpoint_interval", "evaluation_interval"}
         return self.resolved().model_dump(mode="json", exclude=elsewhere | intervals)
-
-    def digest(self) -> str:
-        """Hexadecimal BLAKE2b hash of `identity`."""
-        return hashlib.blake2b(json.dumps(self.identity(), sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def to_yaml(self) -> str:
         """The run's file: all settings but the flags `resume` and `overwrite`."""

@@ -46,10 +46,17 @@ def package_version(name: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that this package runs from; None where it is not in one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of the checkout that this package runs from; None where it is not in one, or only installed there."""
+    own = Path(__file__)
+    return _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", own.name) else None
+
+
+def _git(*command: str) -> str | None:
+    """What git says in this package's folder; None where it fails, or is not there."""
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *command], capture_output=True, text=True, check=False
+        )
     except OSError:
         return None
     return result.stdout.strip() if result.returncode == 0 else None

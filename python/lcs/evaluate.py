@@ -22,7 +22,7 @@ from .measure import Measurement, measure_networks, measure_speed
 from .network import build, load_data
 from .rundir import RunDirectory, RunError
 from .slimming import slim
-from .statistics import count_weights
+from .statistics import count_weights, evaluating
 from .subspace import Subspace
 
 # The levels that the paper reports, by what they are named by.
@@ -94,12 +94,8 @@ def measure(
     subspace: Subspace, split: Split, level: Level, *, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> Tensor:
     """(correct, summed loss) float64 over the images of `split` that fall to process `rank`."""
-    training, mine = subspace.model.training, range(rank, len(split), world_size)
-    subspace.model.eval()
-    with subspace.at(level):
-        sums = _sums(subspace.model, split, mine, batch_size)
-    subspace.model.train(training)
-    return sums
+    with evaluating(subspace.model), subspace.at(level):
+        return _sums(subspace.model, split, range(rank, len(split), world_size), batch_size)
 
 
 def _sums(model: nn.Module, split: Split, mine: Sequence[int], batch_size: int) -> Tensor:

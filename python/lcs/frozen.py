@@ -114,8 +114,9 @@ class Frozen(NoModule):
         self._alone = sum(p.default is inspect.Parameter.empty for p in values) == 1  # without a default
         self._fused, self._unfused = _fuse(model, device)
         self._hooks = [hooks for m in model.modules() if not watched(m) for hooks in hooks_of(m)]
-        self._forwards: dict[tuple, None] = {}  # inputs for which the fused one is right
-        self._last: dict[tuple, bool] = {}  # with channels last: whether that is right for the model's own, too
+        self._forwards: dict[tuple, None] = {}  # inputs for which the fused forward gives what the model gives
+        # Inputs that may come with channels last: to both forwards, or (False) to the fused one alone.
+        self._takes_channels_last: dict[tuple, bool] = {}
         self._contiguous = ""
         self._device = device if torch.amp.is_autocast_available(device) else None
         self._cache: LevelCache[Packed] = LevelCache(cache_bytes, LEVELS)
@@ -168,7 +169,7 @@ class Frozen(NoModule):
 
     @property
     def counters(self) -> Counters:
-        """Since it was frozen."""
+        """Levels built, reused and dropped since it was frozen, and the layers and forwards that fell back."""
         cache = self._cache
         with self._counting:
             dense = dict(self._dense)
@@ -186,7 +187,7 @@ class Frozen(NoModule):
 
     @property
     def layers(self) -> dict[str, SubspaceLayer]:
-        """Of the model, by name."""
+        """The layers that `convert` made, by their names in the model."""
         return dict(self._named)
 
     @property
@@ -233,16 +234,17 @@ class Frozen(NoModule):
             choices = self._chosen(level, inputs, args, kwargs)
             packed = self._packed(level, choices)
             fused = fused and inputs in self._forwards and not self._watched()
-            drawn, last = self._drawn(args, kwargs) if fused else None, self._last.get(inputs)
-            given = (args, kwargs) if drawn is None else drawn
-            moves = last or (last is not None and drawn is not None)
+            bound = self._bound(args, kwargs) if fused else None
+            given = (args, kwargs) if bound is None else bound
+            moves = self._takes_channels_last.get(inputs, False)
+            moves = moves or (bound is not None and inputs in self._takes_channels_last)
             if moves:
                 given = channels_last(*given)
-            output = _run(self.model, packed, *given) if drawn is None else self._run_recorded(packed, given)
+            output = _run(self.model, packed, *given) if bound is None else self._run_recorded(packed, given)
         if inputs not in packed.inputs:
             _remember(packed.inputs, inputs, None)
             self._cache.settle()
-        elif drawn is not None and can_record(args, kwargs) and _recording(packed, *given[0]):
+        elif bound is not None and can_record(args, kwargs) and _recording(packed, *given[0]):
             _remember(self._ready, (level, _kind(*args)), (choices.key(level), moves))
         return output
 
@@ -309,14 +311,14 @@ class Frozen(NoModule):
 
     def _try_fused(self, inputs: tuple, expected, trace: Trace, args: tuple, kwargs: dict) -> None:
         """Runs the fused forward on such inputs from now on, if it computes what the model itself does."""
-        if self._drawn(args, kwargs) is None:
+        if self._bound(args, kwargs) is None:
             self._unfused = "the fused forward takes tensors, and no other values than the forward's defaults"
             return
         try:
-            found = self._run_fused(trace, self._drawn(*copied(args, kwargs)))
+            found = self._run_fused(trace, self._bound(*copied(args, kwargs)))
             if not self._packer.keeps_layout:
-                self._run_fused(trace, self._drawn(*channels_last(*copied(args, kwargs))))
-        except Exception as error:  # a graph was drawn from one path through the forward, and may not fit another
+                self._run_fused(trace, self._bound(*channels_last(*copied(args, kwargs))))
+        except Exception as error:  # a graph is traced from one path through the forward, and may not fit another
             if is_shortage(error):
                 raise ShortageError from error
             self._unfused = f"the fused forward fails: {type(error).__name__}: {error}"
@@ -341,30 +343,30 @@ class Frozen(NoModule):
         """Gives such inputs to the model with channels last from now on, if it takes them."""
         try:
             if inputs in self._forwards:
-                self._run_fused(trace, self._drawn(*channels_last(*copied(args, kwargs))))
-                _remember(self._last, inputs, False)
+                self._run_fused(trace, self._bound(*channels_last(*copied(args, kwargs))))
+                _remember(self._takes_channels_last, inputs, False)
             _run(self.model, trace, *channels_last(*copied(args, kwargs)))
         except Exception as error:  # as a view does that fits one layout
             if is_shortage(error):
                 raise ShortageError from error
-            if inputs not in self._last:
+            if inputs not in self._takes_channels_last:
                 self._contiguous = f"the forward fails on channels last: {type(error).__name__}: {error}"
         else:
-            _remember(self._last, inputs, True)
+            _remember(self._takes_channels_last, inputs, True)
 
     def _watched(self) -> bool:
         """Whether somebody has registered a hook since it was frozen, or one for all modules."""
         return any(self._hooks) or bool(_has_any_global_hook())
 
-    def _run_fused(self, running: Packed | Trace, drawn: tuple[tuple, dict]):
-        return _run(self._fused.forward, running, *drawn)
+    def _run_fused(self, running: Packed | Trace, bound: tuple[tuple, dict]):
+        return _run(self._fused.forward, running, *bound)
 
-    def _run_recorded(self, packed: Packed, drawn: tuple[tuple, dict]):
+    def _run_recorded(self, packed: Packed, bound: tuple[tuple, dict]):
         """The fused forward; from the third tensor of a kind on, the ops that it ran for the second. For the first one
         it may have run others, to make weights ready."""
-        if not can_record(*drawn):
-            return self._run_fused(packed, drawn)
-        (x,), _ = drawn
+        if not can_record(*bound):
+            return self._run_fused(packed, bound)
+        (x,), _ = bound
         kind = _kind(x)
         found = packed.recorded.get(kind)  # in one step, as other threads may clear them
         if found is None:
@@ -380,10 +382,10 @@ class Frozen(NoModule):
             return output
         elif recorded := _recording(packed, x):
             return recorded(x)
-        return self._run_fused(packed, drawn)
+        return self._run_fused(packed, bound)
 
-    def _drawn(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        """A call's arguments as a graph takes them, which is drawn for tensors and the forward's own defaults; None
+    def _bound(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """A call's arguments as a graph takes them, which is traced for tensors and the forward's own defaults; None
         where there are others."""
         if self._alone and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
             return args, kwargs

@@ -41,8 +41,8 @@ class Counters:
 
     hits, builds, evictions: of levels. levels, nbytes: held now. dense: {"layer: reason": levels built so} of the
     compressible layers that run dense; fallbacks: those of them that should run packed and cannot. unfused: why the
-    model's forward runs as it is written, without steps in place; empty where it does not. contiguous: likewise, why
-    its inputs stay contiguous, not channels last.
+    model's forward ran as it is written, without steps in place, for the inputs that it last did so for; empty where it
+    never did. contiguous: likewise, why inputs stayed contiguous, not channels last.
     """
 
     hits: int

@@ -34,13 +34,13 @@ _KNOWN = ("torch", "_operator", "math", "builtins", "lcs.")  # whose other funct
 
 
 class NotTraceable(Exception):
-    """The model's forward cannot be drawn as a graph; it runs as it is."""
+    """The model's forward cannot be traced to a graph; it runs as it is."""
 
 
 def fused(model: nn.Module) -> nn.Module:
     """`model` with the same modules and another forward, of the parameters without a default alone. Raises NotTraceable
     naming why there is none."""
-    graph, read = _drawn(model)
+    graph, read = _traced(model)
     modules = dict(model.named_modules())
     for node in list(graph.nodes):
         _rewrite(graph, node, modules)
@@ -54,7 +54,7 @@ def fused(model: nn.Module) -> nn.Module:
     return module_of(called | read | packed, graph)
 
 
-def _drawn(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
+def _traced(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
     """The forward as a graph, for the defaults of its parameters, and the tensors that it reads itself."""
     defaults = defaults_of(model)
     for name, value in defaults.items():
@@ -75,7 +75,7 @@ def _drawn(model: nn.Module) -> tuple[fx.Graph, dict[str, Tensor]]:
 
 
 def _drop_defaults(graph: fx.Graph, defaults: Collection[str]) -> None:
-    """Leaves the parameters that a graph was drawn without, and what checks them, out of it."""
+    """Leaves the parameters that a graph was traced without, and what checks them, out of it."""
     for node in [node for node in graph.nodes if node.op == "placeholder"]:
         if node.args and node.name.rpartition("_")[0] in defaults:
             for check in [user for reader in node.users for user in (*reader.users, reader)]:

@@ -60,8 +60,3 @@ class Level:
             raise ValueError(f"Level: width must lie in (0, 1], got {self.width}")
         if self.bits is not None and (not isinstance(self.bits, int) or not 2 <= self.bits <= 8):
             raise ValueError(f"Level: bits must be a whole number from 2 to 8, got {self.bits!r}")
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of each compressed layer's weights that is zero."""
-        return 1.0 - self.density

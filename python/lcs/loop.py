@@ -178,7 +178,7 @@ class Loop:
 
     def _shifted(self, level: Level) -> Level:
         """The level whose density is shifted as training's are, where the paper's evaluation does so."""
-        if self.config.warmup_evaluation != "shifted" or self.config.method not in ("lcs_l", "target"):
+        if self.config.warmup_evaluation != "shifted":
             return level
         return replace(level, density=level.density + (1 - level.density) * (1 - self.warmup_progress))
 

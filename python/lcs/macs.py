@@ -55,11 +55,11 @@ class _Pools(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         y = function(*args, **(kwargs or {}))
-        x = args[0] if args else None
+        given = dict(zip(("input", "kernel_size"), args, strict=False)) | (kwargs or {})
         if function in _ADAPTIVE_POOLS:
-            self.total += x.numel()
+            self.total += given["input"].numel()
         elif function in _POOLS:
-            kernel = args[1] if len(args) > 1 else kwargs["kernel_size"]
+            x, kernel = given["input"], given["kernel_size"]
             sizes = (kernel,) * (x.dim() - 2) if isinstance(kernel, int) else kernel
             self.total += y.numel() * math.prod(sizes)
         return y

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,18 @@ class LevelStatistics:
     macs: int | None = None
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and after it each module's own again."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
 @torch.no_grad()
 def level_statistics(subspace: Subspace, level: Level, args: Sequence) -> LevelStatistics:
     """The statistics of a converted model at `level`; its MACs too if it is given arguments to run on."""
@@ -53,14 +66,8 @@ def level_statistics(subspace: Subspace, level: Level, args: Sequence) -> LevelS
     parameters = sum(p.numel() for p in model.parameters()) - second_ends
     macs = None
     if args:
-        training = {module: module.training for module in model.modules()}
-        model.eval()
-        try:
-            with subspace.at(level):
-                macs = count_macs(subspace, *args)
-        finally:
-            for module, mode in training.items():
-                module.training = mode
+        with evaluating(model), subspace.at(level):
+            macs = count_macs(subspace, *args)
     return LevelStatistics(
         level=level,
         sparsity=zeros / (weights := count_weights(model)),

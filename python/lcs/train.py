@@ -175,7 +175,7 @@ class Run:
             return
         self.metrics.sync()
         config = self.loop.config
-        manifest = {"step": self.loop.step, "config": config.identity(), "config_digest": config.digest()}
+        manifest = {"step": self.loop.step, "config": config.identity()}
         manifest["data"] = self.loop.data.sizes
         checkpoint.save(checkpoint.path_for(self.directory.checkpoints, self.loop.step), self.loop.tensors(), manifest)
 

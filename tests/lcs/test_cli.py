@@ -61,6 +61,7 @@ def test_train_help_tells_the_presets_apart(capsys):
         (["eval", "run", "--bits", "9"], "bits"),
         (["eval", "run", "--batch-size", "0"], "batch_size"),
         (["eval", "run", "--measure-batch", "0"], "measure_batch"),
+        (["eval", "run", "--measure-batch", "16"], "measure_batch: nothing is timed; give --measure"),
         (["freeze"], "run"),
         (["bench", "--threads", "0"], "argument --threads: must be at least 1, got 0"),
         (["bench", "--rounds", "0"], "argument --rounds: must be at least 1, got 0"),

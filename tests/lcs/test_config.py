@@ -141,6 +141,13 @@ def test_yaml_exponent_without_point(tmp_path):
         ({"compression": "quantized", "norm": "batch"}, "norm"),
         ({"compression": "quantized", "model": "vgg19", "norm_place": "after"}, "norm_place"),
         ({"norm_place": "after"}, "norm_place"),
+        ({"slimming": "strict"}, "slimming"),
+        ({"compression": "structured", "method": "us", "running_statistics": "shared"}, "running_statistics"),
+        ({"compression": "structured", "keep_rounding": "truncate"}, "keep_rounding"),
+        ({"compression": "quantized", "warmup_evaluation": "shifted"}, "warmup_evaluation"),
+        ({"method": "lcs_p", "beta": 0.5}, "beta"),
+        ({"method": "target", "target_density": 0.1, "endpoint_probability": 0.3}, "endpoint_probability"),
+        ({"compression": "structured", "fixed_widths": (1.0, 0.5)}, "fixed_widths"),
         ({"compression": "quantized", "bits_drawn": "per_layer"}, "bits_drawn"),
     ],
 )
@@ -159,11 +166,11 @@ def test_wrong_settings_are_named_in_python_too():
         TrainConfig(epochs=0, lr=-1)
 
 
-def test_digest_is_of_what_weights_depend_on():
+def test_identity_is_of_what_weights_depend_on():
     base = TrainConfig()
     same = TrainConfig(out=Path("elsewhere"), threads=3, checkpoint_interval=7, keep_rounding="half_even", epochs=30)
-    assert base.digest() == same.digest()
-    assert base.digest() != TrainConfig(seed=1).digest()
+    assert base.identity() == same.identity()
+    assert base.identity() != TrainConfig(seed=1).identity()
 
 
 @pytest.mark.parametrize(

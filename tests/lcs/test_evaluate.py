@@ -199,7 +199,7 @@ def test_quantized_runs_by_the_papers_rules(tmp_path, method):
         tmp_path / "run", compression="quantized", preset="paper", method=method, warmup_fraction=0.4, **settings
     )
     config, data, subspace, _ = evaluate.load_run(run)
-    assert (config.norm, config.norm_place, config.keep_rounding) == (norm, "after", "truncate")
+    assert (config.norm, config.norm_place, config.lr_warmup) == (norm, "after", "five")
     assert config.bits_drawn == ("per_layer" if method == "lcs_p" else None)
     block = subspace.model.layer2[0]
     folds = [block.conv1.folded is block.norm1, block.conv3.folded is block.norm3]

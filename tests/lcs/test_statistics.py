@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import lcs
 from lcs.macs import count_macs
@@ -144,6 +145,16 @@ def test_operations_of_transposed_convolutions_and_of_layers_called_by_keyword()
     transposed = nn.ConvTranspose2d(4, 6, 2, 2, groups=2)
     assert count_macs(transposed, torch.randn(1, 4, 8, 8)) == 64 * 4 * 3 * 4
     assert count_macs(ByKeyword(), torch.randn(5, 4)) == 5 * 4 * 3
+
+
+class PoolsByKeyword(nn.Module):
+    def forward(self, x):
+        x = F.avg_pool2d(kernel_size=2, input=x)
+        return F.adaptive_avg_pool2d(input=x, output_size=1)
+
+
+def test_operations_of_pools_called_by_keyword():
+    assert count_macs(PoolsByKeyword(), torch.randn(1, 3, 8, 8)) == 3 * 16 * 4 + 3 * 16
 
 
 def test_statistics_leave_the_modes_of_all_modules_alone():

@@ -17,7 +17,6 @@ def test_a_line_maps_density_to_alpha_and_a_point_has_alpha_0():
     assert Unstructured().level(0.3) == Level(alpha=0.3, density=0.3)
     assert Unstructured().level(0.3, 0.8) == Level(alpha=0.8, density=0.3)
     assert Unstructured(line=False).level(0.3) == Level(alpha=0.0, density=0.3)
-    assert Level(0.3, 0.25).sparsity == 0.75
 
 
 @pytest.mark.parametrize(

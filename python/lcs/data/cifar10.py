@@ -10,6 +10,8 @@ import numpy as np
 from filelock import FileLock
 from rich.progress import track
 
+from lcs_kernels import _jit
+
 from . import ArraySplit, Data
 from .imagenet import decode, list_splits
 
@@ -64,7 +66,7 @@ def _read_folder(root: Path) -> tuple[int, _Images, _Images]:
 
 def _cached(root: Path, files: list[str]) -> np.ndarray:
     """The decoded images, mapped from the cache file of this state of the folder."""
-    folder = Path(os.environ.get("LCS_CACHE") or "~/.cache/lcs-kernels").expanduser() / "data"
+    folder = _jit.cache_dir() / "data"
     path = folder / f"{_key(root, files)}.npy"
     try:
         if not path.exists():
