@@ -47,7 +47,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--calibrate", action="store_true", help="measure only where the sparse ops break even, for this machine's use"
     )
     parser.add_argument("--markdown", type=Path, help="measure nothing: print the table of a file that --json wrote")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    alone = "--markdown" if arguments.markdown else "--calibrate" if arguments.calibrate else ""
+    others = [f"--{name}" for name in ("op", "peer", "json", "calibrate") if getattr(arguments, name)]
+    if alone and (ignored := [name for name in others if name != alone]):
+        parser.error(f"{alone} takes no {ignored[0]}")
+    engines = [given.partition("=")[0] for given in arguments.peer]
+    if twice := [name for name in engines if engines.count(name) > 1]:
+        parser.error(f"--peer: {twice[0]} is given more than once")
+    return arguments
 
 
 def count(text: str) -> int:
@@ -73,30 +81,44 @@ def run(row: Row, rounds: int, peers: list[Peer]) -> dict:
         if sys.stderr.isatty():
             print(f"\r{row.op}: {row.case}: round {done}/{rounds}\033[K", end="\r", file=sys.stderr)
 
-    return result(row, measure(row, rounds, progress, peers))
+    try:
+        return result(row, measure(row, rounds, progress, peers))
+    finally:
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr)
 
 
-def measure_all(arguments: argparse.Namespace) -> list[dict]:
-    found = []
+def measure_all(arguments: argparse.Namespace, machine: dict) -> None:
+    """Writes what is found after every row, so that whatever stops a long run leaves the rows before."""
+    content = {"machine": machine, "date": time.strftime("%Y-%m-%d"), "rows": []}
     with contextlib.ExitStack() as open_peers:
         peers = []
         for name, _, python in (given.partition("=") for given in arguments.peer):
             peers.append(Peer(name, python, arguments.threads))
             open_peers.callback(peers[-1].close)
+            machine.setdefault("engines", {}).update(peers[-1].versions)
         for name in arguments.op or [*ops.names(), *LAYER]:
             for row in importlib.import_module(f".{name}", __package__).rows():
-                found.append(run(row, arguments.rounds, peers))
-                show(found[-1])
-    return found
+                content["rows"].append(run(row, arguments.rounds, peers))
+                show(content["rows"][-1])
+                if arguments.json:
+                    write_json(arguments.json, content)
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(sys.argv[1:] if argv is None else argv)
     try:
         return _run(arguments)
-    except (PeerError, ResultError) as error:
-        print(f"bench: {error}", file=sys.stderr)
+    except (AssertionError, OSError, PeerError, ResultError) as error:  # a check of a result is an AssertionError
+        print(f"bench: {error}{_kept(arguments)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"bench: stopped{_kept(arguments)}", file=sys.stderr)
+        return 130
+
+
+def _kept(arguments: argparse.Namespace) -> str:
+    return f"; the rows before are in {arguments.json}" if arguments.json and arguments.json.is_file() else ""
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -117,9 +139,7 @@ def _run(arguments: argparse.Namespace) -> int:
         calibrate(written, arguments.rounds, print)
         print(f"written: {written}")
         return 0
-    found = measure_all(arguments)
-    if written:
-        write_json(written, {"machine": machine, "date": time.strftime("%Y-%m-%d"), "rows": found})
+    measure_all(arguments, machine)
     return 0
 
 

@@ -35,6 +35,8 @@ def row(name: str, shapes: list[tuple[int, ...]]) -> Row:
 
     detached = [[w.detach() for w in ws] for ws in (w0s, w1s)]
     outs = [torch.empty_like(w) for w in detached[0]]
+    torch._dynamo.reset()  # it compiles one function a limited number of times
+    fast = torch.compile(eager, dynamic=False)
 
     def limit():
         for _ in range(2):
@@ -44,7 +46,11 @@ def row(name: str, shapes: list[tuple[int, ...]]) -> Row:
     return Row(
         op="cosine_squared",
         case=f"{name}, {len(shapes)} layers, forward and backward",
-        candidates={"lcs": lambda: gradients(cosine_squared), "eager sums": lambda: gradients(eager)},
+        candidates={
+            "lcs": lambda: gradients(cosine_squared),
+            "eager sums": lambda: gradients(eager),
+            **({} if w0s[0].is_cuda else {"torch.compile of them": lambda: gradients(fast)}),
+        },
         limit=limit,
         bytes=4 * 6 * n,
         check=check,

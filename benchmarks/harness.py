@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ SAMPLE_SECONDS = 0.004  # a sample repeats its candidate for at least so long
 WARM_SECONDS = 0.02  # that a candidate runs before a sample, if it is as short: threads awake, caches its own
 HANDOVER = 0.005  # seconds after which the threads of a process that has worked sleep
 DISTURBED = 0.02  # samples whose threads waited for a core longer than this share are dropped
+PEAK_TRIES = 20  # of each size
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,10 @@ class Row:
     op: str
     case: str
     candidates: dict[str, Callable[[], object]]  # the first is ours
-    limit: Callable[[], object] | None  # moves the same bytes or multiplies and adds as often, and no more
+    limit: Callable[[], object] | None  # what bounds it by memory: a pass of torch's over the same bytes
     bytes: int
     check: Callable[[], None]  # raises where our result is not the oracle's
-    limited_by: str = "memory"  # or "FMA"
+    flops: int = 0  # floating point operations of the sums as they are defined, where these bound it; no limit then
     model: Model | None = None  # for engines outside this process
 
 
@@ -86,12 +88,18 @@ def _calls(call: Callable[[], object] | Peer) -> tuple[int, int]:
     return max(1, int(SAMPLE_SECONDS / best)), int(WARM_SECONDS / best)
 
 
-def multiply_adds(flops: int, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
-    """A limit of `flops` floating point operations: the product of matrices that lie in a cache."""
-    side = 512
-    depth = max(1, round(flops / (2 * side * side)))
-    a, b, out = (torch.randn(shape).to(dtype) for shape in ((side, depth), (depth, side), (side, side)))
-    return lambda: torch.mm(a, b, out=out)
+@functools.cache
+def peak_flops(threads: int) -> float:
+    """Float32 operations a second that this machine's multipliers do: the best of torch's products of square matrices,
+    measured once. `threads`: those of torch."""
+    best = 0.0
+    for side in (512, 1024, 1536):
+        a, b, out = (torch.randn(side, side) for _ in range(3))
+        for _ in range(PEAK_TRIES):
+            begin = time.perf_counter()
+            torch.mm(a, b, out=out)
+            best = max(best, 2 * side**3 / (time.perf_counter() - begin))
+    return best
 
 
 def keep_freed_memory() -> None:
@@ -131,12 +139,14 @@ def result(row: Row, timings: dict[str, Timing]) -> dict:
     """What a measured row says, as plain data. `ratio`: the peer's time over ours, above 1 where ours is faster."""
     ours = timings[next(iter(row.candidates))].median
     limit = timings["limit"].median if row.limit else None
+    if row.flops:
+        limit = row.flops / peak_flops(torch.get_num_threads())
     return {
         "op": row.op,
         "case": row.case,
         "bytes": row.bytes,
         "gb_per_s": row.bytes / ours * 1e-9,
-        "limited_by": row.limited_by,
+        "limited_by": "FMA" if row.flops else "memory",
         "fraction_of_limit": limit / ours if limit else None,
         "candidates": [
             {

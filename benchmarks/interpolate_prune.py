@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from lcs_kernels import keep_count
@@ -25,6 +26,13 @@ def eager_topk(w0, w1, keep):
     w = torch.lerp(w0, w1, ALPHA)
     magnitude = w.abs()
     return w * (magnitude >= magnitude.flatten().topk(keep, sorted=False).values.min())
+
+
+def numpy_partition(w0, w1, keep):
+    w = torch.lerp(w0, w1, ALPHA)
+    magnitude = w.abs()
+    n = w.numel()
+    return w * (magnitude >= float(np.partition(magnitude.flatten().numpy(), n - keep)[n - keep]))
 
 
 def eager_sort(w0, w1, keep, alpha=ALPHA):
@@ -51,6 +59,7 @@ def forward_row(density: float) -> Row:
         candidates={
             "lcs": lambda: run(*args),
             "torch.lerp alone": lambda: torch.lerp(w0, w1, ALPHA),
+            **({} if w0.is_cuda else {"lerp + numpy.partition + mask": lambda: numpy_partition(w0, w1, keep)}),
             "lerp + kthvalue + mask": lambda: eager_kthvalue(w0, w1, keep),
             "lerp + topk + mask": lambda: eager_topk(w0, w1, keep),
             "lerp + abs.sort + scatter + mul": lambda: eager_sort(w0, w1, keep),

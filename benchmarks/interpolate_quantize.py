@@ -32,9 +32,19 @@ def forward_row(shape: tuple[int, ...], case: str, group_size: int = 0, nested: 
         zero = min(max(round(-8 - min(low, 0) / scale), -8), 7)
         return torch.fake_quantize_per_tensor_affine(w, scale, zero, -8, 7)
 
+    def without_branches():
+        w = torch.lerp(w0, w1, ALPHA)
+        low, high = w.amin().clamp(max=0), w.amax().clamp(min=0)
+        scale = (high - low) / (2**BITS - 1)
+        zero = (-8 - low / scale).round().clamp(-8, 7)
+        return ((w / scale).round().add(zero).clamp(-8, 7) - zero) * scale
+
     peers = {"lerp + aminmax alone": blend_and_range}
     if not group_size and not nested:
         peers["lerp + aminmax + torch.fake_quantize"] = eager
+        if not w0.is_cuda:
+            torch._dynamo.reset()  # it compiles one function a limited number of times
+            peers["torch.compile of the arithmetic"] = torch.compile(without_branches, dynamic=False)
     return Row(
         op="interpolate_quantize",
         case=f"{'x'.join(map(str, shape))} {BITS} bits, {case}",

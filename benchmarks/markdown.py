@@ -29,7 +29,7 @@ def table_of(path: Path) -> str:
         raise ResultError(
             f"{path}: cannot be read: {error.strerror}; name a file that `lcs bench --json` wrote"
         ) from None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ResultError(
             f"{path}: holds no results ({type(error).__name__}: {error}); name a file that `lcs bench --json` wrote"
         ) from None

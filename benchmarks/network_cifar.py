@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from lcs.recipe import Recipe
 
 from .harness import Row
 from .network import compiled
+from .network_bits import check_network, see_ranges
 from .peers import Model
 
 SIZE, CLASSES = 32, 10
@@ -48,16 +49,23 @@ def subspace_of(recipe: Recipe, model: nn.Module) -> lcs.Subspace:
 def quantized() -> lcs.Subspace:
     """With the ranges of its activations, as training leaves them."""
     subspace = subspace_of(lcs.Quantized(line=False, nested=True), model_of(norm_after=True))
-    for norm in subspace.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.momentum = 0.0
-    subspace.train()
-    with subspace.at(bits=8), torch.no_grad():
-        subspace(torch.randn(16, 3, SIZE, SIZE))
-    return subspace.eval()
+    see_ranges(subspace, torch.randn(16, 3, SIZE, SIZE))
+    return subspace
 
 
-def row(level: Callable[[Tensor], Tensor], words: str, plain: nn.Module, x: Tensor, beside: lcs.Subspace | None) -> Row:
+def row(
+    subspace: lcs.Subspace,
+    level: lcs.FrozenLevel,
+    words: str,
+    plain: nn.Module,
+    x: Tensor,
+    beside: lcs.Subspace | None,
+) -> Row:
+    def check() -> None:
+        check_layers(level.frozen, x, level.level)
+        if subspace.recipe.unit == "bits":
+            check_network(level, subspace, plain, x)
+
     torch._dynamo.reset()  # it compiles the forward of one class a limited number of times
     candidates = {
         "lcs": functools.partial(level, x),
@@ -74,7 +82,7 @@ def row(level: Callable[[Tensor], Tensor], words: str, plain: nn.Module, x: Tens
         candidates={name: torch.no_grad()(call) for name, call in candidates.items()},
         limit=None,
         bytes=0,
-        check=lambda: check_layers(level.frozen, x, level.level),
+        check=check,
         model=Model(plain, x),
     )
 
@@ -100,4 +108,4 @@ def rows() -> Iterator[Row]:
         x = torch.randn(images, 3, SIZE, SIZE)
         for words, subspace, level, beside in networks:
             at = subspace.recipe.full() if "bits" in level else subspace.recipe.level(**level)
-            yield row(subspace.freeze().at(**level), words, plain_of(subspace, at), x, beside)
+            yield row(subspace, subspace.freeze().at(**level), words, plain_of(subspace, at), x, beside)

@@ -7,6 +7,8 @@ import os
 import tempfile
 from pathlib import Path
 
+SUFFIX = ".partial"
+
 
 class ResultError(ValueError):
     """A result file cannot be written or read; the message names it and says what to do."""
@@ -18,7 +20,9 @@ def check_writable(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder")
-        tempfile.TemporaryFile(dir=path.parent).close()
+        if path.exists() and not path.is_file():
+            raise OSError(None, "it is no regular file")
+        tempfile.NamedTemporaryFile(dir=path.resolve().parent, prefix=f"{path.name}.", suffix=SUFFIX).close()
     except OSError as error:
         raise ResultError(f"{path}: cannot be written: {error.strerror}; name another file or folder") from error
 
@@ -26,6 +30,13 @@ def check_writable(path: Path) -> None:
 def write_json(path: Path, content: dict) -> None:
     """Puts `content` at `path`, whose folder there is, so that a crash leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    path = path.resolve()  # a link stays one
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f"{path.name}.", suffix=SUFFIX, delete=False) as file:
+        try:
+            file.write(json.dumps(content, indent=1) + "\n")
+            file.close()
+            os.chmod(file.name, path.stat().st_mode & 0o777 if path.exists() else 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise

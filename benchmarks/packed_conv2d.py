@@ -13,7 +13,7 @@ from lcs_kernels import packed_conv2d
 from lcs_kernels.formats import NestedWeight
 from lcs_kernels.ops.packed_conv2d import codes_on, reference
 
-from .harness import Row, multiply_adds
+from .harness import Row
 
 LAYERS = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels, side
 BATCHES = (16, 1)
@@ -80,9 +80,7 @@ def row(x: Tensor, weight: NestedWeight, bits: int, peers: dict[str, Callable[[]
     groups = channels // weight.shape[1]
     given = {"padding": 1, "groups": groups, "x_range": (torch.tensor(LOW), torch.tensor(HIGH))}
     plain, out = x.contiguous(), torch.empty_like(x)
-    kind, bound, limit = "", "FMA", multiply_adds(2 * x.numel() * weight.columns)
-    if groups > 1:
-        kind, bound, limit = " depthwise", "memory", lambda: out.copy_(x)
+    kind, limit = ("", None) if groups == 1 else (" depthwise", lambda: out.copy_(x))
     return Row(
         op="packed_conv2d",
         case=f"{images} x {channels} x {side} x {side}, 3 x 3{kind}, {bits} bits",
@@ -96,7 +94,6 @@ def row(x: Tensor, weight: NestedWeight, bits: int, peers: dict[str, Callable[[]
         limit=limit,
         bytes=2 * x.nbytes + weight.nbytes_at(bits),
         check=lambda: check(x, weight, bits, groups),
-        limited_by=bound,
     )
 
 
@@ -121,7 +118,6 @@ def row_of_codes(x: Tensor, weight: NestedWeight, bits: int, peer: Callable[[], 
         limit=lambda: out.copy_(codes),
         bytes=2 * codes.nbytes + weight.nbytes_at(bits),
         check=check,
-        limited_by="memory",
     )
 
 

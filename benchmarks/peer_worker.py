@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 
@@ -52,6 +53,21 @@ ENGINES = {
 }
 
 
+NEEDS = {
+    "deepsparse": ("deepsparse",),
+    "openvino": ("openvino",),
+    "openvino-bfloat16": ("openvino",),
+    "openvino-int8": ("openvino", "nncf"),
+}
+
+
+def versions(name):
+    """Of the packages of an engine, which are imported; raises what their import raises."""
+    for package in NEEDS[name]:
+        __import__(package)
+    return {package: metadata.version(package) for package in NEEDS[name]}
+
+
 def waited():
     """Seconds that this process' threads have waited on a run queue (0 where the kernel does not tell)."""
     total = 0
@@ -86,7 +102,9 @@ def serve(name, threads, requests, replies):
     for line in requests:
         request = json.loads(line)
         try:
-            if "repeats" in request:
+            if "versions" in request:
+                reply = [versions(name)]
+            elif "repeats" in request:
                 reply = run(call, request["repeats"], request["first"])
             else:
                 call = load(name, threads, **request)

@@ -29,6 +29,8 @@ def row(shape: tuple[int, ...]) -> Row:
     def eager():
         return ((x * (1 / scale)).round_().add_(zero).clamp_(-8, 7).sub_(zero)).mul_(scale)
 
+    torch._dynamo.reset()  # it compiles one function a limited number of times
+    fast = torch.compile(eager, dynamic=False)
     return Row(
         op="quantize",
         case=f"{'x'.join(map(str, shape))} {BITS} bits",
@@ -36,6 +38,7 @@ def row(shape: tuple[int, ...]) -> Row:
             "lcs": lambda: run(*args),
             "torch.fake_quantize": lambda: torch.fake_quantize_per_tensor_affine(x, scale, zero, -8, 7),
             "mul + round + clamp + mul": eager,
+            **({} if x.is_cuda else {"torch.compile of it": fast}),
         },
         limit=lambda: torch.mul(x, 2.0, out=out),
         bytes=2 * 4 * x.numel(),

@@ -5,17 +5,17 @@ The network is a stage of two residual blocks, as in ResNet-18, with 10 % of its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from lcs_kernels import replay, sparse_conv2d
 from lcs_kernels.formats import SparseWeight
 from lcs_kernels.ops.replay import Recorder, Recording
 
 from .harness import Row
+from .packed_network import compiled
 
 STAGES = ((64, 56), (256, 14), (64, 8))  # channels, side
 DENSITY = 0.1
@@ -33,18 +33,21 @@ class Stage:
             x = sparse_conv2d(sparse_conv2d(x, first, **after), second, residual=x, **after)
         return x
 
-    def dense(self, x: Tensor) -> Tensor:
-        weights = [w * self.scale[:, None, None, None] for w in self.weights]
-        for first, second in (weights[:2], weights[2:]):
-            x = (F.conv2d(F.conv2d(x, first, self.bias, padding=1).relu(), second, self.bias, padding=1) + x).relu()
+
+class Dense(nn.Module):
+    """The same in torch, with scales folded into the weights."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(*w.shape[:2], 3, padding=1) for w in stage.weights)
+        for conv, w in zip(self.convs, stage.weights, strict=True):
+            conv.weight.copy_(w * stage.scale[:, None, None, None])
+            conv.bias.copy_(stage.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for first, second in (self.convs[:2], self.convs[2:]):
+            x = (second(first(x).relu()) + x).relu()
         return x
-
-
-def compiled(stage: Stage, x: Tensor) -> Callable[[], Tensor]:
-    with torch._inductor.config.patch(freezing=True):
-        fast = torch.compile(stage.dense, fullgraph=True, dynamic=False)
-        fast(x)
-    return lambda: fast(x)
 
 
 def row(channels: int, side: int) -> Row:
@@ -61,7 +64,7 @@ def row(channels: int, side: int) -> Row:
     candidates = {
         "lcs": lambda: replay([x], recording)[0],
         "lcs, an op for each step": lambda: stage.sparse(x),
-        "torch float32, compiled": compiled(stage, x),
+        "torch float32, compiled": compiled(Dense(stage), x),
     }
     return Row(
         op="replay",

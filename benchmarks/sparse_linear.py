@@ -12,7 +12,7 @@ from lcs_kernels import sparse_linear
 from lcs_kernels.formats import SparseWeight
 from lcs_kernels.ops.sparse_linear import reference
 
-from .harness import Row, multiply_adds
+from .harness import Row
 from .peers import Model
 
 FEATURES = 4096
@@ -46,14 +46,6 @@ def check(x: torch.Tensor, weight: SparseWeight) -> None:
         raise AssertionError("sparse_linear's result differs from its reference")
 
 
-def limit(rows: int, stored: int) -> Callable[[], torch.Tensor]:
-    """One row reads each stored value and its index once; many multiply each by every row of x."""
-    if rows > 1:
-        return multiply_adds(2 * rows * stored)
-    traffic = torch.ones(6 * stored // 4)
-    return lambda: torch.sum(traffic)
-
-
 def row(rows: int, density: float) -> Row:
     x, w = torch.randn(rows, FEATURES), torch.randn(FEATURES, FEATURES) / 64
     pruned = w * (torch.rand_like(w) < density)
@@ -66,14 +58,15 @@ def row(rows: int, density: float) -> Row:
     }
     if fast_bfloat16():
         peers["torch bfloat16, prepacked"] = bfloat16_prepacked(x, w)
+    traffic = torch.ones(6 * weight.values.numel() // 4)
     return Row(
         op="sparse_linear",
         case=f"{rows} x {FEATURES} by {FEATURES} x {FEATURES}, density {density}",
         candidates={"lcs": lambda: sparse_linear(x, weight), **peers},
-        limit=limit(rows, weight.values.numel()),
+        limit=(lambda: torch.sum(traffic)) if rows == 1 else None,  # each stored value and its index is read once
+        flops=2 * rows * weight.values.numel() if rows > 1 else 0,
         bytes=6 * weight.values.numel(),
         check=lambda: check(x, weight),
-        limited_by="memory" if rows == 1 else "FMA",
         model=Model(linear, x),
     )
 

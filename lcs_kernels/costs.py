@@ -100,14 +100,14 @@ def _logarithms(size: tuple[int, ...]) -> list[float]:
 
 @functools.lru_cache(maxsize=8)
 def _table(instructions: str) -> tuple[list[Break], str]:
-    """The machine's own table, else the shipped one, of the best instruction set that it has up to `instructions`."""
+    """The table of the best instruction set up to `instructions` that there is one of; the machine's own before the
+    shipped one."""
     names = isa.NAMES[1 : isa.NAMES.index(instructions) + 1] if instructions in isa.NAMES else ()
-    for path in (calibrated(), SHIPPED):
-        if path.is_file():
-            tables = load(path)
-            for name in reversed(names):
-                if name in tables:
-                    return tables[name], f"{path.name} ({'this machine' if path != SHIPPED else 'shipped'}, {name})"
+    tables = {path: load(path) for path in (calibrated(), SHIPPED) if path.is_file()}
+    for name in reversed(names):
+        for path, table in tables.items():
+            if name in table:
+                return table[name], f"{path.name} ({'this machine' if path != SHIPPED else 'shipped'}, {name})"
     return [], "no table for this instruction set: dense"
 
 
@@ -128,4 +128,8 @@ def load(path: Path) -> dict[str, list[Break]]:
 def _break(op: str, size: tuple[int, ...], density: float) -> Break:
     if len(size) != _NUMBERS[op]:
         raise ValueError(f"a size of {op} is {_NUMBERS[op]} numbers, got {size}")
+    if not all(isinstance(n, int) for n in size):
+        raise ValueError(f"a size is of whole numbers, got {size}")
+    if not 0 <= density <= 1:
+        raise ValueError(f"a density lies in [0, 1], got {density}")
     return Break(op, size, density)

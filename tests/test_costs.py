@@ -119,6 +119,14 @@ def test_scalar_kernels_never_pay(table):
         isa.set_max(before)
 
 
+def test_a_better_instruction_set_comes_before_the_machines_own_table(table, monkeypatch):
+    table(avx2=[linear(1, 512, 0.9)])
+    monkeypatch.setattr(isa, "max_name", lambda: "avx512")
+    assert costs.source() == "costs.json (shipped, avx512)"
+    monkeypatch.setattr(isa, "max_name", lambda: "avx2")
+    assert costs.source() == "costs.json (this machine, avx2)"
+
+
 def test_the_shipped_table_is_read_without_a_calibrated_one(tmp_path, monkeypatch, vectors):
     monkeypatch.setenv("LCS_CACHE", str(tmp_path / "none"))
     costs.reset()
@@ -141,7 +149,17 @@ def test_the_shipped_table_has_every_case():
 OLD = '{"avx2": {"breaks": [{"op": "sparse_conv2d", "size": [1, 8, 8, 64, 9], "density": 0.5}]}}'  # without a stride
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"avx2": {}}', '{"avx2": {"breaks": [{"op": "x"}]}}', OLD], ids=repr)
+def breaks(**changes):
+    return json.dumps({"avx2": {"breaks": [linear(1, 512, 0.5) | changes]}})
+
+
+DAMAGED = ["", "[]", '{"avx2": {}}', '{"avx2": {"breaks": [{"op": "x"}]}}', OLD]
+WRONG = [breaks(density=-7), breaks(density=float("nan")), breaks(size="123")]
+
+
+@pytest.mark.parametrize(
+    "content", [*WRONG, "", "[]", '{"avx2": {}}', '{"avx2": {"breaks": [{"op": "x"}]}}', OLD], ids=repr
+)
 def test_a_damaged_table_is_named(tmp_path, content):
     path = tmp_path / "costs.json"
     path.write_text(content)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 from lcs_kernels.benchmarks import harness, peers
@@ -27,6 +28,7 @@ def worker(tmp_path, monkeypatch):
             module = runpy.run_path({str(peers.WORKER)!r})
             w = numpy.array({LINEAR.weight.tolist()}, dtype="float32")
             module["ENGINES"]["openvino"] = lambda path, x, threads: lambda: {result}
+            module["NEEDS"]["openvino"] = ("numpy",)
             module["serve"](sys.argv[1], int(sys.argv[2]), sys.stdin, sys.stdout)
             """)
         )
@@ -45,12 +47,19 @@ def test_a_peer_is_timed_like_the_others(worker):
     row = harness.Row("op", "case", {"lcs": lambda: None}, None, 0, lambda: None, model=peers.Model(LINEAR, X))
     timings = harness.measure(row, 3, peers=[peer])
     assert list(timings) == ["lcs", "openvino"] and len(timings["openvino"].every) == 3
-    assert timings["openvino"].median > 0
+    assert timings["openvino"].median > 0 and peer.versions == {"numpy": np.__version__}
 
 
 def test_another_result_is_refused(worker):
     with pytest.raises(peers.PeerError, match="openvino: its result is not that of the model"):
         worker("1.1 * x @ w.T").load(peers.Model(LINEAR, X))
+
+
+def test_a_result_that_is_no_number_is_refused(worker):
+    peer = worker("numpy.nan * x @ w.T")
+    peer.name = "openvino-int8"
+    with pytest.raises(peers.PeerError, match="openvino-int8: its result is not that of the model: off by nan%"):
+        peer.load(peers.Model(LINEAR, X))
 
 
 def test_what_an_engine_raises_is_named(worker):
@@ -65,10 +74,8 @@ def test_an_engine_that_dies_is_named(worker):
 
 def test_an_environment_without_the_engine_is_named(monkeypatch):
     monkeypatch.setattr(peers, "_export", lambda model, path: None)
-    peer = peers.Peer("deepsparse", sys.executable, 1)
     with pytest.raises(peers.PeerError, match="deepsparse: ModuleNotFoundError: "):
-        peer.load(peers.Model(LINEAR, X))
-    peer.close()
+        peers.Peer("deepsparse", sys.executable, 1)
 
 
 def test_wrong_names_are_named():

@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "dispatch.h"
 #include "interpolate_prune_kernels.h"
 #include "lcs/interpolate_prune.h"
 
@@ -16,8 +15,7 @@ double interpolate_prune_backward(const InterpolatePruneBackwardArgs& args, cons
                         advance(layer.grad_w0, begin, args.in), advance(layer.grad_w1, begin, args.in),
                         std::min(kChunk, layer.n - begin)});
   std::vector<double> share(chunks.size());
-  const InterpolatePruneKernels run =
-      best(scalar::interpolate_prune_kernels, avx2::interpolate_prune_kernels, avx512::interpolate_prune_kernels);
+  const InterpolatePruneKernels run = interpolate_prune_kernels();
   parallel(int64_t(chunks.size()), 2, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) share[i] = run.backward(chunks[i], args.alpha, args.in, args.out);
   });

@@ -14,9 +14,9 @@
 #include <numeric>
 #include <vector>
 
-#include "dispatch.h"
 #include "interpolate_prune_kernels.h"
 #include "interpolate_prune_patches.h"
+#include "lcs/ceil_div.h"
 #include "select.h"
 
 namespace lcs {
@@ -69,10 +69,7 @@ void gather(const void* from, const uint16_t* at, int64_t n, DType type, void* t
 class Pruner {
  public:
   Pruner(const InterpolatePruneArgs& args, const Parallel& parallel)
-      : args_(args),
-        parallel_(parallel),
-        run_(best(scalar::interpolate_prune_kernels, avx2::interpolate_prune_kernels,
-                  avx512::interpolate_prune_kernels)) {
+      : args_(args), parallel_(parallel), run_(interpolate_prune_kernels()) {
     cut();
   }
 
@@ -206,7 +203,7 @@ class Pruner {
       place(c, slot);
       classify(c, s);
       if (!c.census.listed) continue;
-      slot += (c.census.undecided + kBlock - 1) / kBlock * kBlock;
+      slot += ceil_div(c.census.undecided, kBlock) * kBlock;
       if (count) found.add({c.keys, size_t(c.census.undecided)}, s.bracket);
     }
     if (!count) return last;

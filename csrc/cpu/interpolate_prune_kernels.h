@@ -1,5 +1,6 @@
 #pragma once
 #include "blocks.h"
+#include "dispatch.h"
 #include "keys.h"
 #include "lcs/interpolate_prune_layer.h"
 
@@ -42,6 +43,11 @@ InterpolatePruneKernels interpolate_prune_kernels();
 }
 namespace avx512 {
 InterpolatePruneKernels interpolate_prune_kernels();
+}
+
+// Of the best instruction set in use.
+inline InterpolatePruneKernels interpolate_prune_kernels() {
+  return best(scalar::interpolate_prune_kernels, avx2::interpolate_prune_kernels, avx512::interpolate_prune_kernels);
 }
 
 }  // namespace lcs

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "dispatch.h"
 #include "interpolate_quantize_kernels.h"
+#include "lcs/ceil_div.h"
 
 namespace lcs {
 namespace {
@@ -16,12 +16,11 @@ class Quantizer {
   Quantizer(const InterpolateQuantizeArgs& args, const Parallel& parallel)
       : args_(args),
         parallel_(parallel),
-        run_(best(scalar::interpolate_quantize_kernels, avx2::interpolate_quantize_kernels,
-                  avx512::interpolate_quantize_kernels)),
+        run_(interpolate_quantize_kernels()),
         codes_(quantize_codes(args.bits, args.nested)),
         group_(std::min(args.group, args.columns)),
         columns_(args.columns % group_ ? args.columns : args.rows * args.columns),  // rows of whole groups are one row
-        in_row_((columns_ + group_ - 1) / group_),
+        in_row_(ceil_div(columns_, group_)),
         groups_(args.rows * args.columns / columns_ * in_row_),
         stream_(args.rows * args.columns * size_of(args.out) >= kStreamed && columns_ >= kLongRow) {}
 
@@ -41,7 +40,7 @@ class Quantizer {
   }
 
   void long_groups() {
-    const int64_t each = (group_ + kChunk - 1) / kChunk, chunks = groups_ * each;
+    const int64_t each = ceil_div(group_, kChunk), chunks = groups_ * each;
     std::vector<ValueRange> ranges(chunks);
     parallel_(chunks, 2, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) ranges[i] = run_.range(piece(i / each, i % each * kChunk, kChunk));

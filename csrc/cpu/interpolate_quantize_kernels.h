@@ -1,5 +1,6 @@
 #pragma once
 #include "blocks.h"
+#include "dispatch.h"
 #include "keys.h"
 #include "lcs/dtype.h"
 #include "quantize_grid.h"
@@ -32,6 +33,12 @@ InterpolateQuantizeKernels interpolate_quantize_kernels();
 }
 namespace avx512 {
 InterpolateQuantizeKernels interpolate_quantize_kernels();
+}
+
+// Of the best instruction set in use.
+inline InterpolateQuantizeKernels interpolate_quantize_kernels() {
+  return best(scalar::interpolate_quantize_kernels, avx2::interpolate_quantize_kernels,
+              avx512::interpolate_quantize_kernels);
 }
 
 }  // namespace lcs

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "dispatch.h"
+#include "lcs/ceil_div.h"
 #include "line_norm_kernels.h"
 #include "scratch.h"
 
@@ -20,7 +20,7 @@ constexpr int64_t kLot = 1 << 11;    // elements of several: all that is read an
 
 // Pieces of a sample of so many pixels: an even number, for two threads to share evenly.
 int64_t pieces_of(int64_t pixels, int64_t most) {
-  const int64_t pieces = (pixels + most - 1) / most;
+  const int64_t pieces = ceil_div(pixels, most);
   return pieces == 1 ? 1 : (pieces + 1) / 2 * 2;
 }
 
@@ -36,7 +36,7 @@ class Norm {
  public:
   explicit Norm(const LineNormArgs& args)
       : args_(args),
-        run_(best(scalar::line_norm_kernels, avx2::line_norm_kernels, avx512::line_norm_kernels)),
+        run_(line_norm_kernels()),
         padded_(args.channels + kNormRow),
         in_group_(args.mean ? 1 : args.channels / args.groups),
         size_(in_group_ * args.pixels),
@@ -328,16 +328,15 @@ class Backward : Norm {
   double vectors() {
     static thread_local Scratch<double> scratch;
     double* const totals = scratch.reserve(2 * args_.channels);
-    constexpr int64_t kTogether = 64;  // channels
-    parallel_((args_.channels + kTogether - 1) / kTogether, tasks_of(args_.n * kTogether),
-              [&](int64_t begin, int64_t end) {
-                const int64_t from = begin * kTogether, to = std::min(end * kTogether, args_.channels);
-                for (const auto& [sums, total] : {std::pair(products_, totals), {grads_, totals + args_.channels}}) {
-                  std::fill(total + from, total + to, 0.0);
-                  for (int64_t n = 0; n < args_.n; ++n)
-                    for (int64_t c = from; c < to; ++c) total[c] += sums[n * args_.channels + c];
-                }
-              });
+    constexpr int64_t kChannels = 64;  // summed together
+    parallel_(ceil_div(args_.channels, kChannels), tasks_of(args_.n * kChannels), [&](int64_t begin, int64_t end) {
+      const int64_t from = begin * kChannels, to = std::min(end * kChannels, args_.channels);
+      for (const auto& [sums, total] : {std::pair(products_, totals), {grads_, totals + args_.channels}}) {
+        std::fill(total + from, total + to, 0.0);
+        for (int64_t n = 0; n < args_.n; ++n)
+          for (int64_t c = from; c < to; ++c) total[c] += sums[n * args_.channels + c];
+      }
+    });
     return vector(args_.weight, backward_.weight, totals) + vector(args_.bias, backward_.bias, totals + args_.channels);
   }
 
@@ -371,8 +370,7 @@ void line_norm_affine(const LineNormArgs& args, float* weight, float* bias) { Li
 
 GroupStatistics line_norm_statistics(const float* x, int64_t n, double eps) {
   NormMoments moments;
-  best(scalar::line_norm_kernels, avx2::line_norm_kernels, avx512::line_norm_kernels)
-      .moments(x, n, 1, DType::float32, &moments);
+  line_norm_kernels().moments(x, n, 1, DType::float32, &moments);
   return statistics_of(moments, n, eps);
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 #include "blocks.h"
+#include "dispatch.h"
 #include "keys.h"
 #include "lcs/line_norm.h"
 
@@ -74,6 +75,11 @@ LineNormKernels line_norm_kernels();
 }
 namespace avx512 {
 LineNormKernels line_norm_kernels();
+}
+
+// Of the best instruction set in use.
+inline LineNormKernels line_norm_kernels() {
+  return best(scalar::line_norm_kernels, avx2::line_norm_kernels, avx512::line_norm_kernels);
 }
 
 }  // namespace lcs

@@ -1,8 +1,5 @@
 #include "lcs/max_pool.h"
 
-#include <algorithm>
-
-#include "dispatch.h"
 #include "max_pool_kernels.h"
 #include "scratch.h"
 #include "width_conv2d_kernels.h"
@@ -13,7 +10,7 @@ namespace {
 // A row of y as `dtype`, channels last.
 void pool_row(const MaxPoolArgs& a, int64_t row, const void* from, int64_t begin, void* to, DType dtype) {
   static thread_local Scratch<float> scratch;
-  const MaxPoolKernels run = best(scalar::max_pool_kernels, avx2::max_pool_kernels, avx512::max_pool_kernels);
+  const MaxPoolKernels run = max_pool_kernels();
   const Axis& h = a.horizontal;
   const PooledRows read = pooled_rows(a, row);
   const int64_t n = a.x.width * a.x.channels;
@@ -33,8 +30,7 @@ void max_pool_rows(const MaxPoolArgs& args, int64_t image, int64_t begin, int64_
                    int64_t first) {
   static thread_local Scratch<float> scratch;
   const Images& y = args.y;
-  const WidthConv2dKernels copies =
-      best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels);
+  const WidthConv2dKernels copies = width_conv2d_kernels();
   for (int64_t row = begin; row < end; ++row) {
     void* const to = advance(y.data, image * y.image_stride + row * y.row_stride, args.dtype);
     if (y.channel_stride == 1) {

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 
+#include "dispatch.h"
 #include "lcs/dtype.h"
 
 // What each instruction set implements of max pooling, for which NaN is the largest. `numbers`: each window holds
@@ -42,6 +43,11 @@ MaxPoolKernels max_pool_kernels();
 }
 namespace avx512 {
 MaxPoolKernels max_pool_kernels();
+}
+
+// Of the best instruction set in use.
+inline MaxPoolKernels max_pool_kernels() {
+  return best(scalar::max_pool_kernels, avx2::max_pool_kernels, avx512::max_pool_kernels);
 }
 
 }  // namespace lcs

@@ -4,26 +4,10 @@
 #include <bit>
 #include <cstring>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "lcs/large_pages.h"
 
 namespace lcs {
 namespace {
-
-// Asks for large pages where some fit whole, before memory is first written: a product, which reads as many streams as
-// it takes bits, then hardly ever waits to learn where they lie. A hint alone: without them all is the same, but
-// slower.
-void prefer_large_pages(uint8_t* p, int64_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t kLargePage = 2 << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(p) + kLargePage - 1) / kLargePage * kLargePage,
-                  end = (reinterpret_cast<uintptr_t>(p) + uintptr_t(bytes)) / kLargePage * kLargePage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)p, (void)bytes;
-#endif
-}
 
 constexpr int64_t kGrain = 1 << 9;  // words of 32 codes
 

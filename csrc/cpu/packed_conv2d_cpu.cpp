@@ -7,7 +7,6 @@
 #include <utility>
 #include <vector>
 
-#include "dispatch.h"
 #include "packed_conv2d_kernels.h"
 #include "packed_depthwise.h"
 #include "packed_gemm.h"
@@ -36,7 +35,7 @@ class PackedConv2d {
         parallel_(parallel),
         layout_(args.weight.layout),
         gemm_(args.weight, args.bits, nullptr, false, args.exact),
-        run_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx512::packed_conv2d_kernels)),
+        run_(packed_conv2d_kernels()),
         winograd_(packed_conv2d_winograd(args)),
         strip_(args, gemm_, winograd_ ? Panel::bytes : gemm_.panel(), parallel),
         g_(strip_.geometry()),

@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 
+#include "dispatch.h"
 #include "lcs/dtype.h"
 #include "packed_gemm_kernels.h"
 
@@ -52,6 +53,11 @@ PackedConv2dKernels packed_conv2d_kernels();
 }
 namespace avx512 {
 PackedConv2dKernels packed_conv2d_kernels();
+}
+
+// Of the best instruction set in use.
+inline PackedConv2dKernels packed_conv2d_kernels() {
+  return best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx512::packed_conv2d_kernels);
 }
 
 }  // namespace lcs

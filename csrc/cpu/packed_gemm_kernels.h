@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 
+#include "lcs/ceil_div.h"
 #include "lcs/dtype.h"
 #include "lcs/nested_pack.h"
 
@@ -34,7 +35,7 @@ struct PackedExpand {
 struct RowTiles {
   int64_t rows, most;
 
-  constexpr int64_t count() const { return (rows + most - 1) / most; }
+  constexpr int64_t count() const { return ceil_div(rows, most); }
   constexpr int64_t begin(int64_t tile) const { return rows * tile / count(); }
 };
 

@@ -2,9 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 
-#include "dispatch.h"
+#include "lcs/ceil_div.h"
 #include "packed_gemm.h"
 #include "scratch.h"
 #include "sparse_conv2d_kernels.h"
@@ -31,7 +30,7 @@ class PackedLinear {
         parallel_(parallel),
         layout_(args.weight.layout),
         gemm_(args.weight, args.bits, args.bias, args.relu, args.exact),
-        copies_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
+        copies_(sparse_conv2d_kernels()),
         groups_(layout_.groups()),
         padded_(layout_.steps() * kStepColumns),
         look_up_(!args.exact && gemm_.kernels().lookup && args.rows <= look_up_rows(args.bits)),
@@ -153,7 +152,7 @@ class PackedLinear {
   }
 
   void run_look_up() const {
-    const int64_t blocks = layout_.blocks(), all = (blocks + kMaxLookupBlocks - 1) / kMaxLookupBlocks;
+    const int64_t blocks = layout_.blocks(), all = ceil_div(blocks, kMaxLookupBlocks);
     const int64_t tasks = std::min(all, kTasks);
     share_tasks<int>(parallel_, tasks, [&](int64_t task, int) {
       float tile[kMaxLookupBlocks * kBlockRows];

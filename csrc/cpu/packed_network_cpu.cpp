@@ -57,9 +57,9 @@ class PackedNetwork {
   PackedNetwork(const PackedNetworkArgs& args, const Parallel& parallel)
       : a_(args),
         parallel_(parallel),
-        run_(best(scalar::max_pool_kernels, avx2::max_pool_kernels, avx512::max_pool_kernels)),
+        run_(max_pool_kernels()),
         floats_(best(scalar::packed_network_kernels, avx2::packed_network_kernels, avx2::packed_network_kernels)),
-        convs_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx512::packed_conv2d_kernels)),
+        convs_(packed_conv2d_kernels()),
         values_(size_t(args.count + 1)),
         banded_(size_t(args.count)) {}
 

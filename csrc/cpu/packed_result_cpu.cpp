@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "dispatch.h"
 #include "packed_strip.h"
 
 namespace lcs {
@@ -11,8 +10,8 @@ namespace lcs {
 PackedResult::PackedResult(const PackedConv2dArgs& args, bool pairs)
     : a_(args),
       pairs_(pairs),
-      run_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx512::packed_conv2d_kernels)),
-      copies_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
+      run_(packed_conv2d_kernels()),
+      copies_(sparse_conv2d_kernels()),
       pixels_(args.y.height * args.y.width) {
   if (a_.y_range) codes_ = codes_of(*a_.y_range);
 }

@@ -8,7 +8,6 @@
 #include <iterator>
 #include <limits>
 
-#include "dispatch.h"
 #include "quantize_grid.h"
 #include "scratch.h"
 
@@ -78,8 +77,8 @@ PackedStrip::PackedStrip(const PackedConv2dArgs& args, const PackedGemm& gemm, P
       gemm_(gemm),
       parallel_(parallel),
       panel_(panel),
-      run_(best(scalar::packed_conv2d_kernels, avx2::packed_conv2d_kernels, avx512::packed_conv2d_kernels)),
-      copies_(best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels)),
+      run_(packed_conv2d_kernels()),
+      copies_(sparse_conv2d_kernels()),
       g_(args, panel) {
   static thread_local Scratch<char> scratch;
   const int64_t sums = this->sums() ? g_.groups * g_.images * g_.lines * g_.line : 0;

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "dispatch.h"
 #include "interpolate_quantize_kernels.h"
+#include "lcs/ceil_div.h"
 
 namespace lcs {
 
@@ -14,12 +14,11 @@ QuantizeCodes quantize_codes(int64_t bits, bool nested) {
 }
 
 void quantize(const QuantizeArgs& args, const Parallel& parallel) {
-  const auto run = best(scalar::interpolate_quantize_kernels, avx2::interpolate_quantize_kernels,
-                        avx512::interpolate_quantize_kernels);
+  const auto run = interpolate_quantize_kernels();
   const QuantizeGrid grid = quantize_grid({args.low, args.high}, quantize_codes(args.bits, false));
   const bool stream =
       args.n * size_of(args.dtype) >= kStreamed && reinterpret_cast<uintptr_t>(args.to) % kCacheLine == 0;
-  parallel((args.n + kChunk - 1) / kChunk, 2, [&](int64_t begin, int64_t end) {
+  parallel(ceil_div(args.n, kChunk), 2, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * kChunk; i < std::min(end * kChunk, args.n); i += kChunk)
       run.write({advance(args.x, i, args.dtype), nullptr, advance(args.to, i, args.dtype), std::min(kChunk, args.n - i),
                  0, args.dtype, args.dtype},

@@ -42,7 +42,7 @@ class SparseConv2d {
     Tasks tasks(panels * shares);
     parallel_(panels * shares, 1, [&](int64_t begin, int64_t end) {
       Tasks::Taker taker(tasks, begin, end);
-      Worker worker(*this, rows, (end - begin + shares - 1) / shares);
+      Worker worker(*this, rows, ceil_div(end - begin, shares));
       const auto next = [&] { return shares == 1 ? taker.one() : taker.half(); };
       for (Tasks::Some some = next(); some.begin < some.end; some = next())
         for (int64_t i = some.begin; i < some.end;) {

@@ -1,7 +1,5 @@
 #pragma once
-#include <algorithm>
 #include <cstdint>
-#include <vector>
 
 #include "lcs/sparse_conv2d.h"
 #include "sparse_conv2d_kernels.h"
@@ -20,7 +18,7 @@ struct SparseLayout {
   bool large = false;                                  // y goes past the caches
 
   int64_t blocks() const { return down * across; }
-  int64_t panels(int64_t images) const { return (images * blocks() + lanes - 1) / lanes; }
+  int64_t panels(int64_t images) const { return ceil_div(images * blocks(), lanes); }
 };
 
 // Depends on the shapes, how many weights are stored and the kernels, which it may exchange for narrower ones.

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "lane_rows.h"
+#include "lcs/ceil_div.h"
 #include "lcs/lane_chain.h"
 #include "line_norm_rows.h"
 #include "sparse_conv2d_kernels.h"
@@ -23,7 +24,7 @@ class SparseConv2dRows {
 
   // That read each value.
   int64_t tiles() const { return y_.groups * bands() * tiles_of_band(lines_); }
-  int64_t bands() const { return (y_.grid.height + lines_ - 1) / lines_; }
+  int64_t bands() const { return ceil_div(y_.grid.height, lines_); }
   // Output channels [begin, end) of a band, with what repeats them and what comes behind; `distance` of all values.
   void operator()(int64_t group, int64_t band, int64_t begin, int64_t end, const int32_t* distance) const;
 

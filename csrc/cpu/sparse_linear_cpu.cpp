@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "dispatch.h"
+#include "lcs/ceil_div.h"
 #include "lcs/sparse_conv2d.h"
 #include "scratch.h"
 #include "sparse_conv2d_kernels.h"
@@ -18,11 +19,11 @@ constexpr int64_t kRowsAtOnce = 64;
 void single_row(const SparseLinearArgs& a, int64_t i, const Parallel& parallel) {
   static thread_local Scratch<float> scratch;
   const SparsePrepack& w = a.weight;
-  const auto copies = best(scalar::sparse_conv2d_kernels, avx2::sparse_conv2d_kernels, avx512::sparse_conv2d_kernels);
+  const auto copies = sparse_conv2d_kernels();
   const auto run = best(scalar::sparse_linear_kernels, avx2::sparse_linear_kernels, avx512::sparse_linear_kernels);
   float *const x = scratch.reserve(w.columns + w.rows), *const y = x + w.columns;
   copies.load({advance(a.x, i * w.columns, a.dtype), x, 0, 1, 0, 1, w.columns, a.dtype, false});
-  parallel((w.rows + kRowsAtOnce - 1) / kRowsAtOnce, 1, [&](int64_t first, int64_t last) {
+  parallel(ceil_div(w.rows, kRowsAtOnce), 1, [&](int64_t first, int64_t last) {
     const int64_t begin = first * kRowsAtOnce, end = std::min(w.rows, last * kRowsAtOnce);
     for (int64_t b = 0; b < w.blocks(); ++b) {
       const int32_t* const count = w.count + b * w.rows;
@@ -45,7 +46,7 @@ bool multiply_tiles(const SparseLinearTilesArgs& a, int64_t first, int64_t rows,
   const SparseTiles& w = a.weight;
   const SparseTileKernels run = amx::sparse_tile_kernels();
   const auto copies = avx512::sparse_conv2d_kernels();
-  const int64_t tiles = (rows + kRows - 1) / kRows, row_bytes = w.column_tiles() * kSparseTileBytes;
+  const int64_t tiles = ceil_div(rows, kRows), row_bytes = w.column_tiles() * kSparseTileBytes;
   char* const x = x_scratch.reserve(tiles * row_bytes);
   std::atomic<bool> finite = true;
   parallel(tiles, 1, [&](int64_t begin, int64_t end) {

@@ -1,3 +1,4 @@
+#include "lcs/ceil_div.h"
 #include "lcs/sparse_pack.h"
 
 #include <algorithm>
@@ -34,7 +35,7 @@ int64_t count_bits(Bits bits, int64_t begin, int64_t end) {
 template <class Visit>
 void each_piece(Bits bits, const Parallel& parallel, Visit visit) {
   const int64_t words = int64_t(bits.size());
-  parallel((words + kPieceWords - 1) / kPieceWords, 2, [&](int64_t begin, int64_t end) {
+  parallel(ceil_div(words, kPieceWords), 2, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) visit(i, i * kPieceWords * 32, std::min(words, (i + 1) * kPieceWords) * 32);
   });
 }
@@ -76,7 +77,7 @@ float widen(BFloat16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
 template <class E>
 void fill(const SparsePrepack& p, Bits bits, const E* packed, uint16_t* index, float* values,
           const Parallel& parallel) {
-  parallel((p.rows + kRows - 1) / kRows, 1, [&](int64_t first, int64_t last) {
+  parallel(ceil_div(p.rows, kRows), 1, [&](int64_t first, int64_t last) {
     const int64_t begin = first * kRows, end = std::min(p.rows, last * kRows);
     std::vector<int64_t> to(p.start, p.start + p.blocks());
     const E* from = packed;
@@ -113,7 +114,7 @@ void nonzero_bits(const void* w, DType dtype, int64_t n, uint32_t* mask_bits, co
 }
 
 std::vector<int64_t> ranks(Bits mask_bits, const Parallel& parallel) {
-  std::vector<int64_t> rank((mask_bits.size() + kPieceWords - 1) / kPieceWords + 1);
+  std::vector<int64_t> rank(ceil_div(mask_bits.size(), kPieceWords) + 1);
   each_piece(mask_bits, parallel,
              [&](int64_t piece, int64_t begin, int64_t end) { rank[piece + 1] = count_bits(mask_bits, begin, end); });
   for (size_t i = 1; i < rank.size(); ++i) rank[i] += rank[i - 1];

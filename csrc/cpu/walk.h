@@ -3,11 +3,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "lcs/ceil_div.h"
 #include "lcs/images.h"
 
 namespace lcs {
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Pieces of a length, none longer than `most`, that are as long as each other but for the last: how long.
 inline int64_t piece_of(int64_t length, int64_t most) { return ceil_div(length, ceil_div(length, most)); }

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "dispatch.h"
+#include "lcs/isa.h"
 #include "scratch.h"
 #include "walk.h"
 #include "width_affine.h"
@@ -28,9 +28,6 @@ constexpr int64_t kLine = 64;                // bytes
 constexpr int64_t kTasks = 16;               // enough for threads to share evenly
 constexpr int64_t kPartRows = 4;             // that a task has at least
 
-WidthConv2dKernels kernels() {
-  return best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels);
-}
 WidthConv2dKernels pair_kernels() {
   return max_isa() >= Isa::amx ? amx::width_conv2d_kernels() : bf16::width_conv2d_kernels();
 }
@@ -46,7 +43,7 @@ class WidthConv2d {
       : a_(args),
         parallel_(parallel),
         pairs_(args.pairs && args.dtype == DType::bfloat16 && args.groups == 1 && max_isa() >= Isa::avx512_bf16),
-        run_(pairs_ ? pair_kernels() : kernels()),
+        run_(pairs_ ? pair_kernels() : width_conv2d_kernels()),
         x_(pairs_ ? paired(args.x) : args.x),
         rows_(args.vertical),
         columns_(args.horizontal),
@@ -164,12 +161,12 @@ class WidthConv2d {
     float* const to = strip + at / rows * image_ + at % rows * row_;
     const int64_t begin = std::min(columns_.first(), columns),
                   end = std::clamp(columns_.last(a_.x.width), begin, columns);
-    if (image >= a_.x.n || row < rows_.first() || row >= rows_.last(a_.x.height) || begin == end)
-      return;  // no tap reads it
+    if (image >= a_.x.n || row < rows_.first() || row >= rows_.last(a_.x.height)) return;  // no tap reads it
     if (merged_) {
       clear(to, begin);
       clear(to + end * column_, columns - end);
     }
+    if (begin == end) return;
     const Images& x = a_.x;
     const int64_t from = image * x.image_stride + (row * rows_.step - rows_.padding) * x.row_stride +
                          (begin * columns_.step - columns_.padding) * x.column_stride;

@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "block_copy.h"
+#include "dispatch.h"
 
 // What each instruction set implements of the convolution at a width.
 namespace lcs {
@@ -63,6 +64,11 @@ WidthConv2dKernels width_conv2d_kernels();
 }
 namespace amx {  // as bf16
 WidthConv2dKernels width_conv2d_kernels();
+}
+
+// Of the best instruction set in use.
+inline WidthConv2dKernels width_conv2d_kernels() {
+  return best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels);
 }
 
 }  // namespace lcs

@@ -6,7 +6,6 @@
 #include <limits>
 #include <vector>
 
-#include "dispatch.h"
 #include "scratch.h"
 #include "walk.h"
 #include "width_depthwise_kernels.h"
@@ -20,17 +19,17 @@ constexpr int64_t kPlanes = 16;             // that are copied together, at most
 constexpr int64_t kTaskProducts = 1 << 15;  // of the least that a thread is woken for
 constexpr int64_t kLowered = 1 << 14;       // likewise, elements
 
-WidthDepthwiseKernels kernels() {
-  return best(scalar::width_depthwise_kernels, avx2::width_depthwise_kernels, avx512::width_depthwise_kernels);
-}
-
 // Bands of rows of channels' planes are shared out among the threads. Each copies what its band reads to float32, with
 // its padding, each row by its columns' remainders modulo the stride: so every tap is at a fixed distance from the
 // position, and neighbours read neighbours.
 class WidthDepthwise {
  public:
   WidthDepthwise(const WidthConv2dArgs& args, const Parallel& parallel)
-      : a_(args), parallel_(parallel), run_(kernels()), rows_(args.vertical), columns_(args.horizontal) {
+      : a_(args),
+        parallel_(parallel),
+        run_(width_depthwise_kernels()),
+        rows_(args.vertical),
+        columns_(args.horizontal) {
     const int64_t length = a_.y.width + columns_.reach, phases = int64_t(columns_.used.size());
     pitch_ = length * phases;
     for (int64_t i = 0; i < phases; ++i) {
@@ -118,6 +117,27 @@ class WidthDepthwise {
   std::vector<int64_t> taps_at_;
 };
 
+// y lies channels last, and x does not: its planes are made apart, and copied.
+template <class T>
+void through_planes(const WidthConv2dArgs& args, const Parallel& parallel) {
+  static thread_local Scratch<T> scratch;
+  const Images& y = args.y;
+  const int64_t pixels = y.height * y.width;
+  WidthConv2dArgs planes = args;
+  T* const made = scratch.reserve(y.n * y.channels * pixels);
+  planes.y = {made, y.n, y.channels, y.height, y.width, y.channels * pixels, pixels, y.width, 1};
+  width_depthwise(planes, parallel);
+  parallel(y.n * y.height, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t image = row / y.height, line = row % y.height;
+      const T* const from = made + image * planes.y.image_stride + line * y.width;
+      T* const to = static_cast<T*>(y.data) + image * y.image_stride + line * y.row_stride;
+      for (int64_t column = 0; column < y.width; ++column)
+        for (int64_t c = 0; c < y.channels; ++c) to[column * y.column_stride + c] = from[c * pixels + column];
+    }
+  });
+}
+
 }  // namespace
 
 float width_depthwise_weight(const WidthWeight& weight, int64_t i) {
@@ -130,19 +150,23 @@ bool width_conv2d_depthwise(const WidthConv2dArgs& a) {
 }
 
 void width_depthwise(const WidthConv2dArgs& args, const Parallel& parallel) {
+  const Images& y = args.y;
+  if (args.x.channel_stride != 1 && y.channel_stride == 1 && y.height * y.width > 1)
+    return args.dtype == DType::float32 ? through_planes<float>(args, parallel)
+                                        : through_planes<BFloat16>(args, parallel);
   width_depthwise_by_lanes(args) ? width_depthwise_lanes(args, parallel) : WidthDepthwise(args, parallel).run();
 }
 
 void width_lower(const WidthConv2dArgs& a, const Parallel& parallel) {
   if (std::isinf(a.cap)) return;
-  parallel(a.y.n * a.y.image_stride, kLowered, [&, run = kernels()](int64_t begin, int64_t end) {
+  parallel(a.y.n * a.y.image_stride, kLowered, [&, run = width_depthwise_kernels()](int64_t begin, int64_t end) {
     run.lower(advance(a.y.data, begin, a.dtype), end - begin, a.dtype, a.cap);
   });
 }
 
 void width_add(const WidthConv2dArgs& a, const Parallel& parallel) {
   const float floor = a.relu ? 0.0f : -std::numeric_limits<float>::infinity();
-  parallel(a.y.n * a.y.image_stride, kLowered, [&, run = kernels()](int64_t begin, int64_t end) {
+  parallel(a.y.n * a.y.image_stride, kLowered, [&, run = width_depthwise_kernels()](int64_t begin, int64_t end) {
     run.add(advance(a.y.data, begin, a.dtype), advance(a.residual, begin, a.dtype), end - begin, a.dtype, floor, a.cap);
   });
 }

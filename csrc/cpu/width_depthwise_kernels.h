@@ -2,6 +2,7 @@
 #include <cstdint>
 
 #include "block_copy.h"
+#include "dispatch.h"
 #include "lcs/dtype.h"
 
 // What each instruction set implements of a depthwise convolution of images that lie channel after channel.
@@ -72,6 +73,11 @@ WidthDepthwiseKernels width_depthwise_kernels();
 }
 namespace avx512 {
 WidthDepthwiseKernels width_depthwise_kernels();
+}
+
+// Of the best instruction set in use.
+inline WidthDepthwiseKernels width_depthwise_kernels() {
+  return best(scalar::width_depthwise_kernels, avx2::width_depthwise_kernels, avx512::width_depthwise_kernels);
 }
 
 }  // namespace lcs

@@ -3,7 +3,6 @@
 #include <limits>
 #include <vector>
 
-#include "dispatch.h"
 #include "scratch.h"
 #include "walk.h"
 #include "width_conv2d_kernels.h"
@@ -19,10 +18,6 @@ constexpr int64_t kMostLanes = 8;           // of any instruction set
 constexpr int64_t kTaskProducts = 1 << 15;  // of the least that a thread is woken for
 constexpr int64_t kTaskWeights = 1 << 15;   // likewise
 
-WidthDepthwiseKernels kernels() {
-  return best(scalar::width_depthwise_kernels, avx2::width_depthwise_kernels, avx512::width_depthwise_kernels);
-}
-
 // An image of one pixel lies either way.
 bool is_last(const WidthConv2dArgs& a) { return a.x.channel_stride == 1 && a.y.channel_stride == 1; }
 
@@ -35,8 +30,8 @@ class WidthDepthwiseLanes {
   WidthDepthwiseLanes(const WidthConv2dArgs& args, const Parallel& parallel)
       : a_(args),
         parallel_(parallel),
-        run_(kernels()),
-        copy_(best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels)),
+        run_(width_depthwise_kernels()),
+        copy_(width_conv2d_kernels()),
         lanes_(run_.lanes),
         blocks_(ceil_div(args.y.channels, lanes_)),
         rest_(args.y.channels - (blocks_ - 1) * lanes_),
@@ -189,7 +184,7 @@ class WidthDepthwiseLanes {
 
 bool width_depthwise_by_lanes(const WidthConv2dArgs& a) {
   if (is_last(a)) return true;
-  const int64_t lanes = kernels().lanes, width = padded(a.horizontal, a.y.width),
+  const int64_t lanes = width_depthwise_kernels().lanes, width = padded(a.horizontal, a.y.width),
                 height = padded(a.vertical, a.y.height);
   return lanes > 1 && a.y.channels >= lanes && width <= kPlaneBytes && height <= kPlaneBytes &&
          width * height * lanes * 4 <= kPlaneBytes;

@@ -4,7 +4,6 @@
 #include <bit>
 #include <cstring>
 
-#include "dispatch.h"
 #include "scratch.h"
 #include "walk.h"
 #include "width_conv2d_kernels.h"
@@ -16,8 +15,7 @@ namespace {
 // channels of a weight, [input channel][tap][output channel].
 template <class Put>
 void for_blocks(const WidthWeight& w, int64_t out, int64_t in, int64_t together, const Parallel& parallel, Put put) {
-  const WidthConv2dKernels run =
-      best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels);
+  const WidthConv2dKernels run = width_conv2d_kernels();
   const int64_t row = w.in_channels * w.taps, inputs = ceil_div(in, together);
   parallel(width_blocks(out) * inputs, 1, [&](int64_t begin, int64_t end) {
     static thread_local Scratch<float> scratch;

@@ -4,7 +4,6 @@
 #include <cstring>
 #include <utility>
 
-#include "dispatch.h"
 #include "scratch.h"
 #include "walk.h"
 #include "width_affine.h"
@@ -46,8 +45,8 @@ struct WidthStrided::Place {
 
 WidthStrided::WidthStrided(const WidthConv2dArgs& args, const float* mean, const Parallel& parallel)
     : a_(args),
-      copy_(best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels)),
-      run_(best(scalar::width_winograd_kernels, avx2::width_winograd_kernels, avx512::width_winograd_kernels)),
+      copy_(width_conv2d_kernels()),
+      run_(width_winograd_kernels()),
       channels_(kPhases * args.x.channels),
       pixel_(ceil_div(channels_, run_.lanes) * run_.lanes),
       span_(kWinogradVectors * run_.lanes),

@@ -36,10 +36,6 @@ bool has(int results, int64_t point) { return point <= results || point == kRows
 
 bool of_pairs(const WidthConv2dArgs& a) { return a.pairs && max_isa() == Isa::avx512_bf16; }
 
-WidthConv2dKernels product_kernels() {
-  return best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels);
-}
-
 WidthWinograd6Kernels transform_kernels(bool pairs) {
   return pairs ? bf16::width_winograd6_kernels()
                : best(scalar::width_winograd6_kernels, avx2::width_winograd6_kernels, avx512::width_winograd6_kernels);
@@ -79,7 +75,7 @@ class WidthWinograd6 {
       : a_(args),
         parallel_(parallel),
         pairs_(of_pairs(args)),
-        run_(product_kernels()),
+        run_(width_conv2d_kernels()),
         transform_(transform_kernels(pairs_)),
         t_(args, run_),
         row_(odd_lines(args.x.channels)),
@@ -293,7 +289,7 @@ class WidthWinograd6 {
 
 // Whether it takes clearly less time than direct products.
 bool pays(const WidthConv2dArgs& a) {
-  const Tiling t(a, product_kernels());
+  const Tiling t(a, width_conv2d_kernels());
   const int64_t outputs = width_blocks(a.y.channels), both = a.x.channels * outputs,
                 points = a.y.n * points_of(a.y.height) * points_of(a.y.width),
                 taps = a.y.n * taps_inside(a.vertical, a.x.height, a.y.height) *

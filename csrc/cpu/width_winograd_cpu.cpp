@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "dispatch.h"
 #include "scratch.h"
 #include "walk.h"
 #include "width_affine.h"
@@ -33,8 +32,8 @@ class WidthWinograd {
   WidthWinograd(const WidthConv2dArgs& args, const Parallel& parallel)
       : a_(args),
         parallel_(parallel),
-        copy_(best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels)),
-        run_(best(scalar::width_winograd_kernels, avx2::width_winograd_kernels, avx512::width_winograd_kernels)),
+        copy_(width_conv2d_kernels()),
+        run_(width_winograd_kernels()),
         pixel_(ceil_div(args.x.channels, run_.lanes) * run_.lanes),
         chunk_(std::min(kChunk, pixel_)),
         chunks_(ceil_div(pixel_, chunk_)),

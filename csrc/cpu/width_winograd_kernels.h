@@ -1,6 +1,8 @@
 #pragma once
 #include <cstdint>
 
+#include "dispatch.h"
+
 // What each instruction set implements of Winograd's convolutions in float32 (arXiv 1509.09308): F(4 x 4, 3 x 3) at the
 // points 0, 1, -1, 1/2, -2 and infinity; and F(4 x 4, 4 x 4), at -1/2 too, for the halves that a kernel of 7 x 7 or
 // 8 x 8 taps at stride 2 has on x split by the remainders of rows and columns modulo 2. Results
@@ -111,6 +113,11 @@ WidthWinogradKernels width_winograd_kernels();
 }
 namespace avx512 {
 WidthWinogradKernels width_winograd_kernels();
+}
+
+// Of the best instruction set in use.
+inline WidthWinogradKernels width_winograd_kernels() {
+  return best(scalar::width_winograd_kernels, avx2::width_winograd_kernels, avx512::width_winograd_kernels);
 }
 
 }  // namespace lcs

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "dispatch.h"
-
 namespace lcs {
 namespace {
 
@@ -14,7 +12,7 @@ constexpr int64_t kSide = kWinogradResults;
 WidthWinogradResults::WidthWinogradResults(const WidthConv2dArgs& args, void (*results)(const WinogradResults&),
                                            const float* mean, const float* scale, const float* bias)
     : a_(args),
-      copy_(best(scalar::width_conv2d_kernels, avx2::width_conv2d_kernels, avx512::width_conv2d_kernels)),
+      copy_(width_conv2d_kernels()),
       results_(results),
       span_(kWinogradVectors * copy_.lanes),
       mean_(mean),

@@ -8,8 +8,8 @@
 #include <utility>
 #include <vector>
 
-#include "large_pages.h"
 #include "lcs/dtype.h"
+#include "lcs/large_pages.h"
 #include "lcs/parallel_region.h"
 
 // What every binding shares: checks that name op, argument and value; torch's threads as an lcs::Parallel.

@@ -1,5 +1,7 @@
 #pragma once
-#include <tuple>
+#include <optional>
+#include <span>
+#include <vector>
 
 #include "binding.h"
 #include "lcs/interpolate_prune.h"

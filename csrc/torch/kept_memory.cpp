@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "binding.h"
-#include "large_pages.h"
+#include "lcs/large_pages.h"
 
 // Of torch 2.11 and later; null before that.
 extern "C" AOTITorchError torch_from_blob(void*, int64_t, const int64_t*, const int64_t*, int64_t, int32_t, int32_t,

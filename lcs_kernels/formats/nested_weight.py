@@ -71,6 +71,11 @@ class NestedWeight:
                     f"NestedWeight: {name} must be {dtype} (1 or {self.shape[0]}, {groups}), "
                     f"got {tensor.dtype} {tuple(tensor.shape)}"
                 )
+        if not self.planes.device == self.scales.device == self.zero_points.device:
+            raise ValueError(
+                f"NestedWeight: planes are on {self.planes.device}, scales on {self.scales.device}, zero_points on "
+                f"{self.zero_points.device}"
+            )
         if self.scales.shape != self.zero_points.shape:
             raise ValueError(
                 f"NestedWeight: scales are {tuple(self.scales.shape)}, zero_points {tuple(self.zero_points.shape)}"

@@ -53,6 +53,8 @@ class SparseWeight:
                 f"SparseWeight: values must be a float32 or bfloat16 vector, got {self.values.dtype} "
                 f"{tuple(self.values.shape)}"
             )
+        if self.mask_bits.device != self.values.device:
+            raise ValueError(f"SparseWeight: mask_bits are on {self.mask_bits.device}, values on {self.values.device}")
 
     def __reduce__(self):
         """A copy derives what the kernels read anew."""

@@ -123,7 +123,7 @@ def check_cap(op: str, relu: bool, cap: float | None) -> None:
 def backward(ctx, grad: Tensor, unpack: Callable[[], Tensor], settings) -> tuple[Tensor | None, Tensor | None]:
     """To x and bias, by the dense convolution; ctx has saved the result where ReLU came last, and nothing else."""
     for y in ctx.saved_tensors:
-        grad = torch.where(y > 0, grad, 0)
+        grad = torch.where(y <= 0, 0, grad)  # where y is NaN it passes, as of torch
     wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
     grad_x = None
     if ctx.needs_input_grad[0]:

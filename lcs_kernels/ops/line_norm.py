@@ -151,7 +151,7 @@ class LineNorm(torch.autograd.Function):
     def backward(ctx, grad):
         *saved, y = ctx.saved_tensors
         if y is not None:
-            grad = torch.where(y > 0, grad, 0)
+            grad = torch.where(y <= 0, 0, grad)
         run = reference_backward if grad.dtype == torch.float64 else _op_backward
         grad_x, *found, grad_alpha = run(grad, *saved, *ctx.settings)
         ends = [
@@ -242,7 +242,7 @@ def check(x, weight0, weight1, bias0, bias1, alpha, mean, var, residual, groups,
         raise ValueError("line_norm: give both mean and var, or neither")
     if mean is None and (groups < 1 or x.shape[1] % groups):
         raise ValueError(f"line_norm: {groups} groups do not divide {x.shape[1]} channels of x")
-    if eps < 0:
+    if not eps >= 0:
         raise ValueError(f"line_norm: eps must be at least 0, got {eps}")
     wide = _wide(x)
     for name, end0, end1 in (("weight", weight0, weight1), ("bias", bias0, bias1)):

@@ -196,6 +196,7 @@ def bound_sparse_conv2d(
             return SparseConv2d.apply(x, widened(bias, x), relu, weight, geometry, block, prepack)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))  # so that the result is rounded once
         y = SparseConv2d.apply(wide, None, False, weight, geometry, block, prepack)
-        return finished(y, widened(scale, x), widened(bias, x), relu, cap, residual).to(x.dtype)
+        y = finished(y, widened(scale, x), widened(bias, x), relu, cap, residual).to(x.dtype)
+        return y.contiguous(memory_format=memory_format(x))  # `wide` may lie in another way
 
     return run

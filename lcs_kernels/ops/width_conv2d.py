@@ -70,7 +70,7 @@ def reference_backward(
     """
     wide = torch.promote_types(grad.dtype, torch.float32)
     if y is not None:
-        grad = torch.where(y > 0 if cap is None else (y > 0) & (y < cap), grad, 0)
+        grad = torch.where(y <= 0 if cap is None else (y <= 0) | (y >= cap), 0, grad)
     grad = grad.to(wide)
     wants_x, wants_weight, wants_scale, wants_bias = wanted
     out = grad.shape[1]

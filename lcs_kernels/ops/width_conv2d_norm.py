@@ -147,6 +147,7 @@ def bound_width_conv2d_norm(
         check_norm(y, *norm, mean, var, residual, norm_groups, eps)
         _check_windows(y, pool)
 
+    check(x, None)
     return run
 
 

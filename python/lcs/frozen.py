@@ -370,8 +370,11 @@ class Frozen(NoModule):
         kind = _kind(x)
         found = packed.recorded.get(kind)  # in one step, as other threads may clear them
         if found is None:
-            _remember(packed.recorded, kind, Unrecorded.ONCE, _RECORDED)
-        elif found is Unrecorded.ONCE:
+            output = self._run_fused(packed, bound)
+            if kind not in packed.recorded:  # only now: another thread would record what makes weights ready
+                _remember(packed.recorded, kind, Unrecorded.ONCE, _RECORDED)
+            return output
+        if found is Unrecorded.ONCE:
             output, found = record(lambda x: self._run_fused(packed, ((x,), {})), x)
             _remember(packed.recorded, kind, found or Unrecorded.NEVER, _RECORDED)
             self._recordings.append((weakref.ref(packed), kind))

@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             matrices = defaultdict(list)
             for p in group["params"]:
-                if p.grad is None:
+                if p.grad is None or not p.numel():
                     continue
                 state = self.state[p]
                 if "momentum_buffer" not in state:

@@ -50,7 +50,7 @@ def record(forward: Callable[[Tensor], object], x: Tensor) -> tuple[object, Reco
     result of, or that write to x or to what outlives the call."""
     with Recorder() as recorder:
         output = forward(x)
-    if not _repeatable(recorder.calls):
+    if not _repeatable(recorder.calls, x):
         return output, None
     recorded = _Places(recorder.calls, x).recorded(output)
     return output, recorded if same(recorded(x), output) else None
@@ -80,13 +80,18 @@ class Recorded:
         return all(weight._version == version for weight, version in self.weights)
 
 
-def _repeatable(calls: Sequence[Call]) -> bool:
-    """Whether calls depend on nothing but what they are given, want no gradient, and write to nothing that they have
-    not allocated."""
+def _repeatable(calls: Sequence[Call], x: Tensor) -> bool:
+    """Whether calls depend on nothing but what they are given, want no gradient, return no tensor that was there before
+    them, and write to nothing that they have not allocated."""
     if torch.is_grad_enabled() and any(t.requires_grad for call in calls for t in call.reads):
         return False
     own: set[int] = set()  # tensors in such memory
+    computed, before = {id(x)}, set()
     for call in calls:
+        before.update(id(t) for t in call.reads if id(t) not in computed)
+        if any(id(t) in before for t in call.makes):
+            return False
+        computed.update(id(t) for t in call.makes)
         schema = call.op._schema
         leaves = pytree.tree_leaves(call.result)
         if _NOT_REPEATED.intersection(call.op.tags) or not all(isinstance(t, (Tensor, type(None))) for t in leaves):

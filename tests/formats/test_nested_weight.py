@@ -101,6 +101,7 @@ def test_refuses(call, words):
         {"planes": torch.zeros(9, 1, dtype=torch.int32)},
         {"planes": torch.zeros(8, 1, dtype=torch.int64)},
         {"scales": torch.ones(2, 1)},
+        {"scales": NestedWeight.pack(W).scales.to("meta")},
         {"zero_points": torch.zeros(1, 1, dtype=torch.uint8)},
         {"shape": ()},
         {"group": 0},

@@ -83,6 +83,7 @@ WORDS, VALUES = torch.zeros(2, dtype=torch.int32), torch.zeros(0)
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
+        ((WORDS, VALUES.to("meta"), (5, 7)), ValueError, "mask_bits are on cpu, values on meta"),
         ((WORDS, VALUES, ()), ValueError, "shape must have at least one dimension"),
         ((WORDS, VALUES, (5, 6)), ValueError, r"mask_bits must be 1 int32 words for shape \(5, 6\), .*int32 \(2,\)"),
         ((WORDS.long(), VALUES, (5, 7)), ValueError, "2 int32 words .*got torch.int64"),

@@ -144,3 +144,10 @@ def test_a_checkpoint_of_another_optimiser_is_refused(tiny, tmp_path):
     steps(loop, 1)
     with pytest.raises(CheckpointError, match="mean.conv1.weight is absent there"):
         other.load(tmp_path / "checkpoint", loop.tensors(), 1)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)], ids=str)
+def test_muon_leaves_parameters_without_elements_alone(shape):
+    p = torch.zeros(shape, requires_grad=True)
+    p.grad = torch.zeros(shape)
+    Muon([p], lr=0.1).step()

@@ -313,3 +313,40 @@ def test_the_oldest_recordings_of_all_levels_go(monkeypatch):
     expected = fast(x, density=0.1)
     for _ in range(3):
         assert torch.equal(fast(x, density=0.1), expected)
+
+
+def test_no_call_is_recorded_before_another_has_made_the_weights_ready(monkeypatch):
+    """Else a recording would hold what makes them, and read what nobody fills."""
+    model = nn.Sequential(nn.Conv2d(4, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
+    fast = lcs.convert(model, lcs.Unstructured(), dense=["0"]).freeze()
+    x, began, goes_on = torch.randn(2, 4, 9, 9), threading.Event(), threading.Event()
+    with torch.no_grad():
+        expected = fast(x, density=0.5)  # of another level, so that only weights are made below
+        runs, recorded = fast._run_fused, []
+
+        def first(*given):
+            monkeypatch.setattr(fast, "_run_fused", runs)
+            began.set()
+            goes_on.wait(60)
+            return runs(*given)
+
+        monkeypatch.setattr(fast, "_run_fused", first)
+        monkeypatch.setattr("lcs.frozen.record", lambda *given: recorded.append(1) or record(*given))
+        slow = threading.Thread(target=torch.no_grad()(fast), args=(x,), kwargs={"density": 0.3})
+        slow.start()
+        assert began.wait(60)
+        found = fast(x, density=0.3)
+        assert not recorded and found.shape == expected.shape
+        goes_on.set()
+        slow.join()
+        for _ in range(2):
+            assert torch.equal(fast(x, density=0.3), found)
+    assert recorded
+
+
+def test_calls_that_return_what_was_there_before_are_not_recorded():
+    constant = torch.randn(3)
+    lift = torch.ops.aten.lift_fresh.default  # returns its argument
+    x = torch.randn(3)
+    output, recorded = record(lambda x: x + lift(constant), x)
+    assert recorded is None and torch.equal(output, x + constant)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.nn import functional as F
 
 import lcs_kernels as lcs
 from lcs_kernels.formats import NestedWeight, SparseWeight, WidthWeight
@@ -163,3 +164,21 @@ def test_autocast_rounds_no_products_of_references(op):
     with torch.autocast("cpu"):
         found = reference(*REFERENCES[op]())
     assert torch.equal(found, reference(*REFERENCES[op]()))
+
+
+def test_gradients_pass_where_a_result_is_nan():
+    """As those of torch's relu."""
+    torch.manual_seed(0)
+    x, w = torch.randn(2, 8, 5, 5), torch.randn(16, 8, 3, 3)
+    x[0, 0, 0, 0] = torch.nan
+    y = F.conv2d(x, w, bias := torch.zeros(16, requires_grad=True))
+    (expected,) = torch.autograd.grad(y.relu().sum(), bias)
+    ways = [lambda: lcs.width_conv2d(x, w, None, bias, relu=True)]
+    ways.append(lambda: lcs.sparse_conv2d(x, SparseWeight.pack(w), bias, relu=True))
+    for way in ways:
+        assert torch.equal(torch.autograd.grad(way().sum(), bias)[0], expected)
+    rows, weight = x.flatten(1), torch.randn(4, 200)
+    y = F.linear(rows, weight, bias := torch.zeros(4, requires_grad=True))
+    (expected,) = torch.autograd.grad(y.relu().sum(), bias)
+    y = lcs.sparse_linear(rows, SparseWeight.pack(weight), bias, relu=True)
+    assert torch.equal(torch.autograd.grad(y.sum(), bias)[0], expected)

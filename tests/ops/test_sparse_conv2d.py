@@ -6,7 +6,7 @@ from torch.library import opcheck
 from torch.nn import functional as F
 
 from lcs_kernels import sparse_conv2d
-from lcs_kernels.formats import NestedWeight
+from lcs_kernels.formats import NestedWeight, SparseWeight
 from lcs_kernels.isa import set_max
 from lcs_kernels.ops.replay import Recorder
 from lcs_kernels.ops.sparse_conv2d import block_for, reference
@@ -407,3 +407,12 @@ def test_another_weight_is_named():
     for weight, kind in ((w, "a dense tensor"), (NestedWeight.pack(w), "a NestedWeight")):
         with pytest.raises(TypeError, match=f"sparse_conv2d: weight must be a SparseWeight, got {kind}; Sparse"):
             sparse_conv2d(torch.ones(2, 7, 3, 3), weight)
+
+
+@pytest.mark.parametrize("after", [{}, {"scale": torch.ones(4)}, {"relu": True, "cap": 6.0}], ids=str)
+def test_a_gradient_does_not_change_how_the_result_lies(after):
+    gaps = torch.randn(2, 3, 3, 5).bfloat16()[..., :3].permute(0, 3, 1, 2)  # neither of the two layouts
+    weight, bias = SparseWeight.pack(torch.randn(4, 3, 1, 1)), torch.zeros(4)
+    expected = sparse_conv2d(gaps, weight, bias, **after)
+    found = sparse_conv2d(gaps, weight, bias.clone().requires_grad_(), **after)
+    assert found.stride() == expected.stride() and torch.equal(found, expected)

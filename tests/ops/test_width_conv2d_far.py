@@ -26,3 +26,13 @@ def test_padded_images_of_any_size_are_refused_where_they_are_copied(shape, layo
         return
     with pytest.raises(RuntimeError, match=r"width_conv2d: an image of x .* more than 2\^60; take a smaller padding"):
         width_conv2d(x, w, None, **FAR, groups=groups)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+def test_results_that_only_padding_reaches(isa, layout, dtype):
+    """Of few channels, whose columns are copied even where no tap reads an element of x."""
+    for stride, padding in ((5, (0, 2)), (4, (2, 2)), (9, (0, 4))):
+        width_conv2d(torch.full((2, 3, 8, 8), torch.nan), torch.ones(16, 3, 2, 2))  # what memory held before
+        x, w = integers(2, 3, 2, 2, dtype=dtype).to(memory_format=layout), integers(16, 3, 2, 2, dtype=dtype)
+        assert torch.equal(width_conv2d(x, w, None, None, stride, padding), F.conv2d(x, w, None, stride, padding))

@@ -231,3 +231,38 @@ def test_geometry_and_groups_as_of_width_conv2d(isa, grad):
         assert torch.equal(y, line_norm(width_conv2d(x, weight, 6, groups=8, **conv), *[None] * 5, 6))
     with pytest.raises(ValueError, match="out_channels must be 6 where a depthwise"):
         width_conv2d_norm(x, weight, 8, (None,) * 5, groups=8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("shape", [(2, 19, 15, 17), (3, 16, 4, 5), (1, 2, 2, 2), (2, 40, 70, 66)], ids=str)
+def test_pools_behind_depthwise_layers(isa, shape, layout, dtype):
+    torch.manual_seed(0)
+    channels = shape[1]
+    x, weight = torch.randn(shape).to(dtype).to(memory_format=layout), torch.randn(channels, 1, 3, 3).to(dtype)
+    packed, norm = WidthWeight.pack(weight), line_of(channels)
+    y = width_conv2d(x, packed, channels, None, 1, 1, groups=channels).to(memory_format=torch.channels_last)
+    for given in ({}, {"mean": torch.randn(channels), "var": torch.rand(channels)}):
+        for pool in POOLS[::2]:
+            expected = F.max_pool2d(line_norm(y, *norm, channels, 1e-5, **given), *pool)
+            conv = {"padding": (1, 1), "groups": channels, "max_pool": pool}
+            found = width_conv2d_norm(x, packed, channels, norm, channels, **conv, **given)
+            assert torch.equal(found, expected) and found.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"bias": torch.ones(5, device="meta")}, ValueError),
+        ({"bias": torch.ones(5, dtype=torch.float16)}, TypeError),
+        ({"weight": WidthWeight.pack(torch.ones(5, 4, 3, 3)).to("meta")}, ValueError),
+        ({"mean": torch.ones(5, device="meta"), "var": torch.ones(5)}, ValueError),
+        ({"out_channels": 0}, ValueError),
+        ({"eps": float("nan")}, ValueError),
+    ],
+    ids=str,
+)
+def test_what_the_op_would_take_silently_is_refused(change, error):
+    arguments = {"x": torch.ones(1, 4, 6, 6), "weight": WidthWeight.pack(torch.ones(5, 4, 3, 3)), "out_channels": 5}
+    with pytest.raises(error):
+        width_conv2d_norm(**arguments | {"norm": (None,) * 5, "norm_groups": 1} | change)

@@ -4,6 +4,7 @@
 #include <system_error>
 #include <vector>
 
+#include "lcs/ceil_div.h"
 #include "lcs/parallel.h"
 
 namespace lcs {
@@ -16,7 +17,7 @@ inline Parallel fork_join(int threads) {
     static thread_local bool inside = false;
     const int64_t pieces = std::clamp<int64_t>(n / std::max<int64_t>(grain, 1), 1, threads);
     if (pieces == 1 || inside) return serial(n, grain, range);
-    const int64_t step = (n + pieces - 1) / pieces;
+    const int64_t step = ceil_div(n, pieces);
     const auto run = [&range, n, step](int64_t begin) {
       struct Inside {
         Inside() { inside = true; }

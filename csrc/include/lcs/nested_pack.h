@@ -1,6 +1,7 @@
 #pragma once
 #include <cstdint>
 
+#include "lcs/ceil_div.h"
 #include "lcs/parallel.h"
 
 // Codes of `depth` bits, at most 8, as bit planes, most significant first: bit i % 32 of word i / 32 of plane p is bit
@@ -28,12 +29,12 @@ struct NestedLayout {
   int64_t rows, columns, group, taps, parts, joined = 1;
 
   int64_t groups() const { return taps > 1 ? 1 : segments(); }  // of scales
-  int64_t segments() const { return taps > 1 ? taps / joined : columns > group ? (columns + group - 1) / group : 1; }
+  int64_t segments() const { return taps > 1 ? taps / joined : columns > group ? ceil_div(columns, group) : 1; }
   int64_t segment() const { return taps > 1 ? columns / taps * joined : group < columns ? group : columns; }
-  int64_t segment_steps() const { return (segment() + kStep - 1) / kStep; }
+  int64_t segment_steps() const { return ceil_div(segment(), kStep); }
   int64_t steps() const { return segments() * segment_steps(); }
   int64_t part_rows() const { return rows / parts; }
-  int64_t part_blocks() const { return (part_rows() + kBlock - 1) / kBlock; }
+  int64_t part_blocks() const { return ceil_div(part_rows(), kBlock); }
   int64_t blocks() const { return parts * part_blocks(); }
   int64_t plane_bytes() const { return blocks() * steps() * kBlock; }
 };

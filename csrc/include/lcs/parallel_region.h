@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "lcs/ceil_div.h"
 #include "lcs/parallel.h"
 
 namespace lcs {
@@ -25,7 +26,7 @@ class ParallelRegion {
       ~End() { region.loop_.store(kEnd, std::memory_order_release); }
     } end{*this};
     share_ = share;
-    taken_ = std::vector<Taken>(size_t(std::min(kMostPieces, (kShares + share - 1) / share)));
+    taken_ = std::vector<Taken>(size_t(std::min(kMostPieces, ceil_div(kShares, share))));
     body(Parallel([this](int64_t n, int64_t grain, const Range& range) { run(n, grain, range); }));
   }
 
@@ -68,8 +69,8 @@ class ParallelRegion {
   void run(int64_t n, int64_t grain, const Range& range) {
     int64_t pieces = std::clamp<int64_t>(n / std::max<int64_t>(grain, 1), 1, int64_t(taken_.size()));
     if (pieces == 1 || leader_ != std::this_thread::get_id() || inside_) return serial(n, grain, range);
-    step_ = (n + pieces - 1) / pieces;
-    pieces = (n + step_ - 1) / step_;
+    step_ = ceil_div(n, pieces);
+    pieces = ceil_div(n, step_);
     n_ = n;
     range_ = &range;
     inside_ = true;

@@ -29,8 +29,7 @@ struct SparseConv2dArgs {
 using BehindImages = std::function<void(int64_t begin, int64_t end, const Parallel& parallel)>;
 
 // The order of each sum depends on shapes, how many weights are stored, the instruction set and the size of the
-// second-level cache alone. `behind`
-// is called once for every image.
+// second-level cache alone. `behind` is called once for every image.
 void sparse_conv2d(const SparseConv2dArgs& args, const Parallel& parallel, const BehindImages& behind = nullptr);
 
 }  // namespace lcs

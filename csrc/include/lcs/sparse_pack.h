@@ -3,6 +3,7 @@
 #include <span>
 #include <vector>
 
+#include "lcs/ceil_div.h"
 #include "lcs/dtype.h"
 #include "lcs/parallel.h"
 
@@ -24,7 +25,7 @@ void sparse_unpack(std::span<const uint32_t> mask_bits, std::span<const int64_t>
 
 // At least one, in which the sums of a weight without columns begin and end.
 constexpr int64_t sparse_blocks(int64_t columns, int64_t block) {
-  return columns > block ? (columns + block - 1) / block : 1;
+  return columns > block ? ceil_div(columns, block) : 1;
 }
 
 // What the kernels read in place of the bitmap. The columns of a weight of rows x columns are cut into blocks; within
@@ -63,7 +64,7 @@ struct SparseTiles {
 
   int64_t blocks() const { return (rows + 2 * kRows - 1) / (2 * kRows); }  // of two row tiles
   int64_t row_tiles() const { return 2 * blocks(); }
-  int64_t column_tiles() const { return (columns + kColumns - 1) / kColumns; }
+  int64_t column_tiles() const { return ceil_div(columns, kColumns); }
 };
 
 // Step one fills `bits` and `start` for the rows and columns of `sizes`; step two the values from the packed ones.

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "lcs/ceil_div.h"
 #include "lcs/dtype.h"
 #include "lcs/images.h"
 #include "lcs/parallel.h"
@@ -13,7 +14,7 @@ namespace lcs {
 // input channel: the first channels of either kind are the first of their blocks.
 constexpr int64_t kWidthBlock = 16;
 
-inline int64_t width_blocks(int64_t out_channels) { return (out_channels + kWidthBlock - 1) / kWidthBlock; }
+inline int64_t width_blocks(int64_t out_channels) { return ceil_div(out_channels, kWidthBlock); }
 
 // A weight of out_channels rows of in_channels * taps.
 struct WidthWeight {
