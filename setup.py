@@ -82,7 +82,7 @@ setup(
         "lcs": "python/lcs",
         **{f"lcs_kernels.{name}": name for name in INSIDE},
     },
-    package_data={"": ["*.cpp", "*.cu", "*.cuh", "*.h", "*.inl", "*.json", "*.txt", "*.yaml", "py.typed"]},
+    package_data={"": ["*.cpp", "*.cu", "*.cuh", "*.h", "*.inl", "*.json", "*.txt", "py.typed"]},
     ext_modules=libraries(),
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel},
 )

@@ -129,6 +129,8 @@ def check_packed(
 
     codes: whether x may be int8.
     """
+    if isinstance(bits, float):
+        raise TypeError(f"{op}: bits must be a whole number, got {bits!r}")
     if not 2 <= bits <= weight.depth:
         raise ValueError(f"{op}: bits must lie in [2, {weight.depth}], got {bits}")
     return _check_activations(op, x, weight.planes, weight.shape, bias, codes)

@@ -375,6 +375,8 @@ def width(x: Tensor, weight: Tensor, out_channels: int | None, groups: int) -> t
     each = full // groups
     if out_channels is None:
         out_channels = each * channels if depthwise else full
+    elif isinstance(out_channels, float):
+        raise TypeError(f"{name}: out_channels must be a whole number, got {out_channels!r}")
     if channels > inputs * groups or out_channels < 1 or out_channels > full:
         raise ValueError(
             f"{name}: x has {channels} channels and out_channels is {out_channels}; a weight of shape "

@@ -14,7 +14,7 @@ from .layers import SubspaceLayer
 from .layers.base import blend
 from .layers.structured import STRUCTURED_LAYERS, narrow
 from .layers.weights import WEIGHT_LAYERS
-from .levels import Level, bounds
+from .levels import Level, bounds, check_number
 from .recipe import Recipe, Tensors
 
 _STATISTICS = ("running_mean", "running_var")
@@ -62,6 +62,8 @@ class Structured(Recipe):
         if self.fixed is not None:
             if not self.fixed or self.target is not None:
                 raise ValueError("Structured: fixed is at least one width, and without target")
+            if not isinstance(self.fixed, (tuple, list)):
+                raise TypeError(f"Structured: fixed must be a tuple of widths, got {self.fixed!r}")
             for width in self.fixed:
                 _check_width("fixed", width)
             object.__setattr__(self, "fixed", tuple(map(float, self.fixed)))
@@ -190,5 +192,6 @@ class Structured(Recipe):
 
 
 def _check_width(name: str, value: float) -> None:
+    check_number(f"Structured: {name}", value)
     if not 0.0 < value <= 1.0:
         raise ValueError(f"Structured: {name} must lie in (0, 1], got {value}")

@@ -411,12 +411,13 @@ def test_random_resized_crop_falls_back_to_the_centre():
         ("digits", {"image_size": 0}, "image_size of digits must be at least 1, got 0"),
         ("digits", {"limit": 0}, "limit of digits must be at least 1 for each split, got 0"),
         ("digits", {"limit": (5, -1)}, r"limit of digits must be at least 1 for each split, got \(5, -1\)"),
+        ("digits", {"limit": 1.5}, "limit of digits must be a whole number or two, of .train, test., got 1.5"),
         ("cifar10", {}, "cifar10: no root was given. Expected either .* 'CIFAR-10 binary version'"),
         ("imagenet", {}, "imagenet: no root was given. Expected a folder with train/<class>/ and val/<class>/"),
     ],
 )
 def test_bad_arguments(name, arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         data.load(name, **arguments)
 
 

@@ -64,10 +64,12 @@ def test_counts_are_rounded_half_to_even_and_at_least_one(count, width, kept):
         ({"width": (0.5, 0.5)}, "a line needs two widths"),
         ({"samples": 1}, "samples must be at least 2, .* got 1"),
         ({"target": 1.5}, r"target must lie in \(0, 1\], got 1.5"),
+        ({"target": "half"}, "target must be a number, got 'half'"),
+        ({"fixed": 0.5}, "fixed must be a tuple of widths, got 0.5"),
     ],
 )
 def test_bad_recipes(options, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         lcs.Structured(**options)
 
 

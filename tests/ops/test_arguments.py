@@ -182,3 +182,16 @@ def test_gradients_pass_where_a_result_is_nan():
     (expected,) = torch.autograd.grad(y.relu().sum(), bias)
     y = lcs.sparse_linear(rows, SparseWeight.pack(weight), bias, relu=True)
     assert torch.equal(torch.autograd.grad(y.sum(), bias)[0], expected)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: lcs.packed_linear(X, NestedWeight.pack(W), 4.0),
+        lambda: lcs.packed_conv2d(IMAGES, NestedWeight.pack(FILTERS), 4.0),
+        lambda: lcs.width_conv2d(IMAGES, FILTERS, 2.0),
+    ],
+)
+def test_counts_are_whole_numbers(call):
+    with pytest.raises(TypeError, match=r"(bits|out_channels) must be a whole number, got [24]\.0"):
+        call()

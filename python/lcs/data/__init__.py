@@ -94,7 +94,10 @@ def load(
 def _limit(data: Data, limit: int | tuple[int, int] | None, seed: int) -> Data:
     if limit is None:
         return data
-    train, test = (limit, limit) if isinstance(limit, int) else limit
+    splits = limit if isinstance(limit, (tuple, list)) else (limit, limit)
+    if len(splits) != 2 or not all(isinstance(n, int) for n in splits):
+        raise TypeError(f"limit of {data.name} must be a whole number or two, of (train, test), got {limit!r}")
+    train, test = splits
     if train < 1 or test < 1:
         raise ValueError(f"limit of {data.name} must be at least 1 for each split, got {limit}")
     return replace(data, train=_Subset.first(data.train, train, seed), test=_Subset.first(data.test, test, seed))
