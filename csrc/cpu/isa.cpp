@@ -29,10 +29,15 @@ bool amx_granted() {
 #endif
 }
 
+bool has_f16c() {  // which __builtin_cpu_supports of older clangs does not know
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+
 Isa detect() {
   __builtin_cpu_init();
 #define LCS_HAS(feature) __builtin_cpu_supports(feature)
-  if (!(LCS_HAS("avx2") && LCS_HAS("fma") && LCS_HAS("f16c") && LCS_HAS("bmi") && LCS_HAS("bmi2") && LCS_HAS("popcnt")))
+  if (!(LCS_HAS("avx2") && LCS_HAS("fma") && has_f16c() && LCS_HAS("bmi") && LCS_HAS("bmi2") && LCS_HAS("popcnt")))
     return Isa::scalar;
   if (!(LCS_HAS("avx512f") && LCS_HAS("avx512bw") && LCS_HAS("avx512dq") && LCS_HAS("avx512vl"))) return Isa::avx2;
   if (!(LCS_HAS("avx512vnni") && LCS_HAS("avx512vbmi") && LCS_HAS("avx512vbmi2") && LCS_HAS("gfni")))

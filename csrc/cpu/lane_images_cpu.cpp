@@ -49,17 +49,17 @@ std::vector<LaneGrid> lane_grids(int64_t n, int64_t height, int64_t width) {
   std::vector<LaneGrid> found;
   const SparseConv2dKernels widest = sparse_conv2d_kernels();
   if (widest.lanes == 1) return found;
+  const auto order = [](const LaneGrid& g) { return std::pair(lane_grid_cost(g), -g.width); };  // wide: for strides
+  const auto before = [&](const LaneGrid& a, const LaneGrid& b) { return order(a) < order(b); };
   for (int64_t lanes = widest.lanes; lanes >= 8; lanes /= 2)
     for (const int64_t down : divisors(height, lanes))
       for (const int64_t across : divisors(width, lanes / down))
         for (const int64_t images : divisors(n, lanes / (down * across))) {
           const LaneGrid grid{lanes, images, down, across, height / down, width / across};
           const bool uses = double(images * grid.blocks()) >= kLeastUse * double(lanes);
-          if (uses && grid.width >= widest.ordered_vectors) found.push_back(grid);
+          if (uses && grid.width >= widest.ordered_vectors)
+            found.insert(std::upper_bound(found.begin(), found.end(), grid, before), grid);
         }
-  const auto order = [](const LaneGrid& g) { return std::pair(lane_grid_cost(g), -g.width); };  // wide: for strides
-  std::stable_sort(found.begin(), found.end(),
-                   [&](const LaneGrid& a, const LaneGrid& b) { return order(a) < order(b); });
   return found;
 }
 

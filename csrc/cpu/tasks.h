@@ -66,13 +66,13 @@ class Tasks {
 template <class State, class Task>
 void share_tasks(const Parallel& parallel, int64_t tasks, const Task& task) {
   if (is_serial(parallel)) {
-    State state;
+    State state{};
     for (int64_t i = 0; i < tasks; ++i) task(i, state);
     return;
   }
   Tasks shared(tasks);
   parallel(tasks, 1, [&](int64_t begin, int64_t end) {
-    State state;
+    State state{};
     Tasks::Taker taker(shared, begin, end);
     for (Tasks::Some some = taker.one(); some.begin < some.end; some = taker.one()) task(some.begin, state);
   });
