@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "lcs/images.h"
+#include "lcs/max_pool.h"
 #include "sparse_case.h"
 
 // What the tests of the convolutions share.
@@ -73,6 +74,20 @@ void convolve(const Padded& x, const std::vector<double>& weights, const Images&
                            horizontal.stride);
         for (int64_t column = 0; column < y.width; ++column) each(at(y, n, o, row, column), o, sums[size_t(column)]);
       }
+}
+
+// Of a window; NaN is the largest, as it is larger than nothing else.
+inline float largest(const MaxPoolArgs& a, int64_t n, int64_t c, int64_t row, int64_t column) {
+  float most = -__builtin_inff();
+  for (int64_t i = 0; i < a.vertical.kernel; ++i)
+    for (int64_t j = 0; j < a.horizontal.kernel; ++j) {
+      const int64_t h = row * a.vertical.stride - a.vertical.padding + i,
+                    w = column * a.horizontal.stride - a.horizontal.padding + j;
+      if (h < 0 || h >= a.x.height || w < 0 || w >= a.x.width) continue;
+      const float x = get(a.x.data, at(a.x, n, c, h, w), a.dtype);
+      if (!(x <= most) && most == most) most = x;
+    }
+  return most;
 }
 
 }  // namespace lcs::test
