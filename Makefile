@@ -16,6 +16,9 @@ hash = $(shell { echo '$(1)'; cat $(2); } | sha256sum | cut -c1-16)
 INSTALLED := $(VENV)/.installed-$(call hash,$(TORCH) $(PYTHON),$(DEPENDENCY_FILES))
 BUILT := $(VENV)/.built-$(call hash,$(TORCH) $(PYTHON) $(CXX),$(DEPENDENCY_FILES) $(BUILD_FILES))
 
+ifeq ($(and $(wildcard lcs_kernels/_C.so),$(wildcard lcs_core*.so)),)
+.PHONY: $(BUILT)
+endif
 .PHONY: build test ctest sanitize emulate demo bench gpu-check lint format clean
 .DELETE_ON_ERROR:
 
@@ -25,10 +28,10 @@ test: build # its threads sleep while they wait: spinning, they would take the c
 	OMP_WAIT_POLICY=passive $(PY) -m pytest $(ARGS)
 
 # A CMake build of the torch-free core, and its tests: $(1) is the build folder, $(2) the sanitizers.
-CMAKE_PYTHON = $(or $(wildcard $(CURDIR)/$(PY)),$(shell command -v $(PYTHON)))
+CMAKE_PYTHON = $(if $(wildcard $(PY)),$(CURDIR)/$(PY),$(shell command -v $(PYTHON)))
 define core
 	@command -v cmake > /dev/null || { echo "lcs-kernels: make $@ needs cmake 3.20 or later" >&2; exit 1; }
-	cmake -S . -B $(BUILD_DIR)/$(1) -DPython_EXECUTABLE=$(CMAKE_PYTHON) -DLCS_SANITIZE='$(2)' > /dev/null
+	cmake -S . -B $(BUILD_DIR)/$(1) -DPython_EXECUTABLE='$(CMAKE_PYTHON)' -DLCS_SANITIZE='$(2)' > /dev/null
 	cmake --build $(BUILD_DIR)/$(1) --parallel $$(nproc)
 	ctest --test-dir $(BUILD_DIR)/$(1) --parallel $$(nproc) --output-on-failure
 endef
@@ -67,11 +70,17 @@ format: $(INSTALLED)
 clean: # all that is built; the installed packages stay (rm -r .venv removes them)
 	rm -rf $(BUILD_DIR) dist *.egg-info *.so lcs_kernels/*.so $(VENV)/.built-* .pytest_cache .ruff_cache
 
+VERSION_OF = -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 $(INSTALLED):
+	@$(PYTHON) -c '' > /dev/null 2>&1 || \
+	  { echo "lcs-kernels: there is no Python '$(PYTHON)' that runs; name another one: make PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "lcs-kernels: $(PYTHON) must be Python 3.10 or later; name another one: make PYTHON=python3.11" >&2; exit 1; }
+	@! $(PY) -m pip --version > /dev/null 2>&1 || test "$$($(PY) $(VERSION_OF))" = "$$($(PYTHON) $(VERSION_OF))" || \
+	  { echo "lcs-kernels: $(VENV) holds Python $$($(PY) $(VERSION_OF)), but $(PYTHON) is $$($(PYTHON) $(VERSION_OF));" \
+	  "name the same (make PYTHON=...), or remove the other: rm -r $(VENV)" >&2; exit 1; }
 	@echo "installing torch $(TORCH) and the dependencies into $(VENV)"
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(PY) -m pip install --quiet -c constraints.txt setuptools torch==$(TORCH)
 	LCS_BUILD=0 $(PY) -m pip install --quiet --no-build-isolation -c constraints.txt torch==$(TORCH) -e '.[train,dev]'
 	@rm -f $(VENV)/.installed-* $(VENV)/.built-* && touch $@

@@ -10,15 +10,18 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event
 
 VERSION = "0.1.0"
 CXX_FLAGS = [
@@ -42,14 +45,18 @@ NVCC_FLAGS = [
 ]
 SOURCE_SUFFIXES = (".cpp", ".cu")
 HEADER_SUFFIXES = (".h", ".inl", ".cuh")
+BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+MACHINES = "x86_64", "AMD64"  # whose instruction sets the kernels are written for
+REPORT_SECONDS = 5  # between two lines of progress
+POLL_SECONDS = 0.2  # between two looks at whether a compiler should end
 
 
 class CompilerNotFoundError(RuntimeError):
-    """No C++ compiler on this machine."""
+    """No C++ compiler on this machine, or $CXX is not a command."""
 
 
 class NvccNotFoundError(CompilerNotFoundError):
-    """No CUDA compiler on this machine."""
+    """No CUDA compiler on this machine, or $NVCC is not a command."""
 
 
 class CompileError(RuntimeError):
@@ -58,6 +65,18 @@ class CompileError(RuntimeError):
     def __init__(self, message: str, log: str):
         super().__init__(message)
         self.log = log
+
+
+class OutOfTimeError(CompileError):
+    """The deadline came first; what is compiled stays where it is."""
+
+
+def bool_getenv(name: str) -> bool | None:
+    """What the environment variable `name` says; None: nothing, as it is unset or empty. Raises ValueError."""
+    value = os.environ.get(name, "")
+    if value and value.lower() not in BOOLEANS:
+        raise ValueError(f"{name}: {value!r} is neither yes nor no; use 1 (true, yes, on) or 0 (false, no, off)")
+    return BOOLEANS[value.lower()] if value else None
 
 
 def csrc_dir() -> Path:
@@ -106,20 +125,34 @@ def check_whole(library: Path) -> None:
 
 
 def find_compiler() -> list[str]:
-    """The C++ compiler's command: $CXX, else the first of c++, g++, clang++ on PATH."""
-    wanted = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else [["c++"], ["g++"], ["clang++"]]
+    """The C++ compiler's command: $CXX, else the first of c++, g++, clang++ on PATH; none on other machines."""
+    if platform.machine() not in MACHINES:
+        raise CompilerNotFoundError(f"the kernels are written for x86-64, and this machine is {platform.machine()}")
+    asked = _command_in("CXX", CompilerNotFoundError)
+    wanted = [asked] if asked else [["c++"], ["g++"], ["clang++"]]
     for command in wanted:
         if path := shutil.which(command[0]):
             return [path, *command[1:]]
     raise CompilerNotFoundError(f"no C++ compiler found (tried {', '.join(c[0] for c in wanted)} on PATH)")
 
 
+def _command_in(name: str, error: type[CompilerNotFoundError]) -> list[str]:
+    """The command in the environment variable `name`, split into words; none where it is unset or empty."""
+    value = os.environ.get(name, "")
+    try:
+        words = shlex.split(value)
+    except ValueError as reason:
+        raise error(f"{name}={value!r} is not a command ({reason}); name a compiler there, or unset it") from None
+    if value and not words:
+        raise error(f"{name}={value!r} names no compiler; name one there, or unset it")
+    return words
+
+
 def find_nvcc() -> list[str]:
     """The CUDA compiler's command: $NVCC, else nvcc on PATH, else that of $CUDA_HOME or /usr/local/cuda."""
-    if os.environ.get("NVCC"):
-        wanted = [shlex.split(os.environ["NVCC"])]
-    else:
-        wanted = [["nvcc"], [str(Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda") / "bin" / "nvcc")]]
+    asked = _command_in("NVCC", NvccNotFoundError)
+    installed = Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda") / "bin" / "nvcc"
+    wanted = [asked] if asked else [["nvcc"], [str(installed)]]
     for command in wanted:
         if path := shutil.which(command[0]):
             return [path, *command[1:]]
@@ -173,8 +206,8 @@ def compile_library(
     """Compiles the sources of `library` in parallel and links them into `output`; "lcs_cpu" becomes an archive.
 
     Objects land in `objects`, named by what they were made from, and are used again, also by the other libraries.
-    `deadline` is in seconds of `time.monotonic()`; `warn`: warnings are errors, which changes no object. Raises
-    CompilerNotFoundError or CompileError.
+    `deadline` is in seconds of `time.monotonic()`; `warn`: warnings are errors, which changes no object. No compiler
+    outlives the call. Raises CompilerNotFoundError or CompileError.
     """
     csrc = csrc or csrc_dir()
     compiler = find_compiler()
@@ -182,15 +215,24 @@ def compile_library(
     output.parent.mkdir(parents=True, exist_ok=True)
     units = units_of(csrc, library)
     targets = {unit: objects / f"{unit}.{key}.o" for unit, key in _object_keys(csrc, units).items()}
-    stale = [unit for unit, target in targets.items() if not target.exists()]
+    stale = [unit for unit, target in targets.items() if not _is_made(target)]
     report(f"compiling {len(stale)} of {len(targets)} units")
-    _each(lambda unit: compile_object(compiler, csrc, units[unit], targets[unit], deadline, warn), stale)
+    _each(
+        lambda unit, stop: compile_object(compiler, csrc, units[unit], targets[unit], deadline, warn, stop),
+        stale,
+        lambda left: report(f"{len(targets) - left} of {len(targets)} units"),
+    )
     built = list(map(str, targets.values()))
     if library == "lcs_cpu":
         return _archive(built, output)
     if library == "_C_cuda":
         return _produce([*_cuda_linker(compiler), *built], output, deadline)
     _produce([*compiler, *built, *LINK_FLAGS, *_link_flags(library)], output, deadline)
+
+
+def _is_made(target: Path) -> bool:
+    """An object is renamed into place when it is whole, but one of no bytes may be left by a loss of power."""
+    return target.exists() and target.stat().st_size > 0
 
 
 def _archive(objects: list[str], output: Path) -> None:
@@ -233,35 +275,43 @@ def compile_object(
     output: Path,
     deadline: float | None = None,
     warn: bool = False,
+    stop: Event | None = None,
 ) -> None:
     """Compiles `names`, of one folder, as one unit; only torch/ sees torch's headers, only core/ pybind11's.
 
-    `compiler` is C++'s, which nvcc calls for cuda/.
+    `compiler` is C++'s, which nvcc calls for cuda/; it is killed when another thread sets `stop`.
     """
     includes = [f"-I{csrc / 'include'}"]
     if names[0].startswith("cuda/"):
         (name,) = names
         command = [*find_nvcc(), f"-ccbin={compiler[0]}", *NVCC_FLAGS, *includes]
-        return _produce([*command, "-c", str(csrc / name)], output, deadline)
-    for folder in _system_includes(names[0].partition("/")[0]):
+        return _produce([*command, "-c", str(csrc / name)], output, deadline, stop=stop)
+    shown = [f"-fmacro-prefix-map={csrc}=csrc"]  # errors say where they come from, not where that was built
+    for name, folder in _system_includes(names[0].partition("/")[0]).items():
         includes += ["-isystem", str(folder)]
+        shown += [f"-ffile-prefix-map={path}={name}" for path in sorted({str(folder), str(folder.resolve())})]
     unit = "".join(f'#include "{csrc / name}"\n' for name in names)
     checks = warnings(names[0]) if warn else []
-    named = f"-fmacro-prefix-map={csrc}=csrc"  # errors say where they come from, not where that was built
-    _produce([*compiler, *CXX_FLAGS, named, *checks, *includes, "-c", "-x", "c++", "-"], output, deadline, unit)
+    command = [*compiler, *CXX_FLAGS, *shown, *checks, *includes, "-c", "-x", "c++", "-"]
+    _produce(command, output, deadline, unit, stop)
 
 
 def warnings(name: str) -> list[str]:
-    """The flags that make them errors. gcc 12 calls the undefined lanes of its own AVX-512 header uninitialized."""
-    flags = ["-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized"]
+    """The flags that make them errors. gcc 12 calls the undefined lanes of its own AVX-512 header uninitialized.
+
+    clang, which knows no -Wmaybe-uninitialized, would warn of that.
+    """
+    flags = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"]
     return [*flags, "-Wno-uninitialized"] if re.search(r"_(avx512|vnni|amx)\.cpp$", name) else flags
 
 
-def _system_includes(folder: str) -> list[Path]:
-    """What the files of csrc/`folder` may include beside the standard library."""
+def _system_includes(folder: str) -> dict[str, Path]:
+    """What the files of csrc/`folder` may include beside the standard library, by its name in messages of a library."""
     if folder == "torch":
-        return [torch_dir() / "include"]
-    return [pybind11_dir() / "include", python_include()] if folder == "core" else []
+        return {"torch/include": torch_dir() / "include"}
+    if folder == "core":
+        return {"pybind11/include": pybind11_dir() / "include", "python": python_include()}
+    return {}
 
 
 def job_count() -> int:
@@ -272,22 +322,58 @@ def job_count() -> int:
     return int(value)
 
 
-def _produce(command: list[str], output: Path, deadline: float | None, text: str = "") -> None:
+def _produce(
+    command: list[str], output: Path, deadline: float | None, text: str = "", stop: Event | None = None
+) -> None:
     """Runs `command` -o `output` on the standard input `text`; the output appears only when it is complete."""
     partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
     command = [*command, "-o", str(partial)]
-    timeout = None if deadline is None else max(deadline - time.monotonic(), 0.001)
+    log = f"$ {shlex.join(command)}\n"
     try:
-        done = subprocess.run(
-            command, input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
-        )
-        if done.returncode != 0:
-            raise CompileError(_first_errors(output.name, done.stdout), f"$ {shlex.join(command)}\n{done.stdout}")
+        code, printed = _run(command, text, deadline, stop)
+        if code != 0:
+            raise CompileError(_first_errors(output.name, printed), log + printed)
+        if not partial.exists():
+            raise CompileError(f"{output.name}: the compiler {command[0]} ended well but wrote no file", log + printed)
         os.replace(partial, output)
     except subprocess.TimeoutExpired:
-        raise CompileError(f"{output.name}: the compiler ran out of time", f"$ {shlex.join(command)}\n") from None
+        raise OutOfTimeError(f"{output.name}: the compiler ran out of time", log) from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _run(command: list[str], text: str, deadline: float | None, stop: Event | None) -> tuple[int, str]:
+    """The exit code of `command` and what it printed. Raises subprocess.TimeoutExpired at the deadline or on `stop`.
+
+    It has a session of its own, so that what it starts can be killed with it.
+    """
+    pipe = subprocess.PIPE
+    try:
+        process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+    except OSError as error:
+        raise CompileError(f"cannot run the compiler {command[0]}: {error.strerror}", shlex.join(command)) from None
+    with process:
+        try:
+            return _wait(process, text, deadline, stop)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+
+
+def _wait(process: subprocess.Popen, text: str, deadline: float | None, stop: Event | None) -> tuple[int, str]:
+    unsent: str | None = text
+    while True:
+        left = float("inf") if deadline is None else deadline - time.monotonic()
+        try:
+            printed, _ = process.communicate(unsent, timeout=max(min(left, POLL_SECONDS), 0.001))
+            return process.returncode, printed
+        except subprocess.TimeoutExpired:
+            unsent = None  # the first call has it and goes on
+            if left <= POLL_SECONDS or (stop and stop.is_set()):
+                raise
 
 
 def _first_errors(name: str, output: str, limit: int = 5) -> str:
@@ -296,13 +382,26 @@ def _first_errors(name: str, output: str, limit: int = 5) -> str:
     return "\n".join([f"{name} did not compile:", *errors[:limit]])
 
 
-def _each(function: Callable, items: list) -> None:
-    """Calls `function` on all items in parallel; the first error stops those that have not begun."""
+def _each(function: Callable, items: list, report: Callable[[int], None]) -> None:
+    """Calls `function` on all items, and an event to stop at, in parallel; reports how many are left now and then.
+
+    The first error stops the items that have not begun; an interrupt stops all.
+    """
+    stop = Event()
     with ThreadPoolExecutor(job_count()) as pool:
-        futures = [pool.submit(function, item) for item in items]
+        waiting = {pool.submit(function, item, stop) for item in items}
         try:
-            for future in futures:
-                future.result()
+            while waiting:
+                done, waiting = wait(waiting, REPORT_SECONDS, FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                if waiting:
+                    report(len(waiting))
+        except CompileError:
+            raise
+        except BaseException:
+            stop.set()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -319,11 +418,12 @@ def _object_keys(csrc: Path, units: dict[str, list[str]]) -> dict[str, str]:
 
 
 def _included(folder: str) -> str:
-    """The version of what the files of csrc/`folder` include."""
+    """The version of what the files of csrc/`folder` include, and its names there."""
+    names = "".join(_system_includes(folder))
     if folder == "torch":
-        return (torch_dir() / "version.py").read_text()
+        return (torch_dir() / "version.py").read_text() + names
     if folder == "core":
-        return (pybind11_dir() / "_version.py").read_text() + sysconfig.get_config_var("EXT_SUFFIX")
+        return (pybind11_dir() / "_version.py").read_text() + sysconfig.get_config_var("EXT_SUFFIX") + names
     return ""
 
 

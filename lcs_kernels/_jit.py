@@ -1,6 +1,7 @@
 """Builds csrc/ on this machine when no binary is installed: once per content, then from a cache that processes share.
 
-Layout: <cache>/jit/<key>/lcs_kernels.so with its .sha256 beside it, <cache>/jit/lock while building.
+Layout: <cache>/jit/<key>/lcs_kernels.so with its .sha256 beside it; <cache>/jit/lock while building, and
+<cache>/jit/objects, from which a build goes on that an earlier one did not end.
 """
 
 import hashlib
@@ -51,9 +52,9 @@ def build(progress: Callable[[str], None] = to_stderr, *, csrc: Path | None = No
     """The library `name` of `csrc` (default: the package's), from the cache if it is there and whole, else built.
 
     Safe to call from any number of processes: one builds, the others wait, at most $LCS_JIT_TIMEOUT seconds (600).
-    Raises LcsUnavailableError where nothing can be built and LcsBuildError where the compiler fails.
+    Raises LcsUnavailableError where nothing can be built and LcsBuildError where the compiler fails or is too slow.
     """
-    if os.environ.get("LCS_DISABLE_JIT", "0") not in ("", "0"):
+    if _build.bool_getenv("LCS_DISABLE_JIT"):
         raise LcsUnavailableError(
             f"lcs_kernels: this install holds no {name} and LCS_DISABLE_JIT forbids to build one: unset it, "
             f"or install a wheel that holds the binary, or {WITHOUT[name]}"
@@ -175,13 +176,17 @@ def _describe(holder: Path) -> str:
 def _build_into(library: Path, csrc: Path, deadline: float, progress: Callable[[str], None], name: str) -> None:
     """Builds in a folder beside and moves the result into place. The caller holds the lock, so older ones are dead."""
     directory, started = library.parents[1], time.monotonic()
+    objects = directory / "objects"
     for leftover in directory.glob("tmp-*"):
         rmtree(leftover, ignore_errors=True)
-    progress(f"compiling {len(_build.sources(csrc, name))} files (first use, cached afterwards)")
+    count = len(_build.sources(csrc, name))
+    progress(f"first use: compiling {count} files, which can take some minutes; cached afterwards")
     with tempfile.TemporaryDirectory(prefix="tmp-", dir=directory, ignore_cleanup_errors=True) as scratch:
         built = Path(scratch) / LIBRARY
         try:
-            _build.compile_library(built, Path(scratch), csrc, deadline, library=name)
+            _build.compile_library(built, objects, csrc, deadline, progress, name)
+        except _build.OutOfTimeError as error:
+            raise LcsBuildError(f"lcs_kernels: {error}: {_more_time()}, or {WITHOUT[name]}") from None
         except _build.CompileError as error:
             log = library.parent.with_suffix(".log")
             log.write_text(error.log)
@@ -190,5 +195,13 @@ def _build_into(library: Path, csrc: Path, deadline: float, progress: Callable[[
         library.parent.mkdir(exist_ok=True)
         os.replace(_noted_hash(built), _noted_hash(library))
         os.replace(built, ready := library.with_suffix(".new"))
+    rmtree(objects, ignore_errors=True)
     os.replace(ready, library)  # last: where it is found, nothing is left to clean up
     progress(f"compiled in {time.monotonic() - started:.0f} s: {library}")
+
+
+def _more_time() -> str:
+    return (
+        f"LCS_JIT_TIMEOUT={_timeout():g} s with {_build.job_count()} compilers at once. What is compiled is kept: "
+        "run it again to go on, if need be with a larger LCS_JIT_TIMEOUT, or a larger MAX_JOBS where cores are free"
+    )

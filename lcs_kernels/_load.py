@@ -1,6 +1,5 @@
 """Loads the compiled kernels, once per process: the installed binary at import, else the JIT's at the first op."""
 
-import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,10 @@ def status() -> Status:
 
 
 def load_installed() -> None:
-    """At import: takes the reference where LCS_REFERENCE asks for it, else the installed binary. Never raises."""
+    """At import: takes the reference where LCS_REFERENCE asks for it, else the installed binary, if it loads.
+
+    Raises ValueError where LCS_REFERENCE is neither yes nor no.
+    """
     global _status, _error
     with _lock:
         try:
@@ -67,7 +69,7 @@ def _load() -> str:
 
 
 def _installed() -> Status | None:
-    if os.environ.get("LCS_REFERENCE", "0") not in ("", "0"):
+    if _build.bool_getenv("LCS_REFERENCE"):
         return Status("reference", None, "LCS_REFERENCE is set")
     path = _build.find_binary()
     return _opened("aot", path, f"the installed {path}") if path else None

@@ -90,7 +90,9 @@ def test_the_library_is_built_once_where_it_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setenv("LCS_CACHE", str(tmp_path))
     lines = []
     library = _jit.build(lines.append, name="_C_cuda")
-    assert "compiling 4 files" in lines[0] and _jit.build(lines.append, name="_C_cuda") == library and len(lines) == 2
+    assert "compiling 4 files" in lines[0]
+    count = len(lines)
+    assert _jit.build(lines.append, name="_C_cuda") == library and len(lines) == count
     code = f"import lcs_kernels, torch; torch.ops.load_library({str(library)!r})"
     code += "; print(torch._C._dispatch_has_kernel_for_dispatch_key('lcs::interpolate_prune', 'CUDA'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

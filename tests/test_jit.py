@@ -53,15 +53,22 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def compiler(tmp_path, monkeypatch):
-    """A compiler that notes each output it makes, and stalls as long as the file `stall` exists."""
-    script, noted, stall = tmp_path / "cxx", tmp_path / "outputs", tmp_path / "stall"
-    script.write_text(
-        f'#!/bin/sh\nfor last; do :; done; echo "$last" >> {noted}\n'
-        f'if [ -e {stall} ]; then exec sleep 60; fi\nexec {_build.find_compiler()[0]} "$@"\n'
-    )
+    """A compiler that notes each output it makes, and stalls where the file `stall` names that or is empty.
+
+    It notes in `sleeper` the process that it then waits for, as g++ does for cc1plus.
+    """
+    script, noted, stall, sleeper = (tmp_path / name for name in ("cxx", "outputs", "stall", "sleeper"))
+    script.write_text(f"""#!/bin/sh
+for last; do :; done
+echo "$last" >> {noted}
+if [ -e {stall} ] && case "$last" in *"$(cat {stall})"*) true ;; *) false ;; esac; then
+  sleep 60 & echo $! > {sleeper}.new; mv {sleeper}.new {sleeper}; wait
+fi
+exec {_build.find_compiler()[0]} "$@"
+""")
     script.chmod(0o755)
     monkeypatch.setenv("CXX", str(script))
-    return SimpleNamespace(noted=noted, stall=stall)
+    return SimpleNamespace(noted=noted, stall=stall, sleeper=sleeper)
 
 
 def build(csrc: Path) -> tuple[Path, list[str]]:
@@ -75,6 +82,21 @@ def start(csrc: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
+def has_ended(process: int) -> bool:
+    """A zombie, too: whoever adopted it may not collect it."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until_ended(process: int) -> None:
+    deadline = time.monotonic() + 30
+    while not has_ended(process):
+        assert time.monotonic() < deadline, f"process {process} goes on"
+        time.sleep(0.01)
+
+
 def wait_for(path: Path) -> None:
     deadline = time.monotonic() + 30
     while not path.exists():
@@ -86,8 +108,8 @@ def test_cold_then_warm(csrc, cache, compiler):
     library, lines = build(csrc)
     assert library.parents[1] == cache
     assert ctypes.CDLL(str(library)).three() == 3
-    assert lines[0] == "compiling 2 files (first use, cached afterwards)"
-    assert not list(cache.glob("tmp-*"))
+    assert lines[0] == "first use: compiling 2 files, which can take some minutes; cached afterwards"
+    assert not list(cache.glob("tmp-*")) and not (cache / "objects").exists()
     compiler.noted.unlink()
     (cache / "lock").unlink()
     assert build(csrc) == (library, [])
@@ -151,9 +173,9 @@ def test_many_processes_build_once(csrc, cache, compiler):
 
 
 def test_next_build_succeeds_after_kill(csrc, cache, compiler):
-    compiler.stall.touch()
+    compiler.stall.write_text("two")
     child = start(csrc)
-    wait_for(compiler.noted)
+    wait_for(compiler.sleeper)
     os.kill(child.pid, signal.SIGKILL)
     child.wait(30)
     assert list(cache.glob("tmp-*"))
@@ -161,7 +183,7 @@ def test_next_build_succeeds_after_kill(csrc, cache, compiler):
     library, _ = build(csrc)
     assert ctypes.CDLL(str(library)).three() == 3
     assert not list(cache.glob("tmp-*"))
-    os.killpg(child.pid, signal.SIGKILL)  # the stalled compilers
+    os.kill(int(compiler.sleeper.read_text()), signal.SIGKILL)  # which lets the stalled compiler end
 
 
 def test_kills_all_over_a_build_leave_nothing_behind(csrc, cache, monkeypatch, tmp_path):
@@ -215,6 +237,8 @@ def test_disabled(csrc, cache, monkeypatch):
     monkeypatch.setenv("LCS_DISABLE_JIT", "1")
     with pytest.raises(LcsUnavailableError, match="LCS_DISABLE_JIT.*unset it.*LCS_REFERENCE=1"):
         build(csrc)
+    monkeypatch.setenv("LCS_DISABLE_JIT", "no")
+    assert build(csrc)[0].is_file()
 
 
 def test_compile_error_shows_the_compilers_words(csrc, cache):
@@ -234,9 +258,59 @@ def test_undefined_symbol_fails_at_link_time(csrc, cache):
 
 def test_build_time_is_bounded(csrc, cache, compiler, monkeypatch):
     compiler.stall.touch()
-    monkeypatch.setenv("LCS_JIT_TIMEOUT", "0.5")
-    with pytest.raises(LcsBuildError, match="ran out of time"):
+    monkeypatch.setenv("LCS_JIT_TIMEOUT", "1")
+    with pytest.raises(LcsBuildError, match=r"ran out of time: LCS_JIT_TIMEOUT=1 s .*go on.*MAX_JOBS"):
         build(csrc)
+    wait_until_ended(int(compiler.sleeper.read_text()))
+
+
+def test_an_interrupt_ends_the_compilers_and_the_next_build_goes_on(csrc, cache, compiler):
+    for stalled in ("two", "lcs_kernels.so"):
+        compiler.stall.write_text(stalled)
+        child = start(csrc)
+        wait_for(compiler.sleeper)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=30)
+        assert "KeyboardInterrupt" in err
+        wait_until_ended(int(compiler.sleeper.read_text()))
+        compiler.sleeper.unlink()
+    compiler.stall.unlink()
+    library, lines = build(csrc)
+    assert ctypes.CDLL(str(library)).three() == 3 and lines[1] == "compiling 0 of 2 units"
+
+
+def test_a_long_build_says_how_far_it_is(csrc, cache, compiler, monkeypatch):
+    compiler.stall.write_text("two")
+    monkeypatch.setattr(_build, "REPORT_SECONDS", 0.01)
+    lines = []
+
+    def go_on_after_one(line):
+        lines.append(line)
+        if line == "1 of 2 units" and compiler.sleeper.exists():
+            os.kill(int(compiler.sleeper.read_text()), signal.SIGKILL)
+            compiler.sleeper.unlink()
+
+    _jit.build(go_on_after_one, csrc=csrc)
+    assert lines[1] == "compiling 2 of 2 units" and "1 of 2 units" in lines
+
+
+@pytest.mark.parametrize("text, said", [("", "cannot run the compiler"), ("#!/bin/sh\n", "wrote no file")])
+def test_a_compiler_that_is_none_is_named(text, said, csrc, cache, tmp_path, monkeypatch):
+    compiler = tmp_path / "no-compiler"
+    compiler.write_text(text or "\0")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(LcsBuildError, match=said) as caught:
+        build(csrc)
+    assert str(compiler) in str(caught.value)
+
+
+@pytest.mark.parametrize("cxx", ["  ", "g++ '"])
+def test_a_compiler_that_is_no_command_is_named(cxx, csrc, cache, monkeypatch):
+    monkeypatch.setenv("CXX", cxx)
+    with pytest.raises(LcsUnavailableError, match="CXX=.*unset it") as caught:
+        build(csrc)
+    assert repr(cxx) in str(caught.value)
 
 
 def test_waiting_is_bounded_and_names_the_holder(csrc, cache, monkeypatch):

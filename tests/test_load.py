@@ -44,11 +44,19 @@ def test_first_op_builds_once_for_all_threads(fresh, monkeypatch, tmp_path):
     assert str(tmp_path / "a.so") in str(_load.status())
 
 
-@pytest.mark.parametrize("value, backend", [("1", "reference"), ("0", "none"), ("", "none")])
+@pytest.mark.parametrize(
+    "value, backend", [("1", "reference"), ("Yes", "reference"), ("0", "none"), ("false", "none"), ("", "none")]
+)
 def test_reference_on_request(value, backend, fresh, monkeypatch):
     monkeypatch.setenv("LCS_REFERENCE", value)
     _load.load_installed()
     assert _load.status().backend == backend
+
+
+def test_neither_yes_nor_no_is_refused(fresh, monkeypatch):
+    monkeypatch.setenv("LCS_REFERENCE", "maybe")
+    with pytest.raises(ValueError, match="LCS_REFERENCE: 'maybe' is neither yes nor no; use 1"):
+        _load.load_installed()
 
 
 def test_references_keep_no_memory(fresh, monkeypatch):
