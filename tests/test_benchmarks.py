@@ -1,6 +1,7 @@
 """The benchmarks' figures are computed as they say, and the README shows what was measured."""
 
 import json
+import subprocess
 import time
 import types
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lcs_kernels.benchmarks import __main__ as main
-from lcs_kernels.benchmarks import harness, losses, markdown
+from lcs_kernels.benchmarks import harness, losses, machine, markdown
 from lcs_kernels.benchmarks.peers import PeerError
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -132,3 +133,26 @@ def test_results_are_shown():
             assert page.read_text() == table + "\n" and f"]({page.relative_to(ROOT)})" in readme, path
         else:
             assert table in readme, path
+
+
+def test_the_commit_is_of_a_checkout_that_holds_the_package(monkeypatch, tmp_path):
+    def git(*command):
+        names = ["-c", "user.name=n", "-c", "user.email=e"]
+        return subprocess.run(
+            ["git", *names, *command], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    installed = tmp_path / "venv" / "machine.py"
+    installed.parent.mkdir()
+    installed.touch()
+    monkeypatch.setattr(machine, "__file__", str(installed))
+    assert machine.commit() is None
+    git("init")
+    git("commit", "--allow-empty", "--message", "another project's")
+    assert machine.commit() is None
+    git("add", "venv")
+    git("commit", "--message", "its own")
+    head = git("rev-parse", "HEAD").strip()
+    assert machine.commit() == head
+    installed.write_text("changed")
+    assert machine.commit() == f"{head}+"

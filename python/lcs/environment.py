@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import subprocess
 import sys
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import torch
-from lcs_kernels.benchmarks.machine import cpu_model
+from lcs_kernels.benchmarks.machine import commit, cpu_model
 
 _PACKAGES = ("lcs-kernels", "numpy", "triton", "accelerate", "safetensors", "pydantic", "rich", "matplotlib")
 
@@ -28,7 +26,7 @@ def environment(threads: int | None = None) -> dict[str, Any]:
         "threads": threads or torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
-        "git_commit": git_commit(),
+        "git_commit": commit(),
     }
 
 
@@ -43,20 +41,3 @@ def package_version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that this package runs from; None where it is not in one, or only installed there."""
-    own = Path(__file__)
-    return _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", own.name) else None
-
-
-def _git(*command: str) -> str | None:
-    """What git says in this package's folder; None where it fails, or is not there."""
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *command], capture_output=True, text=True, check=False
-        )
-    except OSError:
-        return None
-    return result.stdout.strip() if result.returncode == 0 else None

@@ -1,11 +1,10 @@
 import json
-import subprocess
 
 import pytest
 import torch
 
 import lcs_kernels
-from lcs import doctor, environment, self_test
+from lcs import doctor, self_test
 from lcs.cli import main
 
 
@@ -55,26 +54,6 @@ def test_a_test_that_raises_or_gives_another_shape_fails_alone(monkeypatch, caps
     assert "  quantize: failed: RuntimeError: no such kernel\n" in said
     assert "  replay: failed: torch.float32 of shape (2,), the reference torch.float32 of (3,)\n" in said
     assert said.count(": ok\n") == len(self_test.CASES) - 2
-
-
-def test_the_commit_is_of_a_checkout_that_holds_the_package(monkeypatch, tmp_path):
-    def git(*command):
-        names = ["-c", "user.name=n", "-c", "user.email=e"]
-        return subprocess.run(
-            ["git", *names, *command], cwd=tmp_path, check=True, capture_output=True, text=True
-        ).stdout
-
-    installed = tmp_path / "venv" / "environment.py"
-    installed.parent.mkdir()
-    installed.touch()
-    monkeypatch.setattr(environment, "__file__", str(installed))
-    assert environment.git_commit() is None
-    git("init")
-    git("commit", "--allow-empty", "--message", "another project's")
-    assert environment.git_commit() is None
-    git("add", "venv")
-    git("commit", "--message", "its own")
-    assert environment.git_commit() == git("rev-parse", "HEAD").strip()
 
 
 def test_op_without_a_case_fails(monkeypatch):
