@@ -17,9 +17,11 @@ from filelock import FileLock
 from lcs_kernels import LcsUnavailableError, _build, _jit
 from lcs_kernels.errors import LcsBuildError
 
-# Imports the JIT without the package around it, which would import torch.
+# Imports the JIT without the package around it, which would import torch. It heeds interrupts even where these tests
+# run in the background of a shell, which ignores them.
 CHILD = """
-import sys, types
+import signal, sys, types
+signal.signal(signal.SIGINT, signal.default_int_handler)
 package = types.ModuleType("lcs_kernels")
 package.__path__ = [sys.argv[1]]
 sys.modules["lcs_kernels"] = package
