@@ -115,8 +115,7 @@ class Frozen(NoModule):
         self._fused, self._unfused = _fuse(model, device)
         self._hooks = [hooks for m in model.modules() if not watched(m) for hooks in hooks_of(m)]
         self._forwards: dict[tuple, None] = {}  # inputs for which the fused forward gives what the model gives
-        # Inputs that may come with channels last: to both forwards, or (False) to the fused one alone.
-        self._takes_channels_last: dict[tuple, bool] = {}
+        self._takes_channels_last: dict[tuple, bool] = {}  # inputs: to both forwards; False: to the fused one alone
         self._contiguous = ""
         self._device = device if torch.amp.is_autocast_available(device) else None
         self._cache: LevelCache[Packed] = LevelCache(cache_bytes, LEVELS)
@@ -236,10 +235,9 @@ class Frozen(NoModule):
             fused = fused and inputs in self._forwards and not self._watched()
             bound = self._bound(args, kwargs) if fused else None
             given = (args, kwargs) if bound is None else bound
-            moves = self._takes_channels_last.get(inputs, False)
-            moves = moves or (bound is not None and inputs in self._takes_channels_last)
-            if moves:
-                given = channels_last(*given)
+            last = self._takes_channels_last.get(inputs)
+            moves = last is not None and (last or bound is not None)
+            given = channels_last(*given) if moves else given
             output = _run(self.model, packed, *given) if bound is None else self._run_recorded(packed, given)
         if inputs not in packed.inputs:
             _remember(packed.inputs, inputs, None)
