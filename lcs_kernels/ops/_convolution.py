@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ._library import through_relu
+
 
 def memory_format(x: Tensor) -> torch.memory_format:
     """That of the result: x's own, channels last only where x is not contiguous."""
@@ -123,7 +125,7 @@ def check_cap(op: str, relu: bool, cap: float | None) -> None:
 def backward(ctx, grad: Tensor, unpack: Callable[[], Tensor], settings) -> tuple[Tensor | None, Tensor | None]:
     """To x and bias, by the dense convolution; ctx has saved the result where ReLU came last, and nothing else."""
     for y in ctx.saved_tensors:
-        grad = torch.where(y <= 0, 0, grad)  # where y is NaN it passes, as of torch
+        grad = through_relu(grad, y)
     wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
     grad_x = None
     if ctx.needs_input_grad[0]:

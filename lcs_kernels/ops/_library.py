@@ -64,6 +64,13 @@ def without_autocast(function: Callable) -> Callable:
     return run
 
 
+def through_relu(grad: Tensor, y: Tensor, cap: float | None = None) -> Tensor:
+    """The gradient that reaches what a ReLU, ending at `cap`, made y of; where y is NaN it passes, as of torch."""
+    if cap is None:
+        return torch.ops.aten.threshold_backward(grad, y, 0)
+    return torch.ops.aten.hardtanh_backward(grad, y, 0, cap)
+
+
 def output_dtype(dtype: torch.dtype | None, like: Tensor) -> torch.dtype:
     """`dtype` if given, else autocast's where it is on for float32 input, else the input's own."""
     if dtype is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ._library import without_autocast
+from ._library import through_relu, without_autocast
 
 _product = without_autocast(torch.matmul)
 
@@ -23,7 +23,7 @@ def check_fits(op: str, x: Tensor, weight_shape: tuple[int, ...]) -> None:
 def backward(ctx, grad: Tensor, unpack: Callable[[], Tensor]) -> tuple[Tensor | None, Tensor | None]:
     """To x and bias, by the dense layer; ctx has saved the result where ReLU came last, and nothing else."""
     for y in ctx.saved_tensors:
-        grad = torch.where(y <= 0, 0, grad)  # where y is NaN it passes, as of torch
+        grad = through_relu(grad, y)
     wide = grad.to(torch.promote_types(grad.dtype, torch.float32))
     grad_x = _product(wide, unpack().to(wide.dtype)).to(grad.dtype) if ctx.needs_input_grad[0] else None
     grad_bias = wide.sum_to_size(wide.shape[-1]) if ctx.needs_input_grad[1] else None

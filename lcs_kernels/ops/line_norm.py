@@ -11,7 +11,7 @@ from lcs_kernels._load import ensure_loaded
 from lcs_kernels.levels import alpha_tensor
 
 from ._convolution import memory_format
-from ._library import FLOATS, check_ends, define, once_differentiable, wants_grad
+from ._library import FLOATS, check_ends, define, once_differentiable, through_relu, wants_grad
 
 
 def reference(
@@ -151,7 +151,7 @@ class LineNorm(torch.autograd.Function):
     def backward(ctx, grad):
         *saved, y = ctx.saved_tensors
         if y is not None:
-            grad = torch.where(y <= 0, 0, grad)
+            grad = through_relu(grad, y)
         run = reference_backward if grad.dtype == torch.float64 else _op_backward
         grad_x, *found, grad_alpha = run(grad, *saved, *ctx.settings)
         ends = [

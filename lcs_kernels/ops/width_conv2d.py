@@ -21,7 +21,7 @@ from ._convolution import (
     memory_format,
     output_size,
 )
-from ._library import check_operands, define, is_wide, wants_grad, widened, without_autocast
+from ._library import check_operands, define, is_wide, through_relu, wants_grad, widened, without_autocast
 
 if TYPE_CHECKING:
     from lcs_kernels.formats import WidthWeight
@@ -70,7 +70,7 @@ def reference_backward(
     """
     wide = torch.promote_types(grad.dtype, torch.float32)
     if y is not None:
-        grad = torch.where(y <= 0 if cap is None else (y <= 0) | (y >= cap), 0, grad)
+        grad = through_relu(grad, y, cap)
     grad = grad.to(wide)
     wants_x, wants_weight, wants_scale, wants_bias = wanted
     out = grad.shape[1]

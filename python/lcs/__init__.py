@@ -4,6 +4,7 @@ import importlib
 
 from .convert import convert, plan, unconvert
 from .frozen import Frozen, FrozenLevel
+from .layers.norms import norm_relu
 from .levels import Level
 from .model_file import load, save
 from .planning import Plan, Row
@@ -28,6 +29,7 @@ __all__ = [
     "Unstructured",
     "convert",
     "load",
+    "norm_relu",
     "plan",
     "save",
     "slim",

@@ -253,3 +253,37 @@ def test_an_instance_norm_of_single_values_is_refused(recipe):
         with pytest.raises(ValueError, match=rf"\({samples}, 8\), one value a channel.*nn.GroupNorm\(1, 8\)"):
             with subspace.at(**{recipe.unit: 1.0}):
                 subspace(torch.randn(samples, 4))
+
+
+NORM_RELU_KINDS = {
+    "group norm": lambda: nn.GroupNorm(2, 8),
+    "instance norm": lambda: nn.InstanceNorm2d(8, affine=True),
+    "instance norm tracked": lambda: nn.InstanceNorm2d(8, affine=True, track_running_stats=True),
+    "batch norm": lambda: nn.BatchNorm2d(8),
+    "layer norm": lambda: nn.LayerNorm((6, 6)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:running statistics")
+@pytest.mark.parametrize("added", [False, True], ids=["alone", "sum"])
+@pytest.mark.parametrize("converted", [False, True], ids=["plain", "converted"])
+@pytest.mark.parametrize("kind", NORM_RELU_KINDS)
+def test_a_norm_and_its_relu_in_one_are_the_two(kind, converted, added):
+    torch.manual_seed(2)
+    tail = randomise(Tail(NORM_RELU_KINDS[kind]()), seed=3)
+    if converted:
+        subspace = lcs.convert(tail, lcs.Unstructured(), norm="keep")
+        subspace.set_level(alpha=ALPHA, density=1.0)
+    found = []
+    for together in (True, False):
+        layer = copy.deepcopy(tail.layer)
+        x, residual = (torch.randn(IMAGE, generator=torch.Generator().manual_seed(s)).requires_grad_() for s in (4, 5))
+        if together:
+            y = lcs.norm_relu(layer, x, residual if added else None)
+        else:
+            y = torch.relu(layer(x) + residual if added else layer(x))
+        y.backward(torch.randn(IMAGE, generator=torch.Generator().manual_seed(6)))
+        gradients = [x.grad, *(p.grad for p in layer.parameters())]
+        found.append([y.detach(), *gradients, *([residual.grad] if added else [])])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert found[0][0].count_nonzero() not in (0, found[0][0].numel())

@@ -3,7 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.nn import functional as F
 
 from lcs import Unstructured, convert
 from lcs.models import NAMES, build
@@ -181,3 +182,23 @@ def test_second_end_writes_parameters_in_place():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         build(**{"name": "vgg19", "num_classes": 10} | arguments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_of_a_converted_model_has_no_relu_of_its_own(name):
+    subspace = convert(build(name, 10, in_channels=3, seed=0), Unstructured())
+    subspace.set_level(density=0.5)
+    with torch.profiler.profile() as profile:
+        subspace(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    steps = {event.key: event.count for event in profile.key_averages()}
+    assert steps["lcs::line_norm"] == steps["lcs::line_norm_backward"] == COUNTS[name][-1]
+    assert not {"aten::relu", "aten::clamp_min"} & set(steps)
+    sums = 8 if name == "resnet18" else 0  # whose gradient is that of both terms
+    assert steps.get("aten::threshold_backward", 0) == sums
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_trace_records_each_relu(name):
+    model = build(name, 10, in_channels=3, seed=0)
+    relus = [node for node in fx.symbolic_trace(model).graph.nodes if node.target is F.relu]
+    assert len(relus) == {"cpreresnet20": 19, "resnet18": 17, "vgg19": 16}[name]

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..layers.norms import norm_relu
+
 _EXPANSION = 4
 
 
@@ -29,9 +31,9 @@ class PreActivationBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.conv1(F.relu(self.norm1(x)))
-        x = self.conv2(F.relu(self.norm2(x)))
-        return self.conv3(F.relu(self.norm3(x))) + shortcut
+        x = self.conv1(norm_relu(self.norm1, x))
+        x = self.conv2(norm_relu(self.norm2, x))
+        return self.conv3(norm_relu(self.norm3, x)) + shortcut
 
 
 class PostNormBottleneck(nn.Module):
@@ -55,8 +57,8 @@ class PostNormBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.norm1(self.conv1(x)))
-        x = F.relu(self.norm2(self.conv2(x)))
+        x = norm_relu(self.norm1, self.conv1(x))
+        x = norm_relu(self.norm2, self.conv2(x))
         return self.norm3(self.conv3(x)) + shortcut
 
 
@@ -83,7 +85,7 @@ class CPreResNet20(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
-        return self.fc(F.adaptive_avg_pool2d(F.relu(self.norm(x)), 1)).flatten(1)
+        return self.fc(F.adaptive_avg_pool2d(norm_relu(self.norm, x), 1)).flatten(1)
 
     @torch.no_grad()
     def reset_second_end(self, layers: Mapping[str, nn.Module], generator: torch.Generator | None = None) -> None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..layers.norms import norm_relu
+
 
 class BasicBlock(nn.Module):
     """3x3-norm-relu, 3x3-norm, add, relu. The shortcut is a 1x1 convolution and a norm where the shape changes."""
@@ -25,8 +27,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(self.norm2(self.conv2(x)) + shortcut)
+        x = norm_relu(self.norm1, self.conv1(x))
+        return norm_relu(self.norm2, self.conv2(x), shortcut)
 
 
 class ResNet18(nn.Module):
@@ -46,7 +48,7 @@ class ResNet18(nn.Module):
         self.fc = nn.Conv2d(512, num_classes, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(F.relu(self.norm1(self.conv1(x))), 3, 2, padding=1)
+        x = F.max_pool2d(norm_relu(self.norm1, self.conv1(x)), 3, 2, padding=1)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(F.adaptive_avg_pool2d(x, 1)).flatten(1)
 

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..layers.norms import norm_relu
+
 _STAGES = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
+
+
+class _Features(nn.Sequential):
+    """In a row, but each ReLU with what is in front of it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        done = False
+        for module, behind in itertools.zip_longest(self, [*self][1:]):
+            if done:
+                done = False
+            elif isinstance(behind, nn.ReLU):
+                input, done = norm_relu(module, input), True
+            else:
+                input = module(input)
+        return input
 
 
 class VGG19(nn.Module):
@@ -32,7 +50,7 @@ class VGG19(nn.Module):
                 conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
                 layers += [conv, norm(out_channels), nn.ReLU()]
                 in_channels = out_channels
-        self.features = nn.Sequential(*layers)
+        self.features = _Features(*layers)
         self.classifier = nn.Conv2d(in_channels, num_classes, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
