@@ -171,6 +171,24 @@ class NestedWeight:
             raise ValueError(f"NestedWeight: bits must lie in [2, {self.depth}], got {bits}")
         return nested_unpack(self.planes, self.scales, self.zero_points, self.shape, self.group, bits)
 
+    def split(self, parts: int) -> NestedWeight:
+        """Its columns cut into runs: the weight (parts * out, columns / parts, 1, 1) of a convolution of `parts` groups
+        whose results, added up, are this one's. For sums of more products than the kernels' integers hold.
+
+        Args:
+            parts: of the columns, which must divide evenly and share their scales.
+        """
+        out, columns = self.shape[0], self.columns
+        if parts < 1 or columns % parts or self.group < columns:
+            raise ValueError(
+                f"NestedWeight: {columns} columns in groups of {self.group} cannot be split into {parts} parts"
+            )
+        plain = self.scales.new_ones(1, 1), self.zero_points.new_zeros(1, 1)
+        codes = nested_unpack(self.planes, *plain, (out, columns), self.group, self.depth).to(torch.uint8)
+        codes = codes.view(out, parts, columns // parts).transpose(0, 1).reshape(parts * out, columns // parts, 1, 1)
+        ends = (t.repeat(parts, 1) if len(t) > 1 else t for t in (self.scales, self.zero_points))
+        return NestedWeight.from_codes(codes, *ends, depth=self.depth)
+
     def to(self, device: torch.device | str) -> NestedWeight:
         """On another device."""
         return NestedWeight(

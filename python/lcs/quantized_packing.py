@@ -19,7 +19,7 @@ from .layers import SubspaceLayer
 from .layers.base import blend
 from .layers.frozen import FrozenConv2d
 from .layers.frozen_quantized import FROZEN_LAYERS, NestedView
-from .layers.quantized import QuantizedConv2d
+from .layers.quantized import QuantizedConv2d, QuantizedLinear
 from .layers.weights import SubspaceConv2d
 from .levels import Level
 from .packed_steps import watched
@@ -80,7 +80,7 @@ class QuantizedPacker(Packer):
             return Choice("torch", f"no packed op for {layer.original.__name__}", fallback=True)
         if layer.weight.dtype != torch.float32:
             return Choice("torch", f"no codes of {dtype} weights", fallback=True)
-        if layer.weight[:1].numel() > MAX_RANGED_TERMS:
+        if not _parts(layer):
             return Choice("torch", f"more than {MAX_RANGED_TERMS:,} products in a sum", fallback=True)
         backend = self._backends.get(device, "reference")
         if backend.startswith("reference"):
@@ -119,8 +119,10 @@ class QuantizedPacker(Packer):
         bits = MOST if self.recipe.nested else read
         per = "channel" if self.recipe.per_channel else "tensor"
         made = NestedWeight.quantize(w, bits, per, nested=self.recipe.nested)
+        parts = _parts(layer)
+        made = made if parts == 1 else made.split(parts)
         if w.is_cpu:
-            prepacked(made, getattr(layer, "groups", 1), w.device)
+            prepacked(made, getattr(layer, "groups", parts), w.device)
         if factor is None:
             return NestedView(made, read, shared)
         factor = factor.flatten()
@@ -137,6 +139,15 @@ class QuantizedPacker(Packer):
         shift = None if norm.bias is None else blend(norm.bias, getattr(norm, "bias_1", None), level.alpha)
         mean = norm.running_mean if bias is None else norm.running_mean - bias
         return -mean * factor if shift is None else shift - mean * factor
+
+
+def _parts(layer: SubspaceLayer) -> int:
+    """How many equal runs of its columns the kernels sum, each for itself; 0: no few are short enough."""
+    columns = layer.weight[:1].numel()
+    fewest = -(-columns // MAX_RANGED_TERMS) or 1
+    if not isinstance(layer, QuantizedLinear):
+        return 1 if fewest == 1 else 0
+    return next((parts for parts in range(fewest, 4 * fewest + 1) if columns % parts == 0), 0)
 
 
 def _is_dense(layer: nn.Conv2d) -> bool:

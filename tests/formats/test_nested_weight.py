@@ -43,6 +43,20 @@ def test_zero_is_exact_at_8_bits():
     assert not NestedWeight.pack(torch.zeros(3, 4)).unpack(8).any()
 
 
+@pytest.mark.parametrize("per", ["tensor", "channel"])
+@pytest.mark.parametrize(
+    ("shape", "parts"), [((5, 12), 3), ((1, 40, 1, 1), 4), ((6, 2, 3, 3), 2), ((3, 7), 1), ((4, 0), 2)]
+)
+def test_parts_of_the_columns_are_channels_of_their_own(shape, parts, per):
+    torch.manual_seed(2)
+    whole = NestedWeight.quantize(torch.randn(shape), 5, per)
+    split = whole.split(parts)
+    assert split.shape == (parts * shape[0], whole.columns // parts, 1, 1) and split.depth == 5
+    for bits in range(2, 6):
+        pieces = whole.unpack(bits).view(shape[0], whole.columns).chunk(parts, 1) if whole.columns else ()
+        assert torch.equal(split.unpack(bits).flatten(1), torch.cat(pieces) if pieces else split.unpack(2).flatten(1))
+
+
 def test_given_codes():
     codes = torch.arange(12, dtype=torch.uint8).view(3, 4) * 20
     weight = NestedWeight.from_codes(codes, torch.tensor(0.5), torch.tensor(7, dtype=torch.uint8))
@@ -86,6 +100,9 @@ W = torch.ones(3, 4)
         (lambda: NestedWeight.quantize(W.double()), "w must be float32 .*got torch.float64 2-d"),
         (lambda: NestedWeight.quantize(W, per="group"), "per must be 'tensor' or 'channel'"),
         (lambda: NestedWeight.quantize(W * math.nan), "w holds 12 values that are not finite"),
+        (lambda: NestedWeight.pack(W).split(3), "4 columns in groups of 4 cannot be split into 3 parts"),
+        (lambda: NestedWeight.pack(W).split(0), "cannot be split into 0 parts"),
+        (lambda: NestedWeight.pack(W, "group", 2).split(2), "4 columns in groups of 2 cannot be split into 2 parts"),
         (lambda: NestedWeight.pack(W).unpack(9), r"bits must lie in \[2, 8\], got 9"),
     ],
 )

@@ -180,11 +180,31 @@ def test_full_precision_runs_dense():
 
 
 def test_sums_of_too_many_products_run_dense_and_are_named():
-    x = torch.randn(2, 16_385)
-    subspace = small(lcs.Quantized(line=False), nn.Linear(16_385, 3), nn.Linear(3, 3), x=x)
+    x = torch.randn(2, 16_411)  # a prime
+    subspace = small(lcs.Quantized(line=False), nn.Linear(16_411, 3), nn.Linear(3, 3), x=x)
     frozen = subspace.freeze()
     assert frozen(x, bits=4).isfinite().all()
     assert frozen.counters.fallbacks == {"0: more than 16,384 products in a sum": 1}
+
+
+@pytest.mark.parametrize("recipe", [RECIPES[0], RECIPES[4]], ids=str)
+@pytest.mark.parametrize(("features", "parts"), [(16_386, 2), (16_385, 5), (35_000, 4)])
+def test_sums_of_too_many_products_are_split_evenly(recipe, features, parts):
+    """The very codes; each part's sum of integers is rounded twice, and the sum of the parts, as often as torch's."""
+    x = torch.randn(3, features)
+    subspace = small(recipe, nn.Linear(features, 7), x=x)
+    frozen = subspace.freeze(strict=True)
+    layer = subspace.model[0]
+    for bits in (3, 8):
+        level = recipe.level(bits)
+        with subspace.at(level), torch.no_grad():
+            w, bias, *_ = layer.tensors()
+            rounded = layer.rounded(x, bits)
+        view = frozen._packed(level, frozen._chosen(level, (x.shape,), (x,), {})).tensors[0][0]
+        assert view.whole.shape == (parts * 7, features // parts, 1, 1)
+        assert torch.equal(torch.cat(view.whole.unpack(bits).flatten(1).split(7), 1), w)
+        expected, sizes = (F.linear(*(f(t.double()) for t in (rounded, w, bias))) for f in (lambda t: t, torch.abs))
+        assert ((frozen(x, bits=bits).double() - expected).abs() <= (parts + 4) * 2**-24 * sizes).all()
 
 
 def test_other_dtypes_run_dense_and_are_named():

@@ -61,7 +61,13 @@ class FrozenQuantizedLinear(_Frozen, QuantizedLinear):
         if isinstance(weight, Tensor):
             return F.linear(self.rounded(input, *bits) if bits else input, weight, bias)
         x = input.reshape(-1, self.in_features, 1, 1)
-        y = self.packed(x, weight.whole, weight.bits, bias, bits)
+        parts = weight.whole.shape[0] // max(self.out_features, 1) or 1
+        if parts == 1:
+            y = self.packed(x, weight.whole, weight.bits, bias, bits)
+        else:  # whose sums fit the kernels' integers
+            y = self.packed(x, weight.whole, weight.bits, None, bits, 1, 0, 1, parts)
+            y = y.view(len(x), parts, self.out_features).sum(1)
+            y = y if bias is None else y + bias
         return y.view(*input.shape[:-1], self.out_features)
 
 
