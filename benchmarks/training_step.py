@@ -43,6 +43,7 @@ def subspace_step(name: str, x: Tensor, y: Tensor) -> Callable[[], float]:
     model = model_of(name)
     dense = [model.stem_name, model.classifier_name]
     subspace = lcs.convert(model, lcs.Unstructured(), dense=dense, init="independent").to(x.device)
+    x = x.contiguous(memory_format=torch.channels_last)  # as `lcs train` has them
 
     def loss():
         (level,) = subspace.sample()
@@ -58,7 +59,7 @@ def structured_of(name: str) -> lcs.Subspace:
 
 
 def sandwich_step(name: str, x: Tensor, y: Tensor) -> Callable[[], float]:
-    subspace, x = structured_of(name), x.contiguous(memory_format=torch.channels_last)  # as `lcs train` has them
+    subspace, x = structured_of(name), x.contiguous(memory_format=torch.channels_last)
 
     def loss():
         for width in SANDWICH:
@@ -121,20 +122,24 @@ def row(name: str, x: Tensor, what: str, candidates: dict[str, Callable[[], floa
     )
 
 
+def plain_steps(name: str, x: Tensor, y: Tensor, norm: str) -> dict[str, Callable[[], float]]:
+    """With the subspace's norms, and as fast as torch's come."""
+    return {
+        "plain dense step": dense_step(name, x, y, norm),
+        "plain dense step, batch norm": dense_step(name, x, y, "batch"),
+        "plain dense step, batch norm, channels last": dense_step(name, x, y, "batch", torch.channels_last),
+    }
+
+
 def density_row(name: str, batch: int, size: int) -> Row:
     x, y = torch.randn(batch, 3, size, size), torch.randint(CLASSES, (batch,))
-    steps = {"lcs": subspace_step, "plain dense step": dense_step, "a sort a layer": sorting_step}
-    return row(name, x, "", {label: step(name, x, y) for label, step in steps.items()})
+    candidates = {"lcs": subspace_step(name, x, y), **plain_steps(name, x, y, "group")}
+    return row(name, x, "", {**candidates, "a sort a layer": sorting_step(name, x, y)})
 
 
 def width_row(name: str, batch: int, size: int) -> Row:
     x, y = torch.randn(batch, 3, size, size), torch.randint(CLASSES, (batch,))
-    candidates = {
-        "lcs": sandwich_step(name, x, y),
-        "plain dense step": dense_step(name, x, y, "instance"),
-        "plain dense step, batch norm": dense_step(name, x, y, "batch"),
-        "plain dense step, batch norm, channels last": dense_step(name, x, y, "batch", torch.channels_last),
-    }
+    candidates = {"lcs": sandwich_step(name, x, y), **plain_steps(name, x, y, "instance")}
     work = sandwich_work(name, x[:1])
     return row(name, x, f", widths {', '.join(map(str, SANDWICH))}: {work:.2f} times the operations", candidates)
 
@@ -144,3 +149,4 @@ def rows() -> Iterator[Row]:
     yield density_row("cpreresnet20", 128, 32)
     yield density_row("resnet18", 16, 64)
     yield width_row("cpreresnet20", 128, 32)
+    yield width_row("resnet18", 16, 64)

@@ -29,6 +29,8 @@ LAYERS = (
     (128, 64, 32, 16, 1, 1),
     (128, 16, 32, 16, 3, 1),
 )
+# images, channels, side: 3 x 3 of stride 1
+TRAINED = ((16, 64, 56), (16, 128, 28), (16, 256, 14), (16, 512, 7), (128, 32, 16), (128, 64, 8))
 # channels, side: 3 x 3 of stride 1, depthwise
 DEPTHWISE = ((32, 112), (144, 56), (384, 14), (960, 7))
 
@@ -133,9 +135,41 @@ def depthwise_row(images: int, channels: int, side: int, dtype: torch.dtype) -> 
     )
 
 
+def training_row(layer: tuple[int, int, int], width: float, last: bool) -> Row:
+    """Of 3 x 3 taps at stride 1: the result, and the gradients to x and the whole weight."""
+    images, channels, side = layer
+    count, layout = round(width * channels), torch.channels_last if last else torch.contiguous_format
+    x, grad = (torch.randn(images, count, side, side).contiguous(memory_format=layout) for _ in range(2))
+    w = torch.randn(channels, channels, 3, 3).requires_grad_()
+    x.requires_grad_()
+
+    def trained(convolved: Callable[[], Tensor]) -> Callable[[], tuple[Tensor, ...]]:
+        return torch.enable_grad()(lambda: torch.autograd.grad(convolved(), [x, w], grad))
+
+    run = trained(lambda: width_conv2d(x, w, count, None, 1, 1))
+    exact = trained(lambda: F.conv2d(x, w[:count, :count], None, 1, 1))
+
+    def check() -> None:
+        for found, expected, terms in zip(run(), exact(), (count, images * (-(-side // 4)) ** 2), strict=True):
+            most = terms * 1250 * terms * 2**-24 * grad.abs().max() * max(x.abs().max(), w.abs().max())
+            if not ((found - expected).abs() <= 2 * most).all():
+                raise AssertionError("width_conv2d's gradients differ from torch's")
+
+    return Row(
+        op="width_conv2d_backward",
+        case=f"{images} x {channels} x {side} x {side}, 3 x 3, {'channels last' if last else 'contiguous'}, and its "
+        f"gradients, width {width}",
+        candidates={"lcs": run, "torch on the sliced weight": exact},
+        limit=None,
+        flops=6 * grad.numel() * count * 9,
+        bytes=0,
+        check=check,
+    )
+
+
 def rows() -> Iterator[Row]:
     """bfloat16 on a GPU; on a CPU float32, then the layers of ResNet-18 in bfloat16 where it multiplies that. Depthwise
-    layers come last."""
+    layers come after these, and then training."""
     torch.manual_seed(0)
     gpu = torch.get_default_device().type == "cuda"
     with torch.no_grad():
@@ -150,3 +184,7 @@ def rows() -> Iterator[Row]:
         for images in (1, 16):
             for channels, side in DEPTHWISE:
                 yield depthwise_row(images, channels, side, torch.bfloat16 if gpu else torch.float32)
+        for layer in () if gpu else TRAINED:
+            for width in WIDTHS[1::2]:
+                for last in (True, False):
+                    yield training_row(layer, width, last)

@@ -8,14 +8,14 @@
 #include "width_conv2d_kernels.h"
 #include "width_winograd_kernels.h"
 #include "width_winograd_results.h"
+#include "width_winograd_tiles.h"
 
 namespace lcs {
 namespace {
 
-constexpr int64_t kSide = kWinogradResults, kWindow = winograd_window(3), kPositions = winograd_positions(3);
+constexpr int64_t kSide = kWinogradResults, kPositions = winograd_positions(3);
 constexpr int64_t kMostTiles = 72;        // of a block, whose sums stay in the second-level cache
 constexpr int64_t kInputBytes = 6 << 20;  // of a block's transformed x
-constexpr int64_t kPart = 8;              // tiles next to each other whose results stay in the first-level cache
 constexpr int64_t kFewTiles = 16;         // for which transforming weights costs little
 constexpr int64_t kTasks = 4;             // enough for threads to share, where there are more tiles than those
 constexpr int64_t kChunk = 64;            // channels of x whose transformed weights stay in the second-level cache
@@ -32,16 +32,18 @@ class WidthWinograd {
   WidthWinograd(const WidthConv2dArgs& args, const Parallel& parallel)
       : a_(args),
         parallel_(parallel),
-        copy_(width_conv2d_kernels()),
         run_(width_winograd_kernels()),
         pixel_(ceil_div(args.x.channels, run_.lanes) * run_.lanes),
         chunk_(std::min(kChunk, pixel_)),
         chunks_(ceil_div(pixel_, chunk_)),
         span_(kWinogradVectors * run_.lanes),
         spans_(ceil_div(args.y.channels, span_)),
-        lines_(ceil_div(args.y.height, kSide)),
-        columns_(ceil_div(args.y.width, kSide)),
-        tiles_(args.y.n * lines_ * columns_),
+        grid_{ceil_div(args.y.height, kSide), ceil_div(args.y.width, kSide)},
+        tiled_(
+            args.x,
+            {winograd_window(3), args.vertical.padding, args.horizontal.padding, run_.three.columns, run_.three.rows},
+            grid_, pixel_, chunk_),
+        tiles_(args.y.n * grid_.lines * grid_.columns),
         weights_(odd_lines(chunk_ * span_)) {
     const int64_t fit = kInputBytes / (kPositions * pixel_ * int64_t{sizeof(float)});
     block_ = std::clamp<int64_t>(fit, 1, kMostTiles);
@@ -64,8 +66,9 @@ class WidthWinograd {
   void run_together() const {
     static thread_local Scratch<float> scratch;
     float* const x = scratch.reserve(input_floats());
-    parallel_(a_.y.n * lines_, 1,
-              [&](int64_t begin, int64_t end) { transform(begin * columns_, begin * columns_, end * columns_, x); });
+    parallel_(a_.y.n * grid_.lines, 1, [&](int64_t begin, int64_t end) {
+      tiled_.transform(begin * grid_.columns, begin * grid_.columns, end * grid_.columns, x, x_);
+    });
     const int64_t pieces = std::clamp<int64_t>(kTasks / spans_, 1, std::max<int64_t>(tiles_ / kFewTiles, 1)),
                   piece = ceil_div(tiles_, pieces);
     parallel_(spans_ * pieces, 1, [&](int64_t begin, int64_t end) {
@@ -82,7 +85,7 @@ class WidthWinograd {
       float* const x = scratch.reserve(input_floats());
       for (int64_t i = begin; i < end; ++i) {
         const int64_t first = i / spans_ * block_, last = std::min(first + block_, tiles_);
-        if (i == begin || i % spans_ == 0) transform(0, first, last, x);
+        if (i == begin || i % spans_ == 0) tiled_.transform(0, first, last, x, x_);
         multiply(first, last, i % spans_, x);
       }
     });
@@ -90,78 +93,10 @@ class WidthWinograd {
 
   int64_t input_floats() const { return chunks_ * kPositions * x_; }
 
-  // Calls each(part) for tiles [first, last), the first of which is `slot`.
-  template <class Each>
-  void for_parts(int64_t slot, int64_t first, int64_t last, const Each& each) const {
-    for (int64_t tile = first, n; tile < last; tile += n, slot += n) {
-      const int64_t row = tile / columns_, column = tile % columns_;
-      n = std::min({kPart, columns_ - column, last - tile});
-      each(WinogradPart{slot, row / lines_, row % lines_, column, column + n});
-    }
-  }
-
-  // x of tiles [first, last), the first of which is `slot`, to [chunk of channels][position][tile][channel].
-  void transform(int64_t slot, int64_t first, int64_t last, float* to) const {
-    static thread_local Scratch<float> scratch;
-    const int64_t row = (kSide * kPart + kWindow - kSide) * pixel_;
-    float* const zeros = scratch.reserve(pixel_ * a_.x.width + kWindow * row);
-    float* const sides = zeros + pixel_ * a_.x.width;
-    std::fill_n(zeros, pixel_ * a_.x.width, 0.0f);
-    Rows held{};
-    for_parts(slot, first, last, [&](const WinogradPart& part) {
-      const int64_t left = kSide * part.begin - a_.horizontal.padding, columns = kSide * (part.end - part.begin) + 2,
-                    begin = std::clamp<int64_t>(-left, 0, columns),
-                    end = std::clamp<int64_t>(a_.x.width - left, begin, columns);
-      WinogradColumns c{{}, (end - begin) * pixel_, sides + begin * pixel_, row};
-      for (int64_t i = 0; i < kWindow; ++i) {
-        const int64_t at = kSide * part.line - a_.vertical.padding + i;
-        const bool inside = at >= 0 && at < a_.x.height;
-        c.rows[i] = inside ? this->row(part.image, at, held) + (left + begin) * pixel_ : zeros;
-        std::fill_n(sides + i * row, begin * pixel_, 0.0f);
-        std::fill_n(sides + i * row + end * pixel_, (columns - end) * pixel_, 0.0f);
-      }
-      run_.three.columns(c);
-      for (int64_t i = 0; i < chunks_; ++i)
-        run_.three.rows({sides + i * chunk_, row, pixel_, std::min(chunk_, pixel_ - i * chunk_), part.end - part.begin,
-                         to + i * kPositions * x_ + part.slot * chunk_, x_, chunk_});
-    });
-  }
-
-  // Of x, channels last and in whole vectors, where they are not so in memory: those that were copied last.
-  struct Rows {
-    float* data = nullptr;
-    int64_t held[kWindow];
-  };
-
-  bool in_place() const { return a_.x.channel_stride == 1 && a_.x.column_stride == pixel_ && a_.x.channels == pixel_; }
-
-  const float* row(int64_t image, int64_t at, Rows& rows) const {
-    static thread_local Scratch<float> scratch;
-    const Images& x = a_.x;
-    const float* const from = static_cast<const float*>(x.data) + image * x.image_stride + at * x.row_stride;
-    if (in_place()) return from;
-    const int64_t floats = x.width * pixel_;
-    if (!rows.data) {
-      rows.data = scratch.reserve(kWindow * floats);
-      std::fill_n(rows.held, kWindow, -1);
-      for (int64_t i = 0; i < kWindow * x.width; ++i)
-        std::fill_n(rows.data + i * pixel_ + x.channels, pixel_ - x.channels, 0.0f);
-    }
-    const int64_t slot = at % kWindow, id = image * x.height + at;
-    float* const to = rows.data + slot * floats;
-    if (rows.held[slot] == id) return to;
-    if (x.channel_stride == 1)
-      copy_.load({from, to, x.column_stride, 1, pixel_, x.width, x.channels, a_.dtype, false});
-    else
-      copy_.load({from, to, x.channel_stride, x.column_stride, pixel_, x.channels, x.width, a_.dtype, true});
-    rows.held[slot] = id;
-    return to;
-  }
-
   // Results of a span at tiles [first, last) of a block.
   void multiply(int64_t first, int64_t last, int64_t span, const float* x) const {
     static thread_local Scratch<float> scratch;
-    float* const weights = scratch.reserve(kPositions * (weights_ + sums_) + kSide * kSide * kPart * span_);
+    float* const weights = scratch.reserve(kPositions * (weights_ + sums_) + kSide * kSide * kWinogradPart * span_);
     float* const sums = weights + kPositions * weights_;
     for (int64_t c = 0; c < a_.x.channels; c += chunk_, x += kPositions * x_) {
       const int64_t channels = std::min(chunk_, a_.x.channels - c);
@@ -169,8 +104,9 @@ class WidthWinograd {
       run_.three.products({x, weights, sums, last - first, chunk_, channels, x_, weights_, sums_, c == 0});
     }
     const WidthWinogradResults results(a_, run_.three.results, nullptr, scale_, bias_);
-    for_parts(0, first, last,
-              [&](const WinogradPart& part) { results.write(part, span, sums, sums_, sums + kPositions * sums_); });
+    grid_.for_parts(0, first, last, [&](const WinogradPart& part) {
+      results.write(part, span, sums, sums_, sums + kPositions * sums_);
+    });
   }
 
   // Channels [c, c + n) of x.
@@ -184,15 +120,16 @@ class WidthWinograd {
 
   const WidthConv2dArgs& a_;
   const Parallel& parallel_;
-  const WidthConv2dKernels copy_;
   const WidthWinogradKernels run_;
-  const int64_t pixel_;                    // floats of a pixel of x, in whole vectors
-  const int64_t chunk_, chunks_;           // channels of x that are multiplied together
-  const int64_t span_, spans_;             // output channels, likewise
-  const int64_t lines_, columns_, tiles_;  // of tiles: of an image, of a row, of all images
-  const int64_t weights_;                  // floats of a position of transformed weights
-  int64_t block_, blocks_;                 // tiles that are multiplied together
-  int64_t x_, sums_;                       // floats of a position of transformed x, of sums
+  const int64_t pixel_;           // floats of a pixel of x, in whole vectors
+  const int64_t chunk_, chunks_;  // channels of x that are multiplied together
+  const int64_t span_, spans_;    // output channels, likewise
+  const WinogradGrid grid_;
+  const WinogradTiles tiled_;
+  const int64_t tiles_;     // of all images
+  const int64_t weights_;   // floats of a position of transformed weights
+  int64_t block_, blocks_;  // tiles that are multiplied together
+  int64_t x_, sums_;        // floats of a position of transformed x, of sums
   const float *scale_, *bias_;
 };
 

@@ -2,13 +2,9 @@
 #include "lcs/width_conv2d.h"
 #include "width_conv2d_kernels.h"
 #include "width_winograd_kernels.h"
+#include "width_winograd_tiles.h"
 
 namespace lcs {
-
-// Tiles [begin, end) of a row of tiles of an image, the first of which is `slot` among those that were multiplied.
-struct WinogradPart {
-  int64_t slot, image, line, begin, end;
-};
 
 // What makes results of a span's sums, [position][tile][output channel], and writes them where they belong.
 class WidthWinogradResults {

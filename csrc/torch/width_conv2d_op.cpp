@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "images_binding.h"
+#include "lcs/width_gradient.h"
 #include "replay_binding.h"
 #include "width_weight_binding.h"
 
@@ -127,9 +128,33 @@ Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::opti
   return y;
 }
 
+Tensor width_conv2d_weight_gradient_cpu(Tensor grad, Tensor x, std::vector<int64_t> padding) {
+  const char* const op = "width_conv2d_weight_gradient";
+  STD_TORCH_CHECK(grad.dim() == 4 && x.dim() == 4 && grad.is_cpu() && x.is_cpu() && grad.size(0) == x.size(0) &&
+                      grad.scalar_type() == ScalarType::Float && x.scalar_type() == ScalarType::Float,
+                  op, ": grad and x must be as many float32 images on the CPU, got ", shape_of(grad), " and ",
+                  shape_of(x));
+  const std::vector<int64_t> ones(2, 1);
+  const Axis vertical = axis(op, ones, padding, ones, 3, 0), horizontal = axis(op, ones, padding, ones, 3, 1);
+  STD_TORCH_CHECK(
+      grad.size(2) == output_size(op, vertical, x.size(2)) && grad.size(3) == output_size(op, horizontal, x.size(3)),
+      op, ": grad is not of the result's size, got ", shape_of(grad), " for x ", shape_of(x));
+  const auto laid_out = [](const Tensor& t) { return wants_channels_last(t) ? t : torch::stable::contiguous(t); };
+  const Tensor of_result = laid_out(grad), input = laid_out(x);
+  const auto read = [](const Tensor& t) {
+    return images(t, const_cast<void*>(t.const_data_ptr()), wants_channels_last(t));
+  };
+  Tensor to = empty_images({grad.size(1), x.size(1), 3, 3}, ScalarType::Float, false);
+  width_gradient(
+      {read(of_result), read(input), vertical.padding, horizontal.padding, static_cast<float*>(to.mutable_data_ptr())},
+      parallel);
+  return to;
+}
+
 }  // namespace lcs::binding
 
 STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) {
   m.impl("width_conv2d", TORCH_BOX(&lcs::binding::width_conv2d_cpu));
   m.impl("width_conv2d_pack", TORCH_BOX(&lcs::binding::width_conv2d_pack_cpu));
+  m.impl("width_conv2d_weight_gradient", TORCH_BOX(&lcs::binding::width_conv2d_weight_gradient_cpu));
 }

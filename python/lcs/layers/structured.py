@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import SubspaceLayer
+from .convolution import conv2d
 from .norms import (
     SubspaceBatchNorm1d,
     SubspaceBatchNorm2d,
@@ -40,7 +41,10 @@ class _Convolution(SubspaceLayer):
         elif groups == self.in_channels:
             groups = inputs
         if self.padding_mode != "zeros":
-            input, padding = F.pad(input, self._reversed_padding_repeated_twice, self.padding_mode), 0
+            input, padding = (
+                F.pad(input, self._reversed_padding_repeated_twice, self.padding_mode),
+                (0,) * (weight.dim() - 2),
+            )
         return self._convolve(input, weight, bias, self.stride, padding, self.dilation, groups)
 
 
@@ -49,7 +53,7 @@ class StructuredConv1d(_Convolution, SubspaceConv1d):
 
 
 class StructuredConv2d(_Convolution, SubspaceConv2d):
-    _convolve = staticmethod(F.conv2d)
+    _convolve = staticmethod(conv2d)
 
 
 class StructuredGroupNorm(SubspaceGroupNorm):
