@@ -135,8 +135,8 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=False)
         device, processes = self.accelerator.device, self.accelerator.num_processes
         images, labels, weights = (t.to(device, non_blocking=True) for t in (batch.images, batch.labels, batch.weights))
-        if self.config.compression == "structured" and device.type == "cpu":
-            images = images.contiguous(memory_format=torch.channels_last)  # in which few channels cost oneDNN less
+        if device.type == "cpu":
+            images = images.contiguous(memory_format=torch.channels_last)  # in which convolutions cost less
         for i, level in enumerate(levels):
             last = i == len(levels) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model), self.subspace.at(level):

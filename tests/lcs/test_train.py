@@ -77,8 +77,9 @@ def test_step_is_sgd_on_the_loss_and_regulariser(tiny):
     indices = schedule.batches(0, 0, 20, 8)[0]
     batch = loop.load_batch(indices, 0)
     (level,) = twin.subspace.sample(schedule.level_generator(0, 0), 0.0)
+    images = batch.images.contiguous(memory_format=torch.channels_last)
     with twin.subspace.at(level):
-        loss = torch.nn.functional.cross_entropy(twin.subspace(batch.images), batch.labels)
+        loss = torch.nn.functional.cross_entropy(twin.subspace(images), batch.labels)
         (loss + twin.subspace.regularizer()).backward()
     lr = schedule.learning_rate(0.1, 0, 2)
     torch.optim.SGD(twin.subspace.model.parameters(), lr=lr, momentum=0.9, weight_decay=0.01).step()
