@@ -227,9 +227,11 @@ class WidthConv2d(torch.autograd.Function):
     def forward(ctx, x, weight, scale, bias, out_channels, geometry, relu, packed, cap):
         run = reference if x.dtype == torch.float64 else _op
         ctx.fast = scale is None and trains_by_winograd(x, weight, out_channels, *geometry)
-        block = weight[:out_channels, : x.shape[1]] if ctx.fast and packed is None else weight
-        block = block.contiguous()
-        packed = _op_pack(block, False) if ctx.fast and packed is None else packed
+        if ctx.fast and packed is None:
+            block = weight[:out_channels, : x.shape[1]].contiguous()
+            packed, bias = _op_pack(block, False), None if bias is None else bias[:out_channels]
+        else:
+            block = weight.contiguous()
         y = run(x, block, out_channels, scale, bias, *geometry, relu, packed, cap=cap)
         ctx.save_for_backward(x, weight, scale, y if relu else None)
         ctx.geometry, ctx.cap = geometry, cap
@@ -308,7 +310,7 @@ def width_conv2d(
     products too: of float32 on a CPU, 3 x 3 taps at stride 1, no dilation, padding up to 2, one group, no scale, and 32
     channels or more of x and of the result. That to x is off as a result of so many channels as the result has, that to
     the weight by at most (t + 30) * 1250 * t * 2^-24 * max |grad| * max |x|, t being the tiles of 4 x 4 of all images,
-    and mostly by far less. Others are torch's.
+    and mostly by far less; where a tile holds NaN or an infinity all of it may become NaN. Others are torch's.
 
     A depthwise convolution multiplies its padding, too: there a weight that is not finite makes NaN.
 

@@ -16,7 +16,7 @@ for source in csrc/cpu/*.cpp tests/cpp/emulated/isa.cpp; do
   case "$source" in csrc/cpu/isa.cpp | csrc/cpu/*_bf16.cpp) ;; *) echo "$source" ;; esac
 done | xargs -P "$(nproc)" -I{} sh -c '"$@" -c {} -o '"$build"'/$(basename {} .cpp).o' sh "${compile[@]}"
 for test in interpolate_prune interpolate_prune_backward interpolate_quantize line_norm packed_conv2d packed_linear \
-            sparse_conv2d sparse_linear sparse_pack width_conv2d width_conv2d_norm; do
+            sparse_conv2d sparse_linear sparse_pack width_conv2d width_conv2d_norm width_gradient; do
   "${compile[@]}" "tests/cpp/${test}_test.cpp" "$build"/*.o -pthread -o "$build/$test"
   "$build/$test"
   echo "passed, AVX-512 emulated: $test"
