@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kSide = kWinogradResults, kPositions = winograd_positions(3), kTaps = 9;
 constexpr int64_t kMostTiles = 128;        // that are summed at once, of which a block's stay in the first-level cache
 constexpr int64_t kInputBytes = 12 << 20;  // of what is transformed at once
+constexpr int64_t kSumBytes = 64 << 20;    // of sums that are kept from some tiles to the next
 constexpr int64_t kBlock = 32;             // channels of grad that are multiplied together
 
 // Tiles of all images, row by row, some at a time: the threads transform grad and x of these together, and then add
@@ -94,11 +95,20 @@ class WidthGradient {
 }  // namespace
 
 void width_gradient(const WidthGradientArgs& args, const Parallel& parallel) {
-  const int64_t sums = args.grad.n * args.grad.height * args.grad.width;
-  if (sums == 0 || args.grad.channels == 0 || args.x.channels == 0)
-    std::fill_n(args.to, args.grad.channels * args.x.channels * kTaps, 0.0f);
-  else
-    WidthGradient(args, parallel).run();
+  const int64_t weights = args.grad.channels * args.x.channels * kTaps;
+  if (args.grad.n * args.grad.height * args.grad.width == 0 || weights == 0) {
+    std::fill_n(args.to, weights, 0.0f);
+    return;
+  }
+  const int64_t column = kPositions * args.x.channels * int64_t{sizeof(float)},
+                most = std::max<int64_t>(kSumBytes / (column * kBlock), 1) * kBlock;
+  for (int64_t o = 0; o < args.grad.channels; o += most) {
+    WidthGradientArgs part = args;
+    part.grad.data = static_cast<float*>(args.grad.data) + o * args.grad.channel_stride;
+    part.grad.channels = std::min(most, args.grad.channels - o);
+    part.to += o * args.x.channels * kTaps;
+    WidthGradient(part, parallel).run();
+  }
 }
 
 }  // namespace lcs
