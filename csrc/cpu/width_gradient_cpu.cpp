@@ -5,6 +5,7 @@
 #include "scratch.h"
 #include "walk.h"
 #include "width_gradient_kernels.h"
+#include "width_pack.h"
 #include "width_winograd_tiles.h"
 
 namespace lcs {
@@ -109,6 +110,17 @@ void width_gradient(const WidthGradientArgs& args, const Parallel& parallel) {
     part.to += o * args.x.channels * kTaps;
     WidthGradient(part, parallel).run();
   }
+}
+
+void width_input_gradient(const WidthInputGradientArgs& args, const Parallel& parallel) {
+  static thread_local Scratch<float> scratch;
+  const int64_t out = args.grad.channels, in = args.to.channels;
+  float* const packed = scratch.reserve(width_blocks(in) * kWidthBlock * out * kTaps);
+  width_pack_turned({args.weight, DType::float32, out, in, kTaps}, packed, parallel);
+  const WidthWeight turned{nullptr, DType::float32, in, out, kTaps};  // only read packed
+  width_conv2d({args.grad, args.to, DType::float32, Axis{1, 2 - args.above, 1, 3}, Axis{1, 2 - args.left, 1, 3}, 1,
+                turned, packed, nullptr, nullptr, nullptr, false},
+               parallel);
 }
 
 }  // namespace lcs

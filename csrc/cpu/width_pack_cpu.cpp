@@ -46,6 +46,28 @@ void width_pack(const WidthWeight& weight, float* packed, const Parallel& parall
   width_pack_part(weight, weight.out_channels, weight.in_channels, packed, parallel);
 }
 
+void width_pack_turned(const WidthWeight& w, float* packed, const Parallel& parallel) {
+  const WidthConv2dKernels run = width_conv2d_kernels();
+  const int64_t outputs = w.in_channels, inputs = w.out_channels, parts = ceil_div(inputs, kWidthBlock);
+  parallel(width_blocks(outputs) * parts, 1, [&](int64_t begin, int64_t end) {
+    static thread_local Scratch<float> scratch;
+    float* const taps = scratch.reserve(w.taps * kWidthBlock);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first_out = i / parts * kWidthBlock, first_in = i % parts * kWidthBlock;
+      const int64_t rows = std::min(kWidthBlock, outputs - first_out), n = std::min(kWidthBlock, inputs - first_in);
+      float* const to = packed + (first_out * inputs + first_in * kWidthBlock) * w.taps;
+      std::fill_n(taps, w.taps * kWidthBlock, 0.0f);
+      for (int64_t c = 0; c < n; ++c) {
+        run.load({advance(w.data, ((first_in + c) * outputs + first_out) * w.taps, w.dtype), taps, w.taps, 1,
+                  kWidthBlock, rows, w.taps, w.dtype, true});
+        for (int64_t tap = 0; tap < w.taps; ++tap)
+          std::memcpy(to + ((w.taps - 1 - tap) * n + c) * kWidthBlock, taps + tap * kWidthBlock,
+                      kWidthBlock * sizeof(float));
+      }
+    }
+  });
+}
+
 void width_pack_pairs(const WidthWeight& w, BFloat16* packed, const Parallel& parallel) {
   const int64_t pairs = ceil_div(w.in_channels, 2);
   for_blocks(w, w.out_channels, w.in_channels, 2 * kWidthBlock, parallel,

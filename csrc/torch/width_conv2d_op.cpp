@@ -128,6 +128,38 @@ Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::opti
   return y;
 }
 
+constexpr int64_t kTaps = 3;  // a side, of the gradients below
+
+Tensor laid_out(const Tensor& t) { return wants_channels_last(t) ? t : torch::stable::contiguous(t); }
+
+Images read(const Tensor& t) { return images(t, const_cast<void*>(t.const_data_ptr()), wants_channels_last(t)); }
+
+Tensor width_conv2d_input_gradient_cpu(Tensor grad, Tensor weight, std::vector<int64_t> padding) {
+  const char* const op = "width_conv2d_input_gradient";
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.is_cpu() && grad.scalar_type() == ScalarType::Float, op,
+                  ": grad must be float32 images on the CPU, got ", shape_of(grad));
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.is_cpu() && weight.scalar_type() == ScalarType::Float &&
+                      weight.is_contiguous() && weight.size(0) == grad.size(1) && weight.size(2) == kTaps &&
+                      weight.size(3) == kTaps,
+                  op, ": weight must be contiguous float32 (", grad.size(1), ", channels, 3, 3) on the CPU, got ",
+                  shape_of(weight));
+  STD_TORCH_CHECK(
+      padding.size() == 2 && std::min(padding[0], padding[1]) >= 0 && std::max(padding[0], padding[1]) < kTaps, op,
+      ": padding must hold 2 numbers from 0 to 2");
+  const auto size = [&](int d) {
+    const int64_t of = grad.size(2 + d) + kTaps - 1 - 2 * padding[size_t(d)];
+    STD_TORCH_CHECK(of >= 0, op, ": no x of this padding has a result of the size of grad, ", shape_of(grad));
+    return of;
+  };
+  const Tensor of_result = laid_out(grad);
+  const bool last = wants_channels_last(of_result);
+  Tensor to = empty_images({grad.size(0), weight.size(1), size(0), size(1)}, ScalarType::Float, last);
+  width_input_gradient({read(of_result), images(to, to.mutable_data_ptr(), last), padding[0], padding[1],
+                        static_cast<const float*>(weight.const_data_ptr())},
+                       parallel);
+  return to;
+}
+
 Tensor width_conv2d_weight_gradient_cpu(Tensor grad, Tensor x, std::vector<int64_t> padding) {
   const char* const op = "width_conv2d_weight_gradient";
   STD_TORCH_CHECK(grad.dim() == 4 && x.dim() == 4 && grad.is_cpu() && x.is_cpu() && grad.size(0) == x.size(0) &&
@@ -135,16 +167,12 @@ Tensor width_conv2d_weight_gradient_cpu(Tensor grad, Tensor x, std::vector<int64
                   op, ": grad and x must be as many float32 images on the CPU, got ", shape_of(grad), " and ",
                   shape_of(x));
   const std::vector<int64_t> ones(2, 1);
-  const Axis vertical = axis(op, ones, padding, ones, 3, 0), horizontal = axis(op, ones, padding, ones, 3, 1);
+  const Axis vertical = axis(op, ones, padding, ones, kTaps, 0), horizontal = axis(op, ones, padding, ones, kTaps, 1);
   STD_TORCH_CHECK(
       grad.size(2) == output_size(op, vertical, x.size(2)) && grad.size(3) == output_size(op, horizontal, x.size(3)),
       op, ": grad is not of the result's size, got ", shape_of(grad), " for x ", shape_of(x));
-  const auto laid_out = [](const Tensor& t) { return wants_channels_last(t) ? t : torch::stable::contiguous(t); };
   const Tensor of_result = laid_out(grad), input = laid_out(x);
-  const auto read = [](const Tensor& t) {
-    return images(t, const_cast<void*>(t.const_data_ptr()), wants_channels_last(t));
-  };
-  Tensor to = empty_images({grad.size(1), x.size(1), 3, 3}, ScalarType::Float, false);
+  Tensor to = empty_images({grad.size(1), x.size(1), kTaps, kTaps}, ScalarType::Float, false);
   width_gradient(
       {read(of_result), read(input), vertical.padding, horizontal.padding, static_cast<float*>(to.mutable_data_ptr())},
       parallel);
@@ -156,5 +184,6 @@ Tensor width_conv2d_weight_gradient_cpu(Tensor grad, Tensor x, std::vector<int64
 STABLE_TORCH_LIBRARY_IMPL(lcs, CPU, m) {
   m.impl("width_conv2d", TORCH_BOX(&lcs::binding::width_conv2d_cpu));
   m.impl("width_conv2d_pack", TORCH_BOX(&lcs::binding::width_conv2d_pack_cpu));
+  m.impl("width_conv2d_input_gradient", TORCH_BOX(&lcs::binding::width_conv2d_input_gradient_cpu));
   m.impl("width_conv2d_weight_gradient", TORCH_BOX(&lcs::binding::width_conv2d_weight_gradient_cpu));
 }

@@ -102,8 +102,15 @@ def reference_backward(
     )
 
 
+def reference_input_gradient(grad: Tensor, weight: Tensor, padding) -> Tensor:
+    """Of 3 x 3 taps at stride 1, without dilation, in one group, and at most 2 pixels of padding."""
+    turned = weight.flip(2, 3).transpose(0, 1)
+    x = conv2d(grad, turned, None, [1, 1], [2 - p for p in padding], [1, 1], 1)
+    return x.contiguous(memory_format=memory_format(grad))
+
+
 def reference_weight_gradient(grad: Tensor, x: Tensor, padding) -> Tensor:
-    """Of 3 x 3 taps at stride 1, without dilation, in one group."""
+    """Likewise."""
     if not grad.numel() or not x.numel():
         return x.new_zeros((grad.shape[1], x.shape[1], 3, 3))
     return torch.nn.grad.conv2d_weight(x, (grad.shape[1], x.shape[1], 3, 3), grad, 1, padding).contiguous()
@@ -164,6 +171,11 @@ def fake_backward(grad, x, weight, scale, y, stride, padding, dilation, groups, 
     return grads[0].contiguous(memory_format=memory_format(x)) if wanted[0] else grads[0], *grads[1:]
 
 
+def fake_input_gradient(grad, weight, padding):
+    size = [n + 2 - 2 * p for n, p in zip(grad.shape[2:], padding, strict=True)]
+    return grad.new_empty((len(grad), weight.shape[1], *size)).contiguous(memory_format=memory_format(grad))
+
+
 def fake_weight_gradient(grad, x, padding):
     return x.new_empty((grad.shape[1], x.shape[1], 3, 3))
 
@@ -190,6 +202,11 @@ _op_backward = define(
     reference_backward,
     fake_backward,
 )
+_op_input_gradient = define(
+    "width_conv2d_input_gradient(Tensor grad, Tensor weight, SymInt[] padding) -> Tensor",
+    reference_input_gradient,
+    fake_input_gradient,
+)
 _op_weight_gradient = define(
     "width_conv2d_weight_gradient(Tensor grad, Tensor x, SymInt[] padding) -> Tensor",
     reference_weight_gradient,
@@ -211,9 +228,7 @@ def winograd_backward(grad, x, weight, y, padding, wanted, cap) -> list[Tensor |
     out, inputs = grad.shape[1], x.shape[1]
     grads: list[Tensor | None] = [None] * 4
     if wanted[0]:
-        turned = weight[:out, :inputs].flip(2, 3).transpose(0, 1).contiguous()
-        geometry = [1, 1], [2 - p for p in padding], [1, 1], 1
-        grad_x = _op(grad, turned, inputs, None, None, *geometry, False, _op_pack(turned, False))
+        grad_x = _op_input_gradient(grad, weight[:out, :inputs].contiguous(), padding)
         grads[0] = grad_x.contiguous(memory_format=memory_format(x))
     if wanted[1]:
         grads[1] = grown(_op_weight_gradient(grad, x, padding), weight.shape, weight.dtype)

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "conv_case.h"
+#include "lcs/width_conv2d.h"
 
 namespace {
 
@@ -37,6 +38,11 @@ constexpr Case kCases[] = {
     {2, 5, 0, 4, 7, 1, 1},                               // no channels of x
     {2, 5, 6, 0, 0, 2, 2},                               // no pixels of x
     {2, 5, 6, 2, 7, 0, 1},                               // none of grad
+};
+
+constexpr Case kToX[] = {
+    {2, 33, 40, 9, 10, 1, 1}, {1, 70, 17, 13, 8, 0, 2}, {1, 17, 1, 5, 6, 2, 2},
+    {3, 1, 48, 4, 3, 1, 0},   {1, 64, 64, 17, 1, 0, 1}, {0, 5, 6, 4, 7, 1, 1},
 };
 
 std::vector<float> drawn(int64_t n, uint32_t seed) {
@@ -120,10 +126,49 @@ void check(const Case& c) {
   }
 }
 
+// That to x: the bits of a convolution of grad with the turned weight.
+void check_to_x(const Case& c) {
+  const int64_t height = c.height, width = c.width, weights = c.out * c.in * kTaps;
+  std::vector<float> grad_values = drawn(c.n * c.out * c.rows() * c.columns(), 3), weight = drawn(weights, 4),
+                     turned(weight.size());
+  for (int64_t o = 0; o < c.out; ++o)
+    for (int64_t i = 0; i < c.in; ++i)
+      for (int64_t k = 0; k < kTaps; ++k)
+        turned[size_t((i * c.out + o) * kTaps + kTaps - 1 - k)] = weight[size_t((o * c.in + i) * kTaps + k)];
+  const WidthWeight whole{turned.data(), DType::float32, c.in, c.out, kTaps};
+  std::vector<float> lines(size_t(width_blocks(c.in) * kWidthBlock * c.out * kTaps + 16));
+  float* const packed = lines.data() + (64 - reinterpret_cast<uintptr_t>(lines.data()) % 64) % 64 / 4;
+  for (const Isa isa : isas()) {
+    set_max_isa(isa);
+    width_pack(whole, packed, serial);
+    for (const Guard guard : kGuards)
+      for (const bool last : {false, true}) {
+        const size_t bytes = size_t(c.n * c.in * height * width) * 4;
+        const Guarded grad(grad_values.size() * 4, guard), from(weight.size() * 4, guard), to(bytes, guard);
+        std::vector<float> wanted(bytes / 4);
+        const Images gradients = images(grad.as(), c.n, c.out, c.rows(), c.columns(), last),
+                     expected = images(wanted.data(), c.n, c.in, height, width, last);
+        lay_out(grad_values, gradients);
+        std::memcpy(from.as(), weight.data(), weight.size() * 4);
+        width_conv2d({gradients, expected, DType::float32, Axis{1, 2 - c.above, 1, 3}, Axis{1, 2 - c.left, 1, 3}, 1,
+                      whole, packed, nullptr, nullptr, nullptr, false},
+                     serial);
+        for (const Parallel& parallel : ways(isa)) {
+          std::memset(to.as(), 0xff, bytes);
+          width_input_gradient(
+              {gradients, images(to.as(), c.n, c.in, height, width, last), c.above, c.left, from.as<float>()},
+              parallel);
+          CHECK(bytes == 0 || std::memcmp(to.as(), wanted.data(), bytes) == 0);
+        }
+      }
+  }
+}
+
 }  // namespace
 
 int main() {
   isas();
+  for (const Case& c : kToX) check_to_x(c);
   for (const Case& c : kCases) check(c);
   check({1, 830, 650, 2, 3, 1, 1});  // whose sums are made of some channels of grad after others
   for (const int64_t out : kChannels)

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("pairs")
 OP = torch.ops.lcs.width_conv2d.default
 BACKWARD = torch.ops.lcs.width_conv2d_backward.default
 WEIGHT_GRADIENT = torch.ops.lcs.width_conv2d_weight_gradient.default
+INPUT_GRADIENT = torch.ops.lcs.width_conv2d_input_gradient.default
 PACK = torch.ops.lcs.width_conv2d_pack.default
 FORMATS = [torch.contiguous_format, torch.channels_last]
 # x, full weight, out_channels, then stride, padding, dilation, groups of the full width
@@ -431,6 +432,44 @@ def test_weight_gradients_round_as_often_as_they_must(isas, name):
 
 @pytest.mark.parametrize("layout", FORMATS, ids=str)
 @pytest.mark.parametrize("padding", [0, 1, 2, (0, 2)], ids=str)
+@pytest.mark.parametrize(("out", "channels"), [(33, 40), (70, 17), (1, 48), (64, 1), (5, 0)], ids=str)
+def test_gradients_to_x_are_convolutions_with_the_turned_weight(isa, out, channels, padding, layout):
+    """Bit for bit; those of integers by direct products are exact."""
+    torch.manual_seed(16)
+    w, grad, padding = uniform(out, channels, 3, 3), uniform(2, out, 9, 10).to(memory_format=layout), pair(padding)
+    turned, back = w.flip(2, 3).transpose(0, 1).contiguous(), [2 - p for p in padding]
+    found = INPUT_GRADIENT(grad, w, padding)
+    if channels:
+        expected = OP(grad, turned, channels, None, None, [1, 1], back, [1, 1], 1, False, PACK(turned, False))
+        assert torch.equal(found, expected) and found.stride() == expected.stride()
+    exact = torch.nn.grad.conv2d_input(found.shape, w.double(), grad.double(), padding=padding)
+    assert ((found - exact).abs() <= result_bound(out, w, grad)).all() and found.shape == exact.shape
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"grad": torch.ones(2, 5, 6, 6).double()}, "grad must be float32 images on the CPU"),
+        ({"grad": torch.ones(5, 6, 6)}, r"grad must be float32 images on the CPU, got \(5, 6, 6\)"),
+        ({"weight": torch.ones(5, 3, 3, 3).bfloat16()}, r"weight must be contiguous float32 \(5, channels, 3, 3\)"),
+        ({"weight": torch.ones(4, 3, 3, 3)}, "weight must be contiguous float32"),
+        ({"weight": torch.ones(5, 3, 3, 1)}, "weight must be contiguous float32"),
+        ({"weight": torch.ones(3, 5, 3, 3).transpose(0, 1)}, "weight must be contiguous float32"),
+        ({"padding": [1]}, "padding must hold 2 numbers from 0 to 2"),
+        ({"padding": [1, 3]}, "padding must hold 2 numbers from 0 to 2"),
+        ({"padding": [-1, 1]}, "padding must hold 2 numbers from 0 to 2"),
+        ({"grad": torch.ones(2, 5, 1, 6), "padding": [2, 2]}, "no x of this padding has a result of the size of grad"),
+    ],
+    ids=str,
+)
+def test_the_op_refuses_a_gradient_to_x(change, words):
+    fields = {"grad": torch.ones(2, 5, 6, 6), "weight": torch.ones(5, 3, 3, 3), "padding": [1, 1]} | change
+    with pytest.raises(RuntimeError, match=f"width_conv2d_input_gradient: .*{words}"):
+        INPUT_GRADIENT(*fields.values())
+
+
+@pytest.mark.parametrize("layout", FORMATS, ids=str)
+@pytest.mark.parametrize("padding", [0, 1, 2, (0, 2)], ids=str)
 @pytest.mark.parametrize("after", [{}, {"relu": True}, {"relu": True, "cap": 1.0}], ids=["plain", "relu", "cap"])
 def test_gradients_by_winograds_products(isa, after, padding, layout):
     """Of the block that is used, within what may be rounded; 0 outside of it."""
@@ -540,6 +579,8 @@ def test_opcheck(dtype, layout):
     opcheck(WEIGHT_GRADIENT, (grad, integers(2, 3, 7, 5), padding))
     opcheck(WEIGHT_GRADIENT, (grad, integers(2, 3, 7, 5).to(memory_format=torch.channels_last), padding))
     opcheck(WEIGHT_GRADIENT, (grad[:0], integers(0, 3, 7, 5), padding))
+    opcheck(INPUT_GRADIENT, (grad, integers(5, 3, 3, 3), padding))
+    opcheck(INPUT_GRADIENT, (grad[:0], integers(5, 3, 3, 3), padding))
 
 
 WIDTHS = [(16, 16), (4, 4), (12, 12), (7, 9), (16, 3), (5, 13)]
