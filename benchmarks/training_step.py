@@ -1,4 +1,5 @@
-"""Rows of a training step: LCS+L of density and width, the plain dense model, and a sort a layer in eager PyTorch."""
+"""Rows of a training step: LCS+L of density, bit width and width, the plain dense model, and eager PyTorch's ways to do
+the same: a sort a layer, and its fake quantisation."""
 
 from __future__ import annotations
 
@@ -39,10 +40,10 @@ def model_of(name: str, norm: str = "group") -> nn.Module:
     return build(name, CLASSES, in_channels=3, seed=0, norm=norm)
 
 
-def subspace_step(name: str, x: Tensor, y: Tensor) -> Callable[[], float]:
+def subspace_step(name: str, x: Tensor, y: Tensor, recipe: lcs.Unstructured | lcs.Quantized) -> Callable[[], float]:
     model = model_of(name)
     dense = [model.stem_name, model.classifier_name]
-    subspace = lcs.convert(model, lcs.Unstructured(), dense=dense, init="independent").to(x.device)
+    subspace = lcs.convert(model, recipe, dense=dense, init="independent").to(x.device).train()
     x = x.contiguous(memory_format=torch.channels_last)  # as `lcs train` has them
 
     def loss():
@@ -84,17 +85,21 @@ def dense_step(
     return step_of(model.parameters(), lambda: F.cross_entropy(model(x), y))
 
 
-def sorting_step(name: str, x: Tensor, y: Tensor) -> Callable[[], float]:
-    model, recipe = model_of(name), lcs.Unstructured()
+Compress = Callable[[Tensor, Tensor, lcs.Level], Tensor]  # two ends to a weight
+
+
+def eager_step(
+    model: nn.Module, x: Tensor, y: Tensor, recipe: lcs.Unstructured | lcs.Quantized, compress: Compress
+) -> Callable[[], float]:
+    """Of a line in eager PyTorch."""
     firsts = dict(model.named_parameters())
     others = {k: (p + torch.randn_like(p)).detach().requires_grad_() for k, p in firsts.items()}
     weights = [k for k, p in firsts.items() if p.dim() > 1]
-    pruned = set(weights) - {f"{layer}.weight" for layer in (model.stem_name, model.classifier_name)}
+    compressed = set(weights) - {f"{layer}.weight" for layer in (model.stem_name, model.classifier_name)}
 
     def at(key: str, level: lcs.Level) -> Tensor:
-        if key not in pruned:
-            return torch.lerp(firsts[key], others[key], level.alpha)
-        return eager_sort(firsts[key], others[key], keep_count(level.density, firsts[key].numel()), level.alpha)
+        ends = firsts[key], others[key]
+        return compress(*ends, level) if key in compressed else torch.lerp(*ends, level.alpha)
 
     def loss():
         (level,) = recipe.sample(None)
@@ -104,6 +109,34 @@ def sorting_step(name: str, x: Tensor, y: Tensor) -> Callable[[], float]:
         )
 
     return step_of([*firsts.values(), *others.values()], loss)
+
+
+def sorting_step(name: str, x: Tensor, y: Tensor) -> Callable[[], float]:
+    def pruned(first: Tensor, second: Tensor, level: lcs.Level) -> Tensor:
+        return eager_sort(first, second, keep_count(level.density, first.numel()), level.alpha)
+
+    return eager_step(model_of(name), x, y, lcs.Unstructured(), pruned)
+
+
+def fake_quantized(t: Tensor, bits: int) -> Tensor:
+    low, high = t.detach().aminmax()
+    scale = ((high.clamp(min=0) - low.clamp(max=0)) / (2**bits - 1)).clamp(min=torch.finfo(torch.float32).tiny)
+    lowest = -(2 ** (bits - 1))
+    zero = (lowest - low.clamp(max=0) / scale).round().int()
+    return torch.fake_quantize_per_tensor_affine(t, scale, zero, lowest, lowest + 2**bits - 1)
+
+
+def fake_quantized_step(name: str, x: Tensor, y: Tensor) -> Callable[[], float]:
+    model, bits = model_of(name), [8]
+    for layer, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and layer not in (model.stem_name, model.classifier_name):
+            module.register_forward_pre_hook(lambda _, inputs: (fake_quantized(inputs[0], bits[0]),))
+
+    def rounded(first: Tensor, second: Tensor, level: lcs.Level) -> Tensor:
+        bits[0] = level.bits
+        return fake_quantized(torch.lerp(first, second, level.alpha), level.bits)
+
+    return eager_step(model, x.contiguous(memory_format=torch.channels_last), y, lcs.Quantized(), rounded)
 
 
 def row(name: str, x: Tensor, what: str, candidates: dict[str, Callable[[], float]]) -> Row:
@@ -133,8 +166,14 @@ def plain_steps(name: str, x: Tensor, y: Tensor, norm: str) -> dict[str, Callabl
 
 def density_row(name: str, batch: int, size: int) -> Row:
     x, y = torch.randn(batch, 3, size, size), torch.randint(CLASSES, (batch,))
-    candidates = {"lcs": subspace_step(name, x, y), **plain_steps(name, x, y, "group")}
-    return row(name, x, "", {**candidates, "a sort a layer": sorting_step(name, x, y)})
+    candidates = {"lcs": subspace_step(name, x, y, lcs.Unstructured()), **plain_steps(name, x, y, "group")}
+    return row(name, x, ", a density", {**candidates, "a sort a layer": sorting_step(name, x, y)})
+
+
+def bits_row(name: str, batch: int, size: int) -> Row:
+    x, y = torch.randn(batch, 3, size, size), torch.randint(CLASSES, (batch,))
+    candidates = {"lcs": subspace_step(name, x, y, lcs.Quantized()), **plain_steps(name, x, y, "group")}
+    return row(name, x, ", a bit width", {**candidates, "torch's fake quantisation": fake_quantized_step(name, x, y)})
 
 
 def width_row(name: str, batch: int, size: int) -> Row:
@@ -148,5 +187,6 @@ def rows() -> Iterator[Row]:
     torch.manual_seed(0)
     yield density_row("cpreresnet20", 128, 32)
     yield density_row("resnet18", 16, 64)
+    yield bits_row("cpreresnet20", 128, 32)
     yield width_row("cpreresnet20", 128, 32)
     yield width_row("resnet18", 16, 64)

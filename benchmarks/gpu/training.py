@@ -10,6 +10,8 @@ from statistics import median
 import torch
 from lcs_kernels.benchmarks.training_step import CLASSES, NAMES, dense_step, subspace_step
 
+import lcs
+
 from .stages import note
 
 CASES = (("resnet18", 256, 224, 1.05), ("cpreresnet20", 128, 32, None))  # the ratio that is wanted
@@ -35,8 +37,11 @@ def seconds(step: Step) -> float:
 def steps_of(name: str, batch: int, size: int, device: str) -> dict[str, Step]:
     x = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
     y = torch.randint(CLASSES, (batch,), device=device)
-    dense = dense_step(name, x, y, format=torch.channels_last)
-    return {k: in_bfloat16(step, device) for k, step in (("lcs", subspace_step(name, x, y)), ("dense", dense))}
+    steps = {
+        "lcs": subspace_step(name, x, y, lcs.Unstructured()),
+        "dense": dense_step(name, x, y, format=torch.channels_last),
+    }
+    return {k: in_bfloat16(step, device) for k, step in steps.items()}
 
 
 def rows(device: str, cases: tuple = CASES) -> Iterator[dict]:
