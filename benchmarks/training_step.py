@@ -54,6 +54,10 @@ def subspace_step(name: str, x: Tensor, y: Tensor, recipe: lcs.Unstructured | lc
     return step_of(subspace.parameters(), loss)
 
 
+def density_step(name: str, x: Tensor, y: Tensor) -> Callable[[], float]:
+    return subspace_step(name, x, y, lcs.Unstructured())
+
+
 def structured_of(name: str) -> lcs.Subspace:
     model = model_of(name, "instance")
     return lcs.convert(model, lcs.Structured(), dense=[model.classifier_name], init="independent")
@@ -166,7 +170,7 @@ def plain_steps(name: str, x: Tensor, y: Tensor, norm: str) -> dict[str, Callabl
 
 def density_row(name: str, batch: int, size: int) -> Row:
     x, y = torch.randn(batch, 3, size, size), torch.randint(CLASSES, (batch,))
-    candidates = {"lcs": subspace_step(name, x, y, lcs.Unstructured()), **plain_steps(name, x, y, "group")}
+    candidates = {"lcs": density_step(name, x, y), **plain_steps(name, x, y, "group")}
     return row(name, x, ", a density", {**candidates, "a sort a layer": sorting_step(name, x, y)})
 
 

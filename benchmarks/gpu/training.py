@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator
 from statistics import median
 
 import torch
-from lcs_kernels.benchmarks.training_step import CLASSES, NAMES, dense_step, subspace_step
-
-import lcs
+from lcs_kernels.benchmarks.training_step import CLASSES, NAMES, dense_step, density_step
 
 from .stages import note
 
@@ -38,7 +36,7 @@ def steps_of(name: str, batch: int, size: int, device: str) -> dict[str, Step]:
     x = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
     y = torch.randint(CLASSES, (batch,), device=device)
     steps = {
-        "lcs": subspace_step(name, x, y, lcs.Unstructured()),
+        "lcs": density_step(name, x, y),
         "dense": dense_step(name, x, y, format=torch.channels_last),
     }
     return {k: in_bfloat16(step, device) for k, step in steps.items()}

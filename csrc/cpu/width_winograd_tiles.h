@@ -40,8 +40,8 @@ struct WinogradWindow {
   void (*rows)(const WinogradRows& r);
 };
 
-// What is made of the windows of float32 images' tiles, zeros outside of the images: [chunk of
-// channels][position][tile] [channel]. `pixel`: channels in whole vectors.
+// What is made of the windows of float32 images' tiles, zeros outside of the images, in this order: chunk of channels,
+// position, tile, channel. `pixel`: channels in whole vectors.
 class WinogradTiles {
  public:
   WinogradTiles(const Images& x, const WinogradWindow& window, const WinogradGrid& grid, int64_t pixel, int64_t chunk)
@@ -53,9 +53,8 @@ class WinogradTiles {
  private:
   // Of x, channels last and in whole vectors, where they are not so in memory: those that were copied last.
   struct Rows {
-    static constexpr int64_t kMost = winograd_window(3);
     float* data = nullptr;
-    int64_t held[kMost];
+    int64_t held[winograd_window(3)];
   };
 
   const float* row(int64_t image, int64_t at, Rows& rows) const;

@@ -18,17 +18,17 @@ void WinogradTiles::transform(int64_t slot, int64_t first, int64_t last, float* 
     const int64_t left = kSide * part.begin - window_.left, columns = kSide * (part.end - part.begin) + size - kSide,
                   begin = std::clamp<int64_t>(-left, 0, columns),
                   end = std::clamp<int64_t>(x_.width - left, begin, columns);
-    WinogradColumns c{{}, (end - begin) * pixel_, sides + begin * pixel_, row};
+    WinogradColumns sides_of{{}, (end - begin) * pixel_, sides + begin * pixel_, row};
     for (int64_t i = 0; i < size; ++i) {
       const int64_t at = kSide * part.line - window_.above + i;
       const bool inside = at >= 0 && at < x_.height;
-      c.rows[i] = inside ? this->row(part.image, at, held) + (left + begin) * pixel_ : zeros;
+      sides_of.rows[i] = inside ? this->row(part.image, at, held) + (left + begin) * pixel_ : zeros;
     }
     for (int64_t i = 0; i < kWindow; ++i) {
       std::fill_n(sides + i * row, begin * pixel_, 0.0f);
       std::fill_n(sides + i * row + end * pixel_, (columns - end) * pixel_, 0.0f);
     }
-    window_.columns(c);
+    window_.columns(sides_of);
     for (int64_t c = 0; c < pixel_; c += chunk_)
       window_.rows({sides + c, row, pixel_, std::min(chunk_, pixel_ - c), part.end - part.begin,
                     to + c / chunk_ * kPositions * floats + part.slot * chunk_, floats, chunk_});
@@ -41,12 +41,12 @@ const float* WinogradTiles::row(int64_t image, int64_t at, Rows& rows) const {
   if (x_.channel_stride == 1 && x_.column_stride == pixel_ && x_.channels == pixel_) return from;
   const int64_t floats = x_.width * pixel_;
   if (!rows.data) {
-    rows.data = scratch.reserve(Rows::kMost * floats);
-    std::fill_n(rows.held, Rows::kMost, -1);
-    for (int64_t i = 0; i < Rows::kMost * x_.width; ++i)
+    rows.data = scratch.reserve(kWindow * floats);
+    std::fill_n(rows.held, kWindow, -1);
+    for (int64_t i = 0; i < kWindow * x_.width; ++i)
       std::fill_n(rows.data + i * pixel_ + x_.channels, pixel_ - x_.channels, 0.0f);
   }
-  const int64_t slot = at % Rows::kMost, id = image * x_.height + at;
+  const int64_t slot = at % kWindow, id = image * x_.height + at;
   float* const to = rows.data + slot * floats;
   if (rows.held[slot] == id) return to;
   if (x_.channel_stride == 1)

@@ -128,7 +128,7 @@ Tensor width_conv2d_cpu(Tensor x, Tensor weight, int64_t out_channels, std::opti
   return y;
 }
 
-constexpr int64_t kTaps = 3;  // a side, of the gradients below
+constexpr int64_t kSide = 3;  // of the taps, of the gradients below
 
 Tensor laid_out(const Tensor& t) { return wants_channels_last(t) ? t : torch::stable::contiguous(t); }
 
@@ -139,15 +139,15 @@ Tensor width_conv2d_input_gradient_cpu(Tensor grad, Tensor weight, std::vector<i
   STD_TORCH_CHECK(grad.dim() == 4 && grad.is_cpu() && grad.scalar_type() == ScalarType::Float, op,
                   ": grad must be float32 images on the CPU, got ", shape_of(grad));
   STD_TORCH_CHECK(weight.dim() == 4 && weight.is_cpu() && weight.scalar_type() == ScalarType::Float &&
-                      weight.is_contiguous() && weight.size(0) == grad.size(1) && weight.size(2) == kTaps &&
-                      weight.size(3) == kTaps,
+                      weight.is_contiguous() && weight.size(0) == grad.size(1) && weight.size(2) == kSide &&
+                      weight.size(3) == kSide,
                   op, ": weight must be contiguous float32 (", grad.size(1), ", channels, 3, 3) on the CPU, got ",
                   shape_of(weight));
   STD_TORCH_CHECK(
-      padding.size() == 2 && std::min(padding[0], padding[1]) >= 0 && std::max(padding[0], padding[1]) < kTaps, op,
+      padding.size() == 2 && std::min(padding[0], padding[1]) >= 0 && std::max(padding[0], padding[1]) < kSide, op,
       ": padding must hold 2 numbers from 0 to 2");
   const auto size = [&](int d) {
-    const int64_t of = grad.size(2 + d) + kTaps - 1 - 2 * padding[size_t(d)];
+    const int64_t of = grad.size(2 + d) + kSide - 1 - 2 * padding[size_t(d)];
     STD_TORCH_CHECK(of >= 0, op, ": no x of this padding has a result of the size of grad, ", shape_of(grad));
     return of;
   };
@@ -167,12 +167,12 @@ Tensor width_conv2d_weight_gradient_cpu(Tensor grad, Tensor x, std::vector<int64
                   op, ": grad and x must be as many float32 images on the CPU, got ", shape_of(grad), " and ",
                   shape_of(x));
   const std::vector<int64_t> ones(2, 1);
-  const Axis vertical = axis(op, ones, padding, ones, kTaps, 0), horizontal = axis(op, ones, padding, ones, kTaps, 1);
+  const Axis vertical = axis(op, ones, padding, ones, kSide, 0), horizontal = axis(op, ones, padding, ones, kSide, 1);
   STD_TORCH_CHECK(
       grad.size(2) == output_size(op, vertical, x.size(2)) && grad.size(3) == output_size(op, horizontal, x.size(3)),
       op, ": grad is not of the result's size, got ", shape_of(grad), " for x ", shape_of(x));
   const Tensor of_result = laid_out(grad), input = laid_out(x);
-  Tensor to = empty_images({grad.size(1), x.size(1), kTaps, kTaps}, ScalarType::Float, false);
+  Tensor to = torch::stable::empty({grad.size(1), x.size(1), kSide, kSide}, ScalarType::Float);  // outlives the step
   width_gradient(
       {read(of_result), read(input), vertical.padding, horizontal.padding, static_cast<float*>(to.mutable_data_ptr())},
       parallel);

@@ -102,6 +102,7 @@ def reference_backward(
     )
 
 
+@without_autocast
 def reference_input_gradient(grad: Tensor, weight: Tensor, padding) -> Tensor:
     """Of 3 x 3 taps at stride 1, without dilation, in one group, and at most 2 pixels of padding."""
     turned = weight.flip(2, 3).transpose(0, 1)
@@ -109,6 +110,7 @@ def reference_input_gradient(grad: Tensor, weight: Tensor, padding) -> Tensor:
     return x.contiguous(memory_format=memory_format(grad))
 
 
+@without_autocast
 def reference_weight_gradient(grad: Tensor, x: Tensor, padding) -> Tensor:
     """Likewise."""
     if not grad.numel() or not x.numel():
@@ -237,6 +239,17 @@ def winograd_backward(grad, x, weight, y, padding, wanted, cap) -> list[Tensor |
     return grads
 
 
+def torch_backward(grad, x, weight, y, padding, wanted, cap) -> list[Tensor | None]:
+    """The same by torch, to be differentiated again."""
+    grad = grad if y is None else through_relu(grad, y, cap)
+    out, inputs = grad.shape[1], x.shape[1]
+    settings = [out], [1, 1], padding, [1, 1], False, [0, 0], 1, [wanted[0], wanted[1], wanted[3]]
+    to_x, block, bias = torch.ops.aten.convolution_backward(grad, x, weight[:out, :inputs], *settings)
+    more, wider = weight.shape[0] - out, weight.shape[1] - inputs
+    to_weight = F.pad(block, (0, 0, 0, 0, 0, wider, 0, more)) if wanted[1] else None
+    return [to_x, to_weight, None, F.pad(bias, (0, more)) if wanted[3] else None]
+
+
 class WidthConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, scale, bias, out_channels, geometry, relu, packed, cap):
@@ -253,8 +266,15 @@ class WidthConv2d(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
+        if ctx.fast and torch.is_grad_enabled():
+            x, weight, _, y = ctx.saved_tensors
+            return *torch_backward(grad, x, weight, y, ctx.geometry[1], ctx.needs_input_grad, ctx.cap), *[None] * 5
+        return WidthConv2d.backward_once(ctx, grad)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward_once(ctx, grad):
         wanted = list(ctx.needs_input_grad[:4])
         if ctx.fast:
             x, weight, _, y = ctx.saved_tensors
@@ -318,14 +338,15 @@ def width_conv2d(
     (4 * c + 30) * 21700 * c * 2^-24 * max |w| * max |x|, and mostly by far less; those of a tile that reads a NaN or an
     infinity may all become NaN, as they may where c * max |w| * max |x| is beyond 2^110.
 
-    With a `WidthWeight` a change of width repacks and allocates nothing; a tensor's block is packed in each call, in
-    memory that is kept. Differentiable once, to x, a weight that is a tensor, scale, bias and residual:
+    With a `WidthWeight` a change of width repacks and allocates nothing; a tensor's block is packed in each call.
+    Differentiable once, to x, a weight that is a tensor, scale, bias and residual:
     gradients of the full shapes, 0 outside of what was used. So all widths of a network share one weight (arXiv
     2110.04252). Where a gradient is wanted, a tensor is multiplied as a `WidthWeight`, and the gradients by Winograd's
     products too: of float32 on a CPU, 3 x 3 taps at stride 1, no dilation, padding up to 2, one group, no scale, and 32
     channels or more of x and of the result. That to x is off as a result of so many channels as the result has, that to
     the weight by at most (t + 30) * 1250 * t * 2^-24 * max |grad| * max |x|, t being the tiles of 4 x 4 of all images,
-    and mostly by far less; where a tile holds NaN or an infinity all of it may become NaN. Others are torch's.
+    and mostly by far less; where a tile holds NaN or an infinity all of it may become NaN. Others are torch's, as
+    are these where they are to be differentiated again.
 
     A depthwise convolution multiplies its padding, too: there a weight that is not finite makes NaN.
 

@@ -23,13 +23,13 @@ from .compiled import CompiledForward
 from .frozen_level import FrozenLevel
 from .frozen_report import NORM, Counters, FrozenReport, LayerReport
 from .fusing import NotTraceable, fused
+from .hooks import hooks_of, watched
 from .layers import SubspaceLayer
 from .layers.support import replace_modules
 from .layers.weights import WEIGHT_LAYERS
 from .level_cache import LevelCache
 from .levels import UNITS, Level, Setting
 from .no_module import NoModule
-from .packed_steps import hooks_of, watched
 from .packing import RUNNING, Choice, Choices, FrozenSlot, Packed, Packer, Shape, Trace, nbytes, pack
 from .quantized import Quantized
 from .quantized_packing import QuantizedPacker

@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .batch_norm import LoneBatchNorm
+from .hooks import watched
 from .in_place import add_into, add_relu_into, relu_into
 from .layers import SubspaceLayer
 from .layers.frozen_batch_norm import BatchNormBehind, has_statistics
 from .layers.frozen_norm import NormBehind
 from .layers.frozen_quantized import FrozenQuantizedConv2d
 from .layers.norms import FusedNorm
-from .packed_steps import gather, module_of, watched
+from .packed_steps import gather, module_of
 from .pooling import max_pool2d
 from .tracing import AUGMENTED, Tracer, defaults_of, quiet, untouched
 

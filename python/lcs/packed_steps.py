@@ -14,6 +14,7 @@ from lcs_kernels import packed_network
 from lcs_kernels.formats import Dense, MaxPool, Mean, Network
 from lcs_kernels.ops._convolution import output_size
 
+from .hooks import watched
 from .in_place import relu_into
 from .layers import SubspaceLayer
 from .layers.frozen_batch_norm import has_statistics, scale_and_shift
@@ -149,16 +150,6 @@ def averages(node: fx.Node) -> bool:
 def flattens(node: fx.Node) -> bool:
     """Whether a node makes (n, channels) of (n, channels, 1, 1), or more."""
     return node.args[1:] == (1,) and not node.kwargs and node.target in ("flatten", torch.flatten)
-
-
-def hooks_of(m: nn.Module) -> tuple[dict, ...]:
-    """Those that anybody has registered, and will."""
-    return m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks
-
-
-def watched(m: nn.Module) -> bool:
-    """Whether somebody has registered a hook."""
-    return any(hooks_of(m))
 
 
 @dataclass(frozen=True)

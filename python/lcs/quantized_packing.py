@@ -15,6 +15,7 @@ from lcs_kernels.formats import NestedWeight
 from lcs_kernels.ops.packed_conv2d import MAX_RANGED_TERMS, prepacked
 
 from .dense_packing import WholeWeights, dense_kernel, view
+from .hooks import watched
 from .layers import SubspaceLayer
 from .layers.base import blend
 from .layers.frozen import FrozenConv2d
@@ -22,7 +23,6 @@ from .layers.frozen_quantized import FROZEN_LAYERS, NestedView
 from .layers.quantized import QuantizedConv2d, QuantizedLinear
 from .layers.weights import SubspaceConv2d
 from .levels import Level
-from .packed_steps import watched
 from .packing import Choice, Packer, Shape, Weight
 from .quantized import MOST, folded_factor
 from .recipe import Recipe

@@ -113,7 +113,16 @@ def _width_conv2d() -> Case:
     x, w, bias = _integers(1, 2, 5, 9, 11), _integers(0, 37, 8, 3, 3), _integers(2, 37)
     geometry = ([2, 2], [1, 1], [1, 1], 1)
     expected = _reference("width_conv2d")(x, w, 21, None, bias, *geometry, True, None)
-    return [lcs_kernels.width_conv2d(x, WidthWeight.pack(w), 21, bias, *geometry, relu=True)], [expected]
+    y = lcs_kernels.width_conv2d(x, WidthWeight.pack(w), 21, bias, *geometry, relu=True)
+    return [y, *_width_conv2d_gradients(lcs_kernels.width_conv2d)], [expected, *_width_conv2d_gradients(F.conv2d)]
+
+
+def _width_conv2d_gradients(convolve: Callable[..., Tensor]) -> list[Tensor]:
+    """Of integers, to which rounding errors are rounded; + 0.0 as 0 has a sign."""
+    x, w = (_integers(seed, *shape).requires_grad_() for seed, shape in ((3, (2, 33, 7, 6)), (4, (40, 33, 3, 3))))
+    with torch.enable_grad():
+        y = convolve(x, w, padding=1)
+    return [g.round() + 0.0 for g in torch.autograd.grad(y, [x, w], _integers(5, *y.shape))]
 
 
 def _line_norm() -> Case:

@@ -84,15 +84,15 @@ void lay_out(const std::vector<float>& values, const Images& to) {
 // An element is rounded at most 10 times in A g A^T, with its constants, and 6 in B^T d B, a product at most once and
 // as often as there are tiles, a sum 8 times in G^T m G: each by 2^-24 of the magnitudes, of which |A|, |B| and |G|
 // make 1250 max |grad| max |x| of a tile at most.
-double bound(const Case& c, double grad, double x) {
-  const double tiles = double(c.tiles()), second_order = 1 + 0x1p-10;
+double bound(double tiles, double grad, double x) {
+  const double second_order = 1 + 0x1p-10;
   return (tiles + 30) * 1250 * tiles * 0x1p-24 * grad * x * second_order;
 }
 
 // On the instruction set in use.
 void check(const Case& c, const std::vector<float>& grad_values, const std::vector<float>& x_values,
-           const std::vector<double>& wanted, Isa isa) {
-  const double limit = bound(c, most(grad_values), most(x_values));
+           const std::vector<double>& wanted, int64_t tiles, Isa isa) {
+  const double limit = bound(double(tiles), most(grad_values), most(x_values));
   const size_t bytes = wanted.size() * 4;
   std::vector<float> first;
   for (const Guard guard : kGuards)
@@ -116,14 +116,29 @@ void check(const Case& c, const std::vector<float>& grad_values, const std::vect
       }
 }
 
-void check(const Case& c) {
-  std::vector<float> grad = drawn(c.n * c.out * c.rows() * c.columns(), 1),
-                     x = drawn(c.n * c.in * c.height * c.width, 2);
+void check(const Case& c, std::vector<float>& grad, int64_t tiles) {
+  std::vector<float> x = drawn(c.n * c.in * c.height * c.width, 2);
   const std::vector<double> wanted = gradient(c, grad, x);
   for (const Isa isa : isas()) {
     set_max_isa(isa);
-    check(c, grad, x, wanted, isa);
+    check(c, grad, x, wanted, tiles, isa);
   }
+}
+
+void check(const Case& c) {
+  std::vector<float> grad = drawn(c.n * c.out * c.rows() * c.columns(), 1);
+  check(c, grad, c.tiles());
+}
+
+// With a gradient at the tile of one pixel alone, to which the bound of a tile applies.
+void check_tile(const Case& c, int64_t image, int64_t row, int64_t column) {
+  std::vector<float> grad = drawn(c.n * c.out * c.rows() * c.columns(), 1);
+  for (int64_t i = 0; i < int64_t(grad.size()); ++i) {
+    const int64_t at = i / c.columns() % c.rows(), n = i / (c.columns() * c.rows() * c.out);
+    const bool inside = n == image && at / kTile == row / kTile && i % c.columns() / kTile == column / kTile;
+    grad[size_t(i)] = inside ? grad[size_t(i)] : 0.0f;
+  }
+  check(c, grad, 1);
 }
 
 // That to x: the bits of a convolution of grad with the turned weight.
@@ -169,7 +184,13 @@ void check_to_x(const Case& c) {
 int main() {
   isas();
   for (const Case& c : kToX) check_to_x(c);
-  for (const Case& c : kCases) check(c);
+  for (const Case& c : kCases) {
+    check(c);
+    if (c.tiles() < 2) continue;
+    check_tile(c, 0, 0, 0);
+    check_tile(c, c.n / 2, c.rows() / 2, c.columns() / 2);
+    check_tile(c, c.n - 1, c.rows() - 1, c.columns() - 1);
+  }
   check({1, 830, 650, 2, 3, 1, 1});  // whose sums are made of some channels of grad after others
   for (const int64_t out : kChannels)
     for (const int64_t in : kChannels) check({1, out, in, 7, 9, 1, 1});

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 import lcs
+import lcs_kernels
 from lcs.layers import convolution
+from lcs_kernels import isa
 
 UNIT = 2.0**-24
 LEVELS = {
@@ -100,3 +102,47 @@ def test_inputs_of_other_channels_are_refused_as_by_torch():
     subspace.set_level(density=0.5)
     with pytest.raises(RuntimeError, match="to have 70 channels, but got 40 channels"):
         subspace.model[1](torch.randn(2, 40, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+def test_numbers_in_place_of_pairs_are_torchs(name):
+    subspace, x = subspace_of(lcs.Unstructured()), torch.randn(2, 3, 8, 8)
+    subspace.set_level(density=0.5)
+    setattr(subspace.model[1], name, 1)
+    assert "lcs::width_conv2d" not in steps(lambda: subspace(x).sum().backward())
+
+
+def test_transforms_see_torchs():
+    """vmap and forward mode, which the engine's gradients do not know."""
+    subspace = subspace_of(lcs.Structured())
+    layer, x = subspace.model[1], torch.randn(3, 2, 70, 6, 7)
+    with subspace.at(width=1.0):
+        each = torch.stack([nn.functional.conv2d(part, *layer.tensors(), padding=1) for part in x])
+        assert torch.equal(torch.func.vmap(layer)(x), each)
+        y, moved = torch.func.jvp(layer, (x[0],), (x[1],))
+    assert torch.equal(y, each[0]) and torch.equal(moved, nn.functional.conv2d(x[1], layer.weight, padding=1))
+
+
+def test_a_missing_compiler_leaves_training_to_torch(monkeypatch):
+    def refuse():
+        raise lcs_kernels.LcsUnavailableError("no compiler")
+
+    monkeypatch.setattr(convolution._load, "ensure_loaded", refuse)
+    convolution._has_kernels.cache_clear()
+    weight = torch.randn(64, 64, 3, 3, requires_grad=True)
+    x = torch.randn(1, 64, 5, 5)
+    with pytest.warns(UserWarning, match="convolutions train by torch, as there are no kernels: no compiler"):
+        y = convolution.conv2d(x, weight, None, (1, 1), (1, 1), (1, 1), 1)
+    assert torch.equal(y, nn.functional.conv2d(x, weight, padding=1))
+    monkeypatch.undo()
+    convolution._has_kernels.cache_clear()
+
+
+def test_scalar_kernels_are_slower_than_torch():
+    subspace, x, before = subspace_of(lcs.Unstructured()), torch.randn(2, 3, 8, 8), isa.max_name()
+    subspace.set_level(density=0.5)
+    try:
+        isa.set_max("scalar")
+        assert "lcs::width_conv2d" not in steps(lambda: subspace(x).sum().backward())
+    finally:
+        isa.set_max(before)

@@ -287,3 +287,21 @@ def test_a_norm_and_its_relu_in_one_are_the_two(kind, converted, added):
         found.append([y.detach(), *gradients, *([residual.grad] if added else [])])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert found[0][0].count_nonzero() not in (0, found[0][0].numel())
+
+
+@pytest.mark.parametrize("hook", ["register_forward_pre_hook", "register_forward_hook"])
+def test_a_norm_that_somebody_watches_is_its_own_step(hook):
+    """What a hook sees is the norm's, and what it returns stands for that."""
+    subspace = lcs.convert(Tail(nn.GroupNorm(2, 8)), lcs.Unstructured())
+    layer, seen, (x, residual) = subspace.model.layer, [], torch.randn(2, *IMAGE)
+    subspace.set_level(density=0.5)
+    alone = layer(x)
+
+    def watch(module, inputs, *output):
+        seen.append((inputs, *output))
+        return output[0] if output else inputs
+
+    getattr(layer, hook)(watch)
+    assert torch.equal(lcs.norm_relu(layer, x, residual), torch.relu(alone + residual))
+    ((inputs, *output),) = seen
+    assert len(inputs) == 1 and (not output or torch.equal(output[0], alone))

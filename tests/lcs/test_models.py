@@ -200,5 +200,22 @@ def test_a_step_of_a_converted_model_has_no_relu_of_its_own(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_trace_records_each_relu(name):
     model = build(name, 10, in_channels=3, seed=0)
-    relus = [node for node in fx.symbolic_trace(model).graph.nodes if node.target is F.relu]
-    assert len(relus) == {"cpreresnet20": 19, "resnet18": 17, "vgg19": 16}[name]
+    called = [node.target for node in fx.symbolic_trace(model).graph.nodes]
+    relus = {n for n, module in model.named_modules() if isinstance(module, nn.ReLU)} | {F.relu}
+    assert sum(target in relus for target in called) == {"cpreresnet20": 19, "resnet18": 17, "vgg19": 16}[name]
+
+
+def test_every_relu_of_vgg_is_called_where_somebody_may_see_it():
+    """Of a plain model, of one that is watched, and of another kind."""
+    seen, x = [], torch.randn(1, 3, 16, 16)
+    plain = build("vgg19", 10, in_channels=3, seed=0)
+    for module in of_type(plain, nn.ReLU).values():
+        module.register_forward_hook(lambda *_: seen.append(1))
+    plain(x)
+    assert len(seen) == 16
+    converted = convert(build("vgg19", 10, in_channels=3, seed=0), Unstructured())
+    converted.set_level(density=0.5)
+    converted.model.features[2].register_forward_hook(lambda *_: seen.append(1))
+    converted.model.features[5] = type("Other", (nn.ReLU,), {"forward": lambda self, y: seen.append(1) or y.relu()})()
+    converted(x)
+    assert len(seen) == 18

@@ -546,6 +546,28 @@ def test_other_gradients_are_sums_of_products(channels, change):
     assert all(torch.equal(a.double(), b) for a, b in zip(found, wanted, strict=True))
 
 
+@pytest.mark.parametrize("after", [{}, {"relu": True}, {"relu": True, "cap": 9.0}], ids=["plain", "relu", "cap"])
+def test_gradients_of_gradients_are_torchs(after):
+    """Exact for integers, as no result comes in."""
+    torch.manual_seed(17)
+    x, w, bias = integers(2, 33, 7, 6), integers(36, 40, 3, 3), integers(36)
+    with torch.no_grad():  # no sum lies where rounding decides
+        bias += 0.5
+    grad, *factors = integers(2, 34, 7, 6), integers(2, 33, 7, 6), integers(36, 40, 3, 3)
+    found = []
+    for ours in (True, False):
+        leaves = [t.clone().requires_grad_() for t in (x, w, bias, grad)]
+        if ours:
+            y = width_conv2d(*leaves[:2], 34, leaves[2], padding=1, **after)
+        else:
+            y = F.conv2d(leaves[0], leaves[1][:34, :33], leaves[2][:34], padding=1)
+            y = y.clamp(0, after.get("cap", inf)) if after else y
+        first = torch.autograd.grad(y, leaves[:3], leaves[3], create_graph=True)
+        again = torch.autograd.grad([t for t in first[:2]], [leaves[0], leaves[1], leaves[3]], factors)
+        found.append([*first, *again])
+    assert all(torch.equal(a, b) and a.any() for a, b in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("after", [{}, {"relu": True, "cap": 1.0}], ids=["plain", "cap"])
 def test_compiled_gradients_by_winograds_products_have_the_same_bits(after):
     torch.manual_seed(15)

@@ -5,6 +5,7 @@ from torch import Tensor, fx, nn
 
 from lcs_kernels import line_norm
 
+from ..hooks import watched
 from .base import SubspaceLayer
 
 
@@ -32,8 +33,9 @@ class FusedNorm(SubspaceLayer):
 
 
 def norm_relu(norm: nn.Module, input: Tensor, residual: Tensor | None = None) -> Tensor:
-    """relu(norm(input) + residual); by one op, which keeps less for its gradient, where `norm` is a `FusedNorm`."""
-    if isinstance(norm, FusedNorm) and not isinstance(input, fx.Proxy):
+    """relu(norm(input) + residual); by one op, which keeps less for its gradient, where `norm` is a `FusedNorm` that
+    nobody watches."""
+    if isinstance(norm, FusedNorm) and not watched(norm) and not isinstance(input, fx.Proxy):
         return norm(input, residual, True)
     y = norm(input)
     return F.relu(y if residual is None else y + residual)

@@ -9,20 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers.norms import norm_relu
+from ..hooks import watched
+from ..layers.norms import FusedNorm, norm_relu
 
 _STAGES = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 
 
 class _Features(nn.Sequential):
-    """In a row, but each ReLU with what is in front of it."""
+    """In a row, but each ReLU that nobody watches in one with the norm of a subspace in front of it."""
 
     def forward(self, input: Tensor) -> Tensor:
         done = False
         for module, behind in itertools.zip_longest(self, [*self][1:]):
             if done:
                 done = False
-            elif isinstance(behind, nn.ReLU):
+            elif isinstance(module, FusedNorm) and type(behind) is nn.ReLU and not watched(behind):
                 input, done = norm_relu(module, input), True
             else:
                 input = module(input)
