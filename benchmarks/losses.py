@@ -26,16 +26,21 @@ def losses_table(results: Path) -> str:
                         ratios.setdefault((case, peer["name"]), {})[cpu] = peer["ratio"] / own[name]
     lines = [f"| network | next to | {' | '.join(CPUS.values())} |", "| --- | --- | --- | --- |"]
     for (case, peer), found in ratios.items():
-        if min(found.values()) < 1:
+        if any(map(loses, found.values())):
             lines.append(f"| {case} | {peer} | {' | '.join(_cell(found.get(cpu)) for cpu in CPUS)} |")
     return "\n".join(lines)
+
+
+def loses(ratio: float) -> bool:
+    """As it is printed."""
+    return round(ratio, 2) < 1
 
 
 def _cell(ratio: float | None) -> str:
     if ratio is None:
         return ""
     text = f"{ratio:.2f}x"
-    return f"**{text}**" if ratio < 1 else text
+    return f"**{text}**" if loses(ratio) else text
 
 
 if __name__ == "__main__":
