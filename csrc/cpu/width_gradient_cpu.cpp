@@ -43,7 +43,7 @@ class WidthGradient {
     float* const grad = scratch.reserve(grads + xs + blocks_ * spans_ * kSums * span_);
     float* const x = grad + grads;
     float* const sums = x + xs;
-    const int64_t last = kPositions * x_position_;  // of whose span channels may be missing
+    const int64_t last = x_pixel_ % span_ ? kPositions * x_position_ : 0;  // of whose span channels are missing
     std::fill_n(x + xs - last, last, 0.0f);
     for (int64_t first = 0; first < tiles_; first += at_once_) {
       const int64_t n = std::min(at_once_, tiles_ - first);
